@@ -1,0 +1,1 @@
+"""Messages in, text out: templates and the output grammar."""

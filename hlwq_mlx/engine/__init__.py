@@ -1,0 +1,1 @@
+"""Prefill, decode and sampling; knows token ids, never text."""

@@ -1,0 +1,33 @@
+"""The error tree: every failure a user can cause or meet, by what has to be done about it.
+
+Messages read `[where] needed X, got Y. What to do.` A command prints an HLWQError as one line and
+exits with 2; any other exception is a defect of ours and shows its traceback.
+"""
+
+
+class HLWQError(Exception):
+    """Base of every error this package raises on purpose."""
+
+
+class ConfigError(HLWQError, ValueError):
+    """A model configuration lacks a key, or asks for something that is not implemented."""
+
+
+class SourceError(HLWQError, OSError):
+    """A source repository, variant or file cannot be found or reached."""
+
+
+class CheckpointError(HLWQError, ValueError):
+    """Tensors on disk are missing, malformed, contradictory or of the wrong shape."""
+
+
+class ShapeError(HLWQError, ValueError):
+    """An array handed to an operation does not fit its contract."""
+
+
+class RequestError(HLWQError, ValueError):
+    """A prompt, message or option cannot be served as asked."""
+
+
+class DeviceError(HLWQError, RuntimeError):
+    """This machine cannot do what was asked: memory, disk or GPU."""

@@ -1,0 +1,1 @@
+"""Gemma 4 in MLX, in the checkpoint's own names."""

@@ -1,0 +1,1 @@
+"""The HLWQ idea itself: tables, codec, packing, and the layers that multiply by coded weights."""

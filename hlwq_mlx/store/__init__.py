@@ -1,0 +1,1 @@
+"""Bytes on disk: HLWQ sources in, our folder out."""
