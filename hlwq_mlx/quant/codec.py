@@ -1,0 +1,295 @@
+"""The definition of HLWQ: how a weight becomes codes, and what a product with codes has to be.
+
+Two halves. `encode` and `decode` are numpy, for files; inside they are float64, and the transform
+is applied unscaled (entries +1 and -1), so that a decoded weight is the exact value rounded once to
+float32. The rest are the plain twins in mlx: they define, in float32, every kernel of the same name
+and are not meant to be fast (backend chooses what runs).
+
+A block is 128 neighbours of one row; its rotation is the Walsh-Hadamard transform in natural order,
+symmetric and its own inverse. W = norm * (centroids[code] / sqrt(128)) @ H. The twins take codes in
+P32 (packing) and, but for `dequantize` and `embed`, an x that `hadamard` has rotated.
+
+N rows, K columns padded to a multiple of 128. Source: arXiv 2603.29078 (PolarQuant, withdrawn) and
+the writer printed in skills/polarquant-multi.md of caiovicentino/polarengine-vllm @ 78abeac.
+"""
+
+import math
+from collections.abc import Iterator
+from functools import cache
+
+import mlx.core as mx
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import ShapeError
+from .packing import BLOCK, UNIT, p32_plane_widths
+
+_SLICE_WEIGHTS = 1 << 18
+
+MIN_NORM = 1e-10  # of a block of zeros; becomes 0 when it is stored as float16
+
+
+@cache
+def _signs() -> NDArray[np.float64]:
+    index = np.arange(BLOCK)
+    return np.where(np.bitwise_count(index[:, None] & index) & 1, -1.0, 1.0)
+
+
+def encode(
+    weight: NDArray[np.floating], centroids: NDArray[np.float32]
+) -> tuple[NDArray[np.uint8], NDArray[np.float16]]:
+    """Code a matrix; rows are independent, so a slice of rows gives the slice of the result.
+
+    Float64 inside; norms are rounded to float16 only to be stored. A value half way between two
+    centroids takes the lower code.
+
+    Shapes: weight [N, columns], centroids ascending [2..256] -> codes [N, K], norms [N, K/128].
+    Raises: ShapeError for a weight that is not a matrix, or whose norms float16 cannot hold.
+    """
+    if weight.ndim != 2:
+        raise ShapeError(
+            f"[codec.encode] needed a weight [N, columns], got shape {weight.shape}. "
+            "Only matrices are coded; keep other tensors as they are."
+        )
+    N, columns = weight.shape
+    K = -(-columns // BLOCK) * BLOCK
+    codes = np.empty((N, K), dtype=np.uint8)
+    norms = np.empty((N, K // BLOCK), dtype=np.float16)
+    for rows in _row_slices(N, K):
+        padded = np.zeros((len(weight[rows]), K))
+        padded[:, :columns] = weight[rows]
+        blocks = padded.reshape(-1, BLOCK)
+        lengths = np.maximum(np.sqrt(np.einsum("bk,bk->b", blocks, blocks)), MIN_NORM)
+        if not (lengths <= np.finfo(np.float16).max).all():
+            raise ShapeError(
+                "[codec.encode] needed finite weights with block norms up to 65504, "
+                f"got {lengths.max()}. Look for infinities and NaN, or scale the weight down."
+            )
+        rotated = blocks @ _signs()
+        rotated /= lengths[:, None]
+        codes[rows] = _nearest(rotated, centroids).reshape(-1, K)
+        norms[rows] = lengths.reshape(-1, K // BLOCK)
+    return codes, norms
+
+
+def decode(
+    codes: NDArray[np.uint8], norms: NDArray[np.float16], centroids: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """Return the weight that codes and norms stand for, padding columns included.
+
+    Exact: float64 inside loses nothing, and the result is rounded once.
+
+    Shapes: codes [N, K], norms [N, K/128], centroids [2..256] -> [N, K].
+    Raises: ShapeError when codes and norms disagree, or a code has no centroid.
+    """
+    expected = (*norms.shape[:-1], norms.shape[-1] * BLOCK)
+    if codes.dtype != np.uint8 or codes.ndim != 2 or codes.shape != expected:
+        raise ShapeError(
+            f"[codec.decode] needed uint8 codes [N, K] for norms [N, K/{BLOCK}], got "
+            f"{codes.dtype} {codes.shape} for {norms.shape}. Check how the codes were unpacked."
+        )
+    if codes.size and codes.max() >= centroids.size:
+        raise ShapeError(
+            f"[codec.decode] needed codes below {centroids.size}, got {codes.max()}. "
+            "Take the table of the width that the codes were packed with."
+        )
+    levels = centroids.astype(np.float64)
+    scales = norms.astype(np.float64) / BLOCK
+    weight = np.empty(codes.shape, dtype=np.float32)
+    for rows in _row_slices(*codes.shape):
+        blocks = levels[codes[rows]].reshape(-1, BLOCK) @ _signs()
+        blocks *= scales[rows].reshape(-1, 1)
+        weight[rows] = blocks.reshape(-1, codes.shape[1])
+    return weight
+
+
+def _row_slices(N: int, K: int) -> Iterator[slice]:
+    """Slices whose float64 temporaries stay in the caches; several times faster than one."""
+    step = max(1, _SLICE_WEIGHTS // max(1, K))
+    return (slice(start, start + step) for start in range(0, N, step))
+
+
+def _nearest(values: NDArray[np.float64], centroids: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Count the midpoints below each value: searchsorted, several times faster.
+
+    A cell is half as wide as the narrowest gap between midpoints, so one comparison with the next
+    midpoint settles the code.
+    """
+    levels = centroids.astype(np.float64)
+    midpoints = (levels[1:] + levels[:-1]) / 2
+    width = min(np.diff(midpoints), default=1.0) / 2
+    low = midpoints[0] - width
+    cells = int((midpoints[-1] - low) / width) + 2
+    # Half a cell of slack covers the rounding of a value's own cell number.
+    first = np.searchsorted(midpoints, low + width * (np.arange(cells) - 0.5)).astype(np.uint8)
+    position = np.clip((values - low) * (1 / width), 0, cells - 1).astype(np.int32)
+    codes: NDArray[np.uint8] = first[position]
+    codes += values > np.append(midpoints, np.inf)[codes]
+    return codes
+
+
+def hadamard(x: mx.array) -> mx.array:
+    """Rotate every block of 128; twice is the identity.
+
+    Float32 inside, returns x.dtype.
+
+    Shapes: x [..., K] -> [..., K].
+    Raises: ShapeError when x is not floating or K is not a multiple of 128.
+    """
+    _check_activation("codec.hadamard", x)
+    if x.shape[-1] % BLOCK:
+        raise ShapeError(
+            f"[codec.hadamard] needed x [..., K] with K a multiple of {BLOCK}, got {x.shape}. "
+            "Pad the last axis with zeros."
+        )
+    blocks = x.astype(mx.float32).reshape(*x.shape[:-1], -1, BLOCK)
+    return mx.hadamard_transform(blocks).reshape(x.shape).astype(x.dtype)
+
+
+def qmv(x: mx.array, codes: mx.array, norms: mx.array, centroids: mx.array, bits: int) -> mx.array:
+    """Multiply a few rotated rows by a coded matrix.
+
+    Accumulates in float32, returns x.dtype.
+
+    Shapes: x [..., K] rotated, codes uint32 [N, K*bits/32], norms [N, K/128],
+        centroids float32 [>= 2**bits] -> [..., N].
+    Raises: ShapeError when an array does not fit the others.
+    """
+    return _product("codec.qmv", x, codes, norms, centroids, bits)
+
+
+def qmm(x: mx.array, codes: mx.array, norms: mx.array, centroids: mx.array, bits: int) -> mx.array:
+    """Multiply many rotated rows by a coded matrix: the same numbers as `qmv`, row by row.
+
+    Shapes and Raises: as `qmv`.
+    """
+    return _product("codec.qmm", x, codes, norms, centroids, bits)
+
+
+def dequantize(codes: mx.array, norms: mx.array, centroids: mx.array, bits: int) -> mx.array:
+    """Return the weight itself, rotated back, in float32.
+
+    Shapes: codes uint32 [N, K*bits/32], norms [N, K/128], centroids [>= 2**bits] -> [N, K].
+    Raises: ShapeError when an array does not fit the others.
+    """
+    check_coded("codec.dequantize", codes, norms, centroids, bits)
+    return hadamard(_rotated_rows(_planes(codes, bits), norms, centroids, bits))
+
+
+def embed(
+    ids: mx.array, codes: mx.array, norms: mx.array, centroids: mx.array, bits: int
+) -> mx.array:
+    """Return the rows `ids` of the weight, rotated back, in float32, decoding only those.
+
+    Shapes: ids integer [...], codes uint32 [N, K*bits/32], norms [N, K/128],
+        centroids [>= 2**bits] -> [..., K].
+    Raises: ShapeError when ids are not integers or an array does not fit the others.
+    """
+    check_coded("codec.embed", codes, norms, centroids, bits)
+    if not mx.issubdtype(ids.dtype, mx.integer):
+        raise ShapeError(
+            f"[codec.embed] needed integer ids, got {ids.dtype}. Pass token ids, not embeddings."
+        )
+    flat = ids.reshape(-1)
+    planes = [plane[flat] for plane in _planes(codes, bits)]
+    rows = hadamard(_rotated_rows(planes, norms[flat], centroids, bits))
+    return rows.reshape(*ids.shape, -1)
+
+
+def rotated_weight(codes: mx.array, norms: mx.array, centroids: mx.array, bits: int) -> mx.array:
+    """Return the weight in the rotated basis, where codes live, in float32: x @ this.T is `qmv`.
+
+    Shapes and Raises: as `dequantize`.
+    """
+    check_coded("codec.rotated_weight", codes, norms, centroids, bits)
+    return _rotated_rows(_planes(codes, bits), norms, centroids, bits)
+
+
+def check_coded(
+    where: str, codes: mx.array, norms: mx.array, centroids: mx.array, bits: int
+) -> None:
+    """Refuse a coded matrix whose arrays do not fit each other, naming `where`.
+
+    Raises: ShapeError.
+    """
+    if not 1 <= bits <= 8:
+        raise ShapeError(f"[{where}] needed 1 to 8 bits, got {bits}. Check the manifest.")
+    if norms.ndim != 2:
+        raise ShapeError(
+            f"[{where}] needed norms [N, K/{BLOCK}], got shape {norms.shape}. "
+            "Reshape them to one row of blocks for each row of the weight."
+        )
+    N, blocks = norms.shape
+    shape = (N, blocks * BLOCK * bits // UNIT)
+    if codes.dtype != mx.uint32 or codes.shape != shape:
+        raise ShapeError(
+            f"[{where}] needed uint32 codes {shape} for {bits} bits and norms {norms.shape}, "
+            f"got {codes.dtype} {codes.shape}. Pack them with packing.pack_p32 at that width."
+        )
+    if centroids.ndim != 1 or centroids.size < 1 << bits:
+        raise ShapeError(
+            f"[{where}] needed at least {1 << bits} centroids for {bits} bits, "
+            f"got shape {centroids.shape}. Take the table of that width."
+        )
+
+
+def check_product(where: str, x: mx.array, norms: mx.array) -> None:
+    """Refuse an activation that does not fit a coded matrix, naming `where`.
+
+    Raises: ShapeError.
+    """
+    _check_activation(where, x)
+    K = norms.shape[1] * BLOCK
+    if x.shape[-1] != K:
+        raise ShapeError(
+            f"[{where}] needed x [..., {K}], got {x.shape}. "
+            "Pad the last axis with zeros to the columns of the coded matrix."
+        )
+
+
+def _check_activation(where: str, x: mx.array) -> None:
+    if x.ndim == 0 or not mx.issubdtype(x.dtype, mx.floating):
+        raise ShapeError(
+            f"[{where}] needed a floating x [..., K], got {x.dtype} {x.shape}. "
+            "Cast it, or pass the embeddings."
+        )
+
+
+def _product(
+    where: str, x: mx.array, codes: mx.array, norms: mx.array, centroids: mx.array, bits: int
+) -> mx.array:
+    check_coded(where, codes, norms, centroids, bits)
+    check_product(where, x, norms)
+    weight = _rotated_rows(_planes(codes, bits), norms, centroids, bits)
+    return (x.astype(mx.float32) @ weight.T).astype(x.dtype)
+
+
+def _planes(codes: mx.array, bits: int) -> list[mx.array]:
+    """Split P32 into its planes, each [N, K/32, words of a unit]."""
+    N, units = codes.shape[0], codes.shape[1] // bits
+    flat = codes.reshape(-1)
+    planes, start = [], 0
+    for width in p32_plane_widths(bits):
+        stop = start + N * units * width
+        planes.append(flat[start:stop].reshape(N, units, width))
+        start = stop
+    return planes
+
+
+def _rotated_rows(
+    planes: list[mx.array], norms: mx.array, centroids: mx.array, bits: int
+) -> mx.array:
+    """Decode rows given by their planes, in the rotated basis, in float32."""
+    words = mx.concatenate(planes, axis=-1)
+    N, blocks = norms.shape
+    first_bits = np.arange(UNIT) * bits
+    word, shift = first_bits // 32, (first_bits % 32).astype(np.uint32)
+    low = words[..., mx.array(word)] >> mx.array(shift)
+    # A shift by 32 is undefined: the part from the next word is shifted in two steps.
+    following = words[..., mx.array(np.minimum(word + 1, bits - 1))]
+    high = (following << mx.array(31 - shift)) << 1
+    fields = (low | high) & ((1 << bits) - 1)
+    # [N, block, quarter, i, c] -> [N, block, i, quarter, c]: see packing for the order of a unit.
+    index = fields.reshape(N, blocks, 4, 8, 4).transpose(0, 1, 3, 2, 4).reshape(N, blocks, BLOCK)
+    scales = norms.astype(mx.float32)[..., None] / math.sqrt(BLOCK)
+    return (centroids.astype(mx.float32)[index] * scales).reshape(N, blocks * BLOCK)

@@ -1,0 +1,261 @@
+"""Codes to bytes and back: the bit orders of published files, and our own layout P32.
+
+numpy only; no device, no files, no knowledge of what a code means. Codes are unsigned bytes,
+`bits` of them significant. A group is 8 codes in `bits` bytes, so every width is one rule.
+
+P32 keeps exactly `bits` bits per weight and makes every load an aligned 4, 8 or 16 byte vector. A
+unit is 32 codes of one block: of the 128 columns, quarter q owns k = 16*i + 4*q + c (i < 8, c < 4),
+in the order t = 4*i + c. Its codes are an LSB-first stream of `bits` words. The words of all units,
+row by row, lie in up to three planes: first 4*(bits//4) words a unit, then 2 if bits & 2, then 1 if
+bits & 1. The array's nominal shape [N, K*bits/32] counts words; only the planes have meaning.
+
+N rows, K columns (a multiple of 128).
+"""
+
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import ShapeError
+
+BLOCK = 128
+UNIT = 32
+
+BitOrder = Literal["msb", "lsb", "half"]
+BIT_ORDERS: tuple[BitOrder, ...] = get_args(BitOrder)
+
+Codes = NDArray[np.uint8]
+Words = NDArray[np.uint32]
+
+_GROUP = 8
+_CHUNK_GROUPS = 1 << 13  # a chunk's 16-bit temporaries stay in the second-level cache
+
+
+def pack(codes: Codes, bits: int, order: BitOrder) -> Codes:
+    """Pack codes of any shape, flattened, into one byte stream.
+
+    `msb` and `lsb` are contiguous streams, padded with zero bits to a whole byte. `half` holds 4
+    bits a code whatever `bits` is: byte i of a 128-block carries code i below, code 64 + i above.
+
+    Shapes: codes [...] -> uint8 [ceil(count * bits / 8)], half: [count / 2].
+    Raises: ShapeError for a width, order, dtype or count that the order cannot hold.
+    """
+    _check_order("packing.pack", bits, order)
+    _check_bytes("packing.pack", "codes", codes)
+    if codes.size and codes.max() >> bits:
+        raise ShapeError(
+            f"[packing.pack] needed codes below {1 << bits} for {bits} bits, got {codes.max()}. "
+            "Pack them with more bits."
+        )
+    flat = codes.reshape(-1)
+    if order == "half":
+        _check_half("packing.pack", flat.size)
+        halves = flat.reshape(-1, 2, BLOCK // 2)
+        nibbles: Codes = halves[:, 0] | halves[:, 1] << np.uint8(4)
+        return nibbles.reshape(-1)
+    return _pack_stream(flat, bits, order)
+
+
+def unpack(buffer: Codes, bits: int, count: int, order: BitOrder) -> Codes:
+    """Read `count` codes back from a byte stream made by `pack`.
+
+    Shapes: buffer uint8 [...], flattened -> uint8 [count].
+    Raises: ShapeError for a width or order that does not exist, or a buffer of another length.
+    """
+    _check_order("packing.unpack", bits, order)
+    _check_bytes("packing.unpack", "a buffer", buffer)
+    flat = buffer.reshape(-1)
+    stored_bits = 4 if order == "half" else bits
+    needed = -(-count * stored_bits // 8)
+    if flat.size != needed:
+        raise ShapeError(
+            f"[packing.unpack] needed {needed} bytes for {count} codes of {stored_bits} bits, "
+            f"got {flat.size}. Check the shape of the norms against the codes."
+        )
+    if order == "half":
+        _check_half("packing.unpack", count)
+        nibbles = flat.reshape(-1, BLOCK // 2)
+        return np.stack((nibbles & 15, nibbles >> 4), axis=1).reshape(-1)
+    return _unpack_stream(flat, bits, count, order)
+
+
+def p32_plane_widths(bits: int) -> tuple[int, ...]:
+    """Return how many words a unit has in each plane, in plane order; they add up to `bits`."""
+    if not 1 <= bits <= 8:
+        raise ShapeError(
+            f"[packing.p32_plane_widths] needed 1 to 8 bits, got {bits}. "
+            "Check the bits of the manifest."
+        )
+    return tuple(width for width in (bits & 12, bits & 2, bits & 1) if width)
+
+
+def p32_plane_offsets(total_rows: int, row_start: int, columns: int, bits: int) -> tuple[int, ...]:
+    """Return the byte, from the start of the array, where a row slice begins in each plane.
+
+    With `p32_planes` this writes a table too big for memory: the planes of rows row_start... go to
+    these offsets, whatever the order of the slices.
+
+    Raises: ShapeError when the columns are not a multiple of 128.
+    """
+    _check_columns("packing.p32_plane_offsets", columns)
+    units_per_row = columns // UNIT
+    offsets, plane_start = [], 0
+    for width in p32_plane_widths(bits):
+        row_words = units_per_row * width
+        offsets.append(4 * (plane_start + row_start * row_words))
+        plane_start += total_rows * row_words
+    return tuple(offsets)
+
+
+def p32_planes(codes: Codes, bits: int) -> tuple[Words, ...]:
+    """Pack a row slice of codes into its part of each plane.
+
+    Shapes: codes uint8 [N, K] -> little-endian uint32 [N * K/32 * width] for each plane.
+    Raises: ShapeError for codes that are not uint8 [N, K], K not a multiple of 128, or a code that
+    does not fit `bits`.
+    """
+    widths = p32_plane_widths(bits)
+    _check_bytes("packing.p32_planes", "codes", codes)
+    if codes.ndim != 2:
+        raise ShapeError(
+            f"[packing.p32_planes] needed codes [N, K], got shape {codes.shape}. "
+            "Reshape them to rows."
+        )
+    _check_columns("packing.p32_planes", codes.shape[1])
+    # Four neighbouring codes move together, so the reordering moves words, not bytes.
+    quads = np.ascontiguousarray(codes).view(np.uint32).reshape(-1, 8, 4)
+    units = np.ascontiguousarray(quads.swapaxes(1, 2)).view(np.uint8)
+    words = pack(units, bits, "lsb").view("<u4").reshape(-1, bits)
+    edges = np.cumsum(widths)[:-1]
+    return tuple(
+        np.ascontiguousarray(plane).reshape(-1) for plane in np.split(words, edges, axis=1)
+    )
+
+
+def pack_p32(codes: Codes, bits: int) -> Words:
+    """Pack a whole coded matrix into P32.
+
+    Shapes: codes uint8 [N, K] -> uint32 [N, K*bits/32].
+    Raises: ShapeError as `p32_planes` does.
+    """
+    planes = p32_planes(codes, bits)
+    rows, columns = codes.shape
+    return np.concatenate(planes).reshape(rows, columns * bits // UNIT)
+
+
+def unpack_p32(words: Words, bits: int, row_start: int = 0, row_count: int | None = None) -> Codes:
+    """Read a coded matrix, or some of its rows, back from P32.
+
+    Shapes: words uint32 [N, K*bits/32] -> uint8 [row_count, K].
+    Raises: ShapeError when the words cannot be P32 of that width, or the rows lie outside.
+    """
+    widths = p32_plane_widths(bits)
+    if words.dtype != np.uint32 or words.ndim != 2 or words.shape[1] % (4 * bits):
+        raise ShapeError(
+            f"[packing.unpack_p32] needed uint32 words [N, K*{bits}/32] with K a multiple of "
+            f"{BLOCK}, got {words.dtype} {words.shape}. Check the bits against the array."
+        )
+    total_rows = words.shape[0]
+    row_count = total_rows - row_start if row_count is None else row_count
+    if row_start < 0 or row_count < 0 or row_start + row_count > total_rows:
+        raise ShapeError(
+            f"[packing.unpack_p32] needed rows inside 0..{total_rows}, got {row_start}.."
+            f"{row_start + row_count}. Ask for rows that exist."
+        )
+    columns = words.shape[1] * UNIT // bits
+    units = row_count * columns // UNIT
+    flat = np.ascontiguousarray(words).reshape(-1)
+    gathered = np.empty((units, bits), dtype="<u4")
+    column = 0
+    offsets = p32_plane_offsets(total_rows, row_start, columns, bits)
+    for width, offset in zip(widths, offsets, strict=True):
+        plane = flat[offset // 4 : offset // 4 + units * width]
+        gathered[:, column : column + width] = plane.reshape(units, width)
+        column += width
+    stream = unpack(gathered.view(np.uint8), bits, units * UNIT, "lsb")
+    quads = stream.view(np.uint32).reshape(-1, 4, 8).swapaxes(1, 2)
+    return np.ascontiguousarray(quads).view(np.uint8).reshape(row_count, columns)
+
+
+def _pack_stream(flat: Codes, bits: int, order: BitOrder) -> Codes:
+    groups = -(-flat.size // _GROUP)
+    whole = flat if flat.size == groups * _GROUP else np.pad(flat, (0, groups * _GROUP - flat.size))
+    source = whole.reshape(groups, _GROUP)
+    packed = np.empty((groups, bits), dtype=np.uint8)
+    for start in range(0, groups, _CHUNK_GROUPS):
+        chunk = source[start : start + _CHUNK_GROUPS].T.astype(np.uint16, order="C")
+        # The spare byte takes the empty second half of the last code.
+        columns = np.zeros((bits + 1, chunk.shape[1]), dtype=np.uint16)
+        for position in range(_GROUP):
+            byte, shift = divmod(position * bits, 8)
+            if order == "msb":
+                window = chunk[position] << np.uint16(16 - shift - bits)
+                columns[byte] |= window >> np.uint16(8)
+                columns[byte + 1] |= window & np.uint16(255)
+            else:
+                window = chunk[position] << np.uint16(shift)
+                columns[byte] |= window & np.uint16(255)
+                columns[byte + 1] |= window >> np.uint16(8)
+        packed[start : start + _CHUNK_GROUPS] = columns[:bits].T
+    return packed.reshape(-1)[: -(-flat.size * bits // 8)]
+
+
+def _unpack_stream(flat: Codes, bits: int, count: int, order: BitOrder) -> Codes:
+    groups = -(-count // _GROUP)
+    whole = flat if flat.size == groups * bits else np.pad(flat, (0, groups * bits - flat.size))
+    source = whole.reshape(groups, bits)
+    codes = np.empty((groups, _GROUP), dtype=np.uint8)
+    mask = np.uint16((1 << bits) - 1)
+    for start in range(0, groups, _CHUNK_GROUPS):
+        chunk = source[start : start + _CHUNK_GROUPS]
+        columns = np.zeros((bits + 1, chunk.shape[0]), dtype=np.uint16)
+        columns[:bits] = chunk.T
+        for position in range(_GROUP):
+            byte, shift = divmod(position * bits, 8)
+            if order == "msb":
+                window = (columns[byte] << np.uint16(8)) | columns[byte + 1]
+                window >>= np.uint16(16 - shift - bits)
+            else:
+                window = columns[byte] | (columns[byte + 1] << np.uint16(8))
+                window >>= np.uint16(shift)
+            codes[start : start + _CHUNK_GROUPS, position] = window & mask
+    return codes.reshape(-1)[:count]
+
+
+def _check_order(where: str, bits: int, order: str) -> None:
+    if order not in BIT_ORDERS:
+        raise ShapeError(
+            f"[{where}] needed a bit order of {', '.join(BIT_ORDERS)}, got {order!r}. "
+            "Name one of these."
+        )
+    widest = 4 if order == "half" else 8
+    if not 1 <= bits <= widest:
+        raise ShapeError(
+            f"[{where}] needed 1 to {widest} bits for order {order}, got {bits}. "
+            "Check the width, or name another order."
+        )
+
+
+def _check_bytes(where: str, what: str, array: NDArray[np.generic]) -> None:
+    if array.dtype != np.uint8:
+        raise ShapeError(
+            f"[{where}] needed {what} of uint8, got {array.dtype}. "
+            "View int8 as uint8: codes are unsigned."
+        )
+
+
+def _check_half(where: str, count: int) -> None:
+    if count % BLOCK:
+        raise ShapeError(
+            f"[{where}] needed whole blocks of {BLOCK} codes for order half, got {count} codes. "
+            "Pad the rows first."
+        )
+
+
+def _check_columns(where: str, columns: int) -> None:
+    if columns % BLOCK:
+        raise ShapeError(
+            f"[{where}] needed K a multiple of {BLOCK}, got {columns}. "
+            "Pad the rows with zero weights before coding them."
+        )
