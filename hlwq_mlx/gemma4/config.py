@@ -1,0 +1,337 @@
+"""Gemma 4's config.json as frozen values: every key that fixes a shape or a formula is required.
+
+Reads the released form (`global_head_dim`), the form that transformers re-saves
+(`per_layer_config`) and the flat text-only form (`model_type: gemma4_text`). It does not interpret
+the towers' sections, which stay raw, nor anything about sampling or token text.
+Source: transformers 5.23.0, models/gemma4/configuration_gemma4.py.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Self
+
+from hlwq_mlx.errors import ConfigError
+
+SLIDING = "sliding_attention"
+FULL = "full_attention"
+LAYER_TYPES = (SLIDING, FULL)
+ROPE_TYPES = ("default", "proportional")
+
+# Text keys with one implemented value, and what another value would ask for.
+FIXED = {
+    "model_type": ("gemma4_text", "a text model other than Gemma 4's"),
+    "hidden_activation": ("gelu_pytorch_tanh", "another activation"),
+    "attention_bias": (False, "biases in attention"),
+    "tie_word_embeddings": (True, "an output head of its own"),
+    "enable_moe_block": (False, "mixture-of-experts (MoE) layers, as in 26B-A4B"),
+}
+
+# Text keys that change neither a shape nor a formula of inference without experts.
+IGNORED = frozenset(
+    {
+        *("architectures", "dtype", "torch_dtype", "transformers_version", "use_cache"),
+        *("attention_dropout", "initializer_range", "eos_token_id", "bos_token_id"),
+        *("num_experts", "top_k_experts", "moe_intermediate_size"),
+    }
+)
+# In a flat file these stand beside the text keys, and are read by others.
+FLAT_IGNORED = frozenset({"quantization_config", "quantization", "model_file"})
+
+SIZES = (
+    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "sliding_window"),
+    *("num_attention_heads", "num_key_value_heads", "head_dim", "global_head_dim"),
+    "max_position_embeddings",
+)
+
+
+@dataclass(frozen=True)
+class RopeConfig:
+    """The rotary angles of one layer type."""
+
+    rope_theta: float
+    partial_rotary_factor: float
+
+
+@dataclass(frozen=True)
+class LayerConfig:
+    """What one decoder layer is built from."""
+
+    layer_type: str
+    head_dim: int
+    num_key_value_heads: int
+    intermediate_size: int
+    has_kv: bool
+    k_eq_v: bool
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """The `text_config` section; fields carry the checkpoint's key names."""
+
+    vocab_size: int
+    vocab_size_per_layer_input: int
+    hidden_size: int
+    hidden_size_per_layer_input: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_kv_shared_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    num_global_key_value_heads: int | None
+    head_dim: int
+    global_head_dim: int
+    attention_k_eq_v: bool
+    use_double_wide_mlp: bool
+    use_bidirectional_attention: str | None
+    layer_types: tuple[str, ...]
+    rope_parameters: Mapping[str, RopeConfig]
+    sliding_window: int
+    max_position_embeddings: int
+    rms_norm_eps: float
+    final_logit_softcapping: float | None
+    pad_token_id: int
+
+    @classmethod
+    def from_dict(cls, section: Mapping[str, Any]) -> Self:
+        """Read a `text_config` section in any of its forms.
+
+        Raises: ConfigError naming the key that is missing, unknown or not implemented.
+        """
+        values = _released_form(section)
+        for key, (accepted, meaning) in FIXED.items():
+            if _required(values, key) != accepted:
+                raise ConfigError(
+                    f"[text_config.{key}] needed {accepted!r}, got {values[key]!r}. "
+                    f"This would need {meaning}, which is not implemented."
+                )
+        names = [field.name for field in fields(cls)]
+        unknown = sorted(values.keys() - set(names) - set(FIXED) - IGNORED)
+        if unknown:
+            raise ConfigError(
+                f"[text_config] needed known keys, got {', '.join(unknown)}. "
+                "They may stand for a formula that this version lacks."
+            )
+        chosen = {name: _required(values, name) for name in names}
+        chosen["layer_types"] = _layer_types(chosen)
+        chosen["rope_parameters"] = _ropes(chosen["rope_parameters"])
+        config = cls(**chosen)
+        _check_sizes(config)
+        _check_sharing(config)
+        _check_formulas(config)
+        return config
+
+    @property
+    def first_shared(self) -> int:
+        """Index of the first layer that attends to another layer's keys and values."""
+        return self.num_hidden_layers - self.num_kv_shared_layers
+
+    def layer(self, index: int) -> LayerConfig:
+        """Resolve layer type, sharing and width rules for one layer."""
+        is_full = self.layer_types[index] == FULL
+        has_kv = index < self.first_shared
+        k_eq_v = is_full and self.attention_k_eq_v
+        global_heads = self.num_global_key_value_heads if k_eq_v else None
+        is_wide = self.use_double_wide_mlp and not has_kv
+        return LayerConfig(
+            layer_type=self.layer_types[index],
+            head_dim=self.global_head_dim if is_full else self.head_dim,
+            num_key_value_heads=global_heads or self.num_key_value_heads,
+            intermediate_size=self.intermediate_size * (2 if is_wide else 1),
+            has_kv=has_kv,
+            k_eq_v=k_eq_v,
+        )
+
+
+@dataclass(frozen=True)
+class Gemma4Config:
+    """The whole config.json, as far as the model needs it; the towers' sections stay raw."""
+
+    model_type: str
+    text_config: TextConfig
+    vision_config: Mapping[str, Any] | None
+    audio_config: Mapping[str, Any] | None
+    image_token_id: int | None
+    video_token_id: int | None
+    audio_token_id: int | None
+    quantization_config: Mapping[str, Any] | None
+
+    @classmethod
+    def from_dict(cls, config: Mapping[str, Any]) -> Self:
+        """Read a parsed config.json.
+
+        Raises: ConfigError naming the key that is missing, unknown or not implemented.
+        """
+        model_type = _required(config, "model_type", "config")
+        if model_type not in ("gemma4", "gemma4_text"):
+            raise ConfigError(
+                f"[config.model_type] needed gemma4 or gemma4_text, got {model_type}. "
+                "Use a checkpoint of one of these architectures."
+            )
+        if model_type == "gemma4_text":
+            text = {key: value for key, value in config.items() if key not in FLAT_IGNORED}
+            towers: dict[str, Any] = {}
+        else:
+            text = dict(_required(config, "text_config", "config"))
+            if "tie_word_embeddings" in config:
+                text.setdefault("tie_word_embeddings", config["tie_word_embeddings"])
+            towers = dict(config)
+        vision, audio = towers.get("vision_config"), towers.get("audio_config")
+        return cls(
+            model_type=model_type,
+            text_config=TextConfig.from_dict(text),
+            vision_config=vision,
+            audio_config=audio,
+            image_token_id=_required(config, "image_token_id", "config") if vision else None,
+            video_token_id=_required(config, "video_token_id", "config") if vision else None,
+            audio_token_id=_required(config, "audio_token_id", "config") if audio else None,
+            quantization_config=config.get("quantization_config"),
+        )
+
+    @property
+    def vision_token_ids(self) -> tuple[int, ...]:
+        """The ids whose contiguous runs form one bidirectional block."""
+        return tuple(i for i in (self.image_token_id, self.video_token_id) if i is not None)
+
+    @property
+    def soft_token_ids(self) -> tuple[int, ...]:
+        """The ids whose embeddings come from a tower."""
+        audio = () if self.audio_token_id is None else (self.audio_token_id,)
+        return self.vision_token_ids + audio
+
+
+def _required(section: Mapping[str, Any], key: str, where: str = "text_config") -> Any:
+    if key not in section:
+        raise ConfigError(
+            f"[{where}] needed key {key}, got none. "
+            "It fixes a shape or a formula: take the model's complete config.json."
+        )
+    return section[key]
+
+
+def _released_form(section: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn `per_layer_config`, which overrides full layers one by one, into the released keys."""
+    values = dict(section)
+    if "per_layer_config" not in values:
+        return values
+    overrides = values.pop("per_layer_config")
+    types = _layer_types(values)
+    full = {str(i) for i, layer_type in enumerate(types) if layer_type == FULL}
+    entries = list(overrides.values())
+    uniform = all(entry == entries[0] for entry in entries)
+    known = uniform and entries and entries[0].keys() <= {"head_dim", "num_key_value_heads"}
+    if not known or {str(i) for i in overrides} != full:
+        raise ConfigError(
+            "[text_config.per_layer_config] needed one equal entry of head_dim and "
+            f"num_key_value_heads for each of the layers {', '.join(sorted(full, key=int))}, "
+            f"got {overrides}. Other overrides are not implemented."
+        )
+    released = {
+        "global_head_dim": _required(entries[0], "head_dim", "text_config.per_layer_config"),
+        "num_global_key_value_heads": entries[0].get("num_key_value_heads"),
+    }
+    for key, value in released.items():
+        if values.setdefault(key, value) != value:
+            raise ConfigError(
+                f"[text_config.{key}] needed {value} as in per_layer_config, got {values[key]}. "
+                "Remove one of the two."
+            )
+    return values
+
+
+def _layer_types(values: Mapping[str, Any]) -> tuple[str, ...]:
+    """The type of each layer; null means five sliding layers, then a full one, and the last full.
+
+    Source: transformers 5.23.0, configuration_gemma4.py, Gemma4TextConfig.__post_init__.
+    """
+    count = _required(values, "num_hidden_layers")
+    types = _required(values, "layer_types")
+    if types is None:
+        return tuple(FULL if i % 6 == 5 or i == count - 1 else SLIDING for i in range(count))
+    unknown = sorted(set(types) - set(LAYER_TYPES))
+    if unknown or len(types) != count or types[-1] != FULL:
+        raise ConfigError(
+            f"[text_config.layer_types] needed {count} entries out of {', '.join(LAYER_TYPES)}, "
+            f"the last one {FULL}, got {list(types)}. Correct the list."
+        )
+    return tuple(types)
+
+
+def _ropes(parameters: Any) -> dict[str, RopeConfig]:
+    """One RopeConfig per layer type, from `rope_parameters`."""
+    where = "text_config.rope_parameters"
+    ropes = {}
+    for layer_type in LAYER_TYPES:
+        rope = _required(parameters or {}, layer_type, where)
+        rope_type = _required(rope, "rope_type", f"{where}.{layer_type}")
+        if rope_type not in ROPE_TYPES:
+            raise ConfigError(
+                f"[{where}.{layer_type}.rope_type] needed one of {', '.join(ROPE_TYPES)}, "
+                f"got {rope_type}. Other rotary embeddings are not implemented."
+            )
+        known = {"rope_type", "rope_theta", "partial_rotary_factor"}
+        if rope.keys() - known:
+            raise ConfigError(
+                f"[{where}.{layer_type}] needed only {', '.join(sorted(known))}, got "
+                f"{', '.join(sorted(rope.keys() - known))}. Rotary scaling is not implemented."
+            )
+        part = 1.0
+        if rope_type == "proportional":
+            part = _required(rope, "partial_rotary_factor", f"{where}.{layer_type}")
+        ropes[layer_type] = RopeConfig(
+            rope_theta=_required(rope, "rope_theta", f"{where}.{layer_type}"),
+            partial_rotary_factor=part,
+        )
+    return ropes
+
+
+def _check_sizes(config: TextConfig) -> None:
+    for key in SIZES:
+        value = getattr(config, key)
+        if type(value) is not int or value < 1:
+            raise ConfigError(
+                f"[text_config.{key}] needed a positive integer, got {value!r}. Correct the value."
+            )
+    for key, heads in (
+        ("num_key_value_heads", config.num_key_value_heads),
+        ("num_global_key_value_heads", config.num_global_key_value_heads),
+    ):
+        if heads is not None and (heads < 1 or config.num_attention_heads % heads):
+            raise ConfigError(
+                f"[text_config.{key}] needed a divisor of num_attention_heads "
+                f"{config.num_attention_heads}, got {heads}. Correct the value."
+            )
+    if config.hidden_size_per_layer_input and config.vocab_size_per_layer_input < config.vocab_size:
+        raise ConfigError(
+            f"[text_config.vocab_size_per_layer_input] needed at least vocab_size "
+            f"{config.vocab_size}, got {config.vocab_size_per_layer_input}. "
+            "Every token needs a row."
+        )
+
+
+def _check_sharing(config: TextConfig) -> None:
+    if not 0 <= config.num_kv_shared_layers < config.num_hidden_layers:
+        raise ConfigError(
+            f"[text_config.num_kv_shared_layers] needed 0 to {config.num_hidden_layers - 1}, "
+            f"got {config.num_kv_shared_layers}. Some layer has to make keys and values."
+        )
+    producers = set(config.layer_types[: config.first_shared])
+    missing = set(config.layer_types[config.first_shared :]) - producers
+    if missing:
+        raise ConfigError(
+            "[text_config.num_kv_shared_layers] needed a layer of each shared type before the "
+            f"shared ones, got no {', '.join(sorted(missing))}. Correct the value."
+        )
+
+
+def _check_formulas(config: TextConfig) -> None:
+    if config.use_bidirectional_attention not in (None, "vision"):
+        raise ConfigError(
+            "[text_config.use_bidirectional_attention] needed null or 'vision', got "
+            f"{config.use_bidirectional_attention!r}. Encoder use ('all') is not implemented."
+        )
+    cap = config.final_logit_softcapping
+    if cap is not None and not cap > 0:
+        raise ConfigError(
+            f"[text_config.final_logit_softcapping] needed null or a positive number, got {cap}. "
+            "Correct the value."
+        )

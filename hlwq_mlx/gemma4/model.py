@@ -1,0 +1,241 @@
+"""The whole model as a caller meets it: token ids and caches in, logits out.
+
+Its module tree carries the checkpoint's names. It reads no files: weights are loaded into it, and
+rows of the per-layer-embedding table come through `Model.rows`. It samples nothing.
+B batch, L positions, H hidden size, V vocabulary, N layers, d per-layer input width.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from mlx_lm.models.cache import KVCache, RotatingKVCache
+
+from hlwq_mlx.errors import CheckpointError, RequestError, ShapeError
+from hlwq_mlx.gemma4.attention import View
+from hlwq_mlx.gemma4.config import FULL, Gemma4Config
+from hlwq_mlx.gemma4.masks import attention_masks
+from hlwq_mlx.gemma4.text import TextModel
+
+ModelArgs = Gemma4Config
+Rows = Callable[[np.ndarray], mx.array]
+
+TOWERS = tuple(
+    f"model.{tower}." for tower in ("vision_tower", "audio_tower", "embed_vision", "embed_audio")
+)
+KEY_VALUE = re.compile(
+    r"^model\.language_model\.layers\.(\d+)\.self_attn\.(k_proj|v_proj|k_norm)\."
+)
+
+
+class Step(NamedTuple):
+    """One forward pass between the layers that make keys and values and those that share them."""
+
+    x: mx.array
+    per_layer: Sequence[mx.array | None]
+    views: dict[str, View]
+
+    def last(self) -> "Step":
+        """The same pass for its last position alone."""
+        length = self.x.shape[1]
+        return Step(
+            self.x[:, -1:],
+            [None if extra is None else extra[:, -1:] for extra in self.per_layer],
+            {layer_type: view.last(length) for layer_type, view in self.views.items()},
+        )
+
+
+class Parts(nn.Module):  # type: ignore[misc]  # nn.Module is untyped
+    """The level `model.` of the checkpoint's names."""
+
+    def __init__(self, args: Gemma4Config) -> None:
+        super().__init__()
+        self.language_model = TextModel(args.text_config)
+
+
+class Model(nn.Module):  # type: ignore[misc]  # nn.Module is untyped
+    """Gemma 4, text side.
+
+    `rows` has to be set before the first call of a model with per-layer embeddings: a callable
+    from int ids [B, L] to the rows [B, L, N * d] of `embed_tokens_per_layer`, unscaled.
+    """
+
+    def __init__(self, args: Gemma4Config) -> None:
+        super().__init__()
+        self.args = args
+        self.model_type = args.model_type
+        self.model = Parts(args)
+        self.rows: Rows = _no_rows
+
+    @property
+    def layers(self) -> list[nn.Module]:
+        """The decoder layers, where mlx-lm looks for them."""
+        layers: list[nn.Module] = self.model.language_model.layers
+        return layers
+
+    def make_cache(self) -> list[Any]:
+        """Make an empty cache entry for each layer that makes keys and values."""
+        text = self.args.text_config
+        return [
+            KVCache() if layer_type == FULL else RotatingKVCache(text.sliding_window, keep=0)
+            for layer_type in text.layer_types[: text.first_shared]
+        ]
+
+    def embed(self, inputs: mx.array) -> mx.array:
+        """Make input embeddings, scaled; soft tokens get the padding token's.
+
+        Features from a tower replace those rows as they are, without scaling.
+        Shapes: inputs int [B, L] -> [B, L, H].
+        Raises: ShapeError, RequestError when an id is outside the vocabulary.
+        """
+        x: mx.array = self.model.language_model.embed(mx.array(self._hard(self._ids(inputs))))
+        return x
+
+    def __call__(
+        self,
+        inputs: mx.array,
+        cache: Sequence[Any] | None = None,
+        input_embeddings: mx.array | None = None,
+    ) -> mx.array:
+        """Score every position; a cache, if given, takes the new positions.
+
+        `input_embeddings` are final, as `embed` makes them, with features in place; the ids are
+        needed beside them for the per-layer embeddings. This differs from mlx-lm's Gemma 4, which
+        scales what it is given.
+        Shapes: inputs int [B, L], input_embeddings [B, L, H] -> float32 [B, L, V].
+        Raises: ShapeError, RequestError, CheckpointError when `rows` is not set.
+        """
+        step = self._begin(inputs, cache, input_embeddings)
+        return self._logits(step)
+
+    def prefill(
+        self,
+        inputs: mx.array,
+        cache: Sequence[Any],
+        input_embeddings: mx.array | None = None,
+    ) -> mx.array:
+        """Fill the cache and score the last position, running the sharing layers for it alone.
+
+        Shapes: as `__call__`'s, but the logits are [B, 1, V].
+        """
+        return self._logits(self._begin(inputs, cache, input_embeddings).last())
+
+    def fill_cache(
+        self,
+        inputs: mx.array,
+        cache: Sequence[Any],
+        input_embeddings: mx.array | None = None,
+    ) -> None:
+        """Fill the cache with a chunk that is not the prompt's last, scoring nothing.
+
+        The caches hold unevaluated arrays afterwards: evaluate their `state` between chunks.
+        """
+        self._begin(inputs, cache, input_embeddings)
+
+    def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
+        """Drop tensors the tree has no place for, and put flat text checkpoints into it.
+
+        Dropped are the towers' and the k_proj, v_proj and k_norm that released files carry for
+        layers that share another layer's keys and values.
+        """
+        kept = {}
+        for name, weight in weights.items():
+            if self.args.model_type == "gemma4_text":
+                name = re.sub(r"^model\.(?!language_model\.)", "model.language_model.", name)
+            if not name.startswith(TOWERS) and not self._is_dead(name):
+                kept[name] = weight
+        return kept
+
+    def _begin(
+        self, inputs: mx.array, cache: Sequence[Any] | None, input_embeddings: mx.array | None
+    ) -> Step:
+        text = self.model.language_model
+        ids = self._ids(inputs)
+        is_vision = self._blocks(ids, is_cached=cache is not None)
+        entries = self.make_cache() if cache is None else cache
+        first_shared = self.args.text_config.first_shared
+        if len(entries) != first_shared:
+            raise ShapeError(
+                f"[model.cache] needed {first_shared} entries, got {len(entries)}. "
+                "Use Model.make_cache(): layers that share keys and values have none."
+            )
+        hard = self._hard(ids)
+        x = text.embed(mx.array(hard)) if input_embeddings is None else input_embeddings
+        if x.shape != (*ids.shape, self.args.text_config.hidden_size):
+            raise ShapeError(
+                f"[model.input_embeddings] needed shape "
+                f"{(*ids.shape, self.args.text_config.hidden_size)}, got {x.shape}. "
+                "Give one embedding for each id."
+            )
+        x = x.astype(text.dtype)
+        per_layer = self._per_layer(x, hard)
+        masks = attention_masks(self.args.text_config, entries, ids.shape[1], is_vision)
+        x, views = text.produce(x, per_layer, masks, entries)
+        return Step(x, per_layer, views)
+
+    def _is_dead(self, name: str) -> bool:
+        key_value = KEY_VALUE.match(name)
+        return key_value is not None and int(key_value[1]) >= self.args.text_config.first_shared
+
+    def _logits(self, step: Step) -> mx.array:
+        text = self.model.language_model
+        logits: mx.array = text.logits(text.consume(step.x, step.per_layer, step.views))
+        return logits
+
+    def _ids(self, inputs: mx.array) -> np.ndarray:
+        """The step's ids on the host: the one place that waits for them."""
+        ids = np.array(inputs)
+        if ids.ndim != 2 or not ids.size or ids.dtype.kind not in "iu":
+            raise ShapeError(
+                f"[model.inputs] needed integer ids [B, L], got {ids.dtype} {list(ids.shape)}. "
+                "Give at least one token for each sequence."
+            )
+        vocab_size = self.args.text_config.vocab_size
+        outside = ids[(ids < 0) | (ids >= vocab_size)]
+        if outside.size:
+            raise RequestError(
+                f"[model.inputs] needed ids from 0 to {vocab_size - 1}, got {outside[0]}. "
+                "Use this model's tokenizer."
+            )
+        return ids
+
+    def _hard(self, ids: np.ndarray) -> np.ndarray:
+        """The ids with soft tokens, whose own rows mean nothing, replaced by padding."""
+        soft = np.isin(ids, self.args.soft_token_ids)
+        return np.where(soft, self.args.text_config.pad_token_id, ids)
+
+    def _blocks(self, ids: np.ndarray, is_cached: bool) -> np.ndarray | None:
+        """Where bidirectional blocks are; None if there are none, as in a single decoded token."""
+        if self.args.text_config.use_bidirectional_attention is None or ids.shape[1] == 1:
+            return None
+        is_vision = np.isin(ids, self.args.vision_token_ids)
+        if is_cached and is_vision[:, -1].any():
+            raise RequestError(
+                "[model.inputs] needed chunks that hold image and video blocks whole, "
+                "got one that ends on a soft token. End the chunk behind the block."
+            )
+        return is_vision if is_vision.any() else None
+
+    def _per_layer(self, x: mx.array, hard: np.ndarray) -> Sequence[mx.array | None]:
+        config = self.args.text_config
+        N, d = config.num_hidden_layers, config.hidden_size_per_layer_input
+        if not d:
+            return [None] * N
+        rows = self.rows(hard)
+        if rows.shape != (*hard.shape, N * d):
+            raise ShapeError(
+                f"[model.rows] needed rows of shape {(*hard.shape, N * d)}, got {rows.shape}. "
+                "Give the row store of this model's embed_tokens_per_layer."
+            )
+        inputs: list[mx.array] = self.model.language_model.per_layer_inputs(x, rows)
+        return inputs
+
+
+def _no_rows(ids: np.ndarray) -> mx.array:
+    raise CheckpointError(
+        "[model.rows] needed the row store of embed_tokens_per_layer, got none. "
+        "Set model.rows before the first call; loading a folder does it."
+    )

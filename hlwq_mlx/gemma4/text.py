@@ -1,0 +1,176 @@
+"""Gemma 4's text stack: embeddings, decoder layers, per-layer inputs, final norm and tied head.
+
+Attribute names are the checkpoint's. The table of per-layer embeddings is not part of it: its rows
+are handed in. Reading token ids, masks and caches is model.py's.
+B batch, L positions, H hidden size, I MLP width, N layers, d per-layer input width, V vocabulary.
+Source: transformers 5.23.0, modeling_gemma4.py, Gemma4TextModel and Gemma4TextDecoderLayer.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from hlwq_mlx.gemma4.attention import Attention, View
+from hlwq_mlx.gemma4.config import TextConfig
+from hlwq_mlx.gemma4.masks import Mask
+
+
+@partial(mx.compile, shapeless=True)
+def gated(gate: mx.array, x: mx.array) -> mx.array:
+    """gelu(gate) * x with the tanh approximation; gelu is float32 and rounded once."""
+    g = gate.astype(mx.float32)
+    g = 0.5 * g * (1 + mx.tanh(0.7978845608028654 * (g + 0.044715 * g * g * g)))
+    return g.astype(gate.dtype) * x
+
+
+def scaled(x: mx.array, factor: float) -> mx.array:
+    """Multiply in float32 and round once: MLX would round the factor to x's dtype first."""
+    return (x.astype(mx.float32) * factor).astype(x.dtype)
+
+
+class MLP(nn.Module):  # type: ignore[misc]  # nn.Module is untyped
+    """down(gelu(gate(x)) * up(x))"""
+
+    def __init__(self, hidden_size: int, intermediate_size: int) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(hidden_size, intermediate_size, bias=False)
+        self.up_proj = nn.Linear(hidden_size, intermediate_size, bias=False)
+        self.down_proj = nn.Linear(intermediate_size, hidden_size, bias=False)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """Shapes: x [B, L, H] -> [B, L, H]."""
+        y: mx.array = self.down_proj(gated(self.gate_proj(x), self.up_proj(x)))
+        return y
+
+
+class DecoderLayer(nn.Module):  # type: ignore[misc]  # nn.Module is untyped
+    """One layer of the stack, in the order attention, MLP, per-layer input, scalar."""
+
+    def __init__(self, config: TextConfig, index: int) -> None:
+        super().__init__()
+        layer = config.layer(index)
+        H, d, eps = config.hidden_size, config.hidden_size_per_layer_input, config.rms_norm_eps
+        self.layer_type = layer.layer_type
+        self.self_attn = Attention(config, index)
+        self.mlp = MLP(H, layer.intermediate_size)
+        self.input_layernorm = nn.RMSNorm(H, eps)
+        self.post_attention_layernorm = nn.RMSNorm(H, eps)
+        self.pre_feedforward_layernorm = nn.RMSNorm(H, eps)
+        self.post_feedforward_layernorm = nn.RMSNorm(H, eps)
+        if d:
+            self.per_layer_input_gate = nn.Linear(H, d, bias=False)
+            self.per_layer_projection = nn.Linear(d, H, bias=False)
+            self.post_per_layer_input_norm = nn.RMSNorm(H, eps)
+        self.layer_scalar = mx.ones((1,))
+
+    def produce(
+        self, x: mx.array, mask: Mask, cache: Any, per_layer_input: mx.array | None
+    ) -> tuple[mx.array, View]:
+        """Run a layer that makes keys and values; return them for the layers that share them."""
+        h = self.input_layernorm(x)
+        view = self.self_attn.produce(h, mask, cache)
+        return self._finish(x, self.self_attn(h, view), per_layer_input), view
+
+    def __call__(self, x: mx.array, view: View, per_layer_input: mx.array | None) -> mx.array:
+        """Run a layer that attends to another layer's keys and values.
+
+        Shapes: x [B, L, H], per_layer_input [B, L, d] -> [B, L, H].
+        """
+        return self._finish(x, self.self_attn(self.input_layernorm(x), view), per_layer_input)
+
+    def _finish(
+        self, x: mx.array, attended: mx.array, per_layer_input: mx.array | None
+    ) -> mx.array:
+        x = x + self.post_attention_layernorm(attended)
+        h = self.mlp(self.pre_feedforward_layernorm(x))
+        x = x + self.post_feedforward_layernorm(h)
+        if per_layer_input is not None:
+            h = self.per_layer_projection(gated(self.per_layer_input_gate(x), per_layer_input))
+            x = x + self.post_per_layer_input_norm(h)
+        return x * self.layer_scalar
+
+
+class TextModel(nn.Module):  # type: ignore[misc]  # nn.Module is untyped
+    """The stack in its two parts: layers that make keys and values, and layers that share them."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.config = config
+        N, d = config.num_hidden_layers, config.hidden_size_per_layer_input
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = [DecoderLayer(config, i) for i in range(N)]
+        self.norm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
+        if d:
+            self.per_layer_model_projection = nn.Linear(config.hidden_size, N * d, bias=False)
+            # The reference scales the projection by H**-0.5 before this norm, where a factor
+            # survives through eps alone: dividing eps by its square is the same without rounding.
+            eps = config.rms_norm_eps * config.hidden_size
+            self.per_layer_projection_norm = nn.RMSNorm(d, eps)
+
+    @property
+    def dtype(self) -> mx.Dtype:
+        """The dtype of activations."""
+        dtype: mx.Dtype = self.norm.weight.dtype
+        return dtype
+
+    def embed(self, ids: mx.array) -> mx.array:
+        """Look up and scale token embeddings; sqrt(H) is rounded to their dtype first.
+
+        Shapes: ids int [B, L] -> [B, L, H].
+        """
+        x: mx.array = self.embed_tokens(ids).astype(self.dtype)
+        return x * mx.array(self.config.hidden_size**0.5, self.dtype)
+
+    def per_layer_inputs(self, x: mx.array, rows: mx.array) -> list[mx.array]:
+        """Mix each layer's own embedding of the token with a projection of its input embedding.
+
+        Shapes: x [B, L, H] with soft features in place, rows [B, L, N * d] -> N times [B, L, d].
+        """
+        N, d = self.config.num_hidden_layers, self.config.hidden_size_per_layer_input
+        shape = (*x.shape[:2], N, d)
+        context = self.per_layer_projection_norm(self.per_layer_model_projection(x).reshape(shape))
+        identity = rows.astype(x.dtype).reshape(shape) * mx.array(d**0.5, x.dtype)
+        mixed = scaled(context + identity, 2**-0.5)
+        return [mixed[:, :, i] for i in range(N)]
+
+    def produce(
+        self,
+        x: mx.array,
+        per_layer: Sequence[mx.array | None],
+        masks: Mapping[str, Mask],
+        cache: Sequence[Any],
+    ) -> tuple[mx.array, dict[str, View]]:
+        """Run the layers that make keys and values; return the last view of each layer type.
+
+        Shapes: x [B, L, H] -> [B, L, H].
+        """
+        views: dict[str, View] = {}
+        for layer, entry, extra in zip(self.layers, cache, per_layer, strict=False):
+            x, view = layer.produce(x, masks[layer.layer_type], entry, extra)
+            views[layer.layer_type] = view
+        return x, views
+
+    def consume(
+        self, x: mx.array, per_layer: Sequence[mx.array | None], views: Mapping[str, View]
+    ) -> mx.array:
+        """Run the layers that share keys and values, and the final norm.
+
+        Shapes: x [B, L, H] -> [B, L, H].
+        """
+        for i in range(self.config.first_shared, self.config.num_hidden_layers):
+            layer = self.layers[i]
+            x = layer(x, views[layer.layer_type], per_layer[i])
+        h: mx.array = self.norm(x)
+        return h
+
+    def logits(self, h: mx.array) -> mx.array:
+        """Score the vocabulary with the tied embedding and cap the scores, in float32.
+
+        Shapes: h [B, L, H] -> float32 [B, L, V].
+        """
+        scores: mx.array = self.embed_tokens.as_linear(h).astype(mx.float32)
+        cap = self.config.final_logit_softcapping
+        return scores if cap is None else mx.tanh(scores / cap) * cap
