@@ -1,0 +1,215 @@
+"""Our folder: the names in it, the manifest in its config, and the model it loads into.
+
+Strict both ways. A conversion is checked against the config before a byte is written, and a load
+fails with the full list of what is missing, extra or of another shape. A coded weight `x.weight`
+lies on disk as `x.codes`, `x.norms` and `x.centroids`; the manifest in config.json names its width
+and table.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+from mlx.utils import tree_flatten, tree_map_with_path
+
+from ..errors import CheckpointError, SourceError
+from ..gemma4.config import Gemma4Config
+from ..gemma4.model import TOWERS, Model
+from ..quant import backend
+from ..quant.packing import BLOCK
+from .coded import CodedTensor, raise_all
+from .detect import Reading
+from .ple import FILE_NAME as ROW_STORE
+from .ple import RowStore
+from .source import read_json
+from .tensorfile import TensorFile
+
+MODEL_TYPE = "hlwq_gemma4"
+METHOD = "hlwq"
+FORMAT = 1
+INDEX_NAME = "model.safetensors.index.json"
+TEXT = "model.language_model."
+ROW_TABLE = f"{TEXT}embed_tokens_per_layer.weight"
+_TIED_HEAD = "lm_head.weight"
+
+Shape = tuple[int, ...]
+
+
+class CodedNames(NamedTuple):
+    """The tensors that a coded weight becomes on disk."""
+
+    codes: str
+    norms: str
+    centroids: str
+
+
+def coded_names(weight: str) -> CodedNames:
+    """Name the tensors of a coded weight `x.weight`."""
+    module = weight.removesuffix(".weight")
+    return CodedNames(f"{module}.codes", f"{module}.norms", f"{module}.centroids")
+
+
+def normalize_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn a source's config.json into ours: nested text_config, our model type.
+
+    Raises: SourceError when it is not the config of a Gemma 4 model.
+    """
+    kind = config.get("model_type")
+    if kind == "gemma4_text":
+        return {"model_type": MODEL_TYPE, "text_config": dict(config)}
+    if kind not in ("gemma4", MODEL_TYPE):
+        raise SourceError(
+            f"[config.json] needed model_type gemma4 or gemma4_text, got {kind!r}. "
+            "Only Gemma 4 can be converted."
+        )
+    kept = {key: value for key, value in config.items() if key != "quantization_config"}
+    return kept | {"model_type": MODEL_TYPE}
+
+
+def canonical_name(name: str) -> str:
+    """Spell a source's tensor name as the multimodal checkpoint does."""
+    if name.startswith("model.") and not name.startswith((TEXT, *TOWERS)):
+        return TEXT + name.removeprefix("model.")
+    return name
+
+
+def unread_names(config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> set[str]:
+    """Check a source's tensors against its config and return the names that no layer reads.
+
+    Those are the key and value weights of KV-shared layers, which released files carry, and a copy
+    of the tied head. The towers' tensors are taken as they are.
+
+    Raises: ConfigError for a config that is incomplete; CheckpointError listing every text tensor
+    that is missing, unknown or of another shape.
+    """
+    model = Model(Gemma4Config.from_dict(config))
+    expected = _shapes(model) | _row_table_shape(model.args)
+    unread = {name for name in shapes if name == _TIED_HEAD or model.is_dead(name)}
+    text = {name: shape for name, shape in shapes.items() if not name.startswith(TOWERS)}
+    problems = [
+        f"[{name}] needed in the source, got no such tensor. Download the variant again."
+        for name in sorted(expected.keys() - text.keys())
+    ]
+    for name in sorted(text.keys() - unread):
+        if name not in expected:
+            problems.append(f"[{name}] needed no such tensor, got one. Check config.json.")
+        elif text[name] != expected[name] and text[name] != _padded(expected[name]):
+            problems.append(
+                f"[{name}] needed shape {expected[name]} by config.json, got {text[name]}. "
+                "The files do not belong together."
+            )
+    raise_all(problems)
+    return unread
+
+
+def _shapes(model: Model) -> dict[str, Shape]:
+    return {name: tuple(array.shape) for name, array in tree_flatten(model.parameters())}
+
+
+def _row_table_shape(args: Gemma4Config) -> dict[str, Shape]:
+    text = args.text_config
+    width = text.num_hidden_layers * text.hidden_size_per_layer_input
+    return {ROW_TABLE: (text.vocab_size_per_layer_input, width)} if width else {}
+
+
+def _padded(shape: Shape) -> Shape:
+    """The shape a coded matrix has whose source does not tell how far it is padded."""
+    return (*shape[:-1], -(-shape[-1] // BLOCK) * BLOCK) if len(shape) == 2 else shape
+
+
+def make_manifest(
+    variant: str | None, coded: Mapping[str, tuple[CodedTensor, Reading]]
+) -> dict[str, Any]:
+    """Describe the coded tensors of a folder, tables included."""
+    tables: dict[str, list[float]] = {}
+    tensors: dict[str, dict[str, Any]] = {}
+    for name, (tensor, reading) in sorted(coded.items()):
+        table = reading.table
+        values = [float(value) for value in reading.centroids]
+        number = 2
+        while tables.setdefault(f"{table}/{tensor.bits}", values) != values:
+            table = f"{reading.table}-{number}"  # files may carry a table of their own per tensor
+            number += 1
+        tensors[name] = {"bits": tensor.bits, "table": table}
+    return {
+        "quant_method": METHOD,
+        "format": FORMAT,
+        "block": BLOCK,
+        "variant": variant,
+        "row_store": ROW_STORE,
+        "tensors": tensors,
+        "tables": tables,
+    }
+
+
+def is_ours(folder: Path) -> bool:
+    """Say whether a folder is one that `convert` wrote."""
+    path = folder / "config.json"
+    return path.is_file() and read_json(path).get("model_type") == MODEL_TYPE
+
+
+def load(folder: Path) -> Model:
+    """Load a converted folder.
+
+    Raises: CheckpointError listing all that is missing, damaged, extra or of another shape.
+    """
+    config = read_json(folder / "config.json")
+    manifest = config.get("quantization_config", {})
+    if manifest.get("quant_method") != METHOD or manifest.get("format") != FORMAT:
+        raise CheckpointError(
+            f"[{folder}] needed a folder of format {METHOD} {FORMAT}, got "
+            f"{manifest.get('quant_method')} {manifest.get('format')}. Convert the model again."
+        )
+    model = Model(Gemma4Config.from_dict(config))
+    weights = model.sanitize(_read_shards(folder))
+    _check_weights(model, weights)
+    model.load_weights(list(weights.items()), strict=True)
+    cast(model, backend.activation_dtype())
+    if _row_table_shape(model.args):
+        model.rows = RowStore(folder / ROW_STORE)
+    model.eval()
+    return model
+
+
+def cast(model: Model, dtype: mx.Dtype) -> None:
+    """Cast what is not coded to the dtype that activations have."""
+
+    def to_dtype(path: str, array: mx.array) -> mx.array:
+        is_coded_part = path.endswith((".codes", ".norms", ".centroids"))
+        return array if is_coded_part else array.astype(dtype)
+
+    model.update(tree_map_with_path(to_dtype, model.parameters()))
+
+
+def _read_shards(folder: Path) -> dict[str, mx.array]:
+    index = read_json(folder / INDEX_NAME)
+    names = sorted(set(index.get("weight_map", {}).values()))
+    weights: dict[str, mx.array] = {}
+    for name in names:
+        TensorFile(folder / name)  # a clear error for a damaged file, before MLX maps it
+        weights |= mx.load(str(folder / name))
+    missing = sorted(index["weight_map"].keys() - weights.keys())
+    raise_all(
+        f"[{name}] needed in {index['weight_map'][name]}, got no such tensor. Convert again."
+        for name in missing
+    )
+    return weights
+
+
+def _check_weights(model: Model, weights: Mapping[str, mx.array]) -> None:
+    expected = _shapes(model)
+    problems = [
+        f"[{name}] needed in the folder, got no such tensor. Convert the model again."
+        for name in sorted(expected.keys() - weights.keys())
+    ]
+    for name in sorted(weights):
+        shape = tuple(weights[name].shape)
+        if name not in expected:
+            problems.append(f"[{name}] needed no such tensor, got one of {shape}. Convert again.")
+        elif shape != expected[name]:
+            problems.append(
+                f"[{name}] needed shape {expected[name]}, got {shape}. Convert the model again."
+            )
+    raise_all(problems)
+

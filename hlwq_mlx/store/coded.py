@@ -1,0 +1,243 @@
+"""One coded tensor of a source file: where its codes lie and how to read them.
+
+Gathers the parts of a tensor from any published key style and settles its width, block and meta
+(spec: hlwq_format §7.1-7.3). Bit order and table, which one tensor alone may not show, are settled
+in `detect`. Nothing here reads codes before `rows` is called.
+
+N rows (outputs), nb blocks a row.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import CheckpointError
+from ..quant.packing import BLOCK, BitOrder, Codes, unpack
+
+# Longest first, so that `.ct_scaled` is not read as `.ct`.
+_ROLES = (
+    ("__packed", "codes"),
+    ("__codes", "codes"),
+    ("__norms", "norms"),
+    ("__meta", "meta"),
+    (".ct_scaled", "table_scaled"),
+    (".codes", "codes"),
+    (".norms", "norms"),
+    (".ct", "table"),
+)
+
+
+@dataclass(frozen=True)
+class Key:
+    """A key of a source file, taken apart."""
+
+    tensor: str
+    role: str
+    is_packed: bool
+    is_dotted: bool
+
+
+Parts = dict[str, tuple[Key, NDArray[Any]]]
+"""The key and the bytes of each role that a coded tensor has in its file."""
+
+
+def parse_key(key: str) -> Key | None:
+    """Take a key apart, or return None for a plain tensor's name."""
+    for suffix, role in _ROLES:
+        if key.endswith(suffix):
+            prefix = key.removesuffix(suffix)
+            name = prefix if "." in prefix else prefix.replace("__", ".")
+            if not name.endswith(".weight"):
+                name += ".weight"
+            return Key(name, role, suffix == "__packed", suffix.startswith("."))
+    return None
+
+
+@dataclass(frozen=True)
+class CodedTensor:
+    """Codes and norms of one matrix, as they lie in the source.
+
+    `stored_bits` is how many bits a code takes on disk, `bits` how many of them mean something;
+    they differ only in files with a whole byte or nibble a code. `own_table` is the table a file
+    carries for this tensor; `implied_table` names the one its key style is read with.
+    """
+
+    name: str
+    raw: Codes
+    norms: NDArray[np.float16]
+    bits: int
+    stored_bits: int
+    in_features: int
+    key_order: BitOrder
+    implied_table: str
+    own_table: NDArray[np.float32] | None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return int(self.norms.shape[0]), self.in_features
+
+    @property
+    def padded_columns(self) -> int:
+        return int(self.norms.shape[1]) * BLOCK
+
+    def rows(self, start: int, stop: int, order: BitOrder) -> Codes:
+        """Read the codes of some rows: uint8 [stop - start, nb * 128]."""
+        row_bytes = self.padded_columns * self.stored_bits // 8
+        piece = np.ascontiguousarray(self.raw[start * row_bytes : stop * row_bytes])
+        count = (stop - start) * self.padded_columns
+        codes = piece if self.stored_bits == 8 else unpack(piece, self.stored_bits, count, order)
+        if codes.size and int(codes.max()) >> self.bits:
+            raise CheckpointError(
+                f"[{self.name}] needed codes below {1 << self.bits}, got {codes.max()}. "
+                "The file is damaged; download it again."
+            )
+        return codes.reshape(stop - start, self.padded_columns)
+
+
+def gather(
+    parts: Mapping[str, Parts],
+    settings: Mapping[str, Any],
+    folder_bits: int | None,
+) -> dict[str, CodedTensor]:
+    """Build every coded tensor from its parts, or list all that is wrong with them.
+
+    Raises: CheckpointError naming each tensor that cannot be read.
+    """
+    problems: list[str] = []
+    tensors: dict[str, CodedTensor] = {}
+    for name, roles in parts.items():
+        try:
+            tensors[name] = _build(name, roles, settings, folder_bits)
+        except CheckpointError as problem:
+            problems.append(str(problem))
+    raise_all(problems)
+    return tensors
+
+
+def raise_all(problems: Iterable[str], shown: int = 20) -> None:
+    """Raise one CheckpointError that lists every problem, if there is any."""
+    listed = list(problems)
+    if listed:
+        more = [f"... and {len(listed) - shown} more"] if len(listed) > shown else []
+        raise CheckpointError("\n".join(listed[:shown] + more))
+
+
+def _build(
+    name: str,
+    roles: Parts,
+    settings: Mapping[str, Any],
+    folder_bits: int | None,
+) -> CodedTensor:
+    missing = [role for role in ("codes", "norms") if role not in roles]
+    if missing:
+        raise CheckpointError(
+            f"[{name}] needed codes and norms, got no {' and no '.join(missing)}. "
+            "The file is incomplete; download it again."
+        )
+    key, codes = roles["codes"]
+    own = settings.get("layers", {}).get(name.removesuffix(".weight"), {})
+    meta = [int(value) for value in roles["meta"][1]] if "meta" in roles else []
+    norms = _read_norms(name, roles["norms"][1], codes, meta)
+    N, nb = norms.shape
+    _check_meta(name, meta, N, nb, own.get("block_size", settings.get("block_size", BLOCK)))
+    if codes.dtype not in (np.uint8, np.int8):
+        raise CheckpointError(
+            f"[{name}] needed codes of U8 or I8, got {codes.dtype}. The file is not HLWQ."
+        )
+    raw: Codes = codes.reshape(-1).view(np.uint8)
+    stored_bits, rest = divmod(8 * raw.size, N * nb * BLOCK)
+    if rest or not 1 <= stored_bits <= 8:
+        raise CheckpointError(
+            f"[{name}] needed 1 to 8 whole bits for each of {N * nb * BLOCK} codes, got "
+            f"{raw.size} bytes. The file is damaged; download it again."
+        )
+    half_nibbles = key.is_dotted and not key.is_packed and stored_bits == 4
+    told = _meta_bits(meta) or own.get("bits") or settings.get("bits") or folder_bits or 0
+    bits = stored_bits
+    if told != stored_bits and (stored_bits == 8 or half_nibbles):
+        bits = max(told if told < stored_bits else 0, _code_width(raw, half_nibbles))
+    is_lsb = key.is_dotted and stored_bits < 8
+    order: BitOrder = "half" if half_nibbles else "lsb" if is_lsb else "msb"
+    in_features = meta[4] if len(meta) > 4 else own.get("in_features", nb * BLOCK)
+    return CodedTensor(
+        name=name,
+        raw=raw,
+        norms=norms,
+        bits=bits,
+        stored_bits=stored_bits,
+        in_features=in_features,
+        key_order=order,
+        implied_table="inf_100" if _meta_bits(meta) else "clip4_100",
+        own_table=_own_table(roles),
+    )
+
+
+def _read_norms(
+    name: str, norms: NDArray[Any], codes: NDArray[Any], meta: list[int]
+) -> NDArray[np.float16]:
+    if norms.ndim == 1:  # flat: the rows are those of the codes or of the meta
+        rows = codes.shape[0] if codes.ndim == 2 else meta[0] if len(meta) > 3 else norms.size
+        norms = norms.reshape(rows, -1) if rows and norms.size % rows == 0 else norms[:, None]
+    norms = norms.reshape(norms.shape[0], -1)
+    if not np.isfinite(norms).all():
+        raise CheckpointError(
+            f"[{name}] needed finite norms, got {int((~np.isfinite(norms)).sum())} that are NaN or "
+            "infinite. The file is damaged; download it again."
+        )
+    return norms.astype(np.float16, copy=False)
+
+
+def _meta_bits(meta: list[int]) -> int | None:
+    return meta[0] if 1 <= len(meta) <= 2 and 1 <= meta[0] <= 8 else None
+
+
+def _check_meta(name: str, meta: list[int], N: int, nb: int, block: int) -> None:
+    if block != BLOCK:
+        raise CheckpointError(
+            f"[{name}] needed blocks of {BLOCK}, got {block}. Only {BLOCK} was ever published."
+        )
+    told = [N, nb, BLOCK, N * nb * BLOCK]
+    if len(meta) > 2 and meta[:4] != told:
+        raise CheckpointError(
+            f"[{name}] needed meta {told} from the shape of the norms, got {meta}. "
+            "The file contradicts itself; download it again."
+        )
+    if len(meta) in (1, 2) and _meta_bits(meta) is None:
+        raise CheckpointError(
+            f"[{name}] needed meta [bits, columns] with 1 to 8 bits, got {meta}. "
+            "The file is damaged; download it again."
+        )
+
+
+def _code_width(raw: Codes, half_nibbles: bool) -> int:
+    """Return the bit length of the largest code."""
+    largest = int(max((raw & 15).max(), (raw >> 4).max()) if half_nibbles else raw.max())
+    return max(1, largest.bit_length())
+
+
+def _own_table(roles: Parts) -> NDArray[np.float32] | None:
+    if "table_scaled" in roles:
+        scaled = roles["table_scaled"][1].astype(np.float32)
+        return scaled * np.float32(math.sqrt(BLOCK))
+    if "table" in roles:
+        return roles["table"][1].astype(np.float32)
+    return None
+
+
+def polar_settings(folder: Path, text: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Check a polar_config.json and return it.
+
+    Raises: CheckpointError for the unrelated file of the same name beside torchao weights.
+    """
+    kind = str(text.get("weight_format", ""))
+    if kind.startswith("torchao"):
+        raise CheckpointError(
+            f"[{folder.name}] needed HLWQ codes, got weight_format {kind!r} in polar_config.json. "
+            "Those are torchao weights; use the HLWQ repository of the model instead."
+        )
+    return text

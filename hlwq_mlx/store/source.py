@@ -1,0 +1,273 @@
+"""An HLWQ or PolarQuant repository, in any of its published layouts, opened for reading.
+
+The data decides what is coded: a tensor is coded when its codes are there, plain otherwise. `find`
+turns what a user names (a hub id, `id/PQ5`, a folder) into a folder and a variant; `Source` opens
+them. Nothing is written and no tensor is held.
+"""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import CheckpointError, SourceError
+from ..quant.packing import BitOrder
+from . import detect, hub
+from .coded import CodedTensor, Parts, gather, parse_key, polar_settings, raise_all
+from .tensorfile import TensorFile, TensorSpec
+
+PLAIN = "bf16"  # the variant name of a folder's own, uncoded weights
+_CODED_FILE = "codes.safetensors"
+_PLAIN_DTYPES = ("BF16", "F16", "F32")
+_WEIGHT_PATTERNS = (
+    "polar_state_chunk*.safetensors",
+    "bf16_kept.safetensors",
+    "model*.safetensors",
+)
+
+
+@dataclass(frozen=True)
+class PlainTensor:
+    """An uncoded tensor and the file it lies in."""
+
+    name: str
+    file: TensorFile
+    spec: TensorSpec
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.spec.shape
+
+    def rows(self, start: int, stop: int) -> NDArray[Any]:
+        """Return rows as they lie on disk; bfloat16 as its uint16 bits."""
+        return self.file.view(self.name)[start:stop]
+
+    def float_rows(self, start: int, stop: int) -> NDArray[np.float32]:
+        """Return rows as float32."""
+        raw = self.rows(start, stop)
+        if self.spec.dtype == "BF16":
+            return (raw.astype(np.uint32) << 16).view(np.float32)
+        return raw.astype(np.float32)
+
+
+def list_variants(root: Path) -> list[str]:
+    """Name the PQ folders below a repository root."""
+    return sorted(path.parent.name for path in root.glob(f"*/{_CODED_FILE}"))
+
+
+def find(model: str, variant: str | None) -> tuple[Path, str | None]:
+    """Find the folder of a model, local or on the hub, and settle which variant is meant.
+
+    Returns the folder that holds the weights, and the variant's name if it has one.
+    Raises: SourceError when the model or the variant does not exist or several could be meant.
+    """
+    path = Path(model).expanduser()
+    if not path.is_dir():
+        root, variant = hub.download(model, variant)
+        return (root / variant if variant else root), variant
+    if (path / _CODED_FILE).is_file():
+        named = _variant_name(path.name)
+        if variant and named and variant.lower() != named.lower():
+            raise SourceError(
+                f"[{model}] needed variant {variant}, got the folder of {named}. "
+                "Name the repository root, or leave --variant out."
+            )
+        return path, named
+    return _choose_local(path, variant)
+
+
+def _choose_local(root: Path, variant: str | None) -> tuple[Path, str | None]:
+    variants = list_variants(root)
+    has_own_weights = any(root.glob("model*.safetensors"))
+    choices = [*variants, *([PLAIN] if has_own_weights else [])]
+    if variant is None and len(choices) == 1:
+        variant = choices[0]
+    if variant is None and variants:
+        raise SourceError(
+            f"[{root}] needed one variant, got {', '.join(choices)}. Choose with --variant."
+        )
+    by_name = {name.lower(): name for name in choices}
+    if variant is None or variant.lower() not in by_name:
+        there = ", ".join(choices) or "no weights at all"
+        raise SourceError(
+            f"[{root}] needed {variant or 'a model'}, got {there}. "
+            "Name a folder with codes.safetensors or model*.safetensors."
+        )
+    name = by_name[variant.lower()]
+    return (root, None) if name == PLAIN else (root / name, name)
+
+
+def _variant_name(folder: str) -> str | None:
+    return folder if re.match(r"PQ\d", folder, re.IGNORECASE) else None
+
+
+def _folder_bits(folder: str) -> int | None:
+    found = re.match(r"PQ(\d)", folder, re.IGNORECASE)
+    return int(found.group(1)) if found else None
+
+
+def _parts(file: TensorFile) -> dict[str, Parts]:
+    """Collect the parts of coded tensors in one file."""
+    parts: dict[str, Parts] = {}
+    for name in file.specs:
+        key = parse_key(name)
+        if key is not None:
+            parts.setdefault(key.tensor, {})[key.role] = key, file.view(name)
+    return parts
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises: SourceError when the file is not one.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as problem:
+        raise SourceError(
+            f"[{path.name}] needed a JSON object in {path}, got {problem}. Download it again."
+        ) from problem
+    if not isinstance(value, dict):
+        raise SourceError(
+            f"[{path.name}] needed a JSON object in {path}, got a {type(value).__name__}. "
+            "Download it again."
+        )
+    return value
+
+
+class Source:
+    """The tensors, config and tokenizer files of one variant.
+
+    Raises: SourceError for missing files; CheckpointError for tensors that contradict themselves.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        variant: str | None = None,
+        bit_order: BitOrder | None = None,
+        table: str | None = None,
+    ) -> None:
+        self.folder = folder
+        self.variant = variant
+        self.root = folder if (folder / "config.json").is_file() else folder.parent
+        self._files = [TensorFile(path) for path in self._weight_paths()]
+        self.coded, self.plain = self._read_tensors()
+        self.readings = detect.settle(self.coded, self._siblings(), self._gates(), bit_order, table)
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The model's config.json."""
+        path = self.root / "config.json"
+        if not path.is_file():
+            raise SourceError(
+                f"[{self.folder}] needed config.json in this folder or the one above, got none. "
+                "Download the repository's root files too."
+            )
+        return read_json(path)
+
+    @property
+    def side_files(self) -> list[Path]:
+        """Tokenizer, template, processor and generation files."""
+        patterns = ("*.json", "*.jinja", "tokenizer.model")
+        left_out = {"config.json", "model.safetensors.index.json", "polar_config.json"}
+        found = {path for pattern in patterns for path in self.root.glob(pattern)}
+        return sorted(path for path in found if path.name not in left_out)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the weight files."""
+        return sum(file.path.stat().st_size for file in self._files)
+
+    @property
+    def weight_files(self) -> list[Path]:
+        return [file.path for file in self._files]
+
+    def evidence(self) -> Iterator[str]:
+        """Say for every width what was found and how it was settled."""
+        kinds = Counter(
+            (self.coded[name].bits, reading.evidence) for name, reading in self.readings.items()
+        )
+        for (bits, evidence), count in sorted(kinds.items()):
+            yield f"{bits} bits: {count} tensors, {evidence}"
+
+    def _weight_paths(self) -> list[Path]:
+        codes = self.folder / _CODED_FILE
+        if codes.is_file():
+            plain = self.folder / "bf16.safetensors"
+            if not plain.is_file():
+                raise SourceError(
+                    f"[{self.folder.name}] needed bf16.safetensors beside codes.safetensors, got "
+                    "none. Download the variant again."
+                )
+            return [codes, plain]
+        index = self.folder / "model.safetensors.index.json"
+        if index.is_file():
+            names = sorted(set(read_json(index).get("weight_map", {}).values()))
+            paths = [self.folder / name for name in names]
+        else:
+            paths = [p for pattern in _WEIGHT_PATTERNS for p in sorted(self.folder.glob(pattern))]
+        missing = [path.name for path in paths if not path.is_file()]
+        if missing or not paths:
+            raise SourceError(
+                f"[{self.folder}] needed weight files, got no "
+                f"{', '.join(missing) or 'safetensors file'}. Download the model again."
+            )
+        return paths
+
+    def _read_tensors(self) -> tuple[dict[str, CodedTensor], dict[str, PlainTensor]]:
+        parts: dict[str, Parts] = {}
+        plain: dict[str, PlainTensor] = {}
+        problems: list[str] = []
+        for file in self._files:
+            for tensor, roles in _parts(file).items():
+                parts.setdefault(tensor, {}).update(roles)
+            for name, spec in file.specs.items():
+                if parse_key(name) is not None:
+                    continue
+                if spec.dtype in _PLAIN_DTYPES:
+                    plain[name] = PlainTensor(name, file, spec)
+                else:
+                    problems.append(
+                        f"[{name}] needed {', '.join(_PLAIN_DTYPES)}, got {spec.dtype}. "
+                        "The file is not an HLWQ checkpoint."
+                    )
+        problems += [
+            f"[{name}] needed to be coded or plain, got both. The files do not belong together."
+            for name in sorted(parts.keys() & plain.keys())
+        ]
+        raise_all(problems)
+        bits = _folder_bits(self.variant or self.folder.name)
+        return gather(parts, self._settings(), bits), plain
+
+    def _settings(self) -> Mapping[str, Any]:
+        path = self.folder / "polar_config.json"
+        return polar_settings(self.folder, read_json(path)) if path.is_file() else {}
+
+    def _siblings(self) -> Iterator[Mapping[str, CodedTensor]]:
+        """Open other widths of this model that lie beside it, lazily."""
+        for path in sorted(self.folder.parent.glob(f"PQ*/{_CODED_FILE}")):
+            if path.parent == self.folder:
+                continue
+            try:
+                file = TensorFile(path)
+            except CheckpointError:  # a damaged neighbour is no business of this variant's
+                continue
+            try:
+                yield gather(_parts(file), {}, _folder_bits(path.parent.name))
+            except CheckpointError:
+                continue
+
+    def _gates(self) -> dict[str, detect.Rows]:
+        return {
+            name: tensor.float_rows
+            for name, tensor in self.plain.items()
+            if name.endswith(".mlp.gate_proj.weight")
+        }

@@ -1,0 +1,169 @@
+"""Safetensors files without the copies: mapped for reading, filled in any order for writing.
+
+The safetensors library checks every header; this file adds only what it does not offer: a view of
+a tensor's bytes where they lie (bfloat16 included), and a file larger than memory written piece by
+piece. It knows nothing of what a tensor means.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+
+from ..errors import CheckpointError, DeviceError
+
+DTYPES: Mapping[str, type[np.generic]] = {
+    "BF16": np.uint16,  # numpy has no bfloat16: its bits
+    "F16": np.float16,
+    "F32": np.float32,
+    "F64": np.float64,
+    "I8": np.int8,
+    "U8": np.uint8,
+    "I32": np.int32,
+    "U32": np.uint32,
+    "I64": np.int64,
+}
+_ALIGNMENT = 8
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """What a header says of one tensor."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def item_bytes(self) -> int:
+        return np.dtype(DTYPES[self.dtype]).itemsize
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.item_bytes
+
+
+class TensorFile:
+    """One safetensors file, mapped into memory.
+
+    Raises: CheckpointError for a file that is cut off, malformed or of an unknown dtype.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            with safe_open(path, framework="numpy") as checked:
+                names = list(checked.keys())
+        except (SafetensorError, OSError) as problem:
+            raise CheckpointError(
+                f"[{path.name}] needed a whole safetensors file, got {path} ({problem}). "
+                "Download or convert it again."
+            ) from problem
+        with path.open("rb") as file:
+            header_bytes = int.from_bytes(file.read(8), "little")
+            header: dict[str, Any] = json.loads(file.read(header_bytes))
+        self._data_start = 8 + header_bytes
+        self._offsets = {name: int(header[name]["data_offsets"][0]) for name in names}
+        self.specs = {
+            name: self._read_spec(name, header[name]) for name in sorted(self._offsets, key=str)
+        }
+        self._map: NDArray[np.uint8] = np.memmap(path, dtype=np.uint8, mode="r")
+
+    def _read_spec(self, name: str, entry: Mapping[str, Any]) -> TensorSpec:
+        if entry["dtype"] not in DTYPES:
+            raise CheckpointError(
+                f"[{self.path.name}] needed a dtype of {', '.join(DTYPES)}, got {entry['dtype']} "
+                f"for {name}. Store the tensor as BF16."
+            )
+        return TensorSpec(entry["dtype"], tuple(entry["shape"]))
+
+    def view(self, name: str) -> NDArray[Any]:
+        """Return a tensor as a read-only view of the file; bfloat16 as its uint16 bits."""
+        spec = self.specs[name]
+        start = self._data_start + self._offsets[name]
+        raw = self._map[start : start + spec.nbytes]
+        if start % spec.item_bytes:  # a view must be aligned; only small foreign files are not
+            raw = raw.copy()
+        return raw.view(DTYPES[spec.dtype]).reshape(spec.shape)
+
+
+class TensorWriter:
+    """Write a safetensors file whose tensors arrive in pieces and in any order.
+
+    Space for the whole file is reserved at once, so a full disk shows before the work is done.
+    Use as a context manager; the file is complete when the block ends.
+
+    Raises: DeviceError when the disk cannot hold the file.
+    """
+
+    def __init__(self, path: Path, specs: Mapping[str, TensorSpec]) -> None:
+        self.path = path
+        self._specs = specs
+        header: dict[str, Any] = {"__metadata__": {"format": "mlx"}}
+        self._offsets: dict[str, int] = {}
+        position = 0
+        # Wide types first, as the format's own writer does: every tensor is then aligned.
+        for name in sorted(specs, key=lambda name: (-specs[name].item_bytes, name)):
+            spec = specs[name]
+            self._offsets[name] = position
+            header[name] = {
+                "dtype": spec.dtype,
+                "shape": list(spec.shape),
+                "data_offsets": [position, position + spec.nbytes],
+            }
+            position += spec.nbytes
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % _ALIGNMENT)
+        self._data_start = 8 + len(text)
+        self._size = self._data_start + position
+        try:
+            self._file = path.open("xb")
+            self._file.write(len(text).to_bytes(8, "little") + text)
+            self._file.truncate(self._size)
+        except OSError as problem:
+            raise self._disk_error(problem) from problem
+
+    def write(self, name: str, piece: NDArray[Any], at: int = 0) -> int:
+        """Put a piece `at` bytes into a tensor and return how many bytes it had.
+
+        Raises: CheckpointError for a piece that reaches past its tensor; DeviceError for the disk.
+        """
+        raw = np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data
+        room = self._specs[name].nbytes
+        if at < 0 or at + len(raw) > room:
+            raise CheckpointError(
+                f"[{self.path.name}] needed a piece inside the {room} bytes of {name}, got "
+                f"{len(raw)} bytes at {at}. This is a defect of the writer's caller."
+            )
+        try:
+            self._file.seek(self._data_start + self._offsets[name] + at)
+            self._file.write(raw)
+        except OSError as problem:
+            raise self._disk_error(problem) from problem
+        return len(raw)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            self._file.close()
+        except OSError as problem:
+            raise self._disk_error(problem) from problem
+
+    def _disk_error(self, problem: OSError) -> DeviceError:
+        return DeviceError(
+            f"[{self.path.name}] needed {self._size:,} bytes in {self.path.parent}, got "
+            f"'{problem.strerror}'. Free disk space or choose another folder."
+        )
