@@ -9,11 +9,11 @@ Source: transformers 5.23.0, modeling_gemma4.py, Gemma4TextAttention.
 from typing import Any, NamedTuple
 
 import mlx.core as mx
-import mlx.nn as nn
+from mlx import nn
 
-from hlwq_mlx.gemma4.config import TextConfig
-from hlwq_mlx.gemma4.masks import Mask, last_row
-from hlwq_mlx.gemma4.rope import rotate, wavelengths
+from .config import TextConfig
+from .masks import Mask, last_row
+from .rope import rotate, wavelengths
 
 
 class View(NamedTuple):

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
-from hlwq_mlx.errors import ConfigError
+from ..errors import ConfigError
 
 SLIDING = "sliding_attention"
 FULL = "full_attention"

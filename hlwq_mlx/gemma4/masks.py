@@ -12,7 +12,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from hlwq_mlx.gemma4.config import FULL, SLIDING, TextConfig
+from .config import FULL, SLIDING, TextConfig
 
 # What scaled_dot_product_attention takes: booleans, "causal", or None where every key is seen.
 Mask = mx.array | str | None

@@ -10,15 +10,15 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
+from mlx import nn
 from mlx_lm.models.cache import KVCache, RotatingKVCache
 
-from hlwq_mlx.errors import CheckpointError, RequestError, ShapeError
-from hlwq_mlx.gemma4.attention import View
-from hlwq_mlx.gemma4.config import FULL, Gemma4Config
-from hlwq_mlx.gemma4.masks import attention_masks
-from hlwq_mlx.gemma4.text import TextModel
+from ..errors import CheckpointError, RequestError, ShapeError
+from .attention import View
+from .config import FULL, Gemma4Config
+from .masks import attention_masks
+from .text import TextModel
 
 ModelArgs = Gemma4Config
 Rows = Callable[[np.ndarray], mx.array]
@@ -187,12 +187,12 @@ class Model(nn.Module):  # type: ignore[misc]  # nn.Module is untyped
 
     def _ids(self, inputs: mx.array) -> np.ndarray:
         """The step's ids on the host: the one place that waits for them."""
-        ids = np.array(inputs)
-        if ids.ndim != 2 or not ids.size or ids.dtype.kind not in "iu":
+        if inputs.ndim != 2 or not inputs.size or not mx.issubdtype(inputs.dtype, mx.integer):
             raise ShapeError(
-                f"[model.inputs] needed integer ids [B, L], got {ids.dtype} {list(ids.shape)}. "
-                "Give at least one token for each sequence."
+                f"[model.inputs] needed integer ids [B, L], got {inputs.dtype} "
+                f"{list(inputs.shape)}. Give at least one token for each sequence."
             )
+        ids = np.array(inputs)
         vocab_size = self.args.text_config.vocab_size
         outside = ids[(ids < 0) | (ids >= vocab_size)]
         if outside.size:

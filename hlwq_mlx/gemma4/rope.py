@@ -10,7 +10,7 @@ modeling_rope_utils.py, _compute_proportional_rope_parameters.
 import mlx.core as mx
 import numpy as np
 
-from hlwq_mlx.gemma4.config import RopeConfig
+from .config import RopeConfig
 
 
 def wavelengths(rope: RopeConfig, head_dim: int) -> mx.array:

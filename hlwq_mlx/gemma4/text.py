@@ -11,11 +11,11 @@ from functools import partial
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
+from mlx import nn
 
-from hlwq_mlx.gemma4.attention import Attention, View
-from hlwq_mlx.gemma4.config import TextConfig
-from hlwq_mlx.gemma4.masks import Mask
+from .attention import Attention, View
+from .config import TextConfig
+from .masks import Mask
 
 
 @partial(mx.compile, shapeless=True)

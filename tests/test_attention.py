@@ -1,0 +1,84 @@
+"""Attention against its formula in float64, and views that outlive the ring buffer."""
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten
+from mlx_lm.models.cache import KVCache, RotatingKVCache
+from oracle import model
+
+from hlwq_mlx.gemma4.attention import View
+
+
+def normed(x, weight=1.0):
+    return x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-6) * weight
+
+
+def attend(attention, h, heads, kv_heads):
+    """Causal attention of layer inputs h [L, H] at position 0 throughout, in float64."""
+    weights = {k: np.array(v, np.float64) for k, v in tree_flatten(attention.parameters())}
+
+    def project(name, count):
+        return (h @ weights[f"{name}.weight"].T).reshape(len(h), count, -1)
+
+    raw = project("k_proj", kv_heads)
+    queries = normed(project("q_proj", heads), weights["q_norm.weight"])
+    keys = normed(raw, weights["k_norm.weight"])
+    values = normed(project("v_proj", kv_heads) if "v_proj.weight" in weights else raw)
+    keys, values = (np.repeat(x, heads // kv_heads, axis=1) for x in (keys, values))
+    scores = np.einsum("qnd,knd->nqk", queries, keys)
+    scores = np.where(np.tri(len(h), dtype=bool), scores, -np.inf)
+    powers = np.exp(scores - scores.max(-1, keepdims=True))
+    mixed = np.einsum("nqk,knd->qnd", powers / powers.sum(-1, keepdims=True), values)
+    return mixed.reshape(len(h), -1) @ weights["o_proj.weight"].T
+
+
+@pytest.mark.parametrize(
+    ("variant", "layer", "kv_heads"), [("plain", 0, 2), ("plain", 2, 2), ("k_eq_v", 2, 1)]
+)
+def test_attention_follows_the_formula(variant, layer, kv_heads):
+    attention = model(variant).layers[layer].self_attn
+    assert ("v_proj" in attention) == (variant == "plain")
+    waves, attention._waves = attention._waves, mx.full(attention.head_dim // 2, mx.inf)
+    h = np.random.default_rng(0).normal(size=(5, 64)).astype(np.float32)
+    x = mx.array(h)[None]
+    got = attention(x, attention.produce(x, "causal", KVCache()))
+    attention._waves = waves
+    np.testing.assert_allclose(
+        np.array(got)[0], attend(attention, h.astype(np.float64), 4, kv_heads), rtol=0, atol=5e-6
+    )
+
+
+def test_waves_are_no_parameter():
+    names = [name for name, _ in tree_flatten(model().layers[0].self_attn.parameters())]
+    assert not [name for name in names if "waves" in name]
+
+
+def test_a_view_holds_the_offset_before_and_the_keys_during_the_update():
+    attention, cache = model().layers[0].self_attn, RotatingKVCache(6, keep=0)
+    x = mx.random.normal((1, 11, 64), key=mx.random.key(0))
+    attention.produce(x[:, :4], "causal", cache)
+    view = attention.produce(x[:, 4:], None, cache)
+    assert view.offset.item() == 4
+    assert cache.offset == 11
+    assert view.keys.shape == view.values.shape == (1, 2, 11, 16)
+    attention.produce(x[:, :1], None, cache)
+    assert cache.keys.shape[2] == 6
+    assert view.keys.shape[2] == 11
+
+
+@pytest.mark.parametrize("offset", [4, [4, 9]])
+def test_the_last_view_is_that_of_the_last_query(offset):
+    keys = mx.zeros((1, 2, 7, 16))
+    view = View(keys, keys, mx.ones((3, 7), mx.bool_), mx.array(offset)).last(3)
+    assert view.keys is view.values is keys
+    assert view.mask.shape == (1, 7)
+    assert view.offset.tolist() == (mx.array(offset) + 2).tolist()
+
+
+def test_the_last_query_alone_gives_the_last_row():
+    attention = model().layers[4].self_attn
+    x = mx.random.normal((1, 6, 64), key=mx.random.key(0))
+    view = attention.produce(x, "causal", KVCache())
+    whole, last = attention(x, view), attention(x[:, -1:], view.last(6))
+    np.testing.assert_allclose(np.array(whole[:, -1:]), np.array(last), rtol=0, atol=2e-6)
