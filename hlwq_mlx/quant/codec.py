@@ -63,7 +63,7 @@ def encode(
         if not (lengths <= np.finfo(np.float16).max).all():
             raise ShapeError(
                 "[codec.encode] needed finite weights with block norms up to 65504, "
-                f"got {lengths.max()}. Look for infinities and NaN, or scale the weight down."
+                f"got {lengths.max():.6g}. Look for infinities and NaN, or scale the weight down."
             )
         rotated = blocks @ _signs()
         rotated /= lengths[:, None]
@@ -142,7 +142,7 @@ def hadamard(x: mx.array) -> mx.array:
             f"[codec.hadamard] needed x [..., K] with K a multiple of {BLOCK}, got {x.shape}. "
             "Pad the last axis with zeros."
         )
-    blocks = x.astype(mx.float32).reshape(*x.shape[:-1], -1, BLOCK)
+    blocks = x.astype(mx.float32).reshape(*x.shape[:-1], x.shape[-1] // BLOCK, BLOCK)
     return mx.hadamard_transform(blocks).reshape(x.shape).astype(x.dtype)
 
 
@@ -193,7 +193,7 @@ def embed(
     flat = ids.reshape(-1)
     planes = [plane[flat] for plane in _planes(codes, bits)]
     rows = hadamard(_rotated_rows(planes, norms[flat], centroids, bits))
-    return rows.reshape(*ids.shape, -1)
+    return rows.reshape(*ids.shape, rows.shape[-1])
 
 
 def rotated_weight(codes: mx.array, norms: mx.array, centroids: mx.array, bits: int) -> mx.array:
@@ -233,13 +233,12 @@ def check_coded(
         )
 
 
-def check_product(where: str, x: mx.array, norms: mx.array) -> None:
-    """Refuse an activation that does not fit a coded matrix, naming `where`.
+def check_product(where: str, x: mx.array, K: int) -> None:
+    """Refuse an activation that does not fit a coded matrix of K columns, naming `where`.
 
     Raises: ShapeError.
     """
     _check_activation(where, x)
-    K = norms.shape[1] * BLOCK
     if x.shape[-1] != K:
         raise ShapeError(
             f"[{where}] needed x [..., {K}], got {x.shape}. "
@@ -259,7 +258,7 @@ def _product(
     where: str, x: mx.array, codes: mx.array, norms: mx.array, centroids: mx.array, bits: int
 ) -> mx.array:
     check_coded(where, codes, norms, centroids, bits)
-    check_product(where, x, norms)
+    check_product(where, x, norms.shape[1] * BLOCK)
     weight = _rotated_rows(_planes(codes, bits), norms, centroids, bits)
     return (x.astype(mx.float32) @ weight.T).astype(x.dtype)
 

@@ -1,0 +1,163 @@
+"""Layers whose weight stays coded: what nn.Linear and nn.Embedding become in an HLWQ model.
+
+Their parameters are the arrays on disk (`codes`, `norms`, `centroids`) and load strictly. What
+backend makes of them is a plain object beside the parameters, made at the first product or by
+`prepare()`, and made again when others have been loaded. The codes stay: `HLWQEmbedding` reads
+its rows from them, and a model can be saved after it has run. Not a model: which modules are coded
+is the manifest's to say.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from mlx import nn
+from mlx.utils import tree_map_with_path
+from numpy.typing import NDArray
+
+from ..errors import CheckpointError, ShapeError
+from . import backend, codec
+from .packing import BLOCK, UNIT
+
+_MIN_CENTROIDS = 8  # Metal passes shorter arrays in another address space
+
+
+class _Prepared:
+    """A product and the arrays that it was made from."""
+
+    def __init__(self, sources: tuple[mx.array, ...], product: backend.Product) -> None:
+        self.sources = sources
+        self.product = product
+
+    def is_made_from(self, sources: tuple[mx.array, ...]) -> bool:
+        return all(mine is other for mine, other in zip(self.sources, sources, strict=True))
+
+
+class _Coded(nn.Module):  # type: ignore[misc]
+    def __init__(self, rows: int, columns: int, code_bits: int) -> None:
+        super().__init__()
+        blocks = -(-columns // BLOCK)
+        self.code_bits = code_bits
+        self.codes = mx.zeros((rows, blocks * BLOCK * code_bits // UNIT), dtype=mx.uint32)
+        self.norms = mx.zeros((rows, blocks), dtype=mx.float16)
+        self.centroids = mx.zeros((max(_MIN_CENTROIDS, 1 << code_bits),))
+        self._prepared: _Prepared | None = None
+
+    def prepare(self) -> backend.Product:
+        """Return the product, made now unless it was made from these very parameters."""
+        sources = (self.codes, self.norms, self.centroids)
+        if self._prepared is None or not self._prepared.is_made_from(sources):
+            self._prepared = _Prepared(sources, backend.prepare(*sources, self.code_bits))
+        return self._prepared.product
+
+    def _multiply(self, x: mx.array, columns: int) -> mx.array:
+        if x.shape[-1:] != (columns,):
+            raise ShapeError(
+                f"[layers.{type(self).__name__}] needed x [..., {columns}], got {x.shape}. "
+                "Check the order of the layers."
+            )
+        padding = -columns % BLOCK
+        if padding:
+            x = mx.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, padding)])
+        return self.prepare()(x)
+
+
+class HLWQLinear(_Coded):
+    """A linear layer on coded weights; x of any floating dtype, which the result keeps."""
+
+    def __init__(
+        self, input_dims: int, output_dims: int, code_bits: int, bias: bool = False
+    ) -> None:
+        super().__init__(output_dims, input_dims, code_bits)
+        self.input_dims = input_dims
+        self.output_dims = output_dims
+        if bias:
+            self.bias = mx.zeros((output_dims,))
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """Multiply: x [..., input_dims] -> [..., output_dims]."""
+        y = self._multiply(x, self.input_dims)
+        return y + self.bias if "bias" in self else y
+
+
+class HLWQEmbedding(_Coded):
+    """An embedding table on coded weights, also usable as the head that is tied to it."""
+
+    def __init__(self, num_embeddings: int, dims: int, code_bits: int) -> None:
+        super().__init__(num_embeddings, dims, code_bits)
+        self.num_embeddings = num_embeddings
+        self.dims = dims
+
+    def __call__(self, ids: mx.array) -> mx.array:
+        """Look up rows: integer ids [...] -> [..., dims] of the dtype that activations have."""
+        rows = codec.embed(ids, self.codes, self.norms, self.centroids, self.code_bits)
+        return rows[..., : self.dims].astype(backend.activation_dtype())
+
+    def as_linear(self, x: mx.array) -> mx.array:
+        """Multiply by the whole table: x [..., dims] -> [..., num_embeddings]."""
+        return self._multiply(x, self.dims)
+
+
+def code_modules(model: nn.Module, manifest: Mapping[str, Any]) -> None:
+    """Replace the modules that the manifest names by coded ones, ready to load their parameters.
+
+    The manifest is {"tensors": {"<path>.weight": {"bits": int, "table": str}}, "tables":
+    {"<table>/<bits>": [2**bits floats]}}; the centroids are set from it.
+
+    Raises: CheckpointError listing every tensor that is not the weight of a linear layer or an
+    embedding of the model, or whose table the manifest lacks.
+    """
+    modules = dict(model.named_modules())
+    tensors = manifest["tensors"]
+    strangers = [
+        name
+        for name in tensors
+        if not isinstance(modules.get(name.removesuffix(".weight")), nn.Linear | nn.Embedding)
+        or not name.endswith(".weight")
+    ]
+    if strangers:
+        raise CheckpointError(
+            "[layers.code_modules] needed coded tensors to be weights of linear layers or "
+            f"embeddings of the model, got {', '.join(sorted(strangers))}. "
+            "Check that the configuration and the manifest belong together."
+        )
+    tables = manifest["tables"]
+    without_table = [
+        name
+        for name, entry in tensors.items()
+        if len(tables.get(f"{entry['table']}/{entry['bits']}", ())) != 1 << entry["bits"]
+    ]
+    if without_table:
+        raise CheckpointError(
+            "[layers.code_modules] needed a table of 2**bits centroids for every coded tensor, "
+            f"got none for {', '.join(sorted(without_table))}. Convert the model again."
+        )
+
+    def coded(path: str, module: nn.Module) -> nn.Module:
+        entry = tensors.get(f"{path}.weight")
+        if entry is None:
+            return module
+        return _coded(module, entry["bits"], tables[f"{entry['table']}/{entry['bits']}"])
+
+    leaves = tree_map_with_path(coded, model.leaf_modules(), is_leaf=nn.Module.is_module)
+    model.update_modules(leaves)
+
+
+def pad_table(table: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return a table as the parameter `centroids`: at least 8 entries, the last one repeated.
+
+    Shapes: table [2**bits] -> [max(8, 2**bits)].
+    """
+    return np.pad(table, (0, max(0, _MIN_CENTROIDS - table.size)), mode="edge")
+
+
+def _coded(module: nn.Module, bits: int, centroids: list[float]) -> nn.Module:
+    rows, columns = module.weight.shape
+    replacement = (
+        HLWQEmbedding(rows, columns, bits)
+        if isinstance(module, nn.Embedding)
+        else HLWQLinear(columns, rows, bits, bias="bias" in module)
+    )
+    replacement.centroids = mx.array(pad_table(np.array(centroids, dtype=np.float32)))
+    return replacement

@@ -1,0 +1,382 @@
+from fractions import Fraction
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from golden import GOLDEN, MULTI, read
+from scipy.stats import norm
+
+from hlwq_mlx.errors import ShapeError
+from hlwq_mlx.quant import codec
+from hlwq_mlx.quant.packing import pack_p32, unpack
+from hlwq_mlx.quant.tables import CENTROIDS, centroids
+
+WIDTHS = range(1, 9)
+DTYPES = (mx.float32, mx.float16, mx.bfloat16)
+# |twin - float64| / |float64|: float32 sums of at most 384 products; half a step of a narrow dtype.
+TOL = {mx.float32: 5e-7, mx.float16: 5e-4, mx.bfloat16: 4e-3}
+
+
+def natural_hadamard():
+    """H128 by Sylvester's doubling, not by the bit count that the codec uses."""
+    h = np.ones((1, 1))
+    for _ in range(7):
+        h = np.block([[h, h], [h, -h]])
+    return h / np.sqrt(128)
+
+
+def coded(bits, rows, columns, table="clip4_100", seed=0):
+    """Random codes and norms, as numpy arrays and as the twins' arguments."""
+    rng = np.random.default_rng(1000 * seed + bits)
+    codes = rng.integers(0, 1 << bits, (rows, columns), dtype=np.uint8)
+    norms = rng.uniform(0.1, 2.0, (rows, columns // 128)).astype(np.float16)
+    levels = centroids(table, bits)
+    padded = np.pad(levels, (0, max(0, 8 - levels.size)), mode="edge")
+    arguments = (mx.array(pack_p32(codes, bits)), mx.array(norms), mx.array(padded), bits)
+    return codes, norms, levels, arguments
+
+
+def rotated(codes, norms, levels):
+    """The weight in the rotated basis, in float64, one block at a time."""
+    weight = np.empty(codes.shape)
+    for row, block in np.ndindex(norms.shape):
+        columns = slice(128 * block, 128 * block + 128)
+        weight[row, columns] = (
+            float(norms[row, block]) * levels[codes[row, columns]].astype(np.float64) / np.sqrt(128)
+        )
+    return weight
+
+
+def relative_error(got, expected):
+    got = np.array(got.astype(mx.float32)).astype(np.float64)
+    return np.linalg.norm(got - expected) / np.linalg.norm(expected)
+
+
+def golden_tensors():
+    tensors = []
+    for variant in MULTI:
+        folder = GOLDEN / "multi" / variant
+        stored = read(folder / "codes.safetensors")
+        expected = read(folder / "expected_f32.safetensors")
+        for key in sorted(stored):
+            if key.endswith("__packed"):
+                prefix = key.removesuffix("__packed")
+                name = prefix.replace("__", ".")
+                arrays = (stored[key], stored[prefix + "__norms"], expected[name])
+                tensors.append(pytest.param(name, *arrays, id=f"{variant}-{name}"))
+    return tensors
+
+
+GOLDEN_TENSORS = pytest.mark.parametrize(("name", "packed", "norms", "expected"), golden_tensors())
+
+
+def unpacked(packed, norms):
+    bits = 8 * packed.size // (128 * norms.size)
+    codes = unpack(packed, bits, 128 * norms.size, "msb").reshape(norms.shape[0], -1)
+    return codes, centroids("clip4_100", bits), bits
+
+
+@GOLDEN_TENSORS
+def test_encode_reproduces_golden_codes_and_norms(name, packed, norms, expected):
+    weight = read(GOLDEN / "source_bf16.safetensors")[name]
+    golden_codes, levels, _ = unpacked(packed, norms)
+    codes, own_norms = codec.encode(weight, levels)
+    assert codes.dtype == np.uint8
+    assert own_norms.dtype == np.float16
+    np.testing.assert_array_equal(codes, golden_codes)
+    np.testing.assert_array_equal(own_norms, norms)
+
+
+@GOLDEN_TENSORS
+def test_decode_gives_golden_weights(name, packed, norms, expected):
+    """To the last float32 bit but one; golden sums that cancel are 1e-17 off the exact zero."""
+    codes, levels, _ = unpacked(packed, norms)
+    weight = codec.decode(codes, norms, levels)[:, : expected.shape[1]]
+    assert weight.dtype == np.float32
+    assert weight.shape == expected.shape
+    assert (np.abs(weight - expected) <= np.maximum(np.spacing(np.abs(expected)), 1e-17)).all()
+    assert np.count_nonzero((weight != expected) & (weight != 0)) <= 3
+
+
+@GOLDEN_TENSORS
+def test_dequantize_gives_golden_weights(name, packed, norms, expected):
+    codes, levels, bits = unpacked(packed, norms)
+    levels = mx.array(np.pad(levels, (0, max(0, 8 - levels.size)), mode="edge"))
+    weight = codec.dequantize(mx.array(pack_p32(codes, bits)), mx.array(norms), levels, bits)
+    assert weight.dtype == mx.float32
+    assert relative_error(weight[:, : expected.shape[1]], expected.astype(np.float64)) < 2e-7
+
+
+@pytest.mark.parametrize("bits", WIDTHS)
+@pytest.mark.parametrize("table", CENTROIDS)
+def test_decode_is_the_exact_value_rounded_once(table, bits):
+    """Against rational arithmetic, where 1/128 replaces the two irrational square roots."""
+    codes, norms, levels, _ = coded(bits, 1, 256, table)
+    signs = np.rint(natural_hadamard() * np.sqrt(128)).astype(int)
+    weight = codec.decode(codes, norms, levels)
+    for block in range(2):
+        exact_levels = [
+            Fraction(float(levels[c])) for c in codes[0, 128 * block : 128 * block + 128]
+        ]
+        scale = Fraction(float(norms[0, block])) / 128
+        for k in range(0, 128, 5):
+            exact = scale * sum(
+                level * int(sign) for level, sign in zip(exact_levels, signs[k], strict=True)
+            )
+            assert Fraction(float(exact)) == exact
+            assert weight[0, 128 * block + k] == np.float32(float(exact))
+
+
+@pytest.mark.parametrize("bits", WIDTHS)
+def test_encode_takes_the_nearest_centroid(bits):
+    """Against plain searchsorted on float64 midpoints, for every table, ends and midpoints too."""
+    for table in CENTROIDS:
+        levels = centroids(table, bits)
+        midpoints = (levels[1:].astype(np.float64) + levels[:-1]) / 2
+        values = np.concatenate(
+            [
+                np.random.default_rng(bits).normal(scale=2.0, size=50_000),
+                midpoints,
+                np.nextafter(midpoints, np.inf),
+                np.nextafter(midpoints, -np.inf),
+                [-1e4, 0.0, 1e4],
+            ]
+        )
+        np.testing.assert_array_equal(
+            codec._nearest(values, levels), np.searchsorted(midpoints, values, side="left")
+        )
+
+
+def test_encode_takes_the_lower_code_half_way():
+    """A single weight rotates to 128 values of exactly 1 or -1."""
+    weight = np.zeros((1, 128), np.float32)
+    weight[0, 0] = 0.25
+    codes, norms = codec.encode(weight, np.array([-2, 0, 2], np.float32))
+    assert (codes == 1).all()
+    assert norms == 0.25
+    just_below_two = np.nextafter(np.float32(2), np.float32(0))
+    codes, _ = codec.encode(weight, np.array([-2, 0, just_below_two], np.float32))
+    assert (codes == 2).all()
+    codes, _ = codec.encode(-weight, np.array([-2, 0, 2], np.float32))
+    assert (codes == 0).all()
+
+
+@pytest.mark.parametrize("bits", WIDTHS)
+def test_block_of_zeros(bits):
+    levels = centroids("converged", bits)
+    codes, norms = codec.encode(np.zeros((2, 128), np.float32), levels)
+    assert (codes == (1 << bits - 1) - 1).all()
+    assert (norms == 0).all()
+    np.testing.assert_array_equal(codec.decode(codes, norms, levels), np.zeros((2, 128)))
+
+
+@pytest.mark.parametrize("columns", [1, 127, 128, 129, 300])
+def test_columns_are_padded_with_zero_weights(columns):
+    weight = np.random.default_rng(columns).normal(size=(3, columns)).astype(np.float32)
+    levels = centroids("converged", 5)
+    width = -(-columns // 128) * 128
+    padded = np.pad(weight, ((0, 0), (0, width - columns)))
+    codes, norms = codec.encode(weight, levels)
+    assert codes.shape == (3, width)
+    np.testing.assert_array_equal(codes, codec.encode(padded, levels)[0])
+    np.testing.assert_array_equal(norms, codec.encode(padded, levels)[1])
+
+
+def test_slices_of_rows_are_slices_of_the_result(monkeypatch):
+    weight = np.random.default_rng(7).normal(size=(23, 384)).astype(np.float32)
+    levels = centroids("clip4_100", 6)
+    codes, norms = codec.encode(weight, levels)
+    decoded = codec.decode(codes, norms, levels)
+    monkeypatch.setattr(codec, "_SLICE_WEIGHTS", 5 * 384)
+    for rows in (slice(0, 23), slice(3, 4), slice(4, 23)):
+        slice_codes, slice_norms = codec.encode(weight[rows], levels)
+        np.testing.assert_array_equal(slice_codes, codes[rows])
+        np.testing.assert_array_equal(slice_norms, norms[rows])
+        np.testing.assert_array_equal(codec.decode(codes[rows], norms[rows], levels), decoded[rows])
+
+
+@pytest.mark.parametrize("bits", WIDTHS)
+@pytest.mark.parametrize("table", CENTROIDS)
+def test_coding_error_is_what_the_table_promises(table, bits):
+    """A normal weight loses what a normal variable loses to the table, or little less.
+
+    Less, because 128 values of a given norm are not quite normal: their tails are shorter.
+    """
+    weight = np.random.default_rng(bits).normal(size=(256, 1024)).astype(np.float32)
+    levels = centroids(table, bits)
+    decoded = codec.decode(*codec.encode(weight, levels), levels)
+    edges = np.array([-np.inf, *((levels[1:].astype(np.float64) + levels[:-1]) / 2), np.inf])
+    mass, moment = np.diff(norm.cdf(edges)), -np.diff(norm.pdf(edges))
+    promised = 1 - 2 * (moment * levels).sum() + (mass * levels.astype(np.float64) ** 2).sum()
+    measured = ((weight - decoded) ** 2).sum() / (weight**2).sum()
+    assert 0.96 < measured / promised < 1.003
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(128,), (3, 384), (2, 5, 256)])
+def test_hadamard(shape, dtype):
+    x = mx.random.normal(shape, key=mx.random.key(1)).astype(dtype)
+    y = codec.hadamard(x)
+    assert y.dtype == dtype
+    assert y.shape == shape
+    blocks = np.array(x.astype(mx.float32)).astype(np.float64).reshape(-1, 128)
+    assert relative_error(y, (blocks @ natural_hadamard()).reshape(shape)) < TOL[dtype]
+
+
+def test_hadamard_twice_is_the_identity():
+    x = mx.random.normal((7, 256), key=mx.random.key(2))
+    assert relative_error(codec.hadamard(codec.hadamard(x)), np.array(x, np.float64)) < 3e-7
+
+
+@pytest.mark.parametrize("product", [codec.qmv, codec.qmm])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("bits", WIDTHS)
+@pytest.mark.parametrize(("rows", "columns"), [(1, 128), (7, 384), (33, 256)])
+def test_products(rows, columns, bits, dtype, product):
+    codes, norms, levels, arguments = coded(bits, rows, columns)
+    x = mx.random.normal((2, 3, columns), key=mx.random.key(bits)).astype(dtype)
+    y = product(x, *arguments)
+    assert y.dtype == dtype
+    assert y.shape == (2, 3, rows)
+    exact = np.array(x.astype(mx.float32)).astype(np.float64) @ rotated(codes, norms, levels).T
+    assert relative_error(y, exact) < TOL[dtype]
+
+
+@pytest.mark.parametrize("bits", WIDTHS)
+def test_product_with_a_rotated_x_is_the_product_with_the_weight(bits):
+    *_, arguments = coded(bits, 9, 256)
+    x = mx.random.normal((5, 256), key=mx.random.key(bits))
+    y = codec.qmv(codec.hadamard(x), *arguments)
+    weight = np.array(codec.dequantize(*arguments)).astype(np.float64)
+    assert relative_error(y, np.array(x).astype(np.float64) @ weight.T) < 6e-7
+
+
+@pytest.mark.parametrize("bits", WIDTHS)
+@pytest.mark.parametrize("table", CENTROIDS)
+def test_dequantize(table, bits):
+    codes, norms, levels, arguments = coded(bits, 5, 384, table)
+    weight = codec.dequantize(*arguments)
+    assert weight.dtype == mx.float32
+    assert relative_error(weight, codec.decode(codes, norms, levels).astype(np.float64)) < 2e-7
+
+
+@pytest.mark.parametrize("bits", WIDTHS)
+def test_rotated_weight(bits):
+    codes, norms, levels, arguments = coded(bits, 6, 256)
+    assert relative_error(codec.rotated_weight(*arguments), rotated(codes, norms, levels)) < 1e-7
+
+
+@pytest.mark.parametrize("bits", WIDTHS)
+@pytest.mark.parametrize("ids", [[4], [[0, 10, 3], [3, 3, 7]]])
+def test_embed(ids, bits):
+    *_, arguments = coded(bits, 11, 256)
+    ids = mx.array(ids, dtype=mx.int32)
+    rows = codec.embed(ids, *arguments)
+    assert rows.dtype == mx.float32
+    assert rows.shape == (*ids.shape, 256)
+    whole = codec.dequantize(*arguments)
+    assert mx.array_equal(rows, whole[ids])
+
+
+X = mx.zeros((2, 256))
+CODES = mx.zeros((3, 40), dtype=mx.uint32)
+NORMS = mx.zeros((3, 2), dtype=mx.float16)
+LEVELS = mx.zeros((32,))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda: codec.encode(np.zeros(128, np.float32), centroids("converged", 2)),
+            "[codec.encode] needed a weight [N, columns], got shape (128,). "
+            "Only matrices are coded; keep other tensors as they are.",
+        ),
+        (
+            lambda: codec.encode(np.full((1, 128), 1e4, np.float32), centroids("converged", 2)),
+            "[codec.encode] needed finite weights with block norms up to 65504, "
+            "got 113137. Look for infinities and NaN, or scale the weight down.",
+        ),
+        (
+            lambda: codec.encode(np.full((1, 128), np.nan, np.float32), centroids("converged", 2)),
+            "[codec.encode] needed finite weights with block norms up to 65504, "
+            "got nan. Look for infinities and NaN, or scale the weight down.",
+        ),
+        (
+            lambda: codec.decode(
+                np.zeros((3, 128), np.int8), np.zeros((3, 1), np.float16), np.zeros(4, np.float32)
+            ),
+            "[codec.decode] needed uint8 codes [N, K] for norms [N, K/128], got "
+            "int8 (3, 128) for (3, 1). Check how the codes were unpacked.",
+        ),
+        (
+            lambda: codec.decode(
+                np.zeros((3, 256), np.uint8), np.zeros((3, 1), np.float16), np.zeros(4, np.float32)
+            ),
+            "[codec.decode] needed uint8 codes [N, K] for norms [N, K/128], got "
+            "uint8 (3, 256) for (3, 1). Check how the codes were unpacked.",
+        ),
+        (
+            lambda: codec.decode(
+                np.full((3, 128), 4, np.uint8),
+                np.zeros((3, 1), np.float16),
+                np.zeros(4, np.float32),
+            ),
+            "[codec.decode] needed codes below 4, got 4. "
+            "Take the table of the width that the codes were packed with.",
+        ),
+        (
+            lambda: codec.hadamard(mx.zeros((2, 200))),
+            "[codec.hadamard] needed x [..., K] with K a multiple of 128, got (2, 200). "
+            "Pad the last axis with zeros.",
+        ),
+        (
+            lambda: codec.hadamard(mx.zeros((2, 128), dtype=mx.int32)),
+            "[codec.hadamard] needed a floating x [..., K], got mlx.core.int32 (2, 128). "
+            "Cast it, or pass the embeddings.",
+        ),
+        (
+            lambda: codec.qmv(mx.zeros((2, 128)), CODES, NORMS, LEVELS, 5),
+            "[codec.qmv] needed x [..., 256], got (2, 128). "
+            "Pad the last axis with zeros to the columns of the coded matrix.",
+        ),
+        (
+            lambda: codec.qmm(mx.array(1.0), CODES, NORMS, LEVELS, 5),
+            "[codec.qmm] needed a floating x [..., K], got mlx.core.float32 (). "
+            "Cast it, or pass the embeddings.",
+        ),
+        (
+            lambda: codec.qmv(X, CODES, NORMS, LEVELS, 9),
+            "[codec.qmv] needed 1 to 8 bits, got 9. Check the manifest.",
+        ),
+        (
+            lambda: codec.qmm(X, CODES, NORMS.reshape(-1), LEVELS, 5),
+            "[codec.qmm] needed norms [N, K/128], got shape (6,). "
+            "Reshape them to one row of blocks for each row of the weight.",
+        ),
+        (
+            lambda: codec.dequantize(CODES, NORMS, LEVELS, 4),
+            "[codec.dequantize] needed uint32 codes (3, 32) for 4 bits and norms (3, 2), got "
+            "mlx.core.uint32 (3, 40). Pack them with packing.pack_p32 at that width.",
+        ),
+        (
+            lambda: codec.rotated_weight(CODES.astype(mx.int32), NORMS, LEVELS, 5),
+            "[codec.rotated_weight] needed uint32 codes (3, 40) for 5 bits and norms (3, 2), got "
+            "mlx.core.int32 (3, 40). Pack them with packing.pack_p32 at that width.",
+        ),
+        (
+            lambda: codec.embed(mx.array([0]), CODES, NORMS, LEVELS[:31], 5),
+            "[codec.embed] needed at least 32 centroids for 5 bits, got shape (31,). "
+            "Take the table of that width.",
+        ),
+        (
+            lambda: codec.embed(mx.array([0.0]), CODES, NORMS, LEVELS, 5),
+            "[codec.embed] needed integer ids, got mlx.core.float32. "
+            "Pass token ids, not embeddings.",
+        ),
+    ],
+)
+def test_misuse_is_refused(call, message):
+    with pytest.raises(ShapeError) as caught:
+        call()
+    assert str(caught.value) == message
