@@ -13,10 +13,13 @@ from oracle import TABLE, TOLERANCE, VARIANTS, array, config, fresh_model, model
 
 from hlwq_mlx.errors import CheckpointError, RequestError, ShapeError
 from hlwq_mlx.gemma4.model import Model, ModelArgs
+from hlwq_mlx.quant import codec, tables
+from hlwq_mlx.quant.packing import pack_p32
 
 IMAGE, AUDIO, VIDEO = 300, 301, 302
 TEXT = mx.array(array("text_ids"))
 MIXED = mx.array(array("mixed_ids"))
+PREFIX = "model.language_model."
 DEAD = ("k_proj", "v_proj", "k_norm")
 NORMS = (
     "input_layernorm",
@@ -192,13 +195,12 @@ def test_e4b_tree_has_the_released_names_and_shapes():
     e4b = Model(ModelArgs.from_dict(settings))
     shapes = {name: value.shape for name, value in tree_flatten(e4b.parameters())}
     assert len(shapes) == 2130 - 658 - 751 - 2 - 1 - 54
-    prefix = "model.language_model."
     top = {name: shape for name, shape in shapes.items() if "layers." not in name}
     assert top == {
-        f"{prefix}embed_tokens.weight": (262144, 2560),
-        f"{prefix}norm.weight": (2560,),
-        f"{prefix}per_layer_model_projection.weight": (10752, 2560),
-        f"{prefix}per_layer_projection_norm.weight": (256,),
+        f"{PREFIX}embed_tokens.weight": (262144, 2560),
+        f"{PREFIX}norm.weight": (2560,),
+        f"{PREFIX}per_layer_model_projection.weight": (10752, 2560),
+        f"{PREFIX}per_layer_projection_norm.weight": (256,),
     }
     common = {
         **{f"{norm}.weight": (2560,) for norm in NORMS},
@@ -221,7 +223,7 @@ def test_e4b_tree_has_the_released_names_and_shapes():
             wanted["self_attn.k_proj.weight"] = (2 * head_dim, 2560)
             wanted["self_attn.v_proj.weight"] = (2 * head_dim, 2560)
             wanted["self_attn.k_norm.weight"] = (head_dim,)
-        here = f"{prefix}layers.{i}."
+        here = f"{PREFIX}layers.{i}."
         got = {k.removeprefix(here): v for k, v in shapes.items() if k.startswith(here)}
         assert got == wanted
     assert [type(entry) for entry in e4b.make_cache()].count(KVCache) == 4
@@ -263,6 +265,43 @@ def test_a_flat_text_checkpoint_gives_the_same_logits():
     flat.load_weights(list(sanitized.items()), strict=True)
     flat.rows = lambda ids: table[mx.array(ids)]
     assert_close(flat(TEXT), array("plain_text_logits"))
+
+
+def test_a_coded_model_computes_what_its_decoded_weights_do():
+    settings, tensors = config(), weights()
+    layer = f"{PREFIX}layers.3."
+    bits = {
+        f"{PREFIX}embed_tokens.weight": 6,
+        f"{layer}self_attn.q_proj.weight": 5,
+        f"{layer}mlp.down_proj.weight": 3,
+        f"{PREFIX}layers.5.per_layer_input_gate.weight": 8,
+    }
+    manifest = {
+        "quant_method": "hlwq",
+        "tensors": {name: {"bits": n, "table": "clip4_100"} for name, n in bits.items()},
+        "tables": {
+            f"clip4_100/{n}": tables.centroids("clip4_100", n).tolist() for n in bits.values()
+        },
+    }
+    coded = Model(ModelArgs.from_dict({**settings, "quantization_config": manifest}))
+    parameters = dict(tensors)
+    for name, n in bits.items():
+        centroids = tables.centroids("clip4_100", n)
+        codes, norms = codec.encode(parameters.pop(name), centroids)
+        stem = name.removesuffix("weight")
+        parameters[f"{stem}codes"] = pack_p32(codes, n)
+        parameters[f"{stem}norms"] = norms
+        parameters[f"{stem}centroids"] = np.pad(centroids, (0, max(0, 8 - len(centroids))), "edge")
+        columns = tensors[name].shape[1]
+        tensors[name] = codec.decode(codes, norms, centroids)[:, :columns]
+    plain = fresh_model()
+    for target, source in ((coded, parameters), (plain, tensors)):
+        loaded = {name: mx.array(value) for name, value in source.items() if name != TABLE}
+        target.load_weights(list(target.sanitize(loaded).items()), strict=True)
+    coded.rows = plain.rows
+    assert np.abs(np.array(plain(TEXT)) - array("plain_text_logits")).max() > 1000 * TOLERANCE
+    # The rotation adds float32 rounding of its own.
+    assert_close(coded(TEXT), plain(TEXT), 5 * TOLERANCE)
 
 
 def test_refuses_to_run_without_rows():

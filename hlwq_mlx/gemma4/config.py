@@ -12,6 +12,11 @@ from typing import Any, Self
 
 from ..errors import ConfigError
 
+# The multimodal form: Google's name, and the one our folders carry so that stock tools which know
+# gemma4 do not misread coded tensors.
+MULTIMODAL = ("gemma4", "hlwq_gemma4")
+FLAT = "gemma4_text"
+
 SLIDING = "sliding_attention"
 FULL = "full_attention"
 LAYER_TYPES = (SLIDING, FULL)
@@ -19,7 +24,7 @@ ROPE_TYPES = ("default", "proportional")
 
 # Text keys with one implemented value, and what another value would ask for.
 FIXED = {
-    "model_type": ("gemma4_text", "a text model other than Gemma 4's"),
+    "model_type": (FLAT, "a text model other than Gemma 4's"),
     "hidden_activation": ("gelu_pytorch_tanh", "another activation"),
     "attention_bias": (False, "biases in attention"),
     "tie_word_embeddings": (True, "an output head of its own"),
@@ -162,12 +167,12 @@ class Gemma4Config:
         Raises: ConfigError naming the key that is missing, unknown or not implemented.
         """
         model_type = _required(config, "model_type", "config")
-        if model_type not in ("gemma4", "gemma4_text"):
+        if model_type not in (*MULTIMODAL, FLAT):
             raise ConfigError(
-                f"[config.model_type] needed gemma4 or gemma4_text, got {model_type}. "
-                "Use a checkpoint of one of these architectures."
+                f"[config.model_type] needed one of {', '.join((*MULTIMODAL, FLAT))}, "
+                f"got {model_type}. Use a checkpoint of one of these architectures."
             )
-        if model_type == "gemma4_text":
+        if model_type == FLAT:
             text = {key: value for key, value in config.items() if key not in FLAT_IGNORED}
             towers: dict[str, Any] = {}
         else:

@@ -15,8 +15,9 @@ from mlx import nn
 from mlx_lm.models.cache import KVCache, RotatingKVCache
 
 from ..errors import CheckpointError, RequestError, ShapeError
+from ..quant.layers import code_modules
 from .attention import View
-from .config import FULL, Gemma4Config
+from .config import FLAT, FULL, Gemma4Config
 from .masks import attention_masks
 from .text import TextModel
 
@@ -57,7 +58,7 @@ class Parts(nn.Module):  # type: ignore[misc]  # nn.Module is untyped
 
 
 class Model(nn.Module):  # type: ignore[misc]  # nn.Module is untyped
-    """Gemma 4, text side.
+    """Gemma 4, text side; its modules are coded where the config's HLWQ manifest says so.
 
     `rows` has to be set before the first call of a model with per-layer embeddings: a callable
     from int ids [B, L] to the rows [B, L, N * d] of `embed_tokens_per_layer`, unscaled.
@@ -69,6 +70,9 @@ class Model(nn.Module):  # type: ignore[misc]  # nn.Module is untyped
         self.model_type = args.model_type
         self.model = Parts(args)
         self.rows: Rows = _no_rows
+        manifest = args.quantization_config
+        if manifest is not None and manifest.get("quant_method") == "hlwq":
+            code_modules(self, manifest)
 
     @property
     def layers(self) -> list[nn.Module]:
@@ -143,11 +147,16 @@ class Model(nn.Module):  # type: ignore[misc]  # nn.Module is untyped
         """
         kept = {}
         for name, weight in weights.items():
-            if self.args.model_type == "gemma4_text":
+            if self.args.model_type == FLAT:
                 name = re.sub(r"^model\.(?!language_model\.)", "model.language_model.", name)
-            if not name.startswith(TOWERS) and not self._is_dead(name):
+            if not name.startswith(TOWERS) and not self.is_dead(name):
                 kept[name] = weight
         return kept
+
+    def is_dead(self, name: str) -> bool:
+        """Say whether a tensor makes keys or values in a layer that borrows them."""
+        key_value = KEY_VALUE.match(name)
+        return key_value is not None and int(key_value[1]) >= self.args.text_config.first_shared
 
     def _begin(
         self, inputs: mx.array, cache: Sequence[Any] | None, input_embeddings: mx.array | None
@@ -175,10 +184,6 @@ class Model(nn.Module):  # type: ignore[misc]  # nn.Module is untyped
         masks = attention_masks(self.args.text_config, entries, ids.shape[1], is_vision)
         x, views = text.produce(x, per_layer, masks, entries)
         return Step(x, per_layer, views)
-
-    def _is_dead(self, name: str) -> bool:
-        key_value = KEY_VALUE.match(name)
-        return key_value is not None and int(key_value[1]) >= self.args.text_config.first_shared
 
     def _logits(self, step: Step) -> mx.array:
         text = self.model.language_model
