@@ -181,6 +181,26 @@ def test_rows_get_padding_at_soft_tokens():
     np.testing.assert_array_equal(asked[0], np.where(soft, 0, np.array(MIXED)))
 
 
+def test_embeddings_of_soft_tokens_are_those_of_padding():
+    padding = model().embed(mx.array([[0]]))
+    for soft in (IMAGE, AUDIO, VIDEO):
+        assert_close(model().embed(mx.array([[5, soft]]))[:, 1:], padding, 0)
+
+
+def test_a_call_embeds_as_embed_does():
+    assert_close(model()(MIXED), model()(MIXED, input_embeddings=model().embed(MIXED)), 0)
+
+
+def test_a_decoded_image_token_is_causal():
+    tiny = model("bidirectional")
+    cache = tiny.make_cache()
+    tiny.fill_cache(TEXT[:, :9], cache)
+    logits = tiny(mx.array([[IMAGE]]), cache)
+    assert_close(
+        logits, model("plain")(mx.concatenate([TEXT[:, :9], mx.array([[IMAGE]])], 1))[:, 9:]
+    )
+
+
 def test_a_model_without_per_layer_embeddings_asks_for_no_rows():
     settings = config()
     settings["text_config"]["hidden_size_per_layer_input"] = 0

@@ -56,10 +56,13 @@ def test_the_embedding_scale_is_rounded_to_bfloat16(hidden_size, scale):
     e4b = Gemma4Config.from_dict(E4B).text_config
     text = TextModel(replace(e4b, hidden_size=hidden_size, vocab_size=8))
     text.set_dtype(mx.bfloat16)
-    text.embed_tokens.weight = mx.ones((8, hidden_size), mx.bfloat16)
-    x = text.embed(mx.array([[3]]))
+    weight = mx.random.normal((8, hidden_size), key=mx.random.key(0)).astype(mx.bfloat16)
+    text.embed_tokens.weight = weight
+    x = text.embed(mx.array([[3]]))[0, 0]
     assert x.dtype == mx.bfloat16
-    assert x.astype(mx.float32).max().item() == scale
+    row = np.array(weight[3].astype(mx.float32), np.float64)
+    np.testing.assert_array_equal(np.array(x.astype(mx.float32)), bfloat16(row * scale))
+    assert (bfloat16(row * scale) != bfloat16(row * hidden_size**0.5)).any()
 
 
 def test_activations_take_the_dtype_of_the_norms():
