@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import tinyworld
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import (
+    AddedToken,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    trainers,
+)
 from transformers import PreTrainedTokenizerFast
 
 VOCABULARY = 1024
@@ -131,6 +139,9 @@ def write_tokenizer(folder: Path) -> None:
         clean_up_tokenization_spaces=False,
     )
     wrapped.save_pretrained(folder)
+    config_path = folder / "tokenizer_config.json"
+    config = json.loads(config_path.read_text()) | {"tokenizer_class": "GemmaTokenizer"}
+    config_path.write_text(json.dumps(config, indent=1) + "\n")
     shutil.copyfile(TEMPLATE, folder / "chat_template.jinja")
 
 

@@ -3,8 +3,8 @@
 Every answer follows from the text or from arithmetic, so what a trained model knows is a number and
 not an opinion. Nothing here is copied from anywhere; the standard library is all it needs.
 
-A conversation is a dict: `messages` (as a chat template takes them), and when they apply `tools` and
-`thinking`. Held-out sums never occur in training; held-out stories come from other seeds and are
+A conversation is a dict: `messages` (as a chat template takes them), and when they apply `tools`
+and `thinking`. Held-out sums never occur in training; held-out stories come from other seeds and are
 compared with the training stories by `scripts/train_demo.py evaluate`.
 """
 
@@ -58,8 +58,10 @@ class Question(NamedTuple):
 
 
 class Story(NamedTuple):
-    """Eight sentences and everything that can be asked about them."""
+    """Eight sentences, who and what they are about, and everything that can be asked."""
 
+    hero: str
+    thing: str
     sentences: tuple[str, ...]
     questions: tuple[Question, ...]
 
@@ -124,6 +126,8 @@ def make_story(rng: random.Random) -> Story:
         Question(f"Who was {feeling}?", feeler, ending),
     )
     return Story(
+        hero,
+        thing,
         (opening, owning, going, meeting, showing, asking, giving, ending),
         questions,
     )

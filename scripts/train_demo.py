@@ -31,7 +31,9 @@ ROWS = 32
 BATCHES_PER_CHUNK = 16
 LONGEST = 288
 PEAK_RATE = 3e-3
-PROMPT_WEIGHT = 0.2
+PROMPT_WEIGHT = 0.3
+POST_NORM = 0.25
+LAYER_SCALAR = 0.95
 SAVE_EVERY_S = 180
 LAYER_TYPES = "s s f s f s f"
 SHARED_LAYERS = 2
@@ -85,12 +87,25 @@ def make_config() -> Gemma4Config:
     return config
 
 
+@torch.no_grad()
 def make_model() -> Gemma4ForConditionalGeneration:
-    """Build the untrained model; its layer scalars are not 1, so that leaving them out shows."""
+    """Build the untrained model.
+
+    The reference's initial deviation of 0.02 is made for wide models: here it would leave a token's
+    embedding far below what the post-norms add in every layer. So embeddings begin at unit size and
+    post-norms small. Layer scalars are not 1, so that leaving them out shows.
+    """
     torch.manual_seed(SEED)
     model = Gemma4ForConditionalGeneration(make_config())
-    for layer in model.model.language_model.layers:
-        layer.layer_scalar.fill_(0.9)
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 2:
+            parameter.normal_(std=parameter.shape[1] ** -0.5)
+        elif "post_" in name:
+            parameter.fill_(POST_NORM)
+    text = model.model.language_model
+    text.embed_tokens_per_layer.weight.normal_(std=text.config.hidden_size_per_layer_input**-0.5)
+    for layer in text.layers:
+        layer.layer_scalar.fill_(LAYER_SCALAR)
     return model
 
 

@@ -188,7 +188,9 @@ def _read_shards(folder: Path) -> dict[str, mx.array]:
     weights: dict[str, mx.array] = {}
     for name in names:
         TensorFile(folder / name)  # a clear error for a damaged file, before MLX maps it
-        weights |= mx.load(str(folder / name))
+        shard = mx.load(str(folder / name))
+        assert isinstance(shard, dict)
+        weights |= shard
     missing = sorted(index["weight_map"].keys() - weights.keys())
     raise_all(
         f"[{name}] needed in {index['weight_map'][name]}, got no such tensor. Convert again."
@@ -212,4 +214,3 @@ def _check_weights(model: Model, weights: Mapping[str, mx.array]) -> None:
                 f"[{name}] needed shape {expected[name]}, got {shape}. Convert the model again."
             )
     raise_all(problems)
-

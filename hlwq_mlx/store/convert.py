@@ -9,9 +9,7 @@ nothing that looks finished. The only module that spells our folder's tensor nam
 import json
 import math
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,11 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from ..errors import DeviceError, SourceError
+from ..errors import DeviceError
 from ..quant import codec
 from ..quant.layers import pad_table
 from ..quant.packing import UNIT, p32_plane_offsets, p32_planes
 from . import checkpoint
+from .atomic import building
 from .coded import CodedTensor
 from .detect import Reading
 from .ple import FILE_NAME as ROW_STORE
@@ -84,11 +83,6 @@ def convert(source: Source, output: Path) -> Summary:
     config; DeviceError when the disk is too small.
     """
     config = checkpoint.normalize_config(source.config)
-    if output.exists():
-        raise SourceError(
-            f"[convert] needed a new folder, got {output}, which exists. "
-            "Remove it or choose another --output."
-        )
     tensors = _canonical(source)
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     unread = checkpoint.unread_names(config, shapes)
@@ -97,7 +91,7 @@ def convert(source: Source, output: Path) -> Summary:
     summary = Summary(source.weight_bytes, left_out=len(unread), evidence=tuple(source.evidence()))
     outputs, rows = _plan(tensors, source.readings, summary)
     _check_disk(output, [*outputs, *rows])
-    with _building(output) as folder, _bytes_bar(outputs, rows) as progress:
+    with building(output) as folder, _bytes_bar(outputs, rows) as progress:
         _write_shards(folder, outputs, progress)
         if rows:
             _write_file(folder / ROW_STORE, rows, progress)
@@ -165,7 +159,9 @@ def _coded_outputs(name: str, tensor: CodedTensor, reading: Reading) -> list[Out
     table = pad_table(reading.centroids)
     return [
         Output(names.codes, TensorSpec("U32", (N, K * tensor.bits // UNIT)), codes),
-        Output(names.norms, TensorSpec("F16", tensor.norms.shape), lambda: iter([(0, tensor.norms)])),
+        Output(
+            names.norms, TensorSpec("F16", tensor.norms.shape), lambda: iter([(0, tensor.norms)])
+        ),
         Output(names.centroids, TensorSpec("F32", table.shape), lambda: iter([(0, table)])),
     ]
 
@@ -264,29 +260,3 @@ def _existing_parent(path: Path) -> Path:
 def _bytes_bar(outputs: list[Output], rows: list[Output]) -> "tqdm[Any]":
     total = sum(output.spec.nbytes for output in [*outputs, *rows])
     return tqdm(total=total, unit="B", unit_scale=True, desc="convert", mininterval=0.5)
-
-
-@contextmanager
-def _building(output: Path) -> Iterator[Path]:
-    """Yield a folder that takes the name `output` when the block ends well, else vanishes.
-
-    What a killed run left behind is removed by the next run for the same output.
-    """
-    prefix = f".{output.name}.partial-"
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        for leftover in output.parent.glob(f"{prefix}*"):
-            shutil.rmtree(leftover)
-        folder = Path(tempfile.mkdtemp(prefix=prefix, dir=output.parent))
-    except OSError as problem:
-        raise DeviceError(
-            f"[convert] needed to write in {output.parent}, got '{problem.strerror}'. "
-            "Choose another --output."
-        ) from problem
-    try:
-        folder.chmod(0o755)
-        yield folder
-        folder.rename(output)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise

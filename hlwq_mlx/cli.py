@@ -1,0 +1,115 @@
+"""What the commands share: argument groups, printing a stream, errors and progress.
+
+Results go to stdout; progress, logs and errors to stderr. The only module, with the commands, that
+prints.
+"""
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from .errors import HLWQError
+
+EXIT_ERROR = 2
+EXIT_INTERRUPTED = 130
+
+
+def add_model_args(parser: argparse.ArgumentParser) -> None:
+    """Add --model and --variant."""
+    parser.add_argument(
+        "--model",
+        metavar="MODEL",
+        help="hub id (owner/name or owner/name/PQ5), source folder, PQ folder or converted folder; "
+        "without it the small demo model answers",
+    )
+    parser.add_argument("--variant", metavar="PQn", help="which variant of the model, as PQ5")
+
+
+def add_sampling_args(parser: argparse.ArgumentParser) -> None:
+    """Add the options that choose the next token; unset ones follow generation_config.json."""
+    group = parser.add_argument_group("sampling (default: the checkpoint's generation_config.json)")
+    group.add_argument(
+        "--temp", "--temperature", type=float, metavar="T", help="0 takes the likeliest token"
+    )
+    group.add_argument("--top-p", type=float, metavar="P", help="keep the likeliest mass P")
+    group.add_argument("--top-k", type=int, metavar="K", help="keep the K likeliest, 0 keeps all")
+    group.add_argument("--min-p", type=float, metavar="P", help="drop below P times the likeliest")
+    group.add_argument("--seed", type=int, help="repeat a draw")
+
+
+def run(command: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None = None) -> int:
+    """Run a command: an HLWQError becomes one line and 2, Ctrl-C becomes 130."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("hlwq_mlx").setLevel(logging.INFO)
+    try:
+        command(argv)
+    except HLWQError as problem:
+        print(f"error: {problem}", file=sys.stderr)
+        return EXIT_ERROR
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:  # the reader of stdout has seen enough
+        sys.stderr.close()
+        return 0
+    return 0
+
+
+def result(text: str) -> None:
+    """Give the person what was asked for, on stdout."""
+    print(text)
+
+
+def note(text: str) -> None:
+    """Tell the person something on stderr."""
+    print(text, file=sys.stderr)
+
+
+def print_stream(responses: Iterable[Any]) -> str:
+    """Print an answer as it comes and mlx-lm's statistics after it; return the text.
+
+    Ctrl-C ends the answer, not the statistics, and is raised again after them.
+    """
+    text = ""
+    last = None
+    interrupted = False
+    try:
+        for last in responses:
+            print(last.text, end="", flush=True)
+            text += last.text
+    except KeyboardInterrupt:
+        interrupted = True
+    print(flush=True)
+    if last is not None:
+        note("=" * 10)
+        note(f"Prompt: {last.prompt_tokens} tokens, {last.prompt_tps:.3f} tokens-per-sec")
+        note(
+            f"Generation: {last.generation_tokens} tokens, {last.generation_tps:.3f} tokens-per-sec"
+        )
+        note(f"Peak memory: {last.peak_memory:.3f} GB")
+    if interrupted:
+        raise KeyboardInterrupt
+    return text
+
+
+def load_for(arguments: argparse.Namespace) -> tuple[Any, Any, Any]:
+    """Load the model that the arguments name, its tokenizer and its sampling.
+
+    Without --model it is the demo, and stderr says so.
+    """
+    from . import library
+
+    model, variant = arguments.model, arguments.variant
+    if model is None:
+        model, variant = str(library.DEMO), variant or library.DEMO_VARIANT
+        note(
+            f"This is the demo model ({variant}), which knows only toy stories and small sums. "
+            "Name a real one with --model, as in\n"
+            "  --model caiovicentino1/Gemma-4-E4B-it-HLWQ-Multi --variant PQ5"
+        )
+    folder = library.converted_folder(model, variant)
+    loaded, tokenizer = library.load(folder)
+    given = {name: getattr(arguments, name) for name in ("temp", "top_p", "top_k", "min_p")}
+    return loaded, tokenizer, library.default_sampling(folder).override(**given)

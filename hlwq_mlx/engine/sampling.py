@@ -1,0 +1,63 @@
+"""How the next token is chosen: the limits of every sampling option, in one place.
+
+mlx-lm's samplers do the choosing.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, Self
+
+import mlx.core as mx
+from mlx_lm.sample_utils import make_sampler
+
+from ..errors import RequestError
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Sampling options; a temperature of 0 takes the likeliest token.
+
+    Raises: RequestError naming the option, its limits and the value.
+    """
+
+    temp: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("temp", 0.0, 100.0),
+            ("top_p", 0.0, 1.0),
+            ("top_k", 0, 1 << 20),
+            ("min_p", 0.0, 1.0),
+        ):
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise RequestError(
+                    f"[{name}] needed {low} to {high}, got {value}. Choose a value between them."
+                )
+
+    @classmethod
+    def from_generation_config(cls, config: Mapping[str, Any]) -> Self:
+        """Take the defaults a checkpoint recommends; without do_sample it means greedy."""
+        if not config.get("do_sample", False):
+            return cls()
+        return cls(
+            temp=config.get("temperature", 1.0),
+            top_p=config.get("top_p", 1.0),
+            top_k=config.get("top_k", 0),
+            min_p=config.get("min_p", 0.0),
+        )
+
+    def override(self, **given: Any) -> Self:
+        """Replace the options that are given, that is, not None."""
+        known = {field.name for field in fields(self)}
+        return replace(self, **{k: v for k, v in given.items() if k in known and v is not None})
+
+    def sampler(self) -> Callable[[mx.array], mx.array]:
+        """Build mlx-lm's sampler for these options."""
+        chosen: Callable[[mx.array], mx.array] = make_sampler(
+            temp=self.temp, top_p=self.top_p, top_k=self.top_k, min_p=self.min_p
+        )
+        return chosen

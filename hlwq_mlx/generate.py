@@ -1,0 +1,103 @@
+"""`python -m hlwq_mlx.generate`: answer a prompt, word by word.
+
+`hlwq_mlx.generate` is also a function (see library.generate). Importing this module would hide the
+function behind the module, so the module can be called in its place.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+from . import cli
+
+DEFAULT_PROMPT = "Hello!"
+
+
+class _CallableModule(ModuleType):
+    def __call__(self, *args: Any, **options: Any) -> str:
+        from .library import generate
+
+        return generate(*args, **options)
+
+
+sys.modules[__name__].__class__ = _CallableModule
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Build the command's parser."""
+    parser = argparse.ArgumentParser(prog="python -m hlwq_mlx.generate", description=__doc__)
+    cli.add_model_args(parser)
+    parser.add_argument(
+        "--prompt", "-p", default=DEFAULT_PROMPT, help="what to ask; - reads it from stdin"
+    )
+    parser.add_argument("--system-prompt", metavar="TEXT", help="instructions before the prompt")
+    parser.add_argument(
+        "--think", action="store_true", help="let the model think before it answers"
+    )
+    parser.add_argument(
+        "--max-tokens", "-m", type=int, default=256, metavar="N", help="stop after N tokens"
+    )
+    parser.add_argument(
+        "--stop", action="append", default=[], metavar="TEXT", help="stop before TEXT; repeatable"
+    )
+    parser.add_argument(
+        "--extra-eos-token", action="append", default=[], metavar="TOKEN", help="stop at TOKEN too"
+    )
+    parser.add_argument(
+        "--ignore-chat-template", action="store_true", help="continue the prompt as plain text"
+    )
+    parser.add_argument(
+        "--chat-template-config",
+        type=json.loads,
+        default={},
+        metavar="JSON",
+        help="more variables for the chat template",
+    )
+    parser.add_argument(
+        "--prefill-step-size", type=int, default=512, metavar="N", help="prompt tokens at a time"
+    )
+    cli.add_sampling_args(parser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse, load, answer."""
+    arguments = make_parser().parse_args(argv)
+    prompt = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
+    import mlx.core as mx
+
+    from . import library
+    from .dialog import template
+
+    model, tokenizer, sampling = cli.load_for(arguments)
+    for token in arguments.extra_eos_token:
+        tokenizer.add_eos_token(token)
+    if arguments.seed is not None:
+        mx.random.seed(arguments.seed)
+    if arguments.ignore_chat_template:
+        text = prompt
+    else:
+        messages = [{"role": "user", "content": prompt}]
+        if arguments.system_prompt is not None:
+            messages.insert(0, {"role": "system", "content": arguments.system_prompt})
+        text = template.render(
+            tokenizer, messages, thinking=arguments.think, options=arguments.chat_template_config
+        )
+    cli.print_stream(
+        library.stream_generate(
+            model,
+            tokenizer,
+            text,
+            max_tokens=arguments.max_tokens,
+            sampling=sampling,
+            stop=arguments.stop,
+            prefill_step=arguments.prefill_step_size,
+        )
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

@@ -1,0 +1,185 @@
+"""What Python users call: load a model, then generate text from prompts or messages.
+
+Signatures follow mlx-lm's, so code written for it runs with ours. A model may be anything `convert`
+reads; one that is not converted yet is converted once into a cache folder.
+"""
+
+import hashlib
+import logging
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from mlx_lm.generate import GenerationResponse
+
+from .dialog import template
+from .dialog.stop import AnswerText
+from .dialog.tokenizer import load_tokenizer
+from .engine.decode import PREFILL_STEP, Progress, generate_tokens
+from .engine.sampling import Sampling
+from .gemma4.model import Model
+from .store import checkpoint, convert, source
+
+DEMO = Path(__file__).parent / "demo"
+DEMO_VARIANT = "PQ5"
+DEFAULT_MAX_TOKENS = 256
+CACHE_VARIABLE = "HLWQ_CACHE"
+
+logger = logging.getLogger("hlwq_mlx")
+Prompt = str | Sequence[int] | Sequence[template.Message]
+
+
+def cache_folder() -> Path:
+    """Return where converted models are kept: $HLWQ_CACHE, or ~/.cache/hlwq_mlx."""
+    given = os.environ.get(CACHE_VARIABLE)
+    return Path(given) if given else Path.home() / ".cache" / "hlwq_mlx"
+
+
+def converted_folder(model: str, variant: str | None = None) -> Path:
+    """Return the converted folder of a model, converting it now if that was never done.
+
+    Raises: SourceError, CheckpointError, DeviceError as `find` and `convert` do.
+    """
+    if checkpoint.is_ours(Path(model).expanduser()):
+        return Path(model).expanduser()
+    folder, variant = source.find(model, variant)
+    opened = source.Source(folder, variant)
+    target = cache_folder() / _cache_name(model, opened)
+    if not target.is_dir():
+        logger.info("converting %s %s once into %s", model, variant or "", target)
+        for line in convert.convert(opened, target).lines():
+            logger.info("%s", line)
+    else:
+        logger.info("using %s, converted before", target)
+    return target
+
+
+def _cache_name(model: str, opened: source.Source) -> str:
+    """Name a converted folder after the model and the state of its files."""
+    files = [*opened.weight_files, opened.root / "config.json", *opened.side_files]
+    state = [
+        (path.resolve().as_posix(), path.stat().st_size, path.stat().st_mtime_ns) for path in files
+    ]
+    digest = hashlib.sha256(repr((checkpoint.FORMAT, state)).encode()).hexdigest()[:12]
+    name = "--".join(part for part in Path(model).parts[-2:] if part not in ("/", "..", "."))
+    return "--".join(filter(None, (name, opened.variant, digest)))
+
+
+def load(model: str | Path, variant: str | None = None) -> tuple[Model, Any]:
+    """Load a model and its tokenizer.
+
+    `model` is a hub id (`owner/name`, `owner/name/PQ5`), a source folder or a converted folder.
+    Raises: an HLWQError that says what is missing.
+    """
+    folder = converted_folder(str(model), variant)
+    return checkpoint.load(folder), load_tokenizer(folder)
+
+
+def default_sampling(folder: Path) -> Sampling:
+    """Return the sampling that a converted folder's generation_config.json recommends."""
+    path = folder / "generation_config.json"
+    return Sampling.from_generation_config(source.read_json(path) if path.is_file() else {})
+
+
+def prompt_ids(tokenizer: Any, prompt: Prompt, *, thinking: bool = False) -> list[int]:
+    """Turn a prompt into ids: text as it is, messages through the chat template, ids unchanged."""
+    if isinstance(prompt, str):
+        return template.encode(tokenizer, prompt)
+    messages = [item for item in prompt if isinstance(item, Mapping)]
+    if messages:
+        return template.encode(tokenizer, template.render(tokenizer, messages, thinking=thinking))
+    return [item for item in prompt if isinstance(item, int)]
+
+
+def stream_generate(
+    model: Model,
+    tokenizer: Any,
+    prompt: Prompt,
+    *,
+    max_tokens: int = DEFAULT_MAX_TOKENS,
+    sampling: Sampling | None = None,
+    stop: Sequence[str] = (),
+    thinking: bool = False,
+    prefill_step: int = PREFILL_STEP,
+    on_prefill: Progress = lambda done, total: None,
+    **options: Any,
+) -> Iterator[GenerationResponse]:
+    """Yield the answer piece by piece; the last piece has a `finish_reason`.
+
+    `prompt` is text, token ids or messages; `options` are the fields of `Sampling` (temp, top_p,
+    top_k, min_p), greedy by default.
+    Raises: RequestError for a prompt or option that cannot be served.
+    """
+    ids = prompt_ids(tokenizer, prompt, thinking=thinking)
+    chosen = (sampling or Sampling()).override(**options)
+    text = AnswerText(tokenizer.detokenizer, stop)
+    clock = _Clock(len(ids))
+    reason = "length"
+    for token, scores in generate_tokens(
+        model,
+        ids,
+        chosen,
+        max_tokens=max_tokens,
+        prefill_step=prefill_step,
+        on_prefill=on_prefill,
+    ):
+        clock.tick()
+        if token in tokenizer.eos_token_ids:
+            reason = "stop"
+            break
+        piece = text.add(token)
+        if text.is_stopped:
+            yield clock.response(piece, token, scores, "stop")
+            return
+        yield clock.response(piece, token, scores, None)
+    yield clock.response(text.finish(), token, scores, reason)
+
+
+class _Clock:
+    """Counts an answer's tokens and times them as mlx-lm reports them."""
+
+    def __init__(self, prompt_tokens: int) -> None:
+        self._prompt_tokens = prompt_tokens
+        self._tokens = 0
+        self._prompt_s = 0.0
+        self._begun = time.perf_counter()
+
+    def tick(self) -> None:
+        if not self._tokens:  # the first token is the prompt's work
+            now = time.perf_counter()
+            self._prompt_s, self._begun = now - self._begun, now
+        self._tokens += 1
+
+    def response(
+        self, text: str, token: int, scores: mx.array, finish_reason: str | None
+    ) -> GenerationResponse:
+        return GenerationResponse(
+            text=text,
+            token=token,
+            logprobs=scores,
+            from_draft=False,
+            prompt_tokens=self._prompt_tokens,
+            prompt_tps=self._prompt_tokens / self._prompt_s,
+            generation_tokens=self._tokens,
+            generation_tps=self._tokens / (time.perf_counter() - self._begun),
+            peak_memory=mx.get_peak_memory() / 1e9,
+            finish_reason=finish_reason,
+        )
+
+
+def generate(
+    model: Model, tokenizer: Any, prompt: Prompt, verbose: bool = False, **options: Any
+) -> str:
+    """Return the whole answer; `verbose` prints it as it comes, as mlx-lm does.
+
+    Options are those of `stream_generate`.
+    """
+    from .cli import print_stream
+
+    responses = stream_generate(model, tokenizer, prompt, **options)
+    if verbose:
+        return print_stream(responses)
+    return "".join(response.text for response in responses)
