@@ -14,7 +14,7 @@ import mlx.core as mx
 from mlx.utils import tree_flatten, tree_map_with_path
 
 from ..errors import CheckpointError, SourceError
-from ..gemma4.config import Gemma4Config
+from ..gemma4.config import FLAT, MULTIMODAL, Gemma4Config
 from ..gemma4.model import TOWERS, Model
 from ..quant import backend
 from ..quant.packing import BLOCK
@@ -25,7 +25,7 @@ from .ple import RowStore
 from .source import read_json
 from .tensorfile import TensorFile
 
-MODEL_TYPE = "hlwq_gemma4"
+MODEL_TYPE = MULTIMODAL[1]
 METHOD = "hlwq"
 FORMAT = 1
 INDEX_NAME = "model.safetensors.index.json"
@@ -56,9 +56,9 @@ def normalize_config(config: Mapping[str, Any]) -> dict[str, Any]:
     Raises: SourceError when it is not the config of a Gemma 4 model.
     """
     kind = config.get("model_type")
-    if kind == "gemma4_text":
+    if kind == FLAT:
         return {"model_type": MODEL_TYPE, "text_config": dict(config)}
-    if kind not in ("gemma4", MODEL_TYPE):
+    if kind not in MULTIMODAL:
         raise SourceError(
             f"[config.json] needed model_type gemma4 or gemma4_text, got {kind!r}. "
             "Only Gemma 4 can be converted."
