@@ -4,8 +4,8 @@ Every answer follows from the text or from arithmetic, so what a trained model k
 not an opinion. Nothing here is copied from anywhere; the standard library is all it needs.
 
 A conversation is a dict: `messages` (as a chat template takes them), and when they apply `tools`
-and `thinking`. Held-out sums never occur in training; held-out stories come from other seeds and are
-compared with the training stories by `scripts/train_demo.py evaluate`.
+and `thinking`. Held-out sums never occur in training; held-out stories come from other seeds, and
+`scripts/train_demo.py evaluate` compares them with the training stories.
 """
 
 import hashlib

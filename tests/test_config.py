@@ -188,6 +188,13 @@ def test_unknown_text_keys_are_named():
     refuse(changed(query_scalar=1.0, attn_softcap=50.0), message)
 
 
+def test_unknown_text_keys_that_ask_for_nothing_pass():
+    told = changed(query_scalar=None, use_new_norm=False)
+    assert TextConfig.from_dict(told["text_config"]) == TextConfig.from_dict(
+        changed()["text_config"]
+    )
+
+
 @pytest.mark.parametrize(
     "per_layer",
     [

@@ -51,9 +51,18 @@ class Sampling:
         )
 
     def override(self, **given: Any) -> Self:
-        """Replace the options that are given, that is, not None."""
-        known = {field.name for field in fields(self)}
-        return replace(self, **{k: v for k, v in given.items() if k in known and v is not None})
+        """Replace the options that are given, that is, not None.
+
+        Raises: RequestError for an option that does not exist.
+        """
+        known = [field.name for field in fields(self)]
+        unknown = sorted(given.keys() - set(known))
+        if unknown:
+            raise RequestError(
+                f"[sampling] needed {', '.join(known)}, got {', '.join(unknown)}. "
+                "Check the spelling."
+            )
+        return replace(self, **{key: value for key, value in given.items() if value is not None})
 
     def sampler(self) -> Callable[[mx.array], mx.array]:
         """Build mlx-lm's sampler for these options."""

@@ -37,6 +37,10 @@ IGNORED = frozenset(
         *("architectures", "dtype", "torch_dtype", "transformers_version", "use_cache"),
         *("attention_dropout", "initializer_range", "eos_token_id", "bos_token_id"),
         *("num_experts", "top_k_experts", "moe_intermediate_size"),
+        # What transformers' base class may write into any section.
+        *("_name_or_path", "return_dict", "id2label", "label2id", "cache_implementation"),
+        *("chunk_size_feed_forward", "output_attentions", "output_hidden_states"),
+        *("is_encoder_decoder", "problem_type", "sep_token_id", "decoder_start_token_id"),
     }
 )
 # In a flat file these stand beside the text keys, and are read by others.
@@ -100,6 +104,7 @@ class TextConfig:
     def from_dict(cls, section: Mapping[str, Any]) -> Self:
         """Read a `text_config` section in any of its forms.
 
+        An unknown key may stand for a formula, unless it is null or false.
         Raises: ConfigError naming the key that is missing, unknown or not implemented.
         """
         values = _released_form(section)
@@ -110,7 +115,8 @@ class TextConfig:
                     f"This would need {meaning}, which is not implemented."
                 )
         names = [field.name for field in fields(cls)]
-        unknown = sorted(values.keys() - set(names) - set(FIXED) - IGNORED)
+        strangers = values.keys() - set(names) - set(FIXED) - IGNORED
+        unknown = sorted(key for key in strangers if values[key] not in (None, False))
         if unknown:
             raise ConfigError(
                 f"[text_config] needed known keys, got {', '.join(unknown)}. "

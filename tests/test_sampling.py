@@ -1,0 +1,46 @@
+import mlx.core as mx
+import pytest
+
+from hlwq_mlx.engine.sampling import Sampling
+from hlwq_mlx.errors import RequestError
+
+
+def test_defaults_take_the_likeliest():
+    scores = mx.array([[-3.0, -0.1, -2.0]])
+    assert Sampling().sampler()(scores).item() == 1
+
+
+def test_generation_config_without_do_sample_is_greedy():
+    assert Sampling.from_generation_config({"temperature": 0.7, "top_k": 5}) == Sampling()
+
+
+def test_generation_config_of_gemma():
+    told = {"do_sample": True, "temperature": 1.0, "top_k": 64, "top_p": 0.95}
+    assert Sampling.from_generation_config(told) == Sampling(temp=1.0, top_p=0.95, top_k=64)
+
+
+def test_override_replaces_what_is_given_alone():
+    base = Sampling(temp=1.0, top_p=0.95, top_k=64)
+    assert base.override(temp=0.0, top_p=None) == Sampling(temp=0.0, top_p=0.95, top_k=64)
+
+
+def test_override_refuses_an_unknown_option():
+    with pytest.raises(
+        RequestError, match=r"^\[sampling\] needed temp, top_p, top_k, min_p, got t"
+    ):
+        Sampling().override(temprature=1.0)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("temp", -0.1), ("top_p", 1.5), ("top_k", -1), ("min_p", 2.0)]
+)
+def test_options_outside_their_limits(option, value):
+    with pytest.raises(RequestError, match=rf"^\[{option}\] needed .* got {value}\. "):
+        Sampling(**{option: value})
+
+
+def test_top_k_limits_what_is_drawn():
+    mx.random.seed(0)
+    scores = mx.log(mx.array([[0.4, 0.3, 0.2, 0.1]]))
+    sampler = Sampling(temp=1.0, top_k=2).sampler()
+    assert {sampler(scores).item() for _ in range(50)} == {0, 1}
