@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import mlx.core as mx
-from mlx.utils import tree_flatten, tree_map_with_path
+from mlx.utils import tree_flatten
 
 from ..errors import CheckpointError, SourceError
 from ..gemma4.config import FLAT, MULTIMODAL, Gemma4Config
@@ -162,24 +162,31 @@ def load(folder: Path) -> Model:
             f"{manifest.get('quant_method')} {manifest.get('format')}. Convert the model again."
         )
     model = Model(Gemma4Config.from_dict(config))
-    weights = model.sanitize(_read_shards(folder))
+    attach_rows(model, folder)
+    weights = cast(model.sanitize(_read_shards(folder)))
     _check_weights(model, weights)
     model.load_weights(list(weights.items()), strict=True)
-    cast(model, backend.activation_dtype())
-    if _row_table_shape(model.args):
-        model.rows = RowStore(folder / ROW_STORE)
     model.eval()
     return model
 
 
-def cast(model: Model, dtype: mx.Dtype) -> None:
-    """Cast what is not coded to the dtype that activations have."""
+def cast(weights: Mapping[str, mx.array]) -> dict[str, mx.array]:
+    """Cast what is not coded to the dtype that activations have on this machine."""
+    dtype = backend.activation_dtype()
+    coded_parts = tuple(f".{part}" for part in CodedNames._fields)
+    return {
+        name: weight if name.endswith(coded_parts) else weight.astype(dtype)
+        for name, weight in weights.items()
+    }
 
-    def to_dtype(path: str, array: mx.array) -> mx.array:
-        is_coded_part = path.endswith((".codes", ".norms", ".centroids"))
-        return array if is_coded_part else array.astype(dtype)
 
-    model.update(tree_map_with_path(to_dtype, model.parameters()))
+def attach_rows(model: Model, folder: Path) -> None:
+    """Give a model with per-layer embeddings the row store of its folder.
+
+    Raises: CheckpointError when the store is missing or damaged.
+    """
+    if _row_table_shape(model.args):
+        model.rows = RowStore(folder / ROW_STORE)
 
 
 def _read_shards(folder: Path) -> dict[str, mx.array]:
