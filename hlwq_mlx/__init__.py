@@ -4,20 +4,32 @@
     model, tokenizer = load("caiovicentino1/Gemma-4-E4B-it-HLWQ-Multi", variant="PQ5")
     print(generate(model, tokenizer, [{"role": "user", "content": "What is 2+2?"}]))
 
-Names are looked up when they are used, so that a command's --help need not wait for MLX.
+Names are looked up when they are used, so that a command's --help need not wait for MLX. Importing
+this package lets stock mlx-lm load our folders (see plugin).
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from . import plugin
+
 if TYPE_CHECKING:
+    from .card import HLWQModel, PolarQuantModel
     from .library import generate, load, stream_generate
 
-__all__ = ["generate", "load", "stream_generate"]
+_HOMES = {
+    "HLWQModel": "card",
+    "PolarQuantModel": "card",
+    "generate": "library",
+    "load": "library",
+    "stream_generate": "library",
+}
+__all__ = ["HLWQModel", "PolarQuantModel", "generate", "load", "stream_generate"]
+
+plugin.install()
 
 
 def __getattr__(name: str) -> Any:
-    if name in __all__:
-        from . import library
-
-        return getattr(library, name)
+    if name in _HOMES:
+        return getattr(import_module(f".{_HOMES[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

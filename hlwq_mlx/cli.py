@@ -8,6 +8,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from .errors import HLWQError
@@ -94,10 +95,10 @@ def print_stream(responses: Iterable[Any]) -> str:
     return text
 
 
-def load_for(arguments: argparse.Namespace) -> tuple[Any, Any, Any]:
-    """Load the model that the arguments name, its tokenizer and its sampling.
+def folder_for(arguments: argparse.Namespace) -> Path:
+    """Return the converted folder of the model that the arguments name.
 
-    Without --model it is the demo, and stderr says so.
+    Without --model it is the demo's, and stderr says so.
     """
     from . import library
 
@@ -109,7 +110,14 @@ def load_for(arguments: argparse.Namespace) -> tuple[Any, Any, Any]:
             "Name a real one with --model, as in\n"
             "  --model caiovicentino1/Gemma-4-E4B-it-HLWQ-Multi --variant PQ5"
         )
-    folder = library.converted_folder(model, variant)
+    return library.converted_folder(model, variant)
+
+
+def load_for(arguments: argparse.Namespace) -> tuple[Any, Any, Any]:
+    """Load the model that the arguments name, its tokenizer and its sampling."""
+    from . import library
+
+    folder = folder_for(arguments)
     loaded, tokenizer = library.load(folder)
     given = {name: getattr(arguments, name) for name in ("temp", "top_p", "top_k", "min_p")}
     return loaded, tokenizer, library.default_sampling(folder).override(**given)

@@ -36,12 +36,13 @@ def _signs() -> NDArray[np.float64]:
 
 
 def encode(
-    weight: NDArray[np.floating], centroids: NDArray[np.float32]
+    weight: NDArray[np.floating], centroids: NDArray[np.float32], refits: int = 0
 ) -> tuple[NDArray[np.uint8], NDArray[np.float16]]:
     """Code a matrix; rows are independent, so a slice of rows gives the slice of the result.
 
     Float64 inside; norms are rounded to float16 only to be stored. A value half way between two
-    centroids takes the lower code.
+    centroids takes the lower code. Each refit replaces the norms by those that fit the chosen codes
+    best, in least squares, and chooses the codes anew: less error, same format.
 
     Shapes: weight [N, columns], centroids ascending [2..256] -> codes [N, K], norms [N, K/128].
     Raises: ShapeError for a weight that is not a matrix, or whose norms float16 cannot hold.
@@ -66,10 +67,23 @@ def encode(
                 f"got {lengths.max():.6g}. Look for infinities and NaN, or scale the weight down."
             )
         rotated = blocks @ _signs()
-        rotated /= lengths[:, None]
-        codes[rows] = _nearest(rotated, centroids).reshape(-1, K)
+        chosen = _nearest(rotated / lengths[:, None], centroids)
+        for _ in range(refits):
+            lengths = _fitted_norms(rotated, chosen, centroids)
+            chosen = _nearest(rotated / lengths[:, None], centroids)
+        codes[rows] = chosen.reshape(-1, K)
         norms[rows] = lengths.reshape(-1, K // BLOCK)
     return codes, norms
+
+
+def _fitted_norms(
+    rotated: NDArray[np.float64], codes: NDArray[np.uint8], centroids: NDArray[np.float32]
+) -> NDArray[np.float64]:
+    """Return the norms with which codes come closest to unscaled rotated blocks."""
+    levels = centroids.astype(np.float64)[codes]
+    products = np.einsum("bk,bk->b", rotated, levels)
+    fitted: NDArray[np.float64] = products / np.einsum("bk,bk->b", levels, levels)
+    return np.maximum(fitted, MIN_NORM)
 
 
 def decode(

@@ -1,0 +1,187 @@
+"""The interface that the model card shows: HLWQModel, ids in, ids out.
+
+The card's class exists in no published package. This one takes what its examples write, torch
+habits included: `.to(model.device)` on what the tokenizer returns, prompts at the head of the
+output. `PolarQuantModel` is its older name.
+
+B sequences, L positions.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Self, overload
+
+import mlx.core as mx
+import numpy as np
+from numpy.typing import NDArray
+
+from . import library
+from .engine.decode import generate_tokens
+from .engine.sampling import Sampling
+from .errors import RequestError
+from .gemma4.model import Model
+
+DEFAULT_NEW_TOKENS = 128
+_DEVICE_MAPS = (None, "auto", "cpu", "gpu", "mps")
+
+
+class TokenIds(np.ndarray[Any, np.dtype[np.int64]]):
+    """Token ids that can be told to go where the model is, which in MLX they already are."""
+
+    def to(self, device: object) -> Self:
+        return self
+
+
+class Encoding(dict[str, TokenIds]):
+    """What a tokenizer call returns: arrays by name, by attribute too."""
+
+    def __getattr__(self, name: str) -> TokenIds:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+    def to(self, device: object) -> Self:
+        return self
+
+
+class CardTokenizer:
+    """The checkpoint's tokenizer; whatever tensors are asked for, it returns `TokenIds`.
+
+    Without `return_tensors` and for every other method it is the tokenizer itself.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+
+    def __call__(self, *args: Any, return_tensors: str | None = None, **options: Any) -> Any:
+        encoded = self._tokenizer(*args, return_tensors=return_tensors and "np", **options)
+        return _with_ids(encoded) if return_tensors else encoded
+
+    def apply_chat_template(
+        self, *args: Any, return_tensors: str | None = None, **options: Any
+    ) -> Any:
+        """Render messages; thinking is off unless asked for, and the result is ids or text."""
+        options = {"enable_thinking": False, "return_dict": False} | options
+        rendered = self._tokenizer.apply_chat_template(
+            *args, return_tensors=return_tensors and "np", **options
+        )
+        return _with_ids(rendered) if return_tensors else rendered
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tokenizer, name)
+
+
+def _with_ids(encoded: Any) -> Any:
+    if isinstance(encoded, Mapping):
+        return Encoding({name: np.asarray(array).view(TokenIds) for name, array in encoded.items()})
+    return np.asarray(encoded).view(TokenIds)
+
+
+class HLWQModel:
+    """A model as the card's *Full Inference* example uses it."""
+
+    def __init__(self, model: Model, tokenizer: Any, sampling: Sampling) -> None:
+        self.model = model
+        self.tokenizer = CardTokenizer(tokenizer._tokenizer)
+        self._wrapper = tokenizer
+        self._sampling = sampling
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        repo_or_path: str,
+        variant: str | None = None,
+        *,
+        device_map: object = None,
+        dtype: object = None,
+        torch_dtype: object = None,
+        kv_cache_nbits: int | None = None,
+        trust_remote_code: bool = False,
+    ) -> Self:
+        """Load a model as `hlwq_mlx.load` does, converting it once if need be.
+
+        `dtype`, `torch_dtype` and `trust_remote_code` are taken for the sake of old code: MLX runs
+        in the dtype that suits the machine, and code from a model folder is never executed.
+        Raises: RequestError for a device MLX does not have, or for a quantized cache.
+        """
+        if device_map not in _DEVICE_MAPS:
+            raise RequestError(
+                f"[device_map] needed one of auto, cpu, gpu, mps, got {device_map!r}. "
+                "MLX runs on Apple GPUs and on CPUs."
+            )
+        if kv_cache_nbits is not None:
+            raise RequestError(
+                f"[kv_cache_nbits] needed None, got {kv_cache_nbits}. "
+                "A quantized key-value cache is not implemented."
+            )
+        folder = library.converted_folder(str(repo_or_path), variant)
+        model, tokenizer = library.load(folder)
+        return cls(model, tokenizer, library.default_sampling(folder))
+
+    @property
+    def device(self) -> str:
+        """Where the model runs: `gpu` or `cpu`."""
+        return "gpu" if mx.default_device() == mx.Device(mx.gpu) else "cpu"
+
+    @overload
+    def generate(self, inputs: str, **options: Any) -> str: ...
+
+    @overload
+    def generate(
+        self, inputs: Sequence[Any] | NDArray[Any] | None = None, **options: Any
+    ) -> TokenIds: ...
+
+    def generate(self, inputs: Any = None, **options: Any) -> str | TokenIds:
+        """Answer a prompt: text gives the answer's text, ids give prompt and answer as ids.
+
+        Options: max_new_tokens, do_sample, temperature, top_p, top_k, min_p, and input_ids in the
+        place of `inputs`; attention_mask is taken when it masks nothing.
+        Shapes: ids [L] or [1, L] -> [1, L + new].
+        Raises: RequestError for another option or for more than one sequence.
+        """
+        inputs = options.pop("input_ids", inputs)
+        limit = options.pop("max_new_tokens", DEFAULT_NEW_TOKENS)
+        _check_mask(options.pop("attention_mask", None))
+        sampling = self._choose(options)
+        if isinstance(inputs, str):
+            messages = [{"role": "user", "content": inputs}]
+            return library.generate(
+                self.model, self._wrapper, messages, max_tokens=limit, sampling=sampling
+            )
+        prompt = _one_sequence(inputs)
+        ids = list(prompt)
+        for token, _ in generate_tokens(self.model, prompt, sampling, max_tokens=limit):
+            ids.append(token)
+            if token in self._wrapper.eos_token_ids:
+                break
+        return np.asarray([ids]).view(TokenIds)
+
+    def _choose(self, options: dict[str, Any]) -> Sampling:
+        if "temperature" in options:
+            options["temp"] = options.pop("temperature")
+        if options.pop("do_sample", None) is False:
+            options["temp"] = 0.0
+        return self._sampling.override(**options)
+
+
+PolarQuantModel = HLWQModel
+
+
+def _check_mask(mask: Any) -> None:
+    if mask is not None and not np.asarray(mask).all():
+        raise RequestError(
+            "[attention_mask] needed all ones, got zeros. Give one sequence without padding."
+        )
+
+
+def _one_sequence(inputs: Any) -> list[int]:
+    """Take ids from whatever holds them: a list, an array, an encoding."""
+    if isinstance(inputs, Mapping):
+        inputs = inputs["input_ids"]
+    ids = np.asarray(inputs)
+    if ids.ndim not in (1, 2) or (ids.ndim == 2 and len(ids) != 1) or ids.dtype.kind not in "iu":
+        raise RequestError(
+            f"[input_ids] needed the ids of one sequence, got {ids.dtype} of shape {ids.shape}. "
+            "Generate for one prompt at a time."
+        )
+    return [int(token) for token in ids.reshape(-1)]
