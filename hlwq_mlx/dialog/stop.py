@@ -8,6 +8,17 @@ from collections.abc import Sequence
 from typing import Any
 
 
+def overlap(text: str, stops: Sequence[str]) -> int:
+    """Return how long a tail of the text may be the beginning of one of the strings."""
+    longest = min(len(text), max(map(len, stops), default=1) - 1)
+    tails = ((size, text[-size:]) for size in range(longest, 0, -1))
+    return next((size for size, tail in tails if _begins(tail, stops)), 0)
+
+
+def _begins(tail: str, stops: Sequence[str]) -> bool:
+    return any(len(tail) < len(stop) and stop.startswith(tail) for stop in stops)
+
+
 class StopStrings:
     """Passes text through and withholds what could be the beginning of a stop string."""
 
@@ -23,7 +34,7 @@ class StopStrings:
         self.is_stopped = bool(found)
         if found:
             return self._release(min(found))
-        return self._release(len(self._held) - max(map(self._overlap, self._stops), default=0))
+        return self._release(len(self._held) - overlap(self._held, self._stops))
 
     def flush(self) -> str:
         """Return what was withheld, at the end of the stream."""
@@ -32,11 +43,6 @@ class StopStrings:
     def _release(self, size: int) -> str:
         released, self._held = self._held[:size], self._held[size:]
         return released
-
-    def _overlap(self, stop: str) -> int:
-        """Return how long a tail of the held text begins this stop string."""
-        longest = min(len(stop) - 1, len(self._held))
-        return next((size for size in range(longest, 0, -1) if self._held.endswith(stop[:size])), 0)
 
 
 class AnswerText:
