@@ -49,8 +49,9 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, convert, print the summary."""
     arguments = make_parser().parse_args(argv)
-    from .store import convert, source
+    from .store import atomic, convert, source
 
+    atomic.require_new(arguments.output)
     folder, variant = source.find(arguments.model, arguments.variant)
     opened = source.Source(
         folder,

@@ -72,7 +72,9 @@ class Model(nn.Module):  # type: ignore[misc]  # nn.Module is untyped
         self.rows: Rows = _no_rows
         manifest = args.quantization_config
         if manifest is not None and manifest.get("quant_method") == "hlwq":
-            code_modules(self, manifest)
+            coded = manifest["tensors"].items()
+            text = {name: entry for name, entry in coded if not name.startswith(TOWERS)}
+            code_modules(self, {**manifest, "tensors": text})
 
     @property
     def layers(self) -> list[nn.Module]:

@@ -6,7 +6,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..errors import DeviceError, SourceError
+from ..errors import DeviceError, HLWQError, SourceError
+
+
+def require_new(output: Path) -> None:
+    """Refuse an output that exists; commands ask before they download or read anything.
+
+    Raises: SourceError.
+    """
+    if os.path.lexists(output):
+        raise SourceError(
+            f"[output] needed a new folder, got {output}, which exists. "
+            "Remove it or choose another --output."
+        )
 
 
 @contextmanager
@@ -15,32 +27,37 @@ def building(output: Path) -> Iterator[Path]:
 
     What a killed run left behind is removed by the next run for the same output; what a live one is
     still writing is left alone.
-    Raises: SourceError when `output` exists; DeviceError when it cannot be made.
+    Raises: SourceError when `output` exists; DeviceError when the disk does not take what the block
+    writes.
     """
-    if output.exists():
-        raise SourceError(
-            f"[output] needed a new folder, got {output}, which exists. "
-            "Remove it or choose another --output."
-        )
-    prefix = f".{output.name}.partial-"
+    require_new(output)
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        for leftover in output.parent.glob(f"{prefix}*"):
-            if not _is_alive(leftover.name.removeprefix(prefix)):
-                shutil.rmtree(leftover)
-        folder = output.parent / f"{prefix}{os.getpid()}"
-        folder.mkdir()
+        folder = _begin(output)
+        try:
+            yield folder
+            folder.rename(output)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+    except HLWQError:
+        raise
     except OSError as problem:
         raise DeviceError(
-            f"[output] needed to write in {output.parent}, got '{problem.strerror}'. "
-            "Choose another --output."
+            f"[output] needed to write {output}, got '{problem}'. "
+            "Free disk space or choose another --output."
         ) from problem
-    try:
-        yield folder
-        folder.rename(output)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
+
+
+def _begin(output: Path) -> Path:
+    """Clear what dead runs left and make this run's folder."""
+    prefix = f".{output.name}.partial-"
+    output.parent.mkdir(parents=True, exist_ok=True)
+    for path in output.parent.iterdir():
+        if path.name.startswith(prefix) and not _is_alive(path.name.removeprefix(prefix)):
+            shutil.rmtree(path)
+    folder = output.parent / f"{prefix}{os.getpid()}"
+    folder.mkdir()
+    return folder
 
 
 def _is_alive(process_id: str) -> bool:

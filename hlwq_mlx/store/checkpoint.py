@@ -14,7 +14,7 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from ..errors import CheckpointError, SourceError
-from ..gemma4.config import FLAT, MULTIMODAL, Gemma4Config
+from ..gemma4.config import FLAT, FLAT_IGNORED, MULTIMODAL, Gemma4Config
 from ..gemma4.model import TOWERS, Model
 from ..quant import backend
 from ..quant.packing import BLOCK
@@ -22,7 +22,7 @@ from .coded import CodedTensor, raise_all
 from .detect import Reading
 from .ple import FILE_NAME as ROW_STORE
 from .ple import RowStore
-from .source import read_json
+from .source import PlainTensor, read_json
 from .tensorfile import TensorFile
 
 MODEL_TYPE = MULTIMODAL[1]
@@ -57,13 +57,15 @@ def normalize_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """
     kind = config.get("model_type")
     if kind == FLAT:
-        return {"model_type": MODEL_TYPE, "text_config": dict(config)}
+        text = {key: value for key, value in config.items() if key not in FLAT_IGNORED}
+        stop_ids = {key: config[key] for key in ("eos_token_id",) if key in config}
+        return stop_ids | {"model_type": MODEL_TYPE, "text_config": text}
     if kind not in MULTIMODAL:
         raise SourceError(
             f"[config.json] needed model_type gemma4 or gemma4_text, got {kind!r}. "
             "Only Gemma 4 can be converted."
         )
-    kept = {key: value for key, value in config.items() if key != "quantization_config"}
+    kept = {key: value for key, value in config.items() if key not in FLAT_IGNORED}
     return kept | {"model_type": MODEL_TYPE}
 
 
@@ -74,7 +76,9 @@ def canonical_name(name: str) -> str:
     return name
 
 
-def unread_names(config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> set[str]:
+def unread_names(
+    config: Mapping[str, Any], tensors: Mapping[str, CodedTensor | PlainTensor]
+) -> set[str]:
     """Check a source's tensors against its config and return the names that no layer reads.
 
     Those are the key and value weights of KV-shared layers, which released files carry, and a copy
@@ -85,8 +89,8 @@ def unread_names(config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> set[
     """
     model = Model(Gemma4Config.from_dict(config))
     expected = _shapes(model) | _row_table_shape(model.args)
-    unread = {name for name in shapes if name == _TIED_HEAD or model.is_dead(name)}
-    text = {name: shape for name, shape in shapes.items() if not name.startswith(TOWERS)}
+    unread = {name for name in tensors if name == _TIED_HEAD or model.is_dead(name)}
+    text = {name: tensor for name, tensor in tensors.items() if not name.startswith(TOWERS)}
     problems = [
         f"[{name}] needed in the source, got no such tensor. Download the variant again."
         for name in sorted(expected.keys() - text.keys())
@@ -94,9 +98,11 @@ def unread_names(config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> set[
     for name in sorted(text.keys() - unread):
         if name not in expected:
             problems.append(f"[{name}] needed no such tensor, got one. Check config.json.")
-        elif text[name] != expected[name] and text[name] != _padded(expected[name]):
+            continue
+        shape, is_coded = text[name].shape, isinstance(text[name], CodedTensor)
+        if shape != expected[name] and not (is_coded and shape == _padded(expected[name])):
             problems.append(
-                f"[{name}] needed shape {expected[name]} by config.json, got {text[name]}. "
+                f"[{name}] needed shape {expected[name]} by config.json, got {shape}. "
                 "The files do not belong together."
             )
     raise_all(problems)
@@ -107,9 +113,13 @@ def _shapes(model: Model) -> dict[str, Shape]:
     return {name: tuple(array.shape) for name, array in tree_flatten(model.parameters())}
 
 
+def row_width(args: Gemma4Config) -> int:
+    """Return how many columns the per-layer-embedding table has, 0 for a model without one."""
+    return args.text_config.num_hidden_layers * args.text_config.hidden_size_per_layer_input
+
+
 def _row_table_shape(args: Gemma4Config) -> dict[str, Shape]:
-    text = args.text_config
-    width = text.num_hidden_layers * text.hidden_size_per_layer_input
+    text, width = args.text_config, row_width(args)
     return {ROW_TABLE: (text.vocab_size_per_layer_input, width)} if width else {}
 
 
@@ -137,7 +147,6 @@ def make_manifest(
         "format": FORMAT,
         "block": BLOCK,
         "variant": variant,
-        "row_store": ROW_STORE,
         "tensors": tensors,
         "tables": tables,
     }
@@ -155,7 +164,7 @@ def load(folder: Path) -> Model:
     Raises: CheckpointError listing all that is missing, damaged, extra or of another shape.
     """
     config = read_json(folder / "config.json")
-    manifest = config.get("quantization_config", {})
+    manifest = config.get("quantization_config") or {}
     if manifest.get("quant_method") != METHOD or manifest.get("format") != FORMAT:
         raise CheckpointError(
             f"[{folder}] needed a folder of format {METHOD} {FORMAT}, got "
@@ -185,23 +194,28 @@ def attach_rows(model: Model, folder: Path) -> None:
 
     Raises: CheckpointError when the store is missing or damaged.
     """
-    if _row_table_shape(model.args):
-        model.rows = RowStore(folder / ROW_STORE)
+    for shape in _row_table_shape(model.args).values():
+        rows = RowStore(folder / ROW_STORE)
+        if rows.shape != shape:
+            raise CheckpointError(
+                f"[{ROW_STORE}] needed {shape} by config.json, got {rows.shape}. "
+                "The files do not belong together; convert the model again."
+            )
+        model.rows = rows
 
 
 def _read_shards(folder: Path) -> dict[str, mx.array]:
     index = read_json(folder / INDEX_NAME)
-    names = sorted(set(index.get("weight_map", {}).values()))
+    weight_map = index.get("weight_map", {})
     weights: dict[str, mx.array] = {}
-    for name in names:
+    for name in sorted(set(weight_map.values())):
         TensorFile(folder / name)  # a clear error for a damaged file, before MLX maps it
         shard = mx.load(str(folder / name))
         assert isinstance(shard, dict)
         weights |= shard
-    missing = sorted(index["weight_map"].keys() - weights.keys())
     raise_all(
-        f"[{name}] needed in {index['weight_map'][name]}, got no such tensor. Convert again."
-        for name in missing
+        f"[{name}] needed in {weight_map[name]}, got no such tensor. Convert again."
+        for name in sorted(weight_map.keys() - weights.keys())
     )
     return weights
 

@@ -38,7 +38,6 @@ class Key:
 
     tensor: str
     role: str
-    is_packed: bool
     is_dotted: bool
 
 
@@ -54,7 +53,7 @@ def parse_key(key: str) -> Key | None:
             name = prefix if "." in prefix else prefix.replace("__", ".")
             if not name.endswith(".weight"):
                 name += ".weight"
-            return Key(name, role, suffix == "__packed", suffix.startswith("."))
+            return Key(name, role, suffix.startswith("."))
     return None
 
 
@@ -141,13 +140,14 @@ def _build(
         )
     key, codes = roles["codes"]
     own = settings.get("layers", {}).get(name.removesuffix(".weight"), {})
-    meta = [int(value) for value in roles["meta"][1]] if "meta" in roles else []
+    meta = [int(value) for value in roles["meta"][1].reshape(-1)] if "meta" in roles else []
     norms = _read_norms(name, roles["norms"][1], codes, meta)
     N, nb = norms.shape
     _check_meta(name, meta, N, nb, own.get("block_size", settings.get("block_size", BLOCK)))
     if codes.dtype not in (np.uint8, np.int8):
         raise CheckpointError(
-            f"[{name}] needed codes of U8 or I8, got {codes.dtype}. The file is not HLWQ."
+            f"[{name}] needed codes of U8 or I8, got {codes.dtype}. "
+            "The file is not HLWQ, or it is converted already."
         )
     raw: Codes = codes.reshape(-1).view(np.uint8)
     stored_bits, rest = divmod(8 * raw.size, N * nb * BLOCK)
@@ -156,7 +156,7 @@ def _build(
             f"[{name}] needed 1 to 8 whole bits for each of {N * nb * BLOCK} codes, got "
             f"{raw.size} bytes. The file is damaged; download it again."
         )
-    half_nibbles = key.is_dotted and not key.is_packed and stored_bits == 4
+    half_nibbles = key.is_dotted and stored_bits == 4
     told = _meta_bits(meta) or own.get("bits") or settings.get("bits") or folder_bits or 0
     bits = stored_bits
     if told != stored_bits and (stored_bits == 8 or half_nibbles):
@@ -164,6 +164,11 @@ def _build(
     is_lsb = key.is_dotted and stored_bits < 8
     order: BitOrder = "half" if half_nibbles else "lsb" if is_lsb else "msb"
     in_features = meta[4] if len(meta) > 4 else own.get("in_features", nb * BLOCK)
+    if not 0 <= nb * BLOCK - in_features < BLOCK:
+        raise CheckpointError(
+            f"[{name}] needed in_features that fill {nb} blocks of {BLOCK}, got {in_features}. "
+            "The files contradict each other; download the model again."
+        )
     return CodedTensor(
         name=name,
         raw=raw,
@@ -173,23 +178,31 @@ def _build(
         in_features=in_features,
         key_order=order,
         implied_table="inf_100" if _meta_bits(meta) else "clip4_100",
-        own_table=_own_table(roles),
+        own_table=_own_table(name, roles, bits),
     )
 
 
 def _read_norms(
     name: str, norms: NDArray[Any], codes: NDArray[Any], meta: list[int]
 ) -> NDArray[np.float16]:
+    if norms.dtype not in (np.float16, np.float32) or not norms.size:
+        raise CheckpointError(
+            f"[{name}] needed norms of F16 or F32, got {norms.dtype} of shape {norms.shape}. "
+            "The file is not HLWQ."
+        )
+    norms = np.atleast_1d(norms)
     if norms.ndim == 1:  # flat: the rows are those of the codes or of the meta
         rows = codes.shape[0] if codes.ndim == 2 else meta[0] if len(meta) > 3 else norms.size
         norms = norms.reshape(rows, -1) if rows and norms.size % rows == 0 else norms[:, None]
-    norms = norms.reshape(norms.shape[0], -1)
-    if not np.isfinite(norms).all():
+    with np.errstate(over="ignore"):  # an infinite norm is refused here
+        halves = norms.reshape(norms.shape[0], -1).astype(np.float16, copy=False)
+    unfit = halves.size - int(np.count_nonzero((halves >= 0) & (halves < np.inf)))
+    if unfit:
         raise CheckpointError(
-            f"[{name}] needed finite norms, got {int((~np.isfinite(norms)).sum())} that are NaN or "
-            "infinite. The file is damaged; download it again."
+            f"[{name}] needed finite norms, got {unfit} that are NaN, infinite or negative. "
+            "The file is damaged; download it again."
         )
-    return norms.astype(np.float16, copy=False)
+    return halves
 
 
 def _meta_bits(meta: list[int]) -> int | None:
@@ -207,26 +220,32 @@ def _check_meta(name: str, meta: list[int], N: int, nb: int, block: int) -> None
             f"[{name}] needed meta {told} from the shape of the norms, got {meta}. "
             "The file contradicts itself; download it again."
         )
-    if len(meta) in (1, 2) and _meta_bits(meta) is None:
+    if len(meta) in (1, 2) and (_meta_bits(meta) is None or meta[1:] not in ([], [nb * BLOCK])):
         raise CheckpointError(
-            f"[{name}] needed meta [bits, columns] with 1 to 8 bits, got {meta}. "
+            f"[{name}] needed meta [bits, {nb * BLOCK}] with 1 to 8 bits, got {meta}. "
             "The file is damaged; download it again."
         )
 
 
 def _code_width(raw: Codes, half_nibbles: bool) -> int:
-    """Return the bit length of the largest code."""
-    largest = int(max((raw & 15).max(), (raw >> 4).max()) if half_nibbles else raw.max())
-    return max(1, largest.bit_length())
+    """Return the bit length of the largest code, that of all codes or-ed together."""
+    joined = int(np.bitwise_or.reduce(raw))
+    return max(1, ((joined & 15 | joined >> 4) if half_nibbles else joined).bit_length())
 
 
-def _own_table(roles: Parts) -> NDArray[np.float32] | None:
+def _own_table(name: str, roles: Parts, bits: int) -> NDArray[np.float32] | None:
     if "table_scaled" in roles:
-        scaled = roles["table_scaled"][1].astype(np.float32)
-        return scaled * np.float32(math.sqrt(BLOCK))
-    if "table" in roles:
-        return roles["table"][1].astype(np.float32)
-    return None
+        table = roles["table_scaled"][1].astype(np.float32) * np.float32(math.sqrt(BLOCK))
+    elif "table" in roles:
+        table = roles["table"][1].astype(np.float32)
+    else:
+        return None
+    if table.shape != (1 << bits,) or not np.isfinite(table).all():
+        raise CheckpointError(
+            f"[{name}] needed a table of {1 << bits} finite centroids, got shape {table.shape}. "
+            "The file is damaged; download it again."
+        )
+    return table
 
 
 def polar_settings(folder: Path, text: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ..errors import DeviceError
+from ..gemma4.config import Gemma4Config
 from ..quant import codec
 from ..quant.layers import pad_table
 from ..quant.packing import UNIT, p32_plane_offsets, p32_planes
@@ -33,6 +34,7 @@ from .tensorfile import TensorSpec, TensorWriter
 SHARD_BYTES = 5 * 10**9
 _SLICE_BYTES = 1 << 26
 _SPARE_BYTES = 1 << 26
+_HEADER_BYTES = 256  # of a tensor in a file's header, at most
 
 Piece = tuple[int, NDArray[Any]]
 Tensors = dict[str, CodedTensor | PlainTensor]
@@ -84,14 +86,14 @@ def convert(source: Source, output: Path) -> Summary:
     """
     config = checkpoint.normalize_config(source.config)
     tensors = _canonical(source)
-    shapes = {name: tensor.shape for name, tensor in tensors.items()}
-    unread = checkpoint.unread_names(config, shapes)
+    unread = checkpoint.unread_names(config, tensors)
     for name in unread:
         del tensors[name]
     summary = Summary(source.weight_bytes, left_out=len(unread), evidence=tuple(source.evidence()))
-    outputs, rows = _plan(tensors, source.readings, summary)
-    _check_disk(output, [*outputs, *rows])
+    row_width = checkpoint.row_width(Gemma4Config.from_dict(config))
+    outputs, rows = _plan(tensors, source.readings, row_width, summary)
     with building(output) as folder, _bytes_bar(outputs, rows) as progress:
+        _check_disk(folder, [*outputs, *rows])
         _write_shards(folder, outputs, progress)
         if rows:
             _write_file(folder / ROW_STORE, rows, progress)
@@ -109,14 +111,14 @@ def _canonical(source: Source) -> Tensors:
 
 
 def _plan(
-    tensors: Tensors, readings: Mapping[str, Reading], summary: Summary
+    tensors: Tensors, readings: Mapping[str, Reading], row_width: int, summary: Summary
 ) -> tuple[list[Output], list[Output]]:
     """List what goes to the shards and what to the row store."""
     outputs: list[Output] = []
     rows: list[Output] = []
     for name, tensor in tensors.items():
         if name == checkpoint.ROW_TABLE:
-            rows = [_row_table(tensor, readings)]
+            rows = [_row_table(tensor, readings, row_width)]
             summary.row_store_bytes = rows[0].spec.nbytes
         elif isinstance(tensor, CodedTensor):
             outputs += _coded_outputs(name, tensor, readings[tensor.name])
@@ -178,15 +180,18 @@ def _copy(name: str, tensor: PlainTensor) -> Output:
     return Output(name, tensor.spec, pieces)
 
 
-def _row_table(tensor: CodedTensor | PlainTensor, readings: Mapping[str, Reading]) -> Output:
+def _row_table(
+    tensor: CodedTensor | PlainTensor, readings: Mapping[str, Reading], columns: int
+) -> Output:
     """Plan the row store: a copy of a 16-bit table, or a coded table decoded to float16.
 
-    float16 rounds a decoded value by at most 2**-11 of itself, below what its codes lost.
+    float16 rounds a decoded value by at most 2**-11 of itself, or 2**-25, below what its codes
+    lost. A source that does not tell how far it is padded is cut to `columns`.
     """
     if isinstance(tensor, PlainTensor):
         return _copy(checkpoint.ROW_TABLE, tensor)
     reading = readings[tensor.name]
-    N, columns = tensor.shape
+    N = tensor.shape[0]
 
     def pieces() -> Iterator[Piece]:
         for start, stop in _row_slices(N, 16 * columns):
@@ -202,11 +207,12 @@ def _shards(outputs: list[Output]) -> list[list[Output]]:
     shards: list[list[Output]] = [[]]
     size = 0
     for output in outputs:
-        if shards[-1] and size + output.spec.nbytes > SHARD_BYTES:
+        file_bytes = output.spec.nbytes + _HEADER_BYTES
+        if shards[-1] and size + file_bytes > SHARD_BYTES:
             shards.append([])
             size = 0
         shards[-1].append(output)
-        size += output.spec.nbytes
+        size += file_bytes
     return shards
 
 
@@ -242,19 +248,14 @@ def _write_json(path: Path, value: dict[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
 
 
-def _check_disk(output: Path, outputs: list[Output]) -> None:
-    parent = _existing_parent(output)
-    needed = sum(item.spec.nbytes for item in outputs) + _SPARE_BYTES
-    free = shutil.disk_usage(parent).free
+def _check_disk(folder: Path, outputs: list[Output]) -> None:
+    needed = sum(output.spec.nbytes for output in outputs) + _SPARE_BYTES
+    free = shutil.disk_usage(folder).free
     if free < needed:
         raise DeviceError(
-            f"[convert] needed {needed / 1e9:.2f} GB in {parent}, got {free / 1e9:.2f} GB free. "
-            "Free disk space or choose another --output."
+            f"[convert] needed {needed / 1e9:.2f} GB in {folder.parent}, got {free / 1e9:.2f} GB "
+            "free. Free disk space or choose another --output."
         )
-
-
-def _existing_parent(path: Path) -> Path:
-    return next(parent for parent in path.absolute().parents if parent.is_dir())
 
 
 def _bytes_bar(outputs: list[Output], rows: list[Output]) -> "tqdm[Any]":

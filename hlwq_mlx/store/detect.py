@@ -10,12 +10,14 @@ Source: spec hlwq_format §7.4, §7.5. N rows, K columns padded to blocks.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import RequestError
 from ..quant import codec
 from ..quant.packing import BLOCK, BitOrder, Codes
 from ..quant.tables import CENTROIDS, centroids
@@ -29,9 +31,11 @@ _HISTOGRAM_CODES = 1 << 16
 _LEAST_CODES = 1 << 12
 _DECISIVE_NATS = 0.02  # wrong orders are 0.065 or more apart from right ones
 _GRAM_ROWS = 2048
+_GRAM_LAYERS = 4  # a model whose first layers do not tell would keep us busy for minutes
 _GRAM_RIGHT, _GRAM_WRONG = 0.05, 0.02
 _SIBLING_ROWS = 64
 _SIBLING_RIGHT = 0.5  # right is above 0.7 even between one bit and eight, wrong near 0
+_ENERGY_BITS = 5
 _ENERGY_BLOCKS = 1 << 14
 _LEAST_BLOCKS = 1 << 11
 
@@ -86,10 +90,16 @@ def decode_rows(tensor: CodedTensor, rows: int, order: BitOrder, table: str) -> 
 
 def order_by_sibling(tensor: CodedTensor, sibling: CodedTensor) -> BitOrder | None:
     """Pick the order in which a tensor agrees with another width of itself."""
-    known = order_by_histogram(sibling)
-    if known is None or sibling.norms.shape != tensor.norms.shape:
-        return None
+    is_plain = sibling.stored_bits == 8  # whole bytes have no order
+    known = sibling.key_order if is_plain else order_by_histogram(sibling)
     rows = min(_SIBLING_ROWS, tensor.norms.shape[0])
+    is_same = sibling.norms.shape == tensor.norms.shape
+    if (
+        known is None
+        or not is_same
+        or not (tensor.norms[:rows].any() and sibling.norms[:rows].any())
+    ):
+        return None
     reference = decode_rows(sibling, rows, known, sibling.implied_table).ravel()
     scores = {
         order: float(
@@ -107,6 +117,8 @@ def order_by_gram(tensor: CodedTensor, gate: Rows) -> BitOrder | None:
     """Pick the order in which up_proj's columns correlate as those of the 16-bit gate_proj do."""
     rows = min(_GRAM_ROWS, tensor.norms.shape[0])
     reference = gate(0, rows)
+    if not (reference.any() and tensor.norms[:rows].any()):
+        return None
     columns = reference.shape[1]
     beside = ~np.eye(columns, dtype=bool)
     target = (reference.T @ reference)[beside]
@@ -121,17 +133,26 @@ def order_by_gram(tensor: CodedTensor, gate: Rows) -> BitOrder | None:
 
 def settle_orders(
     tensors: Mapping[str, CodedTensor],
-    siblings: Iterable[Mapping[str, CodedTensor]],
+    siblings: Sequence[Mapping[str, CodedTensor]],
     gates: Mapping[str, Rows],
     forced: BitOrder | None,
 ) -> dict[str, tuple[BitOrder, str]]:
-    """Choose an order for every tensor; tensors of one width and key style share a verdict."""
+    """Choose an order for every tensor; tensors of one width and key style share a verdict.
+
+    Raises: RequestError when the order that is asked for cannot be that of a tensor.
+    """
     verdicts: dict[tuple[int, BitOrder], tuple[BitOrder, str]] = {}
     ambiguous = {1, 2, 4} & {tensor.stored_bits for tensor in tensors.values()}
-    siblings = list(siblings) if ambiguous and forced is None else []
+    siblings = siblings if ambiguous else ()
+    gates = dict(islice(gates.items(), _GRAM_LAYERS))
     for tensor in tensors.values():
         family = tensor.stored_bits, tensor.key_order
         if forced is not None and tensor.stored_bits < 8:
+            if forced not in candidate_orders(tensor):
+                raise RequestError(
+                    f"[--bit-order] needed {' or '.join(candidate_orders(tensor))} for "
+                    f"{tensor.stored_bits} bits a code, got {forced}. Leave the option out."
+                )
             verdicts[family] = forced, "as asked"
         elif family not in verdicts:
             found = _order_by_evidence(tensor, siblings, gates)
@@ -169,16 +190,19 @@ def _order_by_evidence(
 
 
 def energy_errors(codes: Codes, norms: NDArray[np.float16], bits: int) -> dict[str, float]:
-    """Return how far each table's block energies are from 1; infinite without enough blocks.
+    """Return how far each table's block energies are from 1; nothing without enough blocks.
 
+    Blocks with an end code say nothing: a table's ends are where values were clipped.
     Shapes: codes uint8 [blocks, 128], norms [blocks].
     """
     inner = (codes > 0).all(1) & (codes < (1 << bits) - 1).all(1) & (norms > 0)
+    if np.count_nonzero(inner) < _LEAST_BLOCKS:
+        return {}
     errors = {}
     for table in CENTROIDS:
         squares = centroids(table, bits).astype(np.float64) ** 2
         energy = squares[codes[inner]].mean(axis=1)
-        errors[table] = float(np.sqrt(((energy - 1) ** 2).mean())) if inner.any() else math.inf
+        errors[table] = float(np.sqrt(((energy - 1) ** 2).mean()))
     return errors
 
 
@@ -198,40 +222,51 @@ def table_by_energy(
         codes.append(tensor.rows(0, rows, order).reshape(-1, BLOCK))
         norms.append(tensor.norms[:rows].reshape(-1))
         blocks += rows * per_row
-    if blocks < _LEAST_BLOCKS:
-        return None
     errors = energy_errors(np.concatenate(codes), np.concatenate(norms), bits)
-    return min(errors, key=errors.__getitem__)
+    return min(errors, key=errors.__getitem__) if errors else None
+
+
+def tables_by_width(
+    tensors: Iterable[CodedTensor], orders: Mapping[str, tuple[BitOrder, str]]
+) -> dict[int, str]:
+    """Pick a table for each width of five bits or more that has blocks enough to tell."""
+    by_width: dict[int, list[CodedTensor]] = {}
+    for tensor in tensors:
+        if tensor.own_table is None and tensor.bits >= _ENERGY_BITS:
+            by_width.setdefault(tensor.bits, []).append(tensor)
+    found = {bits: table_by_energy(by_width[bits], orders, bits) for bits in sorted(by_width)}
+    return {bits: table for bits, table in found.items() if table is not None}
 
 
 def settle_tables(
     tensors: Mapping[str, CodedTensor],
     orders: Mapping[str, tuple[BitOrder, str]],
+    siblings: Sequence[Mapping[str, CodedTensor]],
     forced: str | None,
 ) -> dict[str, tuple[str, str]]:
-    """Choose a table for every tensor; below five bits a wider width of the file decides."""
-    open_tensors = [
-        tensor
-        for tensor in tensors.values()
-        if tensor.own_table is None and tensor.implied_table == "clip4_100"
-    ]
-    by_width: dict[int, str] = {}
-    for bits in sorted({tensor.bits for tensor in open_tensors if tensor.bits >= 5}):
-        of_width = [tensor for tensor in open_tensors if tensor.bits == bits]
-        found = table_by_energy(of_width, orders, bits)
-        if found is not None:
-            by_width[bits] = found
-    widest = by_width[max(by_width)] if by_width else None
+    """Choose a table for every tensor; below five bits wider tensors of the model decide."""
+    is_open = {
+        name: tensor.own_table is None and tensor.implied_table == "clip4_100"
+        for name, tensor in tensors.items()
+    }
+    own = tables_by_width((tensors[name] for name in tensors if is_open[name]), orders)
+    wider, evidence = own, "as the wider tensors of the file"
+    if not own and forced is None and any(is_open.values()):
+        evidence = "as another width of the model"
+        for sibling in siblings:
+            wider = wider or tables_by_width(sibling.values(), settle_orders(sibling, (), {}, None))
     verdicts: dict[str, tuple[str, str]] = {}
     for name, tensor in tensors.items():
         if tensor.own_table is not None:
             verdicts[name] = "file", "stored in the file"
         elif forced is not None:
             verdicts[name] = forced, "as asked"
-        elif tensor.bits in by_width:
-            verdicts[name] = by_width[tensor.bits], "by block energy"
-        elif widest is not None and tensor in open_tensors:
-            verdicts[name] = widest, "as the wider tensors of the file"
+        elif not is_open[name]:
+            verdicts[name] = tensor.implied_table, "by key style"
+        elif tensor.bits in own:
+            verdicts[name] = own[tensor.bits], "by block energy"
+        elif wider:
+            verdicts[name] = wider[max(wider)], evidence
         else:
             verdicts[name] = tensor.implied_table, "by key style"
     return verdicts
@@ -239,7 +274,7 @@ def settle_tables(
 
 def settle(
     tensors: Mapping[str, CodedTensor],
-    siblings: Iterable[Mapping[str, CodedTensor]],
+    siblings: Sequence[Mapping[str, CodedTensor]],
     gates: Mapping[str, Rows],
     forced_order: BitOrder | None,
     forced_table: str | None,
@@ -249,7 +284,7 @@ def settle(
     `siblings` are other widths of the same model, `gates` its 16-bit gate_proj matrices by name.
     """
     orders = settle_orders(tensors, siblings, gates, forced_order)
-    tables = settle_tables(tensors, orders, forced_table)
+    tables = settle_tables(tensors, orders, siblings, forced_table)
     readings = {}
     for name, tensor in tensors.items():
         order, order_evidence = orders[name]

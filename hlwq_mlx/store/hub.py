@@ -5,14 +5,22 @@ named `owner/name` or `owner/name/PQ5`; repositories were renamed from PolarQuan
 either name finds them.
 """
 
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # the name of every version
 
 from ..errors import SourceError
 
 ROOT_FILES = ("*.json", "*.jinja", "tokenizer.model")
+ROOT_WEIGHTS = (
+    "polar_state_chunk*.safetensors",
+    "bf16_kept.safetensors",
+    "model*.safetensors",
+)
 _RENAMED = (("HLWQ", "PolarQuant"), ("PolarQuant", "HLWQ"))
 
 
@@ -71,6 +79,17 @@ def choose_variant(repository: str, files: list[str], variant: str | None) -> st
     return by_name[variant.lower()]
 
 
+def wanted_files(files: Iterable[str], variant: str | None) -> list[str]:
+    """Pick a variant's weights, or those at the root, and the root's config and tokenizer."""
+    at_root = ROOT_FILES if variant else (*ROOT_FILES, *ROOT_WEIGHTS)
+    return [
+        name
+        for name in files
+        if (variant and fnmatchcase(name, f"{variant}/*.safetensors"))
+        or ("/" not in name and any(fnmatchcase(name, pattern) for pattern in at_root))
+    ]
+
+
 def download(model: str, variant: str | None) -> tuple[Path, str | None]:
     """Bring one variant of a model to this machine and return its root and the variant's name.
 
@@ -80,11 +99,10 @@ def download(model: str, variant: str | None) -> tuple[Path, str | None]:
     try:
         repository, files = find_repository(repository)
         variant = choose_variant(repository, files, variant)
-        weights = f"{variant}/*.safetensors" if variant else "model*.safetensors"
-        root = snapshot_download(repository, allow_patterns=[*ROOT_FILES, weights])
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as problem:
-        if isinstance(problem, SourceError):
-            raise
+        root = snapshot_download(repository, allow_patterns=wanted_files(files, variant))
+    except SourceError:
+        raise
+    except (httpx.HTTPError, HFValidationError, OSError) as problem:
         raise SourceError(
             f"[{repository}] needed the hub, got {type(problem).__name__}: {problem}. Check the "
             "network and disk and run the same command again: it goes on where it stopped."

@@ -14,15 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CheckpointError, RequestError
-from .tensorfile import TensorFile
+from .tensorfile import TensorFile, TensorSpec
 
 FILE_NAME = "ple.safetensors"
+_DTYPES = ("BF16", "F16", "F32")
 
 
 class RowStore:
     """Rows of a table on disk, by token id.
 
-    Raises: CheckpointError when the file is missing, damaged or not one 16- or 32-bit matrix.
+    Raises: CheckpointError when the file is missing, damaged or not one floating matrix.
     """
 
     def __init__(self, path: Path) -> None:
@@ -32,13 +33,12 @@ class RowStore:
                 "the model's shards: copy the whole folder, or convert again."
             )
         file = TensorFile(path)
-        specs = list(file.specs.items())
-        if len(specs) != 1 or len(specs[0][1].shape) != 2:
+        name, spec = next(iter(file.specs.items()), ("nothing", TensorSpec("", ())))
+        if len(file.specs) != 1 or len(spec.shape) != 2 or spec.dtype not in _DTYPES:
             raise CheckpointError(
-                f"[{path.name}] needed one matrix, got {[name for name, _ in specs]}. "
-                "Convert the model again."
+                f"[{path.name}] needed one matrix of {', '.join(_DTYPES)}, got {len(file.specs)} "
+                f"tensors and {name} of {spec.dtype} {spec.shape}. Convert the model again."
             )
-        name, spec = specs[0]
         self._rows = file.view(name)
         self._dtype = spec.dtype
         self.shape: tuple[int, int] = (spec.shape[0], spec.shape[1])

@@ -26,11 +26,6 @@ from .tensorfile import TensorFile, TensorSpec
 PLAIN = "bf16"  # the variant name of a folder's own, uncoded weights
 _CODED_FILE = "codes.safetensors"
 _PLAIN_DTYPES = ("BF16", "F16", "F32")
-_WEIGHT_PATTERNS = (
-    "polar_state_chunk*.safetensors",
-    "bf16_kept.safetensors",
-    "model*.safetensors",
-)
 
 
 @dataclass(frozen=True)
@@ -69,6 +64,13 @@ def find(model: str, variant: str | None) -> tuple[Path, str | None]:
     Raises: SourceError when the model or the variant does not exist or several could be meant.
     """
     path = Path(model).expanduser()
+    if not path.is_dir() and list_variants(path.parent):  # a root and a variant it may lack
+        if variant and variant.lower() != path.name.lower():
+            raise SourceError(
+                f"[{model}] needed one variant, got {path.name} in the name and --variant "
+                f"{variant}. Name it once."
+            )
+        return _choose_local(path.parent, path.name)
     if not path.is_dir():
         root, variant = hub.download(model, variant)
         return (root / variant if variant else root), variant
@@ -84,8 +86,9 @@ def find(model: str, variant: str | None) -> tuple[Path, str | None]:
 
 
 def _choose_local(root: Path, variant: str | None) -> tuple[Path, str | None]:
+    _settings(root)
     variants = list_variants(root)
-    has_own_weights = any(root.glob("model*.safetensors"))
+    has_own_weights = bool(_root_weights(root))
     choices = [*variants, *([PLAIN] if has_own_weights else [])]
     if variant is None and len(choices) == 1:
         variant = choices[0]
@@ -98,7 +101,7 @@ def _choose_local(root: Path, variant: str | None) -> tuple[Path, str | None]:
         there = ", ".join(choices) or "no weights at all"
         raise SourceError(
             f"[{root}] needed {variant or 'a model'}, got {there}. "
-            "Name a folder with codes.safetensors or model*.safetensors."
+            "Name a folder with codes.safetensors or model*.safetensors in it or in a PQ folder."
         )
     name = by_name[variant.lower()]
     return (root, None) if name == PLAIN else (root / name, name)
@@ -111,6 +114,16 @@ def _variant_name(folder: str) -> str | None:
 def _folder_bits(folder: str) -> int | None:
     found = re.match(r"PQ(\d)", folder, re.IGNORECASE)
     return int(found.group(1)) if found else None
+
+
+def _root_weights(folder: Path) -> list[Path]:
+    return [path for pattern in hub.ROOT_WEIGHTS for path in sorted(folder.glob(pattern))]
+
+
+def _settings(folder: Path) -> Mapping[str, Any]:
+    """Read a folder's polar_config.json, if it has one."""
+    path = folder / "polar_config.json"
+    return polar_settings(folder, read_json(path)) if path.is_file() else {}
 
 
 def _parts(file: TensorFile) -> dict[str, Parts]:
@@ -142,6 +155,10 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def _twice(what: str) -> str:
+    return f"[{what}] needed in one file, got two. The files do not belong together."
+
+
 class Source:
     """The tensors, config and tokenizer files of one variant.
 
@@ -160,7 +177,8 @@ class Source:
         self.root = folder if (folder / "config.json").is_file() else folder.parent
         self._files = [TensorFile(path) for path in self._weight_paths()]
         self.coded, self.plain = self._read_tensors()
-        self.readings = detect.settle(self.coded, self._siblings(), self._gates(), bit_order, table)
+        siblings = list(self._siblings())
+        self.readings = detect.settle(self.coded, siblings, self._gates(), bit_order, table)
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -176,10 +194,9 @@ class Source:
     @property
     def side_files(self) -> list[Path]:
         """Tokenizer, template, processor and generation files."""
-        patterns = ("*.json", "*.jinja", "tokenizer.model")
-        left_out = {"config.json", "model.safetensors.index.json", "polar_config.json"}
-        found = {path for pattern in patterns for path in self.root.glob(pattern)}
-        return sorted(path for path in found if path.name not in left_out)
+        left_out = ("config.json", "*.index.json", "polar_config.json")
+        found = {path for pattern in hub.ROOT_FILES for path in self.root.glob(pattern)}
+        return sorted(path for path in found if not any(path.match(name) for name in left_out))
 
     @property
     def weight_bytes(self) -> int:
@@ -213,7 +230,7 @@ class Source:
             names = sorted(set(read_json(index).get("weight_map", {}).values()))
             paths = [self.folder / name for name in names]
         else:
-            paths = [p for pattern in _WEIGHT_PATTERNS for p in sorted(self.folder.glob(pattern))]
+            paths = _root_weights(self.folder)
         missing = [path.name for path in paths if not path.is_file()]
         if missing or not paths:
             raise SourceError(
@@ -228,31 +245,30 @@ class Source:
         problems: list[str] = []
         for file in self._files:
             for tensor, roles in _parts(file).items():
-                parts.setdefault(tensor, {}).update(roles)
+                known = parts.setdefault(tensor, {})
+                problems += [_twice(f"{role} of {tensor}") for role in known.keys() & roles.keys()]
+                known.update(roles)
             for name, spec in file.specs.items():
                 if parse_key(name) is not None:
                     continue
-                if spec.dtype in _PLAIN_DTYPES:
-                    plain[name] = PlainTensor(name, file, spec)
-                else:
+                if name in plain:
+                    problems.append(_twice(name))
+                if spec.dtype not in _PLAIN_DTYPES:
                     problems.append(
                         f"[{name}] needed {', '.join(_PLAIN_DTYPES)}, got {spec.dtype}. "
                         "The file is not an HLWQ checkpoint."
                     )
+                plain[name] = PlainTensor(name, file, spec)
         problems += [
             f"[{name}] needed to be coded or plain, got both. The files do not belong together."
             for name in sorted(parts.keys() & plain.keys())
         ]
         raise_all(problems)
         bits = _folder_bits(self.variant or self.folder.name)
-        return gather(parts, self._settings(), bits), plain
-
-    def _settings(self) -> Mapping[str, Any]:
-        path = self.folder / "polar_config.json"
-        return polar_settings(self.folder, read_json(path)) if path.is_file() else {}
+        return gather(parts, _settings(self.folder), bits), plain
 
     def _siblings(self) -> Iterator[Mapping[str, CodedTensor]]:
-        """Open other widths of this model that lie beside it, lazily."""
+        """Open other widths of this model that lie beside it."""
         for path in sorted(self.folder.parent.glob(f"PQ*/{_CODED_FILE}")):
             if path.parent == self.folder:
                 continue

@@ -68,11 +68,10 @@ class TensorFile:
         with path.open("rb") as file:
             header_bytes = int.from_bytes(file.read(8), "little")
             header: dict[str, Any] = json.loads(file.read(header_bytes))
+        self.metadata: dict[str, str] = header.get("__metadata__", {})
         self._data_start = 8 + header_bytes
         self._offsets = {name: int(header[name]["data_offsets"][0]) for name in names}
-        self.specs = {
-            name: self._read_spec(name, header[name]) for name in sorted(self._offsets, key=str)
-        }
+        self.specs = {name: self._read_spec(name, header[name]) for name in sorted(self._offsets)}
         self._map: NDArray[np.uint8] = np.memmap(path, dtype=np.uint8, mode="r")
 
     def _read_spec(self, name: str, entry: Mapping[str, Any]) -> TensorSpec:
@@ -96,16 +95,21 @@ class TensorFile:
 class TensorWriter:
     """Write a safetensors file whose tensors arrive in pieces and in any order.
 
-    Space for the whole file is reserved at once, so a full disk shows before the work is done.
-    Use as a context manager; the file is complete when the block ends.
+    The file has its full size from the start, but not yet the space: a full disk may show at any
+    piece. Use as a context manager; the file is complete when the block ends.
 
     Raises: DeviceError when the disk cannot hold the file.
     """
 
-    def __init__(self, path: Path, specs: Mapping[str, TensorSpec]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        specs: Mapping[str, TensorSpec],
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
         self.path = path
         self._specs = specs
-        header: dict[str, Any] = {"__metadata__": {"format": "mlx"}}
+        header: dict[str, Any] = {"__metadata__": {"format": "mlx", **(metadata or {})}}
         self._offsets: dict[str, int] = {}
         position = 0
         # Wide types first, as the format's own writer does: every tensor is then aligned.
@@ -123,10 +127,14 @@ class TensorWriter:
         self._data_start = 8 + len(text)
         self._size = self._data_start + position
         try:
-            self._file = path.open("xb")
-            self._file.write(len(text).to_bytes(8, "little") + text)
+            self._file = path.open("xb", buffering=0)
+        except OSError as problem:
+            raise self._disk_error(problem) from problem
+        try:
+            self._put(0, len(text).to_bytes(8, "little") + text)
             self._file.truncate(self._size)
         except OSError as problem:
+            self._file.close()
             raise self._disk_error(problem) from problem
 
     def write(self, name: str, piece: NDArray[Any], at: int = 0) -> int:
@@ -134,19 +142,24 @@ class TensorWriter:
 
         Raises: CheckpointError for a piece that reaches past its tensor; DeviceError for the disk.
         """
-        raw = np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data
+        raw = np.ascontiguousarray(piece).reshape(-1).view(np.uint8)
         room = self._specs[name].nbytes
-        if at < 0 or at + len(raw) > room:
+        if at < 0 or at + raw.size > room:
             raise CheckpointError(
                 f"[{self.path.name}] needed a piece inside the {room} bytes of {name}, got "
-                f"{len(raw)} bytes at {at}. This is a defect of the writer's caller."
+                f"{raw.size} bytes at {at}. This is a defect of the writer's caller."
             )
         try:
-            self._file.seek(self._data_start + self._offsets[name] + at)
-            self._file.write(raw)
+            self._put(self._data_start + self._offsets[name] + at, raw.data)
         except OSError as problem:
             raise self._disk_error(problem) from problem
-        return len(raw)
+        return raw.size
+
+    def _put(self, at: int, raw: bytes | memoryview) -> None:
+        """Write all of it: one call to the system may take less."""
+        self._file.seek(at)
+        while len(raw):
+            raw = raw[self._file.write(raw) :]
 
     def __enter__(self) -> Self:
         return self
