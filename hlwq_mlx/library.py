@@ -16,6 +16,7 @@ import mlx.core as mx
 from mlx_lm.generate import GenerationResponse
 
 from .dialog import template
+from .dialog.messages import Message
 from .dialog.stop import AnswerText
 from .dialog.tokenizer import load_tokenizer
 from .engine.decode import PREFILL_STEP, Progress, generate_tokens
@@ -29,7 +30,8 @@ DEFAULT_MAX_TOKENS = 256
 CACHE_VARIABLE = "HLWQ_CACHE"
 
 logger = logging.getLogger("hlwq_mlx")
-Prompt = str | Sequence[int] | Sequence[template.Message]
+Prompt = str | Sequence[int] | Sequence[Message]
+Tools = Sequence[Mapping[str, Any]]
 
 
 def cache_folder() -> Path:
@@ -84,13 +86,16 @@ def default_sampling(folder: Path) -> Sampling:
     return Sampling.from_generation_config(source.read_json(path) if path.is_file() else {})
 
 
-def prompt_ids(tokenizer: Any, prompt: Prompt, *, thinking: bool = False) -> list[int]:
+def prompt_ids(
+    tokenizer: Any, prompt: Prompt, *, tools: Tools = (), thinking: bool = False
+) -> list[int]:
     """Turn a prompt into ids: text as it is, messages through the chat template, ids unchanged."""
     if isinstance(prompt, str):
         return template.encode(tokenizer, prompt)
     messages = [item for item in prompt if isinstance(item, Mapping)]
     if messages:
-        return template.encode(tokenizer, template.render(tokenizer, messages, thinking=thinking))
+        text = template.render(tokenizer, messages, tools=tools, thinking=thinking)
+        return template.encode(tokenizer, text)
     return [item for item in prompt if isinstance(item, int)]
 
 
@@ -102,6 +107,7 @@ def stream_generate(
     max_tokens: int = DEFAULT_MAX_TOKENS,
     sampling: Sampling | None = None,
     stop: Sequence[str] = (),
+    tools: Tools = (),
     thinking: bool = False,
     prefill_step: int = PREFILL_STEP,
     on_prefill: Progress = lambda done, total: None,
@@ -109,11 +115,11 @@ def stream_generate(
 ) -> Iterator[GenerationResponse]:
     """Yield the answer piece by piece; the last piece has a `finish_reason`.
 
-    `prompt` is text, token ids or messages; `options` are the fields of `Sampling` (temp, top_p,
-    top_k, min_p), greedy by default.
+    `prompt` is text, token ids or messages, which may offer `tools` in OpenAI's form; `options`
+    are the fields of `Sampling` (temp, top_p, top_k, min_p), greedy by default.
     Raises: RequestError for a prompt or option that cannot be served.
     """
-    ids = prompt_ids(tokenizer, prompt, thinking=thinking)
+    ids = prompt_ids(tokenizer, prompt, tools=tools, thinking=thinking)
     chosen = (sampling or Sampling()).override(**options)
     text = AnswerText(tokenizer.detokenizer, stop)
     clock = _Clock(len(ids))

@@ -10,22 +10,26 @@ from typing import Any
 from jinja2 import TemplateError
 
 from ..errors import RequestError
+from .messages import Message, normalize_messages, normalize_tools
 
-Message = Mapping[str, Any]
+TURN_END, MODEL_TURN = "<turn|>\n", "<|turn>model\n"
 
 
 def render(
     tokenizer: Any,
     messages: Sequence[Message],
     *,
+    tools: Sequence[Mapping[str, Any]] | None = None,
     thinking: bool = False,
     options: Mapping[str, Any] | None = None,
 ) -> str:
     """Spell messages and the opening of the model's turn as text.
 
-    `options` are further template variables.
+    Messages and tools are repaired first (see dialog.messages); media parts become the template's
+    placeholders. `options` are further template variables.
     Raises: RequestError when there is no template or it refuses the messages.
     """
+    normal = normalize_messages(messages)
     if not tokenizer.has_chat_template:
         raise RequestError(
             "[template] needed a chat template, got a tokenizer without one. "
@@ -33,7 +37,8 @@ def render(
         )
     try:
         text = tokenizer.apply_chat_template(
-            list(messages),
+            normal,
+            tools=normalize_tools(tools) or None,
             tokenize=False,
             add_generation_prompt=True,
             **{"enable_thinking": thinking, **(options or {})},
@@ -43,7 +48,8 @@ def render(
             f"[template] needed messages the checkpoint's template can spell, got {problem}. "
             "Check roles and contents."
         ) from problem
-    return str(text)
+    # Some templates forget the model's turn after a message with content, calls and results.
+    return f"{text}{MODEL_TURN}" if str(text).endswith(TURN_END) else str(text)
 
 
 def encode(tokenizer: Any, text: str) -> list[int]:

@@ -1,0 +1,301 @@
+"""Messages and tools as OpenAI's clients write them, repaired into what chat templates take.
+
+A template is data of the checkpoint and may be an older one, so every repair is into a form that
+all of Gemma 4's templates spell alike. What they would drop, garble or die of without a word is
+refused here, with the place named.
+Source: gemma4_architecture §5.1, its rules.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..errors import RequestError
+from .values import is_name
+
+Message = Mapping[str, Any]
+Normal = dict[str, Any]
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+MEDIA_TYPES = ("image", "image_url", "audio", "input_audio", "video")
+
+
+def normalize_messages(messages: Sequence[Message]) -> list[Normal]:
+    """Return messages that a chat template takes; the ones given stay as they are.
+
+    Raises: RequestError that names the message at fault.
+    """
+    if isinstance(messages, str | Mapping) or not messages:
+        raise RequestError(
+            f"[messages] needed a list with at least one message, got {messages!r}. "
+            'Give one like {"role": "user", "content": "Hello!"}.'
+        )
+    normal = [_normal(message, index) for index, message in enumerate(messages)]
+    return _join_answers(_attach_results(normal))
+
+
+def _normal(message: Message, index: int) -> Normal:
+    where = f"messages[{index}]"
+    if not isinstance(message, Mapping):
+        raise RequestError(
+            f"[{where}] needed an object with role and content, got {message!r}. Correct it."
+        )
+    role = message.get("role")
+    if role not in ROLES:
+        raise RequestError(
+            f"[{where}.role] needed one of {', '.join(ROLES)}, got {role!r}. Correct it."
+        )
+    content = message.get("content")
+    if role == "tool":
+        return {**message, "content": _result_content(content, where)}
+    if role in ("system", "developer"):
+        if index:
+            raise RequestError(
+                f"[{where}.role] needed instructions in the first message only, got role {role!r} "
+                "here. Move its text into the first message, or make it a user message."
+            )
+        return {**message, "role": "system", "content": _plain_text(content, where)}
+    normal = {**message, "content": _content(content, where)}
+    calls = normal.pop("tool_calls", None)
+    if calls:
+        normal["tool_calls"] = [
+            _call(call, f"{where}.tool_calls[{at}]", f"call_{index}_{at}")
+            for at, call in enumerate(calls)
+        ]
+    return normal
+
+
+def _content(content: Any, where: str) -> str | list[Normal]:
+    """Return text as it is and parts checked; an absent content is an empty text."""
+    if content is None or content == []:
+        return ""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list | tuple):
+        raise RequestError(
+            f"[{where}.content] needed text or a list of parts, got {content!r}. Make it text."
+        )
+    return [_part(part, f"{where}.content[{at}]") for at, part in enumerate(content)]
+
+
+def _part(part: Any, where: str) -> Normal:
+    if isinstance(part, str):
+        return {"type": "text", "text": part}
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    if kind in MEDIA_TYPES or (kind == "text" and isinstance(part.get("text"), str)):
+        return dict(part)
+    raise RequestError(
+        f"[{where}] needed a part of type text (with its text), {', '.join(MEDIA_TYPES)}, "
+        f"got {part!r}. Correct it."
+    )
+
+
+def _plain_text(content: Any, where: str) -> str:
+    """Return the content of a message in which every template wants plain text."""
+    checked = _content(content, where)
+    if isinstance(checked, str):
+        return checked
+    media = [part["type"] for part in checked if part["type"] != "text"]
+    if media:
+        raise RequestError(
+            f"[{where}.content] needed text in a system message, got {media[0]}. "
+            "Put media into a user message."
+        )
+    return "\n".join(part["text"] for part in checked)
+
+
+def _call(call: Any, where: str, default_id: str) -> Normal:
+    """Return a tool call in OpenAI's form, its arguments an object."""
+    function = call.get("function", call) if isinstance(call, Mapping) else None
+    name = function.get("name") if isinstance(function, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(name, str) or not is_name(name):
+        raise RequestError(
+            f"[{where}] needed a function with a name and arguments, got {call!r}. Correct it."
+        )
+    arguments = _arguments(function.get("arguments"), f"{where}.function.arguments")
+    return {
+        "id": call.get("id") or default_id,
+        "type": "function",
+        "function": {"name": name, "arguments": arguments},
+    }
+
+
+def _arguments(arguments: Any, where: str) -> Normal:
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments) if arguments.strip() else None
+        except ValueError as problem:
+            raise RequestError(
+                f"[{where}] needed an object or its JSON text, got {arguments!r} ({problem}). "
+                "Correct the JSON."
+            ) from problem
+    arguments = {} if arguments is None else arguments
+    if not isinstance(arguments, Mapping):
+        raise RequestError(
+            f"[{where}] needed an object or its JSON text, got {arguments!r}. "
+            "Name each argument: {...}."
+        )
+    return dict(arguments)
+
+
+def _result_content(content: Any, where: str) -> Any:
+    """Return a tool's result: text, parts with media, or structured data."""
+    is_parts = isinstance(content, list | tuple) and all(
+        isinstance(part, Mapping) and part.get("type") in ("text", *MEDIA_TYPES) for part in content
+    )
+    if content is None or not is_parts or content == []:
+        return "" if content is None else content
+    parts = [_part(part, f"{where}.content[{at}]") for at, part in enumerate(content)]
+    if any(part["type"] != "text" for part in parts):
+        return parts
+    return "".join(part["text"] for part in parts)
+
+
+def _attach_results(messages: list[Normal]) -> list[Normal]:
+    """Pair tool results with the calls before them, and move structured ones to where they fit."""
+    attached: list[Normal] = []
+    at = 0
+    while at < len(messages):
+        end = at + 1
+        while end < len(messages) and messages[end]["role"] == "tool":
+            end += 1
+        message, results = messages[at], messages[at + 1 : end]
+        calls = message.get("tool_calls", [])
+        if message["role"] == "tool" or (results and not calls):
+            raise RequestError(
+                f"[messages[{at if message['role'] == 'tool' else at + 1}]] needed a tool result "
+                "to follow an assistant message with tool_calls, got none before it. "
+                "Keep the message that made the call."
+            )
+        if calls and not message.get("tool_responses"):
+            results = _pair(calls, results, at, is_last=end == len(messages))
+            attached += _placed(message, results)
+        else:
+            attached += [message, *results]
+        at = end
+    return attached
+
+
+def _pair(calls: list[Normal], results: list[Normal], at: int, *, is_last: bool) -> list[Normal]:
+    """Give each result the id and name of its call; every call needs one, or none has any yet."""
+    waiting = list(calls)
+    paired = []
+    for offset, result in enumerate(results, start=1):
+        call = _find_call(waiting, result, f"messages[{at + offset}]")
+        waiting.remove(call)
+        named = {"tool_call_id": call["id"], "name": call["function"]["name"]}
+        paired.append({**result, **named})
+    if waiting and (paired or not is_last):
+        names = ", ".join(call["function"]["name"] for call in waiting)
+        raise RequestError(
+            f"[messages[{at}].tool_calls] needed a tool message for every call, got none for "
+            f"{names}. Add one after the message that made the call."
+        )
+    return paired
+
+
+def _find_call(waiting: list[Normal], result: Normal, where: str) -> Normal:
+    """Find the call that a result answers; without an id, it must be clear which."""
+    stated = result.get("tool_call_id")
+    name = result.get("name") or result.get("tool_name")
+    if stated:
+        found = [call for call in waiting if call["id"] == stated]
+    else:
+        found = [call for call in waiting if name in (None, call["function"]["name"])]
+    if len({call["function"]["name"] for call in found}) != 1:
+        ids = ", ".join(call["id"] for call in waiting) or "none: every call has its result"
+        raise RequestError(
+            f"[{where}.tool_call_id] needed the id of a call that waits for a result ({ids}), "
+            f"got {stated!r}. Correct it."
+        )
+    return found[0]
+
+
+def _placed(message: Normal, results: list[Normal]) -> list[Normal]:
+    """Spell results as tool messages, or as `tool_responses` when one of them is structured.
+
+    Templates die of an object in a tool message, and only `tool_responses` spell it natively; they
+    drop media there, so next to media an object becomes JSON text.
+    """
+    has_media = any(_is_media(result["content"]) for result in results)
+    if all(isinstance(result["content"], str) for result in results):
+        return [message, *results]
+    if has_media:
+        return [message, *({**each, "content": _as_text(each["content"])} for each in results)]
+    responses = [
+        {"name": each["name"], "response": _as_object(each["content"])} for each in results
+    ]
+    return [{**message, "tool_responses": responses}]
+
+
+def _is_media(content: Any) -> bool:
+    return (
+        isinstance(content, list)
+        and bool(content)
+        and all(isinstance(part, Mapping) and "type" in part for part in content)
+        and any(part["type"] in MEDIA_TYPES for part in content)
+    )
+
+
+def _as_text(content: Any) -> Any:
+    is_spelled = isinstance(content, str) or _is_media(content)
+    return content if is_spelled else json.dumps(content, ensure_ascii=False, default=str)
+
+
+def _as_object(content: Any) -> Normal:
+    """Name a bare value as templates name it."""
+    return dict(content) if isinstance(content, Mapping) else {"value": content}
+
+
+def _join_answers(messages: list[Normal]) -> list[Normal]:
+    """Join assistant texts that follow each other: one turn, which older templates close twice."""
+    joined: list[Normal] = []
+    for message in messages:
+        if joined and _is_plain_answer(joined[-1]) and _is_plain_answer(message):
+            joined[-1] = {**joined[-1], "content": joined[-1]["content"] + message["content"]}
+        else:
+            joined.append(message)
+    return joined
+
+
+def _is_plain_answer(message: Normal) -> bool:
+    return (
+        message["role"] == "assistant"
+        and isinstance(message["content"], str)
+        and not message.get("tool_calls")
+        and not message.get("tool_responses")
+    )
+
+
+def normalize_tools(tools: Sequence[Mapping[str, Any]] | None) -> list[Normal]:
+    """Return tools in OpenAI's form with all that templates read.
+
+    Raises: RequestError that names the tool at fault.
+    """
+    if tools is None:
+        return []
+    if isinstance(tools, str | Mapping):
+        raise RequestError(f"[tools] needed a list of tools, got {tools!r}. Put it into a list.")
+    return [_tool(tool, f"tools[{at}]") for at, tool in enumerate(tools)]
+
+
+def _tool(tool: Any, where: str) -> Normal:
+    function = tool.get("function", tool) if isinstance(tool, Mapping) else None
+    name = function.get("name") if isinstance(function, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(name, str) or not is_name(name):
+        raise RequestError(
+            f"[{where}] needed a function named in letters, digits and _-.:, got {tool!r}. "
+            'Give one like {"type": "function", "function": {"name": "now"}}.'
+        )
+    parameters = function.get("parameters") or {}
+    if not isinstance(parameters, Mapping):
+        raise RequestError(
+            f"[{where}.function.parameters] needed a JSON schema of an object, got {parameters!r}. "
+            "Correct it."
+        )
+    known = {"name": name, "description": function.get("description") or ""}
+    if parameters:  # templates close the braces where they spell the type
+        known["parameters"] = {**parameters, "type": parameters.get("type", "object")}
+    if "response" in function:
+        known["response"] = function["response"]
+    return {"type": "function", "function": known}

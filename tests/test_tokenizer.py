@@ -1,0 +1,40 @@
+"""Loading a folder's tokenizer, and the ids that end an answer."""
+
+import json
+
+import pytest
+import tiny_tokenizer
+
+from hlwq_mlx.dialog.tokenizer import load_tokenizer
+from hlwq_mlx.errors import SourceError
+
+OURS = {1, 50, 106}
+
+
+@pytest.mark.parametrize(
+    ("stated", "expected"),
+    [
+        ({}, OURS),
+        ({"config.json": [1, 106], "generation_config.json": [1, 106, 50]}, OURS),
+        ({"config.json": 7}, {7, *OURS}),
+        ({"config.json": [8], "generation_config.json": [9]}, {8, 9, *OURS}),
+        ({"generation_config.json": None}, OURS),
+    ],
+)
+def test_stop_ids_are_the_union_of_all_that_state_any(tmp_path, stated, expected):
+    folder = tiny_tokenizer.write(tmp_path)
+    for name, ids in stated.items():
+        (folder / name).write_text(json.dumps({"eos_token_id": ids}))
+    assert set(load_tokenizer(folder).eos_token_ids) == expected
+
+
+def test_special_tokens_are_single_ids_and_come_back_as_text(tmp_path):
+    tokenizer = load_tokenizer(tiny_tokenizer.write(tmp_path))
+    for token, name in tiny_tokenizer.SPECIALS.items():
+        assert tokenizer.encode(name, add_special_tokens=False) == [token]
+        assert tokenizer.decode([token]) == name
+
+
+def test_a_folder_without_a_tokenizer(tmp_path):
+    with pytest.raises(SourceError, match=r"needed tokenizer\.json or tokenizer\.model, got neit"):
+        load_tokenizer(tmp_path)
