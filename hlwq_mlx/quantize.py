@@ -1,0 +1,120 @@
+"""`python -m hlwq_mlx.quantize`: code an ordinary 16-bit Gemma 4."""
+
+import argparse
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from . import cli
+from .quant.tables import CENTROIDS
+
+if TYPE_CHECKING:
+    from .store.quantize import Encoder, Report
+    from .store.rules import Rule
+    from .store.source import Source
+
+LAYOUTS = ("mlx", "published")
+BEST_REFITS = 4
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Build the command's parser."""
+    parser = argparse.ArgumentParser(prog="python -m hlwq_mlx.quantize", description=__doc__)
+    parser.add_argument(
+        "--model",
+        "--hf-path",
+        required=True,
+        metavar="FOLDER",
+        help="hub id or folder of a 16-bit Gemma 4 in the transformers layout",
+    )
+    width = parser.add_mutually_exclusive_group(required=True)
+    width.add_argument(
+        "--variant", metavar="PQn", help="what the publisher codes in PQ5, PQ2-Mixed ..."
+    )
+    width.add_argument("--bits", metavar="CLASS=N,...", help="what to code, as mlp=2,attention=4")
+    parser.add_argument(
+        "--output",
+        "--mlx-path",
+        required=True,
+        type=Path,
+        metavar="DIR",
+        help="the folder to make; with --layout published, the repository to add a variant to",
+    )
+    parser.add_argument(
+        "--layout",
+        choices=LAYOUTS,
+        default="mlx",
+        help="mlx: a folder to run; published: PQn/codes.safetensors and PQn/bf16.safetensors",
+    )
+    parser.add_argument(
+        "--table",
+        choices=tuple(CENTROIDS),
+        default="clip4_100",
+        help="clip4_100 as the publisher's, converged for less error at 5 bits and more",
+    )
+    parser.add_argument(
+        "--refit",
+        action="store_true",
+        help="fit block norms to the codes by least squares: less error, same format",
+    )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse, quantize, print the report."""
+    arguments = make_parser().parse_args(argv)
+    from .store import rules, source
+    from .store.quantize import Encoder
+
+    if arguments.variant:
+        name, rule = rules.variant_rule(arguments.variant)
+    else:
+        widths = rules.parse_bits(arguments.bits)
+        name = "-".join(["PQ", *(f"{kind}{bits}" for kind, bits in widths.items())])
+        rule = rules.class_rule(widths)
+    folder, _ = source.find(arguments.model, source.PLAIN)
+    encoder = Encoder(arguments.table, BEST_REFITS if arguments.refit else 0)
+    opened = source.Source(folder)
+    if arguments.layout == "published":
+        report = add_variant(opened, rule, arguments.output / name, encoder)
+    else:
+        report = make_folder(opened, rule, name, arguments.output, encoder)
+    for line in report.lines():
+        cli.note(line)
+    cli.result(str(arguments.output))
+
+
+def add_variant(opened: "Source", rule: "Rule", output: Path, encoder: "Encoder") -> "Report":
+    """Write a variant's folder, and the repository's root files where they are missing."""
+    from .store.quantize import write_published
+
+    report = write_published(opened, rule, output, encoder)
+    for path in [opened.root / "config.json", *opened.side_files]:
+        if not (output.parent / path.name).exists():
+            shutil.copyfile(path, output.parent / path.name)
+    return report
+
+
+def make_folder(
+    opened: "Source", rule: "Rule", name: str, output: Path, encoder: "Encoder"
+) -> "Report":
+    """Write a folder to run: the published layout first, beside it and for a while."""
+    from .store import convert
+    from .store.atomic import require_new
+    from .store.source import Source
+
+    require_new(output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    prefix = f".{output.name}.quantize-"
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=output.parent) as folder:
+        variant = Path(folder) / name
+        report = add_variant(opened, rule, variant, encoder)
+        convert.convert(Source(variant, name), output)
+    return report
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

@@ -1,0 +1,195 @@
+"""Print how faithful every variant of the demo is, as the model card does for the real model.
+
+    python scripts/fidelity.py [--work build/fidelity] [--count 100]
+
+Makes each variant from the demo's bf16 weights with our encoder, in the published layout, converts
+it and asks it what it asks bf16: perplexity and KL divergence on unseen stories, exact answers, and
+how many answers are bf16's own, token by token.
+"""
+
+import argparse
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import demo_exam
+import mlx.core as mx
+import numpy as np
+import tinyworld
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from hlwq_mlx import library
+from hlwq_mlx.dialog import template
+from hlwq_mlx.engine.decode import generate_tokens
+from hlwq_mlx.engine.sampling import Sampling
+from hlwq_mlx.quantize import add_variant
+from hlwq_mlx.store import rules
+from hlwq_mlx.store.convert import convert
+from hlwq_mlx.store.quantize import Encoder, Fidelity, Report
+from hlwq_mlx.store.source import Source
+
+BASE = "bf16"
+TEXTS = 40
+
+
+class Row(NamedTuple):
+    """One line of the table."""
+
+    variant: str
+    cos_sim: float
+    relative_error: float
+    perplexity: float
+    divergence: float
+    exact: dict[str, int]
+    equal: int
+    count: int
+
+
+class Subject:
+    """A loaded variant that sits exams and scores texts."""
+
+    def __init__(self, folder: Path) -> None:
+        self.model, self.tokenizer = library.load(folder)
+
+    def answer(self, conversation: tinyworld.Conversation, limit: int) -> list[int]:
+        """Return the ids of a greedy answer, without the stop token."""
+        text = template.render(
+            self.tokenizer,
+            conversation["messages"],
+            thinking=conversation.get("thinking", False),
+            options={"tools": conversation.get("tools")},
+        )
+        prompt = template.encode(self.tokenizer, text)
+        ids: list[int] = []
+        for token, _ in generate_tokens(self.model, prompt, Sampling(), max_tokens=limit):
+            if token in self.tokenizer.eos_token_ids:
+                break
+            ids.append(token)
+        return ids
+
+    def answerer(self, conversations: list[tinyworld.Conversation], limit: int) -> list[str]:
+        return [self.tokenizer.decode(self.answer(item, limit)) for item in conversations]
+
+    def scores(self, ids: list[int]) -> NDArray[np.float32]:
+        """Return the log probabilities after every position: [L, V]."""
+        logits = self.model(mx.array([ids]))[0]
+        return np.array(logits - mx.logsumexp(logits, axis=-1, keepdims=True))
+
+
+def unseen_texts(tokenizer: Any) -> list[list[int]]:
+    """Spell unseen stories as they stand in the training text: told, asked, answered."""
+    rng = random.Random("perplexity")
+    texts = []
+    for _ in range(TEXTS):
+        story = tinyworld.make_story(rng)
+        question = rng.choice(story.questions)
+        messages = [tinyworld.user(tinyworld.ask_story(story, question))]
+        text = template.render(tokenizer, messages) + question.answer + "<turn|>\n"
+        texts.append(template.encode(tokenizer, text))
+    return texts
+
+
+def compare(
+    subject: Subject, texts: list[list[int]], reference: list[NDArray[np.float32]]
+) -> tuple[float, float]:
+    """Return perplexity and the mean KL divergence from the reference, per token."""
+    losses, divergences = [], []
+    for ids, wanted in zip(texts, reference, strict=True):
+        scores = subject.scores(ids)
+        losses.append(-scores[np.arange(len(ids) - 1), ids[1:]])
+        divergences.append((np.exp(wanted) * (wanted - scores)).sum(axis=-1)[:-1])
+    return float(np.exp(np.concatenate(losses).mean())), float(np.concatenate(divergences).mean())
+
+
+def pooled(report: Report) -> Fidelity:
+    """Pool the fidelity of all coded tensors."""
+    total = Fidelity()
+    for part in report.classes.values():
+        total += part
+    return total
+
+
+def measure(work: Path, count: int, encoder: Encoder) -> Iterator[Row]:
+    """Make, convert and measure every variant, bf16 first."""
+    source = Source(library.DEMO)
+    base = folder_of(work, source, BASE)
+    subject = Subject(base)
+    texts = unseen_texts(subject.tokenizer)
+    reference = [subject.scores(ids) for ids in texts]
+    questions = [conversation for conversation, _ in demo_exam.story_conversations(count)]
+    wanted = [subject.answer(item, demo_exam.LONGEST_ANSWER) for item in questions]
+    yield row_of(BASE, Fidelity(), subject, texts, reference, questions, wanted)
+    for variant in tqdm(rules.VARIANTS, desc="variants"):
+        name, rule = rules.variant_rule(variant)
+        report = add_variant(source, rule, work / "published" / name, encoder)
+        subject = Subject(folder_of(work, Source(work / "published" / name, name), name))
+        yield row_of(name, pooled(report), subject, texts, reference, questions, wanted)
+
+
+def folder_of(work: Path, source: Source, name: str) -> Path:
+    folder = work / name
+    convert(source, folder)
+    return folder
+
+
+def row_of(
+    name: str,
+    fidelity: Fidelity,
+    subject: Subject,
+    texts: list[list[int]],
+    reference: list[NDArray[np.float32]],
+    questions: list[tinyworld.Conversation],
+    wanted: list[list[int]],
+) -> Row:
+    count = len(questions)
+    perplexity, divergence = compare(subject, texts, reference)
+    answers = [subject.answer(item, demo_exam.LONGEST_ANSWER) for item in questions]
+    exact = {
+        kind: round(count * exam(subject.answerer, count)) for kind, exam in demo_exam.EXAMS.items()
+    }
+    return Row(
+        name,
+        fidelity.cos_sim,
+        fidelity.relative_error,
+        perplexity,
+        divergence,
+        exact,
+        sum(mine == theirs for mine, theirs in zip(answers, wanted, strict=True)),
+        count,
+    )
+
+
+def print_table(rows: Iterator[Row]) -> None:
+    """Print Markdown, a line as soon as it is known."""
+    exams = list(demo_exam.EXAMS)
+    head = ["variant", "cos_sim", "rel. error", "perplexity", "KL to bf16", *exams, "equal to bf16"]
+    print("| " + " | ".join(head) + " |")
+    print("|" + "---|" * len(head))
+    for row in rows:
+        cells = [
+            row.variant,
+            f"{row.cos_sim:.4f}",
+            f"{row.relative_error:.4f}",
+            f"{row.perplexity:.3f}",
+            f"{row.divergence:.5f}",
+            *(f"{row.exact[kind]}/{row.count}" for kind in exams),
+            f"{row.equal}/{row.count}",
+        ]
+        print("| " + " | ".join(cells) + " |", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--work", type=Path, default=Path("build/fidelity"), help="a new folder")
+    parser.add_argument("--count", type=int, default=100, help="questions of each kind")
+    parser.add_argument("--table", default="clip4_100", help="clip4_100, inf_100 or converged")
+    parser.add_argument("--refits", type=int, default=0, help="least-squares refits of the norms")
+    arguments = parser.parse_args()
+    encoder = Encoder(arguments.table, arguments.refits)
+    print_table(measure(arguments.work, arguments.count, encoder))
+
+
+if __name__ == "__main__":
+    main()

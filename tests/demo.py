@@ -1,0 +1,37 @@
+"""The demo checkpoint as the tests meet it: converted once, loaded once a variant."""
+
+import os
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from hlwq_mlx import library
+from hlwq_mlx.gemma4.model import Model
+
+CARD_QUESTION = "What is 2+2?"
+
+
+@cache
+def folder(variant: str = library.DEMO_VARIANT) -> Path:
+    """The converted demo, in the session's cache folder (see conftest)."""
+    return library.converted_folder(str(library.DEMO), variant)
+
+
+@cache
+def load(variant: str = library.DEMO_VARIANT) -> tuple[Model, Any]:
+    return library.load(folder(variant))
+
+
+def run(module: str, *arguments: str, stdin: str = "", **variables: str) -> Any:
+    """Run `python -m module` as a person does, and return what it said and its exit code."""
+    return subprocess.run(
+        [sys.executable, "-m", module, *arguments],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | variables,
+        check=False,
+    )

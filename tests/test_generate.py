@@ -1,0 +1,135 @@
+"""`python -m hlwq_mlx.generate`, as a person runs it."""
+
+import demo
+import pytest
+
+from hlwq_mlx import cli
+from hlwq_mlx.generate import main
+from hlwq_mlx.library import CACHE_VARIABLE
+
+MODULE = "hlwq_mlx.generate"
+
+
+def test_the_demo_answers_without_a_model(tmp_path):
+    cache = {CACHE_VARIABLE: str(tmp_path)}
+    first = demo.run(MODULE, "--prompt", demo.CARD_QUESTION, **cache)
+    assert (first.returncode, first.stdout) == (0, "4\n")
+    assert first.stderr.startswith("This is the demo model (PQ5)")
+    assert "--model caiovicentino1/Gemma-4-E4B-it-HLWQ-Multi --variant PQ5" in first.stderr
+    assert "converting " in first.stderr and "coded at 5 bits: 38 tensors" in first.stderr
+    assert "Prompt: 16 tokens, " in first.stderr and "Peak memory: " in first.stderr
+    second = demo.run(MODULE, "-p", demo.CARD_QUESTION, **cache)
+    assert second.stdout == "4\n"
+    assert "converted before" in second.stderr and "converting " not in second.stderr
+
+
+def test_a_dash_reads_the_prompt_from_stdin():
+    ran = demo.run(MODULE, "--model", str(demo.folder()), "--prompt", "-", stdin=demo.CARD_QUESTION)
+    assert (ran.returncode, ran.stdout) == (0, "4\n")
+    assert "demo" not in ran.stderr
+
+
+def answer(capsys, *arguments):
+    main(["--model", str(demo.folder()), *arguments])
+    return capsys.readouterr().out.removesuffix("\n")
+
+
+STORY = (
+    "Tom lived near the park. Tom found a red ball in the park. Tom took the red ball to the shop. "
+    'Lily was waiting at the shop. Lily had a blue kite. "I like your ball," said Lily. '
+    "Tom gave the ball to Lily. Lily was happy and smiled.\nWhat color was the ball?"
+)
+
+
+def test_it_reads_a_story(capsys):
+    assert answer(capsys, "-p", STORY) == "red"
+
+
+def test_it_thinks_when_told_to(capsys):
+    thought = "<|channel>thought\nTom found a red ball in the park.\n<channel|>red"
+    assert answer(capsys, "-p", STORY, "--think") == thought
+
+
+def test_a_system_prompt_comes_first(capsys):
+    assert answer(capsys, "-p", demo.CARD_QUESTION, "--system-prompt", "Be brief.") == "4"
+
+
+def test_stop_and_max_tokens(capsys):
+    story = "Continue the story: Once upon a time there was a child named Tom. Tom had a red ball."
+    whole = answer(capsys, "-p", story)
+    first, _, _ = whole.partition(".")
+    assert answer(capsys, "-p", story, "--stop", ".") == first
+    assert whole.startswith(answer(capsys, "-p", story, "--max-tokens", "3"))
+
+
+def test_plain_text_goes_on_without_a_template(capsys):
+    text = "<|turn>user\nWhat is 3+4?<turn|>\n<|turn>model\n"
+    assert answer(capsys, "-p", text, "--ignore-chat-template") == "7"
+
+
+def test_an_extra_eos_token_ends_the_answer(capsys):
+    four = demo.load()[1].convert_tokens_to_ids("4")
+    assert answer(capsys, "-p", demo.CARD_QUESTION, "--extra-eos-token", str(four)) == ""
+
+
+def test_template_variables_can_be_given(capsys):
+    config = '{"enable_thinking": true}'
+    thinking = answer(capsys, "-p", STORY, "--chat-template-config", config)
+    assert thinking.startswith("<|channel>thought\n")
+
+
+def test_a_seed_repeats_an_answer(capsys):
+    drawn = [answer(capsys, "-p", "Continue the story: One day", "--temp", "2", "--seed", "5")] * 2
+    drawn.append(answer(capsys, "-p", "Continue the story: One day", "--temp", "2", "--seed", "6"))
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "nowhere"], "error: [nowhere] needed a folder that exists, or a hub id"),
+        (["--variant", "PQ7"], "needed PQ7, got PQ5, bf16. "),
+        (["--temp", "-1"], "error: [temp] needed 0.0 to 100.0, got -1.0."),
+        (["--max-tokens", "0"], "error: [max_tokens] needed a positive number or -1, got 0."),
+        (["--prompt", "", "--ignore-chat-template"], "error: [prompt] needed some text, got none."),
+    ],
+)
+def test_bad_arguments_end_in_one_line(arguments, message, capsys):
+    assert cli.run(main, arguments) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert message in printed.err.splitlines()[-1]
+
+
+def test_help_tells_a_newcomer_what_to_type():
+    ran = demo.run(MODULE, "--help")
+    assert ran.returncode == 0
+    for option in (
+        "--model",
+        "--variant",
+        "--prompt",
+        "--max-tokens",
+        "--temp",
+        "--stop",
+        "--seed",
+    ):
+        assert option in ran.stdout
+
+
+def test_ctrl_c_keeps_what_was_said_and_the_statistics(capsys):
+    model, tokenizer = demo.load()
+
+    def interrupted():
+        from hlwq_mlx.library import stream_generate
+
+        story = [{"role": "user", "content": "Continue the story: One day"}]
+        stream = stream_generate(model, tokenizer, story)
+        yield next(stream)
+        yield next(stream)
+        raise KeyboardInterrupt
+
+    assert cli.run(lambda argv: cli.print_stream(interrupted())) == cli.EXIT_INTERRUPTED
+    printed = capsys.readouterr()
+    assert printed.out.strip()
+    assert "Generation: 2 tokens, " in printed.err
+    assert "Traceback" not in printed.err

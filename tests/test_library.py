@@ -1,0 +1,136 @@
+"""What Python users call, on the demo."""
+
+import os
+import subprocess
+import sys
+
+import demo
+import pytest
+
+import hlwq_mlx
+from hlwq_mlx import library
+from hlwq_mlx.engine.sampling import Sampling
+from hlwq_mlx.errors import RequestError, SourceError
+from hlwq_mlx.store import checkpoint
+
+QUESTION = [{"role": "user", "content": demo.CARD_QUESTION}]
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    return demo.load()
+
+
+def test_messages_text_and_ids_are_the_same_prompt(loaded):
+    model, tokenizer = loaded
+    ids = library.prompt_ids(tokenizer, QUESTION)
+    text = tokenizer.decode(ids)
+    assert text == f"<bos><|turn>user\n{demo.CARD_QUESTION}<turn|>\n<|turn>model\n"
+    answers = {library.generate(model, tokenizer, prompt) for prompt in (QUESTION, text, ids)}
+    assert answers == {"4"}
+
+
+def test_thinking_is_off_unless_asked_for(loaded):
+    _, tokenizer = loaded
+    plain = tokenizer.decode(library.prompt_ids(tokenizer, QUESTION))
+    thinking = tokenizer.decode(library.prompt_ids(tokenizer, QUESTION, thinking=True))
+    assert "<|think|>" not in plain
+    assert thinking.startswith("<bos><|turn>system\n<|think|>\n<turn|>\n")
+
+
+def test_pieces_join_and_the_last_says_why_it_ended(loaded):
+    model, tokenizer = loaded
+    pieces = list(library.stream_generate(model, tokenizer, QUESTION))
+    assert "".join(piece.text for piece in pieces) == "4"
+    assert [piece.finish_reason for piece in pieces[:-1]] == [None] * (len(pieces) - 1)
+    assert pieces[-1].finish_reason == "stop"
+    assert pieces[-1].prompt_tokens == len(library.prompt_ids(tokenizer, QUESTION))
+    assert pieces[-1].generation_tokens == 2  # the answer and the stop token
+    assert pieces[-1].prompt_tps > 0 and pieces[-1].generation_tps > 0
+
+
+def test_a_limit_ends_an_answer(loaded):
+    model, tokenizer = loaded
+    story = [{"role": "user", "content": "Continue the story: Once upon a time there was a child"}]
+    pieces = list(library.stream_generate(model, tokenizer, story, max_tokens=5))
+    assert pieces[-1].finish_reason == "length"
+    assert pieces[-1].generation_tokens == 5
+    whole = library.generate(model, tokenizer, story, max_tokens=60)
+    assert whole.startswith("".join(piece.text for piece in pieces))
+
+
+def test_a_stop_string_ends_an_answer_before_it(loaded):
+    model, tokenizer = loaded
+    story = [{"role": "user", "content": "Continue the story: Tom had a red ball."}]
+    whole = library.generate(model, tokenizer, story, max_tokens=60)
+    stop = whole[10:14]
+    pieces = list(library.stream_generate(model, tokenizer, story, max_tokens=60, stop=[stop]))
+    assert "".join(piece.text for piece in pieces) == whole[: whole.index(stop)]
+    assert pieces[-1].finish_reason == "stop"
+
+
+def test_sampling_options_by_name(loaded):
+    model, tokenizer = loaded
+    greedy = library.generate(model, tokenizer, QUESTION, sampling=Sampling(temp=1.0), temp=0.0)
+    assert greedy == "4"
+    with pytest.raises(RequestError, match=r"^\[sampling\] needed temp, .* got temprature\."):
+        library.generate(model, tokenizer, QUESTION, temprature=0.5)
+
+
+def test_verbose_prints_answer_and_statistics(loaded, capsys):
+    model, tokenizer = loaded
+    assert library.generate(model, tokenizer, QUESTION, verbose=True) == "4"
+    printed = capsys.readouterr()
+    assert printed.out == "4\n"
+    assert "Prompt: 16 tokens, " in printed.err
+    assert "Generation: 2 tokens, " in printed.err
+    assert "Peak memory: " in printed.err
+
+
+def test_a_source_is_converted_once(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv(library.CACHE_VARIABLE, str(tmp_path))
+    caplog.set_level("INFO", logger="hlwq_mlx")
+    first = library.converted_folder(str(library.DEMO), "pq5")
+    assert any(line.startswith("converting ") for line in caplog.messages)
+    assert first.parent == tmp_path and checkpoint.is_ours(first)
+    caplog.clear()
+    assert library.converted_folder(str(library.DEMO), "PQ5") == first
+    assert caplog.messages == [f"using {first}, converted before"]
+    assert os.listdir(tmp_path) == [first.name]
+
+
+def test_a_converted_folder_is_taken_as_it_is():
+    assert library.converted_folder(str(demo.folder())) == demo.folder()
+
+
+def test_a_model_that_is_nowhere():
+    with pytest.raises(
+        SourceError, match=r"^\[no such model\] needed a folder that exists, or a hub"
+    ):
+        library.load("no such model")
+
+
+@pytest.mark.parametrize("command_first", [False, True])
+def test_generate_is_a_function_and_a_command(command_first):
+    """Importing the command's module must not hide the function behind it."""
+    imports = ["import hlwq_mlx", "import hlwq_mlx.generate"]
+    script = "\n".join(
+        [
+            *(reversed(imports) if command_first else imports),
+            "model, tokenizer = hlwq_mlx.load(FOLDER)",
+            "print(hlwq_mlx.generate(model, tokenizer, [{'role': 'user', 'content': ASK}]))",
+            "print(hlwq_mlx.generate.main.__module__)",
+        ]
+    )
+    script = script.replace("FOLDER", repr(str(demo.folder()))).replace(
+        "ASK", repr(demo.CARD_QUESTION)
+    )
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert ran.stdout.splitlines() == ["4", "hlwq_mlx.generate"]
+
+
+def test_exported_names_are_those_of_the_library():
+    assert hlwq_mlx.load is library.load
+    assert hlwq_mlx.stream_generate is library.stream_generate
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = hlwq_mlx.nothing
