@@ -40,6 +40,21 @@ def add_sampling_args(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--seed", type=int, help="repeat a draw")
 
 
+def add_answer_args(parser: argparse.ArgumentParser, *, max_tokens: int) -> None:
+    """Add what shapes an answer: --system-prompt, --think, --max-tokens."""
+    parser.add_argument("--system-prompt", metavar="TEXT", help="instructions before the prompt")
+    parser.add_argument(
+        "--think", action="store_true", help="let the model think before it answers"
+    )
+    parser.add_argument(
+        *("--max-tokens", "-m"),
+        type=int,
+        default=max_tokens,
+        metavar="N",
+        help=f"stop an answer after N tokens (default: {max_tokens})",
+    )
+
+
 def run(command: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None = None) -> int:
     """Run a command: an HLWQError becomes one line and 2, Ctrl-C becomes 130."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
@@ -63,6 +78,16 @@ def result(text: str) -> None:
     print(text)
 
 
+def say(text: str) -> None:
+    """Give a piece of an answer at once, on stdout."""
+    print(text, end="", flush=True)
+
+
+def murmur(text: str) -> None:
+    """Give a piece of what is not the answer at once, on stderr."""
+    print(text, end="", flush=True, file=sys.stderr)
+
+
 def note(text: str) -> None:
     """Tell the person something on stderr."""
     print(text, file=sys.stderr)
@@ -78,7 +103,7 @@ def print_stream(responses: Iterable[Any]) -> str:
     interrupted = False
     try:
         for last in responses:
-            print(last.text, end="", flush=True)
+            say(last.text)
             text += last.text
     except KeyboardInterrupt:
         interrupted = True

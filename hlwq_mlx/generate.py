@@ -33,13 +33,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--prompt", "-p", default=DEFAULT_PROMPT, help="what to ask; - reads it from stdin"
     )
-    parser.add_argument("--system-prompt", metavar="TEXT", help="instructions before the prompt")
-    parser.add_argument(
-        "--think", action="store_true", help="let the model think before it answers"
-    )
-    parser.add_argument(
-        "--max-tokens", "-m", type=int, default=256, metavar="N", help="stop after N tokens"
-    )
+    cli.add_answer_args(parser, max_tokens=256)
     parser.add_argument(
         "--stop", action="append", default=[], metavar="TEXT", help="stop before TEXT; repeatable"
     )

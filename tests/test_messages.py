@@ -113,8 +113,8 @@ def test_results_find_their_calls(message, results, paired):
 
 def test_a_structured_result_moves_all_results_of_its_turn():
     messages = [HI, asked("f", "g"), result("text", name="f"), result({"a": 1}), HI]
-    _, message, last = normalize_messages(messages)
-    assert last == HI
+    _, message, end, last = normalize_messages(messages)
+    assert (end, last) == ({"role": "assistant", "content": ""}, HI)
     assert message["tool_responses"] == [
         {"name": "f", "response": {"value": "text"}},
         {"name": "g", "response": {"a": 1}},

@@ -164,6 +164,13 @@ def test_render_results(tokenizer, content, spelled):
     assert render(tokenizer, messages) == f"{answered}It is sunny.<turn|>\n<|turn>model\n"
 
 
+def test_render_closes_a_turn_that_ends_with_results(tokenizer):
+    assert render(tokenizer, [HI, call(), result("sunny"), HI]) == (
+        f"{ASKED}{CALLED}<|tool_response>response:get_weather{{value:{Q}sunny{Q}}}<tool_response|>"
+        "<turn|>\n<|turn>user\nHi<turn|>\n<|turn>model\n"
+    )
+
+
 def test_render_results_of_several_calls_in_the_order_given(tokenizer):
     calls = [
         {"id": name, "function": {"name": name, "arguments": "{}"}} for name in ("first", "second")

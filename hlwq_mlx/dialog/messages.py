@@ -170,10 +170,18 @@ def _attach_results(messages: list[Normal]) -> list[Normal]:
         if calls and not message.get("tool_responses"):
             results = _pair(calls, results, at, is_last=end == len(messages))
             attached += _placed(message, results)
+            if results and not message["content"] and end < len(messages):
+                attached += _turn_end(messages[end])
         else:
             attached += [message, *results]
         at = end
     return attached
+
+
+def _turn_end(following: Normal) -> list[Normal]:
+    """Close a turn that ends with tool results, which older templates leave open."""
+    is_going_on = following["role"] == "assistant"
+    return [] if is_going_on else [{"role": "assistant", "content": ""}]
 
 
 def _pair(calls: list[Normal], results: list[Normal], at: int, *, is_last: bool) -> list[Normal]:

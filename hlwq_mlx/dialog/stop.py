@@ -9,14 +9,10 @@ from typing import Any
 
 
 def overlap(text: str, stops: Sequence[str]) -> int:
-    """Return how long a tail of the text may be the beginning of one of the strings."""
+    """Return how long a tail of the text may begin one of the strings; none is whole in it."""
     longest = min(len(text), max(map(len, stops), default=1) - 1)
     tails = ((size, text[-size:]) for size in range(longest, 0, -1))
-    return next((size for size, tail in tails if _begins(tail, stops)), 0)
-
-
-def _begins(tail: str, stops: Sequence[str]) -> bool:
-    return any(len(tail) < len(stop) and stop.startswith(tail) for stop in stops)
+    return next((size for size, tail in tails if any(s.startswith(tail) for s in stops)), 0)
 
 
 class StopStrings:

@@ -1,0 +1,304 @@
+"""`python -m hlwq_mlx.chat`: talk with a model in the terminal.
+
+Answers and tool calls go to stdout. Thoughts are dimmed there when it is a terminal and go to
+stderr when it is not, so that a pipe carries answers alone. `--tools FILE` offers the functions in
+a JSON file: each call is printed as a line of JSON and its result read as a line.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from . import cli
+from .dialog.conversation import Conversation
+from .dialog.grammar import BrokenCall, Content, Event, Thought
+from .errors import HLWQError, RequestError
+
+MAX_TOKENS = 2048
+PROMPT, MORE, RESULT = ">>> ", "... ", "result> "
+BLOCK = '"""'
+DIM, PLAIN = "\x1b[2m", "\x1b[0m"
+HELP = f"""\
+/reset            forget the conversation
+/system TEXT      give the model instructions; without TEXT, none
+/think on|off     let the model think before it answers
+/save FILE        write the conversation as JSON
+/help             show this
+/exit             leave, as Ctrl-D does
+Ctrl-C stops an answer. {BLOCK} begins a text of several lines and ends it."""
+
+
+class Screen:
+    """Shows the events of an answer; thoughts must not be taken for it."""
+
+    def __init__(self, *, is_terminal: bool) -> None:
+        self._is_terminal = is_terminal
+        self._is_in_thought = False
+        self._is_in_line = False
+
+    def show(self, event: Event) -> None:
+        """Show a piece of an answer; calls are shown when their results are asked for."""
+        if isinstance(event, Thought):
+            if self._is_terminal and not self._is_in_thought:
+                cli.say(DIM)
+            self._is_in_thought = True
+            (cli.say if self._is_terminal else cli.murmur)(event.text)
+            return
+        self._end_thought()
+        if isinstance(event, Content):
+            cli.say(event.text)
+            self._is_in_line = not event.text.endswith("\n")
+        elif isinstance(event, BrokenCall):
+            cli.note(f"The model made a call that cannot be read: {event.problem}.\n{event.text}")
+
+    def end(self) -> None:
+        """End the answer's last line."""
+        self._end_thought()
+        if self._is_in_line:
+            cli.say("\n")
+            self._is_in_line = False
+
+    def _end_thought(self) -> None:
+        if self._is_in_thought:
+            self._is_in_thought = False
+            if self._is_terminal:
+                cli.say(f"{PLAIN}\n")
+            else:
+                cli.murmur("\n")
+
+
+class Chat:
+    """Leads a conversation: reads lines, follows commands, shows answers.
+
+    `stream` answers a prompt with mlx-lm's responses; `read` returns the next line.
+    """
+
+    def __init__(
+        self,
+        conversation: Conversation,
+        tokenizer: Any,
+        stream: Callable[[str], Iterable[Any]],
+        read: Callable[[str], str],
+        screen: Screen,
+    ) -> None:
+        self._conversation = conversation
+        self._tokenizer = tokenizer
+        self._stream = stream
+        self._read = read
+        self._screen = screen
+        self._finish_reason: str | None = None
+        self._commands: dict[str, Callable[[str], None]] = {
+            "/reset": self._reset,
+            "/system": self._system,
+            "/think": self._think,
+            "/save": self._save,
+            "/help": self._help,
+            "/exit": self._exit,
+        }
+
+    def run(self) -> None:
+        """Talk until the person leaves."""
+        while True:
+            try:
+                self._turn()
+            except EOFError:
+                return
+            except KeyboardInterrupt:
+                cli.note("\nCtrl-D or /exit leaves.")
+
+    def _turn(self) -> None:
+        line = self._read(PROMPT)
+        word, _, rest = line.strip().partition(" ")
+        if word.startswith(BLOCK):
+            self._ask(self._read_block(line.lstrip().removeprefix(BLOCK)))
+        elif word.startswith("/"):
+            self._commands.get(word, self._unknown)(rest.strip())
+        elif word:
+            self._ask(line)
+
+    def _read_block(self, text: str) -> str:
+        """Read lines up to the closing quotes."""
+        while BLOCK not in text:
+            text += "\n" + self._read(MORE)
+        return "".join(text.split(BLOCK, 1)).strip("\n")
+
+    def _ask(self, text: str) -> None:
+        """Answer a message and the results of the calls that it leads to.
+
+        When a result is refused or a prompt cannot be served, the message is taken back.
+        """
+        self._conversation.add_user(text)
+        try:
+            self._answer()
+            while self._conversation.pending:
+                self._ask_results()
+                self._answer()
+        except HLWQError as problem:
+            cli.note(f"error: {problem}")
+            self._conversation.undo()
+        except (EOFError, KeyboardInterrupt):
+            self._conversation.undo()
+            raise
+
+    def _answer(self) -> None:
+        prompt = self._conversation.prompt(self._tokenizer)
+        events = self._conversation.take(self._pieces(prompt), prompt=prompt)
+        try:
+            with contextlib.closing(events):
+                for event in events:
+                    self._screen.show(event)
+        except KeyboardInterrupt:
+            self._finish_reason = None
+            cli.note("")
+        finally:
+            self._screen.end()
+        if self._finish_reason == "length":
+            cli.note("The answer was cut off; --max-tokens allows longer ones.")
+
+    def _pieces(self, prompt: str) -> Iterator[str]:
+        for response in self._stream(prompt):
+            self._finish_reason = response.finish_reason
+            yield response.text
+
+    def _ask_results(self) -> None:
+        """Print each call as a line of JSON and read its result: an object, a list or text."""
+        for call in self._conversation.pending:
+            stated = {"name": call.name, "arguments": call.arguments}
+            cli.result(json.dumps(stated, ensure_ascii=False))
+            self._conversation.add_result(parse_result(self._read(RESULT)))
+
+    def _reset(self, rest: str) -> None:
+        self._conversation.reset()
+        cli.note("The conversation is forgotten.")
+
+    def _system(self, rest: str) -> None:
+        self._conversation.system = rest
+        cli.note("The instructions are set." if rest else "There are no instructions now.")
+
+    def _think(self, rest: str) -> None:
+        if rest not in ("on", "off"):
+            cli.note("Say /think on or /think off.")
+            return
+        self._conversation.thinking = rest == "on"
+        cli.note(f"Thinking is {rest}.")
+
+    def _save(self, rest: str) -> None:
+        if not rest:
+            cli.note("Say /save FILE.")
+            return
+        try:
+            save_transcript(self._conversation, Path(rest).expanduser())
+        except OSError as problem:
+            cli.note(f"error: [/save] needed to write {rest}, got '{problem.strerror}'.")
+        else:
+            cli.note(f"Saved in {rest}.")
+
+    def _help(self, rest: str) -> None:
+        cli.note(HELP)
+
+    def _exit(self, rest: str) -> None:
+        raise EOFError
+
+    def _unknown(self, rest: str) -> None:
+        cli.note(f"There is no such command. /help lists them; {BLOCK} begins any other text.")
+
+
+def parse_result(line: str) -> Any:
+    """Read a tool's result: JSON when it is an object or a list, else text."""
+    if line.lstrip().startswith(("{", "[")):
+        with contextlib.suppress(ValueError):
+            return json.loads(line)
+    return line
+
+
+def save_transcript(conversation: Conversation, path: Path) -> None:
+    """Write a conversation as JSON; the file appears whole or stays as it was."""
+    transcript = {
+        "messages": conversation.messages,
+        "tools": conversation.tools,
+        "thinking": conversation.thinking,
+    }
+    text = json.dumps(transcript, ensure_ascii=False, indent=2) + "\n"
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with open(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise
+
+
+def read_tools(path: str) -> list[dict[str, Any]]:
+    """Read a file of tools: a JSON list, or one tool alone.
+
+    Raises: RequestError when it is not that.
+    """
+    try:
+        tools = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
+    except (OSError, ValueError) as problem:
+        raise RequestError(
+            f"[--tools] needed a JSON file of tools, got {path} ({problem}). Correct the file."
+        ) from problem
+    return tools if isinstance(tools, list) else [tools]
+
+
+def terminal_reader() -> Callable[[str], str]:
+    """Return what reads a line: with history and a prompt when a person types."""
+    if not sys.stdin.isatty():
+        return lambda prompt: input()
+    with contextlib.suppress(ImportError):  # not every Python is built with it
+        import readline  # noqa: F401
+    return input
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Build the command's parser."""
+    parser = argparse.ArgumentParser(
+        prog="python -m hlwq_mlx.chat",
+        description=__doc__,
+        epilog=f"commands:\n{HELP}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    cli.add_model_args(parser)
+    cli.add_answer_args(parser, max_tokens=MAX_TOKENS)
+    parser.add_argument("--tools", metavar="FILE", help="JSON list of functions the model may call")
+    cli.add_sampling_args(parser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse, load, talk."""
+    arguments = make_parser().parse_args(argv)
+    conversation = Conversation(
+        system=arguments.system_prompt or "",
+        tools=read_tools(arguments.tools) if arguments.tools else (),
+        thinking=arguments.think,
+    )
+    import mlx.core as mx
+
+    from . import library
+
+    model, tokenizer, sampling = cli.load_for(arguments)
+    if arguments.seed is not None:
+        mx.random.seed(arguments.seed)
+
+    def stream(prompt: str) -> Iterator[Any]:
+        return library.stream_generate(
+            model, tokenizer, prompt, max_tokens=arguments.max_tokens, sampling=sampling
+        )
+
+    if sys.stdin.isatty():
+        cli.note("/help lists the commands; Ctrl-C stops an answer, Ctrl-D leaves.")
+    screen = Screen(is_terminal=sys.stdout.isatty())
+    Chat(conversation, tokenizer, stream, terminal_reader(), screen).run()
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))
