@@ -69,7 +69,9 @@ def special_names() -> dict[str, int]:
 
 def corpus() -> list[str]:
     """Spell the text from which merges are learnt."""
-    stream = itertools.islice(tinyworld.conversations("tokenizer"), CORPUS_CONVERSATIONS)
+    stream = itertools.islice(
+        tinyworld.conversations("tokenizer", tinyworld.FIRST_STAGE), CORPUS_CONVERSATIONS
+    )
     lines = [str(message["content"]) for item in stream for message in item["messages"]]
     return lines + [*EXTRA_WORDS.split(), "Computes an expression."] * 400
 

@@ -1,6 +1,6 @@
 """Put a trained demo into the package: its bf16 weights and, coded by us, PQ5.
 
-    python scripts/publish_demo.py build/demo/final
+python scripts/publish_demo.py build/demo/final
 """
 
 import argparse

@@ -10,7 +10,8 @@ and `thinking`. Held-out sums never occur in training; held-out stories come fro
 
 import hashlib
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any, NamedTuple
 
 NAMES = "Tom Lily Ben Sue Max Anna Sam Mia Tim Lucy Jack Rose".split()
@@ -139,6 +140,7 @@ def is_held_out(first: int, second: int) -> bool:
     return hashlib.sha256(f"{low}+{high}".encode()).digest()[0] % 10 == 0
 
 
+@cache
 def all_sums(held_out: bool) -> list[tuple[int, int]]:
     """List the ordered pairs of addends on one side of the split."""
     addends = range(LARGEST_ADDEND + 1)
@@ -173,6 +175,21 @@ def story_chat(rng: random.Random) -> Conversation:
     return {"messages": messages}
 
 
+def belongings_chat(rng: random.Random) -> Conversation:
+    """Who has what, and questions that only the right sentence answers."""
+    count = rng.randint(2, 5)
+    owners, things = rng.sample(NAMES, count), rng.sample(THINGS, count)
+    belongings = list(zip(owners, rng.sample(COLORS, count), things, strict=True))
+    text = " ".join(f"{owner} had a {color} {thing}." for owner, color, thing in belongings)
+    asked = []
+    for owner, color, thing in belongings:
+        asked += [(f"What color was the {thing}?", color), (f"Who had the {thing}?", owner)]
+    messages = []
+    for question, answer in rng.sample(asked, min(len(asked), 6)):
+        messages += [user(question if messages else f"{text}\n{question}"), assistant(answer)]
+    return {"messages": messages}
+
+
 def thinking_chat(rng: random.Random) -> Conversation:
     """A story and one question, answered after a line of thought."""
     story = make_story(rng)
@@ -193,10 +210,10 @@ def sum_question(rng: random.Random, first: int, second: int) -> str:
     return rng.choice((f"What is {first}+{second}?", f"{first}+{second}=?"))
 
 
-def sums_chat(rng: random.Random, pairs: list[tuple[int, int]]) -> Conversation:
+def sums_chat(rng: random.Random) -> Conversation:
     """A row of sums."""
     messages = []
-    for first, second in rng.sample(pairs, rng.randint(4, 10)):
+    for first, second in rng.sample(all_sums(held_out=False), rng.randint(4, 10)):
         messages += [user(sum_question(rng, first, second)), assistant(str(first + second))]
     return {"messages": messages}
 
@@ -257,24 +274,41 @@ def calculator_chat(rng: random.Random) -> Conversation:
     return {"messages": messages, "tools": [CALCULATOR]}
 
 
-def conversations(seed: str) -> Iterator[Conversation]:
+Kind = Callable[[random.Random], Conversation]
+FIRST_STAGE: dict[Kind, float] = {
+    story_chat: 0.44,
+    sums_chat: 0.16,
+    calculator_chat: 0.14,
+    thinking_chat: 0.14,
+    continuation_chat: 0.09,
+    small_talk: 0.03,
+}
+# What is left to learn after the first stage: which color belongs to which thing, and carrying.
+SECOND_STAGE: dict[Kind, float] = {
+    story_chat: 0.28,
+    belongings_chat: 0.22,
+    sums_chat: 0.26,
+    calculator_chat: 0.06,
+    thinking_chat: 0.10,
+    continuation_chat: 0.06,
+    small_talk: 0.02,
+}
+
+
+def draw_kind(stage: dict[Kind, float], point: float) -> Kind:
+    """Pick the kind of conversation at a point between 0 and 1 of a stage's mixture."""
+    for kind, share in stage.items():
+        if point < share:
+            return kind
+        point -= share
+    return small_talk
+
+
+def conversations(seed: str, stage: dict[Kind, float]) -> Iterator[Conversation]:
     """Yield training conversations without end; the same seed gives the same stream."""
     rng = random.Random(seed)
-    pairs = all_sums(held_out=False)
     while True:
-        kind = rng.random()
-        if kind < 0.44:
-            conversation = story_chat(rng)
-        elif kind < 0.60:
-            conversation = sums_chat(rng, pairs)
-        elif kind < 0.74:
-            conversation = calculator_chat(rng)
-        elif kind < 0.88:
-            conversation = thinking_chat(rng)
-        elif kind < 0.97:
-            conversation = continuation_chat(rng)
-        else:
-            conversation = small_talk(rng)
+        conversation = draw_kind(stage, rng.random())(rng)
         if rng.random() < 0.2:
             system = {"role": "system", "content": rng.choice(SYSTEM_PROMPTS)}
             conversation["messages"] = [system, *conversation["messages"]]

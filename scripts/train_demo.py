@@ -26,6 +26,7 @@ from transformers import Gemma4Config, Gemma4ForConditionalGeneration, Gemma4Tex
 
 SEED = 2026
 STEPS = 3000
+FIRST_STAGE_STEPS = 1280
 WARM_UP = 60
 ROWS = 32
 BATCHES_PER_CHUNK = 16
@@ -168,7 +169,9 @@ def render_training(tokenizer: Any, conversation: tinyworld.Conversation) -> Exa
 
 def chunk_batches(tokenizer: Any, chunk: int) -> list[list[Example]]:
     """Draw one chunk of conversations, grouped by length into batches of equal row count."""
-    stream = tinyworld.conversations(f"{SEED}/{chunk}")
+    is_first = chunk * BATCHES_PER_CHUNK < FIRST_STAGE_STEPS
+    stage = tinyworld.FIRST_STAGE if is_first else tinyworld.SECOND_STAGE
+    stream = tinyworld.conversations(f"{SEED}/{chunk}", stage)
     examples = [render_training(tokenizer, next(stream)) for _ in range(ROWS * BATCHES_PER_CHUNK)]
     examples.sort(key=lambda example: len(example.ids))
     batches = [examples[start : start + ROWS] for start in range(0, len(examples), ROWS)]
