@@ -180,6 +180,25 @@ def qmm(x: mx.array, codes: mx.array, norms: mx.array, centroids: mx.array, bits
     return _product("codec.qmm", x, codes, norms, centroids, bits)
 
 
+def geglu(
+    x: mx.array, codes: mx.array, norms: mx.array, centroids: mx.array, bits: int
+) -> mx.array:
+    """Multiply rotated rows by a coded gate|up, and up's half by the gelu of gate's.
+
+    The rows of gate come first, then those of up. The tanh approximation; float32 throughout,
+    returns x.dtype.
+
+    Shapes: as `qmv`, but -> [..., N/2].
+    Raises: ShapeError when an array does not fit the others or N is odd.
+    """
+    check_halves("codec.geglu", norms)
+    gate, up = mx.split(
+        _product("codec.geglu", x.astype(mx.float32), codes, norms, centroids, bits), 2, axis=-1
+    )
+    cubic = math.sqrt(2 / math.pi) * (gate + 0.044715 * gate * gate * gate)
+    return (0.5 * gate * (1 + mx.tanh(cubic)) * up).astype(x.dtype)
+
+
 def dequantize(codes: mx.array, norms: mx.array, centroids: mx.array, bits: int) -> mx.array:
     """Return the weight itself, rotated back, in float32.
 
@@ -257,6 +276,18 @@ def check_product(where: str, x: mx.array, K: int) -> None:
         raise ShapeError(
             f"[{where}] needed x [..., {K}], got {x.shape}. "
             "Pad the last axis with zeros to the columns of the coded matrix."
+        )
+
+
+def check_halves(where: str, norms: mx.array) -> None:
+    """Refuse a matrix that cannot be gate|up, naming `where`.
+
+    Raises: ShapeError.
+    """
+    if norms.shape[0] % 2:
+        raise ShapeError(
+            f"[{where}] needed as many rows of gate as of up, got {norms.shape[0]} in all. "
+            "Concatenate two matrices of one shape."
         )
 
 
