@@ -1,60 +1,36 @@
 """The Metal kernels under the names of the twins that define them: codec says what they compute.
 
-The one caller of `mx.fast.metal_kernel`. The texts are in metal/; what is added here is a body that
-declares threadgroup memory and makes one call, the grid, and the limits: arrays that a kernel is
-not made for raise ShapeError. Which kernel runs when is backend's to say, and so is the choice
-whether any of this is used: without Metal a call raises RuntimeError.
-
-`make_kernel` is what builds a kernel: tests put a host for Linux in its place.
+The one caller of `mx.fast.metal_kernel`, looked up at each call so that tests can put a host for
+Linux in its place. The texts are in metal/ and bodies; what is added here is the grid and the
+limits: arrays that a kernel is not made for raise ShapeError. Which kernel runs when is backend's
+to say, and whether any does: without Metal a call raises RuntimeError.
 
 M rows of x, N rows and K columns of the coded matrix.
 """
 
 from collections.abc import Callable, Sequence
 from functools import cache
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import mlx.core as mx
 
 from ..errors import ShapeError
 from . import codec
+from .bodies import BODIES
 from .packing import BLOCK, UNIT
-
-make_kernel: Callable[..., Any] = mx.fast.metal_kernel
 
 QMV_ROWS = 8
 FLOATING = (mx.float32, mx.float16, mx.bfloat16)
 SMALLEST = 8 * BLOCK  # an array of less than 8 norms would lie in another address space
 
+TAIL_SIMDGROUPS = 8
+TAIL_BLOCKS = 8
+
 _LANES = 32
+_GROUP = 128
 
 Options = Sequence[tuple[str, bool | int | mx.Dtype]]
 Size = tuple[int, int, int]
-
-
-class Body(NamedTuple):
-    """What makes a kernel of the functions in a .metal file."""
-
-    file: str
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    text: str
-
-
-BODIES = {
-    "qmv": Body(
-        "qmv",
-        ("x", "codes", "norms", "centroids"),
-        ("y",),
-        """
-threadgroup vec<E, 2> tables[SIMDGROUPS * hlwq::table_size(B)];
-hlwq::qmv<E, B, ROWS, LANES, SIMDGROUPS, TOKENS, GEGLU>(
-    x, codes, norms, centroids, y, tables, uint(x_shape[0]), uint(x_shape[1]),
-    uint(norms_shape[0]), threadgroup_position_in_grid, simdgroup_index_in_threadgroup,
-    thread_index_in_simdgroup);""",
-    ),
-}
 
 
 class Coded(NamedTuple):
@@ -181,6 +157,199 @@ def _qmv(
     return y.reshape(*x.shape[:-1], N // halves)
 
 
+def qmm(
+    x: mx.array,
+    codes: mx.array,
+    norms: mx.array,
+    centroids: mx.array,
+    bits: int,
+    *,
+    dtype: mx.Dtype | None = None,
+) -> mx.array:
+    """Multiply any number of rotated rows by a coded matrix, 32 at a time.
+
+    Weights and rows are rounded to float16, a row after it was scaled by a power of two; sums are
+    float32, rounded once to `dtype`, x's by default.
+
+    Shapes: as codec.qmm.
+    Raises: ShapeError when an array does not fit the others or the limits of qmm.metal.
+    """
+    matrix = Coded(codes, norms, centroids, bits)
+    check_matrix("kernels.qmm", matrix)
+    N = norms.shape[0]
+    rows = _rows("kernels.qmm", x, norms.shape[1] * BLOCK)
+    M = rows.shape[0]
+    (y,) = _run(
+        "qmm",
+        (rows, codes, norms, centroids),
+        [("B", bits)],
+        grid=(_GROUP * -(-N // 64), -(-M // 32), 1),
+        group=(_GROUP, 1, 1),
+        outputs=[((M, N), dtype or x.dtype)],
+    )
+    return y.reshape(*x.shape[:-1], N)
+
+
+def dequantize(
+    codes: mx.array,
+    norms: mx.array,
+    centroids: mx.array,
+    bits: int,
+    *,
+    dtype: mx.Dtype = mx.float32,
+) -> mx.array:
+    """Return the weight itself, rotated back; float32 inside, rounded once to `dtype`.
+
+    Shapes: as codec.dequantize.
+    Raises: ShapeError when an array does not fit the others or the limits of dequantize.metal.
+    """
+    matrix = Coded(codes, norms, centroids, bits)
+    return _dequantize("kernels.dequantize", matrix, dtype, is_rotated_back=True)
+
+
+def rotated_weight(
+    codes: mx.array,
+    norms: mx.array,
+    centroids: mx.array,
+    bits: int,
+    *,
+    dtype: mx.Dtype = mx.float32,
+) -> mx.array:
+    """Return the weight in the basis of its codes; float32 inside, rounded once to `dtype`.
+
+    Shapes: as codec.rotated_weight.
+    Raises: ShapeError when an array does not fit the others or the limits of dequantize.metal.
+    """
+    matrix = Coded(codes, norms, centroids, bits)
+    return _dequantize("kernels.rotated_weight", matrix, dtype, is_rotated_back=False)
+
+
+def _dequantize(where: str, matrix: Coded, dtype: mx.Dtype, is_rotated_back: bool) -> mx.array:
+    check_matrix(where, matrix)
+    N, K = matrix.norms.shape[0], matrix.norms.shape[1] * BLOCK
+    (y,) = _run(
+        "dequantize",
+        (matrix.codes, matrix.norms, matrix.centroids),
+        [("B", matrix.bits), ("BACK", is_rotated_back)],
+        grid=(_whole_groups(N * K // UNIT), 1, 1),
+        group=(_GROUP, 1, 1),
+        outputs=[((N, K), dtype)],
+    )
+    return y
+
+
+def embed(
+    ids: mx.array,
+    codes: mx.array,
+    norms: mx.array,
+    centroids: mx.array,
+    bits: int,
+    *,
+    dtype: mx.Dtype = mx.float32,
+) -> mx.array:
+    """Return the rows `ids` of the weight, rotated back; float32 inside, rounded once to `dtype`.
+
+    Ids have to be below N: those that are not read the last row.
+
+    Shapes: as codec.embed.
+    Raises: ShapeError when an array does not fit the others or the limits of embed.metal.
+    """
+    matrix = Coded(codes, norms, centroids, bits)
+    check_matrix("kernels.embed", matrix)
+    codec.check_ids("kernels.embed", ids)
+    K = norms.shape[1] * BLOCK
+    (y,) = _run(
+        "embed",
+        (ids.reshape(-1).astype(mx.uint32), codes, norms, centroids),
+        [("B", bits)],
+        grid=(_whole_groups(ids.size * K // UNIT), 1, 1),
+        group=(_GROUP, 1, 1),
+        outputs=[((ids.size, K), dtype)],
+    )
+    return y.reshape(*ids.shape, K)
+
+
+def hadamard(x: mx.array, *, dtype: mx.Dtype | None = None) -> mx.array:
+    """Rotate every block of 128; float32 inside, rounded once to `dtype`, x's by default.
+
+    Shapes: as codec.hadamard.
+    Raises: ShapeError when x does not fit the limits of hadamard.metal.
+    """
+    rows = _blocks("kernels.hadamard", x)
+    (y,) = _run(
+        "hadamard",
+        (rows,),
+        [],
+        grid=(_whole_groups(x.size // BLOCK * _LANES), 1, 1),
+        group=(_GROUP, 1, 1),
+        outputs=[(rows.shape, dtype or x.dtype)],
+    )
+    return y.reshape(x.shape)
+
+
+def gated(gate: mx.array, up: mx.array, *, dtype: mx.Dtype = mx.float32) -> mx.array:
+    """Return the rotation of gelu(gate) * up; float32 inside, rounded once to `dtype`.
+
+    Shapes: as codec.gated.
+    Raises: ShapeError when the arrays differ in shape or do not fit the limits of hadamard.metal.
+    """
+    rows, others = _blocks("kernels.gated", gate), _blocks("kernels.gated", up)
+    if gate.shape != up.shape:
+        raise ShapeError(
+            f"[kernels.gated] needed gate and up of one shape, got {gate.shape} and {up.shape}. "
+            "Give as many columns of both."
+        )
+    (y,) = _run(
+        "gated",
+        (rows, others),
+        [],
+        grid=(_whole_groups(gate.size // BLOCK * _LANES), 1, 1),
+        group=(_GROUP, 1, 1),
+        outputs=[(rows.shape, dtype)],
+    )
+    return y.reshape(gate.shape)
+
+
+def tail(
+    x: mx.array,
+    update: mx.array,
+    weight: mx.array,
+    scale: mx.array,
+    epsilon: float,
+    next_weight: mx.array | None = None,
+    *,
+    dtype: mx.Dtype = mx.float32,
+) -> tuple[mx.array, mx.array]:
+    """Add a normed update to the residual stream and rotate the, perhaps normed, sum.
+
+    Float32 inside; h is rounded to x's dtype, what is made from it to `dtype`.
+
+    Shapes: as codec.tail.
+    Raises: ShapeError when an array does not fit x or the limits of tail.metal.
+    """
+    rows, updates = _blocks("kernels.tail", x), _blocks("kernels.tail", update)
+    M, K = rows.shape
+    following = weight if next_weight is None else next_weight
+    is_fitting = update.shape == x.shape and weight.shape == following.shape == (K,)
+    blocks = -(-K // (BLOCK * TAIL_SIMDGROUPS))
+    if not is_fitting or scale.size != 1 or blocks > TAIL_BLOCKS:
+        raise ShapeError(
+            f"[kernels.tail] needed an update of x's shape, weights [K], a scale [1] and K up to "
+            f"{BLOCK * TAIL_SIMDGROUPS * TAIL_BLOCKS}, got {x.shape}, {update.shape}, "
+            f"{weight.shape}, {following.shape} and {scale.shape}. Use codec.tail for longer rows."
+        )
+    simdgroups = -(-K // (BLOCK * blocks))
+    h, y = _run(
+        "tail",
+        (rows, updates, weight, following, scale.reshape(1), epsilon),
+        [("SIMDGROUPS", simdgroups), ("BLOCKS", blocks), ("NORMED", next_weight is not None)],
+        grid=(_LANES * simdgroups * M, 1, 1),
+        group=(_LANES * simdgroups, 1, 1),
+        outputs=[((M, K), x.dtype), ((M, K), dtype)],
+    )
+    return h.reshape(x.shape), y.reshape(x.shape)
+
+
 def check_matrix(where: str, matrix: Coded) -> None:
     """Refuse a coded matrix that the kernels cannot address, naming `where`.
 
@@ -211,6 +380,20 @@ def _rows(where: str, x: mx.array, K: int) -> mx.array:
     return x.reshape(-1, K)
 
 
+def _blocks(where: str, x: mx.array) -> mx.array:
+    """Check an activation of whole blocks and return it as a matrix."""
+    if x.dtype not in FLOATING or not x.ndim or x.shape[-1] % BLOCK or not 0 < x.size < 1 << 32:
+        raise ShapeError(
+            f"[{where}] needed float32, float16 or bfloat16 [..., K], K a multiple of {BLOCK} and "
+            f"not empty, got {x.dtype} {x.shape}. Cast it, or pad the last axis with zeros."
+        )
+    return x.reshape(-1, x.shape[-1])
+
+
+def _whole_groups(threads: int) -> int:
+    return -(-threads // _GROUP) * _GROUP
+
+
 def _run(
     name: str,
     inputs: Sequence[mx.array | float],
@@ -220,7 +403,7 @@ def _run(
     group: Size,
     outputs: Sequence[tuple[tuple[int, ...], mx.Dtype]],
 ) -> list[mx.array]:
-    results: list[mx.array] = _built(make_kernel, name)(
+    results: list[mx.array] = _built(mx.fast.metal_kernel, name)(
         inputs=list(inputs),
         template=list(options),
         grid=grid,
@@ -239,21 +422,5 @@ def _built(make: Callable[..., Any], name: str) -> Any:
         input_names=list(body.inputs),
         output_names=list(body.outputs),
         source=body.text,
-        header=header(body.file),
+        header=body.header(),
     )
-
-
-def header(file: str) -> str:
-    """Return metal/common.metal and one more, as MLX takes them: no includes, no comments.
-
-    MLX builds and hashes the whole source at every call, so its length is time.
-    """
-    package = Path(__file__).parent.parent
-    folder = next(path for path in (package / "metal", package.parent / "metal") if path.is_dir())
-    lines = [
-        line.strip()
-        for name in ("common", file)
-        for line in (folder / f"{name}.metal").read_text(encoding="ascii").splitlines()
-    ]
-    kept = [line for line in lines if line and not line.startswith(("//", "#include"))]
-    return "\n".join(kept) + "\n"
