@@ -190,7 +190,7 @@ def build_runtime() -> Path:
     """Build the runtime once for each version of its source."""
     flags = ["-O2", "-std=gnu2x", "-fPIC", "-shared", "-fvisibility=hidden"]
     flags += ["-fno-sanitize=undefined", "-Wall", "-Wextra", "-Werror", f"-I{INCLUDE}", *KINDS]
-    key = digest(contents(NATIVE), contents(INCLUDE), *flags)
+    key = digest(contents(NATIVE), (INCLUDE / "layout.h").read_bytes(), *flags)
     path = cache_folder() / f"runtime-{key}.so"
     if not path.exists():
         partial = path.with_suffix(f".{os.getpid()}")
