@@ -3,6 +3,7 @@
 import re
 
 from . import toolchain
+from .runtime import Program
 
 BFLOAT = re.compile(r"\b(bfloat|__bf16)")
 LOST = re.compile(
@@ -25,11 +26,14 @@ def lossy(warnings: str, file: str) -> list[str]:
     ]
 
 
-def hidden(text: str, kernel: str) -> list[str]:
-    """Find casts to bfloat that clang adds within one kernel, those of constants included."""
+def hidden(program: Program) -> list[str]:
+    """Find casts to bfloat that clang adds within a kernel, those of constants included."""
     found = set()
     place = "?"
-    for line in toolchain.dump_syntax_tree(text, kernel).splitlines():
+    tree = toolchain.dump_syntax_tree(
+        program.head, program.tail, program.build, program.kernel.name
+    )
+    for line in tree.splitlines():
         if match := PLACE.search(line):
             file, file_line, line_alone = match.groups()
             place = f"{file}:{file_line}" if file else f"line {line_alone}"

@@ -174,10 +174,10 @@ class HostKernel:
         complaints = [line for line in unit.complaints if line.startswith(file)]
         if complaints:
             raise CompileError("\n".join(complaints))
-        program = Program(unit, text.name + text.arguments, build)
+        program = Program(unit, text.name + text.arguments, build, file=file)
         conversions_found = conversions.lossy(program.warnings, file)
         if not conversions_found and "bfloat" in text.text:
-            conversions_found = conversions.hidden(program.text, text.name)
+            conversions_found = conversions.hidden(program)
         if conversions_found:
             raise CompileError("\n".join(conversions_found))
         return program

@@ -6,11 +6,11 @@ import mlx.core as mx
 import numpy as np
 
 from . import toolchain
-from .checks import Checks
-from .findings import Finding
+from .checks import FORWARD, Checks
+from .findings import KernelFault
 from .kernel import from_bytes, to_bytes
 from .rewrite import rewrite
-from .runtime import Buffer, Outcome, Program, Size
+from .runtime import Buffer, Program, Size
 
 Argument = mx.array | int | float
 
@@ -24,12 +24,16 @@ def argument_buffer(value: Argument) -> Buffer:
     return Buffer(contents, len(contents))
 
 
-class Library:
-    """Kernels out of MLX's own headers, named relative to its folder of kernels."""
+def include(*headers: str) -> str:
+    """Include headers of MLX's kernels, named relative to their folder."""
+    return "".join(f'#include "{toolchain.MLX_KERNELS}/{header}"\n' for header in headers)
 
-    def __init__(self, headers: Sequence[str]) -> None:
-        lines = [f'#include "{toolchain.MLX_KERNELS}/{header}"\n' for header in headers]
-        self._unit = rewrite(toolchain.preprocess("".join(lines)))
+
+class Library:
+    """The kernels of a Metal source."""
+
+    def __init__(self, source: str) -> None:
+        self._unit = rewrite(toolchain.preprocess(source))
 
     def kernel(
         self,
@@ -47,11 +51,16 @@ def launch(
     output: tuple[str, Sequence[int], mx.Dtype],
     threadgroups: Size,
     threadgroup: Size,
-) -> tuple[mx.array, list[Finding]]:
-    """Run a kernel on arrays; return its one output and what the checkers found."""
+) -> mx.array:
+    """Run a kernel on arrays, in one order of lanes; return its one output.
+
+    Raises: KernelFault when a checker found something.
+    """
     name, shape, dtype = output
     buffers = {key: argument_buffer(value) for key, value in arguments.items()}
     buffers[name] = Buffer(None, int(np.prod(shape)) * dtype.size, is_writable=True)
     x, y, z = (groups * size for groups, size in zip(threadgroups, threadgroup, strict=True))
-    outcome: Outcome = program.launch(buffers, (x, y, z), threadgroup, Checks(), order=0)
-    return from_bytes(outcome.outputs[name], shape, dtype), outcome.findings
+    outcome = program.launch(buffers, (x, y, z), threadgroup, Checks(), FORWARD)
+    if outcome.findings:
+        raise KernelFault(outcome.findings)
+    return from_bytes(outcome.outputs[name], shape, dtype)

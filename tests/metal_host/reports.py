@@ -1,4 +1,4 @@
-"""The runtime's reports, as laid out in runtime/host.h, and what they say in words."""
+"""The runtime's reports, as laid out in native/host.h, and what they say in words."""
 
 import ctypes
 from collections.abc import Callable

@@ -1,6 +1,6 @@
 """Launching compiled kernels: buffers in, buffers and findings out.
 
-The runtime is one C library with one dispatch at a time; see runtime/host.h for how it works.
+The runtime is one C library with one dispatch at a time; see native/host.h for how it works.
 """
 
 import ctypes
@@ -22,6 +22,8 @@ ARENA_BYTES = 8 << 30
 THREADGROUP_BYTES = 32 << 10  # Metal's limit
 MOST_THREADS = 1024
 SYNONYMS = {"grid_size": "threads_per_grid", "thread_execution_width": "threads_per_simdgroup"}
+
+ADAPTER = "launch adapter"  # the file, for messages, of what calls a kernel
 
 Size = tuple[int, int, int]
 
@@ -114,8 +116,13 @@ def spell_argument(kernel: Kernel, index: int, template_id: str) -> str:
     return f"msl_id<metal::decay_t<{kind}>>({address}ids->{field})"
 
 
-def spell_constant(value: bool | int | None) -> str:
-    return "{}" if value is None else str(value).lower()
+def define_constants(unit: Unit, values: Mapping[int, bool | int]) -> str:
+    """Define the macros of function constants; those that are not given start as zero."""
+    spelled = {index: str(value).lower() for index, value in values.items()}
+    return "".join(
+        f"#define MSL_CONSTANT_{name} {spelled.get(index, '{}')}\n"
+        for name, index in unit.function_constants.items()
+    )
 
 
 class Program:
@@ -127,26 +134,26 @@ class Program:
         template_id: str,
         build: toolchain.Build,
         constants: Mapping[int, bool | int] | None = None,
+        file: str = ADAPTER,
     ) -> None:
+        """Compile the kernel; what comes before `file` is compiled once for all that share it."""
         name = re.split(r"[ <]", template_id)[0].rpartition("::")[2]
         self.kernel = unit.kernels[name]
         self.variables = unit.variables
         self.build = build
-        constants = constants or {}
-        defines = "".join(
-            f"#define MSL_CONSTANT_{constant} {spell_constant(constants.get(index))}\n"
-            for constant, index in unit.function_constants.items()
-        )
         arguments = ",\n    ".join(
             spell_argument(self.kernel, index, template_id)
             for index in range(len(self.kernel.parameters))
         )
-        self.text = (
-            f'{defines}{unit.text}\n#line 1 "launch adapter"\n'
+        text = (
+            f"{define_constants(unit, constants or {})}{unit.text}\n"
+            f'# 1 "{ADAPTER}"\n'
             'extern "C" void msl_entry(const ulong *buffers, const msl_ids *ids) {\n'
             f"  {template_id}({arguments});\n}}\n"
         )
-        self.path, self.warnings = toolchain.compile_kernel(self.text, build)
+        self.head, marker, tail = text.partition(f'# 1 "{file}"')
+        self.tail = marker + tail
+        self.path, self.warnings = toolchain.compile_kernel(self.head, self.tail, build)
 
     @cached_property
     def entry(self) -> ctypes.c_void_p:

@@ -21,7 +21,7 @@ from .findings import CompileError, Kind
 
 HERE = Path(__file__).parent
 INCLUDE = HERE / "include"
-RUNTIME = HERE / "runtime"
+NATIVE = HERE / "native"
 MLX_INCLUDE = Path(mx.__file__).parent / "include"
 MLX_KERNELS = "mlx/backend/metal/kernels"
 
@@ -190,11 +190,11 @@ def build_runtime() -> Path:
     """Build the runtime once for each version of its source."""
     flags = ["-O2", "-std=gnu2x", "-fPIC", "-shared", "-fvisibility=hidden"]
     flags += ["-fno-sanitize=undefined", "-Wall", "-Wextra", "-Werror", f"-I{INCLUDE}", *KINDS]
-    key = digest(contents(RUNTIME), contents(INCLUDE), *flags)
+    key = digest(contents(NATIVE), (INCLUDE / "layout.h").read_bytes(), *flags)
     path = cache_folder() / f"runtime-{key}.so"
     if not path.exists():
         partial = path.with_suffix(f".{os.getpid()}")
-        sources = [str(source) for source in sorted(RUNTIME.glob("*.c"))]
+        sources = [str(source) for source in sorted(NATIVE.glob("*.c"))]
         run(["cc", *flags, *sources, "-o", str(partial), "-lm"])
         partial.rename(path)
     return path
@@ -207,17 +207,32 @@ def preprocess(text: str) -> str:
     return run([*command, "-include", str(INCLUDE / "macros.h"), "-"], text).stdout
 
 
-def compile_kernel(text: str, build: Build) -> Compiled:
-    """Compile rewritten text to a shared object."""
-    library = ["-include", str(INCLUDE / "msl.h"), *KINDS]
-    flags = [*LANGUAGE, *SILENCED, *TARGET, *library, *KERNEL, *build.flags()]
-    key = digest(text, contents(INCLUDE), *flags)
-    path = cache_folder() / f"kernel-{key}.so"
+def compile_head(head: str, build: Build) -> tuple[list[str], str]:
+    """Compile msl.h and the part of a text that many kernels share, ahead of them.
+
+    Returns the flags with which to compile what follows, and a digest of all that went in.
+    """
+    flags = [*LANGUAGE, *SILENCED, *TARGET, *KERNEL, *KINDS, *build.flags()]
+    library = ["-include", str(INCLUDE / "msl.h"), "-Xclang", "-fno-pch-timestamp"]
+    key = digest(head, contents(INCLUDE), *flags, *library)
+    path = cache_folder() / f"head-{key}.pch"
+    if not path.exists():
+        partial = path.with_suffix(f".{os.getpid()}")
+        as_header = ["cl-header" if flag == "cl" else flag for flag in flags]
+        run(["clang", *as_header, *library, "-c", "-", "-o", str(partial)], head)
+        partial.rename(path)
+    return [*flags, "-include-pch", str(path)], key
+
+
+def compile_kernel(head: str, tail: str, build: Build) -> Compiled:
+    """Compile rewritten text, of which the head is shared with other kernels."""
+    flags, head_key = compile_head(head, build)
+    path = cache_folder() / f"kernel-{digest(head_key, tail)}.so"
     warnings = path.with_suffix(".txt")
     if path.exists() and warnings.exists():
         return Compiled(path, warnings.read_text())
     partial = path.with_suffix(f".{os.getpid()}")
-    result = run(["clang", *flags, "-c", "-", "-o", f"{partial}.o"], text)
+    result = run(["clang", *flags, "-c", "-", "-o", f"{partial}.o"], tail)
     run(["ld.lld", "-shared", f"{partial}.o", "-o", str(partial)])
     Path(f"{partial}.o").unlink()
     warnings.write_text(result.stderr)
@@ -225,8 +240,8 @@ def compile_kernel(text: str, build: Build) -> Compiled:
     return Compiled(path, result.stderr)
 
 
-def dump_syntax_tree(text: str, function: str) -> str:
+def dump_syntax_tree(head: str, tail: str, build: Build, function: str) -> str:
     """Print clang's syntax tree of one function of a rewritten text."""
-    command = ["clang", *LANGUAGE, "-w", *TARGET, "-include", str(INCLUDE / "msl.h"), *KINDS]
-    command += ["-fsyntax-only", "-fno-color-diagnostics", "-Xclang", "-ast-dump"]
-    return run([*command, "-Xclang", f"-ast-dump-filter={function}", "-"], text).stdout
+    flags, _ = compile_head(head, build)
+    dump = ["-Xclang", "-ast-dump", "-Xclang", f"-ast-dump-filter={function}"]
+    return run(["clang", *flags, "-w", "-fsyntax-only", *dump, "-"], tail).stdout

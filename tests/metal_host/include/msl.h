@@ -9,6 +9,8 @@
 #pragma clang diagnostic ignored "-Wshadow"
 
 #define MSL_INLINE inline __attribute__((always_inline))
+// For the long parts: nothing in them may call the runtime, which takes its caller for the kernel.
+#define MSL_OUTLINE inline __attribute__((noinline))
 #define MSL_CONVERGENT __attribute__((convergent))
 #define MSL_UNROLL _Pragma("clang loop unroll(full)")
 

@@ -48,7 +48,7 @@ MSL_OPERATION(op_or, a | b)
 MSL_OPERATION(op_xor, a ^ b)
 
 // Combine all lanes in butterfly order (Metal leaves the order open); the first lane out does it.
-template <class Op, class T> MSL_INLINE void combine(msl_exchange *m) {
+template <class Op, class T> MSL_OUTLINE void combine(msl_exchange *m) {
   T v[MSL_LANES];
   bool present[MSL_LANES];
   for (uint i = 0; i < MSL_LANES; i++) {

@@ -32,11 +32,11 @@ MSL_INLINE simdgroup_matrix<T, R, C> make_filled_simdgroup_matrix(T value) {
   return m;
 }
 
-MSL_INLINE MSL_CONVERGENT void meet_for_matrix() {
-  uint nothing = 0;
-  msl_exchange *m = meet(nothing);
+template <class T> MSL_INLINE MSL_CONVERGENT msl_exchange *meet_for_matrix(const T &value) {
+  msl_exchange *m = meet(value);
   if (m->mask != 0xffffffffu)
     msl_complain(KIND_PARTIAL_MATRIX, m->mask);
+  return m;
 }
 // Where element `i` of this lane lies in memory.
 MSL_INLINE ulong matrix_offset(uint i, ulong stride, ulong2 origin, bool transposed) {
@@ -49,7 +49,7 @@ MSL_INLINE ulong matrix_offset(uint i, ulong stride, ulong2 origin, bool transpo
   MSL_INLINE MSL_CONVERGENT void simdgroup_load(simdgroup_matrix<T, R, C> &d,                      \
                                                 const SPACE T *source, ulong stride = C,           \
                                                 ulong2 origin = 0, bool transposed = false) {      \
-    meet_for_matrix();                                                                             \
+    meet_for_matrix(0u);                                                                           \
     for (uint i = 0; i < 2; i++)                                                                   \
       d.elements[i] = source[matrix_offset(i, stride, origin, transposed)];                        \
   }                                                                                                \
@@ -57,7 +57,7 @@ MSL_INLINE ulong matrix_offset(uint i, ulong stride, ulong2 origin, bool transpo
   MSL_INLINE MSL_CONVERGENT void simdgroup_store(const simdgroup_matrix<T, R, C> &a,               \
                                                  SPACE T *target, ulong stride = C,                \
                                                  ulong2 origin = 0, bool transposed = false) {     \
-    meet_for_matrix();                                                                             \
+    meet_for_matrix(0u);                                                                           \
     for (uint i = 0; i < 2; i++)                                                                   \
       target[matrix_offset(i, stride, origin, transposed)] = a.elements[i];                        \
   }
@@ -71,12 +71,10 @@ struct matrix_parts {
 enum { MATRIX_RESULT_WORD = 4 };
 
 // D = A B + C; the first lane out does it for all.
-MSL_INLINE void multiply_parts(msl_exchange *m) {
+MSL_OUTLINE void multiply_parts(msl_exchange *m) {
   typedef float row __attribute__((ext_vector_type(8)));
   float a[8][8];
   row b[8], d[8];
-  if (m->mask != 0xffffffffu)
-    msl_complain(KIND_PARTIAL_MATRIX, m->mask);
   for (uint lane = 0; lane < MSL_LANES; lane++) {
     matrix_parts parts = slot_value<matrix_parts>(m, lane);
     uint r = matrix_row(lane), c = matrix_column(lane);
@@ -105,7 +103,7 @@ MSL_INLINE MSL_CONVERGENT void multiply_into(simdgroup_matrix<TD, 8, 8> &d,
     parts.b[i] = (float)b.elements[i];
     parts.c[i] = c[i];
   }
-  msl_exchange *m = meet(parts);
+  msl_exchange *m = meet_for_matrix(parts);
   if (!m->done)
     multiply_parts(m);
   float2 result = *(float2 *)(void *)&m->slot[msl_lane()][MATRIX_RESULT_WORD];
