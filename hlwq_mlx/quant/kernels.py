@@ -21,7 +21,8 @@ from .packing import BLOCK, UNIT
 
 QMV_ROWS = 8
 FLOATING = (mx.float32, mx.float16, mx.bfloat16)
-SMALLEST = 8 * BLOCK  # an array of less than 8 norms would lie in another address space
+MIN_ENTRIES = 8  # Metal passes shorter arrays in another address space
+SMALLEST = MIN_ENTRIES * BLOCK
 
 TAIL_SIMDGROUPS = 8
 TAIL_BLOCKS = 8
@@ -350,8 +351,14 @@ def tail(
     return h.reshape(x.shape), y.reshape(x.shape)
 
 
+def can_address(matrix: Coded) -> bool:
+    """Say whether a matrix is neither too small nor too large for the kernels."""
+    is_large = matrix.norms.size * BLOCK >= SMALLEST and matrix.centroids.size >= MIN_ENTRIES
+    return is_large and matrix.codes.size < 1 << 32
+
+
 def check_matrix(where: str, matrix: Coded) -> None:
-    """Refuse a coded matrix that the kernels cannot address, naming `where`.
+    """Refuse a coded matrix that the kernels are not made for, naming `where`.
 
     Raises: ShapeError.
     """
@@ -362,11 +369,11 @@ def check_matrix(where: str, matrix: Coded) -> None:
             f"[{where}] needed norms of float16 and centroids of float32, "
             f"got {norms.dtype} and {centroids.dtype}. Cast them."
         )
-    if norms.size * BLOCK < SMALLEST or matrix.codes.size >= 1 << 32 or centroids.size < 8:
+    if not can_address(matrix):
         raise ShapeError(
-            f"[{where}] needed from {SMALLEST} weights to 2**32 words of codes, and 8 centroids, "
-            f"got {norms.size * BLOCK}, {matrix.codes.size} and {centroids.size}. "
-            "Use the twin in codec, or split the matrix by rows; pad the table."
+            f"[{where}] needed at least {SMALLEST} weights, {MIN_ENTRIES} centroids and less than "
+            f"2**32 words of codes, got {norms.size * BLOCK}, {centroids.size} and "
+            f"{matrix.codes.size}. Use the twin in codec, pad the table, or split the matrix."
         )
 
 
