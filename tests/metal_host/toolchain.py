@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -93,6 +94,15 @@ WATCHED = [
 UNWATCHED = ["-O2"]
 RELAXED_MATH = ["-ffast-math", "-ffp-contract=fast"]
 SAFE_MATH = ["-ffp-contract=off"]
+
+RUNTIME = [
+    *("-O2", "-std=gnu2x", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror"),
+    "-D__GLIBC_MINOR__=28",
+]
+LIBC_HEADERS = ["include"] + [
+    f"libc/include/{name}"
+    for name in ("x86-linux-gnu", "generic-glibc", "x86-linux-any", "any-linux-any")
+]
 
 ERROR = re.compile(r"\S+?:\d+:\d+: (?:fatal )?error:")
 MOST_ERRORS = 12
@@ -187,16 +197,24 @@ def contents(folder: Path) -> str:
 
 @cache
 def build_runtime() -> Path:
-    """Build the runtime once for each version of its source."""
-    flags = ["-O2", "-std=gnu2x", "-fPIC", "-shared", "-fvisibility=hidden"]
-    flags += ["-fno-sanitize=undefined", "-Wall", "-Wextra", "-Werror", f"-I{INCLUDE}", *KINDS]
+    """Build the runtime once for each version of its source.
+
+    Straight with clang and lld, for `zig cc` would build parts of libc first; what the runtime
+    takes from libc is found in the process that loads it.
+    """
+    flags = [*TARGET, *RUNTIME, *KINDS, f"-I{INCLUDE}", "-nostdinc"]
+    for folder in LIBC_HEADERS:
+        flags += ["-isystem", str(Path(zig()).parent / "lib" / folder)]
     key = digest(contents(NATIVE), (INCLUDE / "layout.h").read_bytes(), *flags)
     path = cache_folder() / f"runtime-{key}.so"
-    if not path.exists():
-        partial = path.with_suffix(f".{os.getpid()}")
-        sources = [str(source) for source in sorted(NATIVE.glob("*.c"))]
-        run(["cc", *flags, *sources, "-o", str(partial), "-lm"])
-        partial.rename(path)
+    if path.exists():
+        return path
+    with TemporaryDirectory(dir=cache_folder()) as folder:
+        objects = [f"{folder}/{source.stem}.o" for source in sorted(NATIVE.glob("*.c"))]
+        for source, target in zip(sorted(NATIVE.glob("*.c")), objects, strict=True):
+            run(["clang", *flags, "-c", str(source), "-o", target])
+        run(["ld.lld", "-shared", *objects, "-o", f"{folder}/runtime.so"])
+        Path(f"{folder}/runtime.so").rename(path)
     return path
 
 
