@@ -7,9 +7,42 @@
 //   group      (128, 1, 1); grid `units` threads, rounded up to whole groups
 //   limits     K % 128 == 0, N * K >= 1024, N * K * B / 32 < 2^32
 //   numbers    float inside, rounded once to TO
-#include "common.metal"
+#pragma once
+#include "codes.metal"
+#include "rotation.metal"
 
 namespace hlwq {
+
+// A unit of the weight, rotated back if BACK. All lanes of the block have to take part.
+template <int B, bool BACK>
+METAL_FUNC void decode_unit(
+    const device uint* codes, const device half* norms, const device float* centroids,
+    const threadgroup float2* table, uint units, uint unit, uint lane, thread float* v) {
+  uint words[B];
+  load_unit<B>(codes, units, unit, words);
+  const float scale = float(norms[unit >> 2]) * (BACK ? 1.0f / 128.0f : INV_SQRT_BLOCK);
+  const float2 ends = float2(centroids[0], centroids[1]);
+  HLWQ_UNROLL
+  for (int part = 0; part < 4; part++) {
+    decode8<B, float>(words, part, table, ends, v + 8 * part);
+  }
+  if (BACK) {
+    wht_quad(v, lane);
+  }
+  HLWQ_UNROLL
+  for (int t = 0; t < 32; t++) {
+    v[t] *= scale;
+  }
+}
+
+template <typename TO>
+METAL_FUNC void store_unit(device TO* y, uint unit, const thread float* v) {
+  device TO* p = y + ulong(unit >> 2) * 128ul + ulong((unit & 3u) << 2);
+  HLWQ_UNROLL
+  for (int i = 0; i < 8; i++) {
+    store4(p + 16 * i, float4(v[4 * i], v[4 * i + 1], v[4 * i + 2], v[4 * i + 3]));
+  }
+}
 
 template <int B, bool BACK, typename TO>
 METAL_FUNC void dequantize(

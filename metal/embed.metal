@@ -7,7 +7,8 @@
 //   group      (128, 1, 1); grid M * K / 32 threads, rounded up to whole groups
 //   limits     K % 128 == 0, N * K >= 1024, N * K * B / 32 < 2^32; an id of N or more reads row N - 1
 //   numbers    float inside, rounded once to TO
-#include "common.metal"
+#pragma once
+#include "dequantize.metal"
 
 namespace hlwq {
 

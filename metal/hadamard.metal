@@ -6,7 +6,8 @@
 //   group        (128, 1, 1); grid 32 * blocks threads, rounded up to whole groups
 //   limits       K % 128 == 0, M * K >= 128 and below 2^32
 //   numbers      float inside, rounded once to TO
-#include "common.metal"
+#pragma once
+#include "rotation.metal"
 
 namespace hlwq {
 

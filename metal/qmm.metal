@@ -10,7 +10,8 @@
 //   limits     K % 128 == 0, N * K >= 1024, N * K * B / 32 < 2^32, M * K < 2^32
 //   numbers    W rounded to half; x divided by a power of two of its row, so that half holds it,
 //              and rounded; products and sums float, multiplied by the power, rounded once to TO
-#include "common.metal"
+#pragma once
+#include "codes.metal"
 
 namespace hlwq {
 

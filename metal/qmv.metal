@@ -11,7 +11,8 @@
 //   limits     K % 128 == 0, (K / 32) % LANES == 0, N * K >= 1024, N * K * B / 32 < 2^32;
 //              N and ROWS even for GEGLU
 //   sums       float; a unit's sum times its norm; over LANES by shuffles; rounded once to TO
-#include "common.metal"
+#pragma once
+#include "codes.metal"
 
 namespace hlwq {
 

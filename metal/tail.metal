@@ -9,7 +9,8 @@
 //   group    (32 * SIMDGROUPS, 1, 1); grid (32 * SIMDGROUPS * M, 1, 1)
 //   limits   K % 128 == 0, K / 128 <= SIMDGROUPS * BLOCKS, M * K < 2^32; inputs aligned to an element
 //   numbers  float inside; y is made from h as rounded to T, as if it had been read back
-#include "common.metal"
+#pragma once
+#include "rotation.metal"
 
 namespace hlwq {
 

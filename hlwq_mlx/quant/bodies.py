@@ -5,6 +5,7 @@ grid and not the limits: those are in kernels. MLX looks for names such as x_sha
 attributes in the body alone, so whatever a function needs of them is handed to it here.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,17 +19,23 @@ class Body(NamedTuple):
     text: str
 
     def header(self) -> str:
-        """Return common.metal and the kernel's file as MLX takes them: no includes, no comments.
+        """Return the kernel's file and those it includes as MLX takes them, without comments.
 
         MLX builds and hashes the whole source at every call, so its length is time.
         """
-        lines = [
-            line.strip()
-            for name in ("common", self.file)
-            for line in (metal_folder() / f"{name}.metal").read_text("ascii").splitlines()
-        ]
-        kept = [line for line in lines if line and not line.startswith(("//", "#include"))]
-        return "\n".join(kept) + "\n"
+        return "\n".join(_lines(self.file, set())) + "\n"
+
+
+def _lines(file: str, included: set[str]) -> Iterator[str]:
+    if file in included:
+        return
+    included.add(file)
+    for raw in (metal_folder() / f"{file}.metal").read_text("ascii").splitlines():
+        line = raw.strip()
+        if line.startswith('#include "'):
+            yield from _lines(line.split('"')[1].removesuffix(".metal"), included)
+        elif line and not line.startswith(("//", "#include <", "#pragma")):
+            yield line
 
 
 def metal_folder() -> Path:

@@ -180,6 +180,8 @@ def qmm(
     N = norms.shape[0]
     rows = _rows("kernels.qmm", x, norms.shape[1] * BLOCK)
     M = rows.shape[0]
+    if M < 1:
+        raise ShapeError("[kernels.qmm] needed at least one row, got none. Leave the call out.")
     (y,) = _run(
         "qmm",
         (rows, codes, norms, centroids),
@@ -258,6 +260,8 @@ def embed(
     matrix = Coded(codes, norms, centroids, bits)
     check_matrix("kernels.embed", matrix)
     codec.check_ids("kernels.embed", ids)
+    if not ids.size:
+        raise ShapeError("[kernels.embed] needed at least one id, got none. Leave the call out.")
     K = norms.shape[1] * BLOCK
     (y,) = _run(
         "embed",

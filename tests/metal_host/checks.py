@@ -17,7 +17,7 @@ class Checks:
 
     lane_orders: FORWARD, REVERSE, or the seed (from 2 on) of a random order; the kernel runs once
     for each, and its results have to agree. jitter_ulp: by how much exp, sin and other functions
-    that a GPU approximates are moved at random. misalign: bytes by which every buffer's address
+    that a GPU approximates are moved at random. misalign: bytes by which every input's address
     misses a page; an array that is a slice is aligned to its elements only.
     `is_watched=False` builds without checkers, for large sizes: many times faster.
     """

@@ -182,7 +182,11 @@ class Program:
         with _one_at_a_time:
             library().msl_free_buffers()
             bound = [buffers.get(p.name, Buffer(b"", 0)) for p in parameters]
-            misalign = [checks.misalign if p.space == "device" else 0 for p in parameters]
+            may_be_slices = [
+                p.space == "device" and not buffer.is_writable
+                for p, buffer in zip(parameters, bound, strict=True)
+            ]
+            misalign = [checks.misalign if may_be else 0 for may_be in may_be_slices]
             names = [p.name for p in parameters]
             addresses = [self._place(*each) for each in zip(names, bound, misalign, strict=True)]
             pointers = (ctypes.c_uint64 * len(addresses))(*addresses)
