@@ -141,15 +141,12 @@ class Kernels:
         self._stock: Product | None = None
 
     def __call__(self, x: mx.array) -> mx.array:
-        N, K = self._matrix.norms.shape[0], self._matrix.norms.shape[1] * BLOCK
-        codec.check_product("backend.Kernels", x, K)
-        M = x.size // K
+        M, tile = self._rows_and_tile(x)
         bits = self._matrix.bits
-        if M <= QMV_ROWS:
-            tile = kernels.qmv_tile(bits, M, N, K)
-            if selftest.is_sound(few_rows, rotated_product, bits, x.dtype, tile):
-                return few_rows(x, self._matrix, tile)
-        elif self._qmm_rows >= M and selftest.is_sound(many_rows, rotated_product, bits, x.dtype):
+        if tile is not None and selftest.is_sound(few_rows, rotated_product, bits, x.dtype, tile):
+            return few_rows(x, self._matrix, tile)
+        is_for_qmm = QMV_ROWS < M <= self._qmm_rows
+        if is_for_qmm and selftest.is_sound(many_rows, rotated_product, bits, x.dtype):
             return many_rows(x, self._matrix)
         if selftest.is_sound(decoded, rotated_product, bits, x.dtype):
             return decoded(x, self._matrix)
@@ -157,11 +154,34 @@ class Kernels:
             self._stock = _stock(*self._matrix)
         return self._stock(x)
 
+    def geglu(self, x: mx.array) -> mx.array:
+        """Multiply by a gate|up and return gelu(gate) * up; one kernel for a few rows."""
+        _, tile = self._rows_and_tile(x)
+        bits = self._matrix.bits
+        if tile is not None and selftest.is_sound(few_gated, rotated_geglu, bits, x.dtype, tile):
+            return few_gated(x, self._matrix, tile)
+        return halves_gated(self(x))
+
+    def _rows_and_tile(self, x: mx.array) -> tuple[int, Tile | None]:
+        """Count the rows of x; qmv takes a few, in tiles."""
+        N, blocks = self._matrix.norms.shape
+        codec.check_product("backend.Kernels", x, blocks * BLOCK)
+        M = x.size // (blocks * BLOCK)
+        if not 1 <= M <= QMV_ROWS:
+            return M, None
+        return M, kernels.qmv_tile(self._matrix.bits, M, N, blocks * BLOCK)
+
 
 def few_rows(x: mx.array, matrix: Coded, tile: Tile | None = None) -> mx.array:
     """Rotate and multiply by `kernels.qmv`."""
     rotated = kernels.hadamard(x, dtype=mx.float32)
     return kernels.qmv(rotated, *matrix, dtype=x.dtype, tile=tile)
+
+
+def few_gated(x: mx.array, matrix: Coded, tile: Tile | None = None) -> mx.array:
+    """Rotate and multiply by `kernels.geglu`."""
+    rotated = kernels.hadamard(x, dtype=mx.float32)
+    return kernels.geglu(rotated, *matrix, dtype=x.dtype, tile=tile)
 
 
 def many_rows(x: mx.array, matrix: Coded, tile: Tile | None = None) -> mx.array:
@@ -172,8 +192,7 @@ def many_rows(x: mx.array, matrix: Coded, tile: Tile | None = None) -> mx.array:
 def decoded(x: mx.array, matrix: Coded, tile: Tile | None = None) -> mx.array:
     """Rotate, decode the weight to float16 and multiply by it with `mx.matmul`.
 
-    Rows are scaled to at most 1, so that float16 holds them and, of a weight that it holds, the
-    result too.
+    Rows are scaled to at most 1, so that float16 holds them and the result.
     """
     rotated = kernels.hadamard(x, dtype=mx.float32)
     largest = mx.maximum(mx.abs(rotated).max(axis=-1, keepdims=True), 1e-30)
@@ -182,11 +201,24 @@ def decoded(x: mx.array, matrix: Coded, tile: Tile | None = None) -> mx.array:
     return (y.astype(mx.float32) * largest).astype(x.dtype)
 
 
+def halves_gated(y: mx.array) -> mx.array:
+    """Return gelu(gate) * up of a product with gate|up; float32 inside."""
+    gate, up = mx.split(y.astype(mx.float32), 2, axis=-1)
+    return (codec.gelu(gate) * up).astype(y.dtype)
+
+
 def rotated_product(
     x: mx.array, codes: mx.array, norms: mx.array, centroids: mx.array, bits: int
 ) -> mx.array:
     """What the paths compute, by the twins alone, in float32."""
     return codec.qmv(codec.hadamard(x.astype(mx.float32)), codes, norms, centroids, bits)
+
+
+def rotated_geglu(
+    x: mx.array, codes: mx.array, norms: mx.array, centroids: mx.array, bits: int
+) -> mx.array:
+    """What `few_gated` computes, by the twins alone, in float32."""
+    return codec.geglu(codec.hadamard(x.astype(mx.float32)), codes, norms, centroids, bits)
 
 
 def prepare(codes: mx.array, norms: mx.array, centroids: mx.array, bits: int) -> Product:
@@ -199,6 +231,14 @@ def prepare(codes: mx.array, norms: mx.array, centroids: mx.array, bits: int) ->
     if has_metal() and kernels.can_address(Coded(codes, norms, centroids, bits)):
         return Kernels(codes, norms, centroids, bits)
     return _stock(codes, norms, centroids, bits)
+
+
+def geglu(product: Product, x: mx.array) -> mx.array:
+    """Multiply by a gate|up made ready, and return gelu(gate) * up.
+
+    Shapes: x [..., K], neither rotated nor cast -> [..., N/2].
+    """
+    return product.geglu(x) if isinstance(product, Kernels) else halves_gated(product(x))
 
 
 def embed(

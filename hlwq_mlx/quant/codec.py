@@ -171,7 +171,7 @@ def gated(gate: mx.array, up: mx.array) -> mx.array:
             f"[codec.gated] needed gate and up of one shape, got {gate.shape} and {up.shape}. "
             "Give as many columns of both."
         )
-    return hadamard(_gelu(gate.astype(mx.float32)) * up.astype(mx.float32))
+    return hadamard(gelu(gate.astype(mx.float32)) * up.astype(mx.float32))
 
 
 def tail(
@@ -232,7 +232,7 @@ def geglu(
     check_halves("codec.geglu", norms)
     y = _product("codec.geglu", x.astype(mx.float32), codes, norms, centroids, bits)
     gate, up = mx.split(y, 2, axis=-1)
-    return (_gelu(gate) * up).astype(x.dtype)
+    return (gelu(gate) * up).astype(x.dtype)
 
 
 def dequantize(codes: mx.array, norms: mx.array, centroids: mx.array, bits: int) -> mx.array:
@@ -343,7 +343,8 @@ def _check_activation(where: str, x: mx.array) -> None:
         )
 
 
-def _gelu(x: mx.array) -> mx.array:
+def gelu(x: mx.array) -> mx.array:
+    """Return gelu with the tanh approximation, in x's dtype."""
     return 0.5 * x * (1 + mx.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)))
 
 

@@ -51,6 +51,9 @@ class _Coded(nn.Module):  # type: ignore[misc]
         return self._prepared.product
 
     def _multiply(self, x: mx.array, columns: int) -> mx.array:
+        return self.prepare()(self._padded(x, columns))
+
+    def _padded(self, x: mx.array, columns: int) -> mx.array:
         if x.shape[-1:] != (columns,):
             raise ShapeError(
                 f"[layers.{type(self).__name__}] needed x [..., {columns}], got {x.shape}. "
@@ -59,7 +62,7 @@ class _Coded(nn.Module):  # type: ignore[misc]
         padding = -columns % BLOCK
         if padding:
             x = mx.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, padding)])
-        return self.prepare()(x)
+        return x
 
 
 class HLWQLinear(_Coded):
@@ -96,6 +99,19 @@ class HLWQEmbedding(_Coded):
     def as_linear(self, x: mx.array) -> mx.array:
         """Multiply by the whole table: x [..., dims] -> [..., num_embeddings]."""
         return self._multiply(x, self.dims)
+
+
+class HLWQGateUp(_Coded):
+    """Two linear layers of one input as one weight, gate's rows above up's: gelu(gate) * up."""
+
+    def __init__(self, input_dims: int, hidden_dims: int, code_bits: int) -> None:
+        super().__init__(2 * hidden_dims, input_dims, code_bits)
+        self.input_dims = input_dims
+        self.hidden_dims = hidden_dims
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """Multiply and gate: x [..., input_dims] -> [..., hidden_dims]."""
+        return backend.geglu(self.prepare(), self._padded(x, self.input_dims))
 
 
 def code_modules(model: nn.Module, manifest: Mapping[str, Any]) -> None:
