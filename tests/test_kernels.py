@@ -34,7 +34,7 @@ TOL = {
 }
 # What the float16 of tables and tiles costs against the twin, which has neither.
 HALF_TABLE = 4e-4
-HALF_TILES = 4e-4
+HALF_TILES = 5e-4
 ROUNDING = {F32: 0.0, F16: 2**-11, BF16: 2**-8}  # half a step at most
 
 ORDERS = (FORWARD, REVERSE, 2)
@@ -43,7 +43,10 @@ JITTERED = Checks(lane_orders=ORDERS, flush_to_zero=True, jitter_ulp=4, misalign
 
 
 def sliced(dtype, jitter_ulp=0):
-    """Checks for kernels that promise to take slices, which are aligned to an element."""
+    """Checks for kernels that promise to take slices, which are aligned to an element.
+
+    The host moves all inputs by as many bytes: those of the widest dtype.
+    """
     return Checks(
         lane_orders=ORDERS, flush_to_zero=True, jitter_ulp=jitter_ulp, misalign=dtype.size
     )
@@ -252,7 +255,7 @@ def test_hadamard(shape, dtypes):
 @pytest.mark.parametrize("dtypes", DTYPES)
 def test_gated(dtypes):
     gate, up = random(3, 384, dtype=dtypes[0]) * 3, random(3, 384, dtype=dtypes[1], seed=1)
-    with device(sliced(min(dtypes, key=lambda dtype: dtype.size), jitter_ulp=4)):
+    with device(sliced(max(dtypes, key=lambda dtype: dtype.size), jitter_ulp=4)):
         y = kernels.gated(gate, up)
     assert y.dtype == F32
     assert_close(y, hadamard(gelu(wide(gate)) * wide(up)), TOL["gated"])
@@ -277,7 +280,7 @@ def test_tail(K, dtypes, is_normed, M):
     weights = [(1 + random(K, seed=seed) / 4).astype(dtypes[1]) for seed in (2, 3)]
     scale = mx.array([0.7]).astype(dtypes[1])
     arguments = (x, update, weights[0], scale, 1e-6, weights[1] if is_normed else None)
-    with device(sliced(min(dtypes, key=lambda dtype: dtype.size), jitter_ulp=4)):
+    with device(sliced(max(dtypes, key=lambda dtype: dtype.size), jitter_ulp=4)):
         h, y = kernels.tail(*arguments)
     assert (h.dtype, y.dtype) == (dtypes[0], F32)
     sums = wide(x) + rms_norm(wide(update), wide(weights[0]), 1e-6)

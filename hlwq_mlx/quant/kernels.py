@@ -414,7 +414,7 @@ def _run(
     group: Size,
     outputs: Sequence[tuple[tuple[int, ...], mx.Dtype]],
 ) -> list[mx.array]:
-    results: list[mx.array] = _built(mx.fast.metal_kernel, name)(
+    results: list[mx.array] = built(mx.fast.metal_kernel, name)(
         inputs=list(inputs),
         template=list(options),
         grid=grid,
@@ -426,7 +426,8 @@ def _run(
 
 
 @cache
-def _built(make: Callable[..., Any], name: str) -> Any:
+def built(make: Callable[..., Any], name: str) -> Any:
+    """Return a kernel, built by `make` at its first use."""
     body = BODIES[name]
     return make(
         name=f"hlwq_{name}",
