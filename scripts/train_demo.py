@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import demo_exam
 import tinyworld
 import torch
 from demo_tokenizer import IDS, VOCABULARY, load_tokenizer, write_tokenizer
@@ -167,11 +168,16 @@ def render_training(tokenizer: Any, conversation: tinyworld.Conversation) -> Exa
     return Example(ids, answer_weights(ids))
 
 
-def chunk_batches(tokenizer: Any, chunk: int) -> list[list[Example]]:
-    """Draw one chunk of conversations, grouped by length into batches of equal row count."""
+def chunk_conversations(chunk: int) -> Iterator[tinyworld.Conversation]:
+    """Yield the conversations of one chunk, which knows its stage."""
     is_first = chunk * BATCHES_PER_CHUNK < FIRST_STAGE_STEPS
     stage = tinyworld.FIRST_STAGE if is_first else tinyworld.SECOND_STAGE
-    stream = tinyworld.conversations(f"{SEED}/{chunk}", stage)
+    return tinyworld.conversations(f"{SEED}/{chunk}", stage)
+
+
+def chunk_batches(tokenizer: Any, chunk: int) -> list[list[Example]]:
+    """Draw one chunk of conversations, grouped by length into batches of equal row count."""
+    stream = chunk_conversations(chunk)
     examples = [render_training(tokenizer, next(stream)) for _ in range(ROWS * BATCHES_PER_CHUNK)]
     examples.sort(key=lambda example: len(example.ids))
     batches = [examples[start : start + ROWS] for start in range(0, len(examples), ROWS)]
@@ -314,12 +320,30 @@ class Answerer:
         return str(self.tokenizer.decode(ids, skip_special_tokens=False))
 
 
-def evaluate(folder: Path, dtype: torch.dtype, count: int) -> dict[str, float]:
-    """Ask `count` questions of each kind and return the share of right answers."""
-    import demo_exam
+def training_stories(steps: int) -> set[str]:
+    """Collect the text of every story in the lessons, to show that no exam asks about one."""
+    told = set()
+    for chunk in range(-(-steps // BATCHES_PER_CHUNK)):
+        stream = chunk_conversations(chunk)
+        for _ in range(ROWS * BATCHES_PER_CHUNK):
+            for message in next(stream)["messages"]:
+                told.add(str(message["content"]).partition("\n")[0])
+    return told
 
-    answerer = Answerer(folder, dtype)
+
+def evaluate(answerer: Answerer, count: int) -> dict[str, float]:
+    """Ask `count` questions of each kind and return the share of right answers."""
+    seen = training_stories(STEPS) & {story.text for story, _ in demo_exam.unseen_stories(count)}
+    if seen:
+        raise SystemExit(f"error: {len(seen)} stories of the exam are in the lessons")
     return {name: exam(answerer, count) for name, exam in demo_exam.EXAMS.items()}
+
+
+def write_answers(answerer: Answerer, count: int, path: Path) -> None:
+    """Write what the reference answers to the story questions."""
+    questions = [conversation for conversation, _ in demo_exam.story_conversations(count)]
+    answers = {"stories": answerer(questions, demo_exam.LONGEST_ANSWER)}
+    path.write_text(json.dumps(answers, indent=0) + "\n")
 
 
 def main() -> None:
@@ -332,14 +356,17 @@ def main() -> None:
     evaluation = verbs.add_parser("evaluate", help="ask questions it has never seen")
     evaluation.add_argument("--model", type=Path, required=True, help="a folder `train` wrote")
     evaluation.add_argument("--count", type=int, default=100, help="questions of each kind")
+    evaluation.add_argument("--answers", type=Path, help="write the story answers as JSON too")
     evaluation.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     arguments = parser.parse_args()
     if arguments.verb == "train":
         train(arguments.work, arguments.steps, arguments.threads)
     else:
-        result = evaluate(arguments.model, getattr(torch, arguments.dtype), arguments.count)
-        json.dump(result, sys.stdout)
+        answerer = Answerer(arguments.model, getattr(torch, arguments.dtype))
+        json.dump(evaluate(answerer, arguments.count), sys.stdout, indent=1)
         print()
+        if arguments.answers is not None:
+            write_answers(answerer, arguments.count, arguments.answers)
 
 
 if __name__ == "__main__":
