@@ -1,17 +1,15 @@
 """Stock mlx-lm on our folder: its library, its commands, registered or not, moved or broken."""
 
 import json
-import os
 import shutil
-import site
 import subprocess
 import sys
-import venv
-from pathlib import Path
 
 import demo
+import environments
 import pytest
 import tinyworld
+from environments import run
 
 from hlwq_mlx import register
 from hlwq_mlx.store.ple import FILE_NAME
@@ -30,28 +28,7 @@ def moved(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory):
-    """An environment of its own that sees this one's packages, so that registering stays in it."""
-    folder = tmp_path_factory.mktemp("environment")
-    venv.create(folder, symlinks=True)
-    purelib = next(folder.glob("lib/python*/site-packages"))
-    packages = [path for path in sys.path if path.endswith("site-packages")]
-    lines = [f"import site; site.addsitedir({path!r})" for path in packages]
-    (purelib / "parent.pth").write_text("\n".join(lines) + "\n")
-    return folder
-
-
-def run(environment, *arguments):
-    python = environment / "bin" / "python"
-    variables = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    return subprocess.run(
-        [str(python), *arguments],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=variables,
-        cwd=environment,
-        check=False,
-    )
+    return environments.make(tmp_path_factory.mktemp("environment"))
 
 
 @pytest.fixture(scope="module")
@@ -84,14 +61,7 @@ def test_generate(registered, moved):
 
 
 def test_chat(registered, moved):
-    ran = subprocess.run(
-        [str(registered / "bin" / "python"), "-m", "mlx_lm", "chat", "--model", str(moved)],
-        input="Hello!\nq\n",
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    ran = run(registered, "-m", "mlx_lm", "chat", "--model", str(moved), stdin="Hello!\nq\n")
     assert ran.returncode == 0, ran.stderr
     assert "Hello! Tell me a story and ask me about it." in ran.stdout
 
@@ -139,7 +109,7 @@ def test_a_missing_row_store_is_named(registered, moved, tmp_path):
 
 
 def test_register_can_be_undone(registered, moved):
-    path = Path(next(registered.glob(f"lib/python*/site-packages/{register.FILE_NAME}")))
+    path = environments.site_packages(registered) / register.FILE_NAME
     assert path.read_text() == register.LINE
     ran = run(registered, "-m", "hlwq_mlx.register", "--remove")
     assert ran.returncode == 0 and not path.exists()
@@ -149,13 +119,12 @@ def test_register_can_be_undone(registered, moved):
     assert again.returncode == 0 and "nothing to remove" in again.stderr
 
 
-def test_the_line_is_silent_without_the_package(tmp_path):
+def test_the_line_is_silent_without_the_package():
     """What a person sees who uninstalls hlwq_mlx and leaves the file behind."""
     ran = subprocess.run(
         [sys.executable, "-S", "-c", register.LINE], capture_output=True, text=True, check=False
     )
     assert (ran.returncode, ran.stderr) == (0, "")
-    assert site.getsitepackages()
 
 
 def test_a_read_only_environment_is_named(tmp_path):
