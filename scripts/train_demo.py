@@ -27,7 +27,7 @@ from transformers import Gemma4Config, Gemma4ForConditionalGeneration, Gemma4Tex
 
 SEED = 2026
 STEPS = 3000
-FIRST_STAGE_STEPS = 1280
+STAGES_BEGIN = (0, 1280, 1872)
 WARM_UP = 60
 ROWS = 32
 BATCHES_PER_CHUNK = 16
@@ -170,8 +170,8 @@ def render_training(tokenizer: Any, conversation: tinyworld.Conversation) -> Exa
 
 def chunk_conversations(chunk: int) -> Iterator[tinyworld.Conversation]:
     """Yield the conversations of one chunk, which knows its stage."""
-    is_first = chunk * BATCHES_PER_CHUNK < FIRST_STAGE_STEPS
-    stage = tinyworld.FIRST_STAGE if is_first else tinyworld.SECOND_STAGE
+    step = chunk * BATCHES_PER_CHUNK
+    stage = tinyworld.STAGES[sum(step >= begin for begin in STAGES_BEGIN) - 1]
     return tinyworld.conversations(f"{SEED}/{chunk}", stage)
 
 
