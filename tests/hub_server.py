@@ -60,6 +60,7 @@ class Hub(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.repositories: dict[str, dict[str, bytes]] = {}
         self.renamed: dict[str, str] = {}
+        self.states_hashes = True
         self.faults: list[Fault] = []
         self.requests: list[Request] = []
 
@@ -124,6 +125,8 @@ class Handler(BaseHTTPRequestHandler):
             return None
         files = [facts(*item) for item in repository.items()]
         is_tree = rest[:1] == ["tree"]
+        if not is_tree and not self.server.states_hashes:
+            files = [{"rfilename": path} for path in repository]
         info = {"id": f"{owner}/{name}", "sha": COMMIT, "siblings": files}
         content = json.dumps(files if is_tree else info).encode()
         return self.answer(200, content, {"Content-Type": "application/json"})

@@ -5,7 +5,6 @@ import os
 import re
 import resource
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -113,6 +112,13 @@ def test_weights_at_the_root(server):
     server.repositories[NAME] = {name: files[name] for name in files if "PQ" not in name}
     assert hub.download(NAME, None)[1] is None
     assert server.served() == {"model.safetensors", "config.json", *tiny.SIDE_FILES}
+
+
+def test_a_mirror_that_states_no_hashes(server):
+    server.states_hashes = False
+    root, _ = hub.download(NAME, "PQ5")
+    assert server.served() == WANTED
+    assert (root / "PQ5" / "codes.safetensors").is_file()
 
 
 def test_a_second_time_nothing_is_fetched(server):
@@ -306,16 +312,17 @@ def environment(server, cache):
 def test_a_killed_run_is_taken_up(server, tmp_path):
     content = np.random.default_rng(0).bytes(12_000_000)  # written 10 MiB at a time
     server.repositories[NAME]["PQ5/codes.safetensors"] = content
+    file = next(item for item in hub.find_repository(NAME).siblings if item.size == len(content))
+    partial = resume.partial_path(resume.blob_path(NAME, file))
     hold = threading.Event()
     server.faults = [Fault(CODES, sent=11_000_000, hold=hold)]
     code = f"from hlwq_mlx.store import hub; print(*hub.download({NAME!r}, 'PQ5'))"
-    command = [sys.executable, "-c", code]
     variables = os.environ | environment(server, tmp_path)
-    with subprocess.Popen(command, env=variables, stderr=subprocess.DEVNULL) as process:
+    with subprocess.Popen([sys.executable, "-c", code], env=variables) as process:
         deadline = time.monotonic() + 60
-        while not any(blobs()[1]) and process.poll() is None and time.monotonic() < deadline:
+        while not (partial.exists() and partial.stat().st_size) and time.monotonic() < deadline:
             hold.wait(0.05)
-        process.send_signal(signal.SIGKILL)
+        process.kill()
     hold.set()
     (part,) = blobs()[1]
     assert 0 < part < len(content)

@@ -1,8 +1,8 @@
 """Models on the hub: one variant's files and nothing else, resumed where a download broke off.
 
-huggingface_hub does the work; this file knows only the shape of an HLWQ repository. A model is
-named `owner/name` or `owner/name/PQ5`; repositories were renamed from PolarQuant to HLWQ, and
-either name finds them.
+huggingface_hub and `resume` do the work; this file knows only the shape of an HLWQ repository and
+says in one line what went wrong. A model is named `owner/name` or `owner/name/PQ5`; repositories
+were renamed from PolarQuant to HLWQ, and either name finds them.
 """
 
 import errno
