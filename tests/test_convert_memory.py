@@ -33,11 +33,12 @@ def settings():
     return made
 
 
-def write_plain(path):
+def write_plain(path, left_out=()):
     """Write the 16-bit file: zeros, which take no disk, but for some rows of the row table."""
     parameters = tree_flatten(Model(ModelArgs.from_dict(settings())).parameters())
     specs = {name: TensorSpec("BF16", array.shape) for name, array in parameters}
-    del specs[tiny.EMBEDDING]
+    for name in left_out:
+        del specs[name]
     with TensorWriter(path, specs | {tiny.ROWS: TensorSpec("BF16", (V, WIDTH))}) as writer:
         for row in ROWS:
             writer.write(tiny.ROWS, row_bits(row), row * WIDTH * 2)
@@ -77,22 +78,11 @@ def anonymous_bytes(process_id):
     return 0  # it has ended
 
 
-@pytest.fixture
-def root(tmp_path):
-    """A repository's folder that does not stay behind: what goes there takes 2 GB."""
-    yield tiny.write_root(tmp_path / "large", settings())
-    shutil.rmtree(tmp_path / "large")
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="anonymous memory is read from Linux's /proc")
-def test_anonymous_memory_stays_small(root):
-    (root / "PQ5").mkdir()
-    write_plain(root / "PQ5" / "bf16.safetensors")
-    write_codes(root / "PQ5" / "codes.safetensors")
-    arguments = ["--model", str(root / "PQ5"), "--output", str(root / "out")]
+def check_memory(module, *arguments):
+    """Run a command to its end and hold its anonymous memory to the limit."""
     peak = 0
     with subprocess.Popen(
-        [sys.executable, "-m", "hlwq_mlx.convert", *arguments],
+        [sys.executable, "-m", module, *map(str, arguments)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -104,11 +94,40 @@ def test_anonymous_memory_stays_small(root):
     assert child.returncode == 0, errors
     assert V * WIDTH * 2 > LIMIT
     assert 2**24 < peak < LIMIT, f"{peak / 2**30:.2f} GiB"
-    table = TensorFile(root / "out" / ROW_STORE).view(tiny.ROWS)
+
+
+def check_rows(folder):
+    table = TensorFile(folder / ROW_STORE).view(tiny.ROWS)
     for row in ROWS:
         np.testing.assert_array_equal(table[row], row_bits(row))
     assert not table[2].any()
+
+
+@pytest.fixture
+def root(tmp_path):
+    """A repository's folder that does not stay behind: what goes there takes 2 GB."""
+    yield tiny.write_root(tmp_path / "large", settings())
+    shutil.rmtree(tmp_path / "large")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="anonymous memory is read from Linux's /proc")
+def test_anonymous_memory_stays_small(root):
+    (root / "PQ5").mkdir()
+    write_plain(root / "PQ5" / "bf16.safetensors", left_out=[tiny.EMBEDDING])
+    write_codes(root / "PQ5" / "codes.safetensors")
+    check_memory("hlwq_mlx.convert", "--model", root / "PQ5", "--output", root / "out")
+    check_rows(root / "out")
     names = checkpoint.coded_names(tiny.EMBEDDING)
     words = TensorFile(root / "out" / "model-00001-of-00001.safetensors").view(names.codes)
     codes, _ = draw_codes()
     np.testing.assert_array_equal(unpack_p32(words, 5, V - 2, 2), codes[-2:])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="anonymous memory is read from Linux's /proc")
+def test_anonymous_memory_stays_small_while_quantizing(root):
+    write_plain(root / "model.safetensors")
+    widths = ["--bits", "embedding=4,mlp=2", "--output", root / "out"]
+    check_memory("hlwq_mlx.quantize", "--model", root, *widths)
+    check_rows(root / "out")
+    manifest = checkpoint.read_json(root / "out" / "config.json")["quantization_config"]
+    assert manifest["tensors"][tiny.EMBEDDING]["bits"] == 4
