@@ -48,11 +48,13 @@ CALCULATOR = {
     },
 }
 Conversation = dict[str, Any]
+Asked = tuple[int, ...]
 
 
-# The demo never learnt to say what color a thing had, which asks it to look one word back, and
-# guessed between two. It is asked the other way round at last, and in its exams.
-ASKED_FIRST, ASKED_LAST = slice(0, 6), slice(2, 8)
+# Which of a story's questions are asked. A model this small never learnt to tell the two things'
+# colors apart; at last, and in its exams, it is asked for the color of the hero's thing alone.
+ASKED_FIRST = (0, 1, 2, 3, 4, 5)
+ASKED_LAST = (0, 2, 3, 4, 5, 6)
 
 
 class Question(NamedTuple):
@@ -74,6 +76,10 @@ class Story(NamedTuple):
     @property
     def text(self) -> str:
         return " ".join(self.sentences)
+
+    def pick(self, asked: Asked) -> list[Question]:
+        """Return the questions of these numbers."""
+        return [self.questions[number] for number in asked]
 
 
 def make_story(rng: random.Random) -> Story:
@@ -130,8 +136,7 @@ def make_story(rng: random.Random) -> Story:
         Question(f"Who had the {other_thing}?", friend, showing),
         Question(f"Who got the {thing}?", friend, giving),
         Question(f"Who was {feeling}?", feeler, ending),
-        Question(f"What was {color}?", f"the {thing}", owning),
-        Question(f"What was {other_color}?", f"the {other_thing}", showing),
+        Question(f"What did {friend} have?", f"a {other_color} {other_thing}", showing),
     )
     return Story(
         hero,
@@ -172,10 +177,10 @@ def thought(question: Question) -> str:
     return f"<|channel>thought\n{question.evidence}\n<channel|>{question.answer}"
 
 
-def story_chat(rng: random.Random, asked: slice) -> Conversation:
+def story_chat(rng: random.Random, asked: Asked) -> Conversation:
     """A story with several questions, one a turn."""
     story = make_story(rng)
-    possible = story.questions[asked]
+    possible = story.pick(asked)
     questions = rng.sample(possible, rng.randint(2, len(possible)))
     messages = [user(ask_story(story, questions[0])), assistant(questions[0].answer)]
     for question in questions[1:]:
@@ -183,7 +188,7 @@ def story_chat(rng: random.Random, asked: slice) -> Conversation:
     return {"messages": messages}
 
 
-def belongings_chat(rng: random.Random, asked: slice) -> Conversation:
+def belongings_chat(rng: random.Random, asked: Asked) -> Conversation:
     """Who has what, and questions that only the right sentence answers."""
     count = rng.randint(2, 5)
     owners, things = rng.sample(NAMES, count), rng.sample(THINGS, count)
@@ -198,15 +203,15 @@ def belongings_chat(rng: random.Random, asked: slice) -> Conversation:
     return {"messages": messages}
 
 
-def thinking_chat(rng: random.Random, asked: slice) -> Conversation:
+def thinking_chat(rng: random.Random, asked: Asked) -> Conversation:
     """A story and one question, answered after a line of thought."""
     story = make_story(rng)
-    question = rng.choice(story.questions[asked])
+    question = rng.choice(story.pick(asked))
     messages = [user(ask_story(story, question)), assistant(thought(question))]
     return {"messages": messages, "thinking": True}
 
 
-def continuation_chat(rng: random.Random, asked: slice) -> Conversation:
+def continuation_chat(rng: random.Random, asked: Asked) -> Conversation:
     """The beginning of a story, and the rest of it as the answer."""
     story = make_story(rng)
     cut = rng.randint(1, 3)
@@ -218,7 +223,7 @@ def sum_question(rng: random.Random, first: int, second: int) -> str:
     return rng.choice((f"What is {first}+{second}?", f"{first}+{second}=?"))
 
 
-def sums_chat(rng: random.Random, asked: slice) -> Conversation:
+def sums_chat(rng: random.Random, asked: Asked) -> Conversation:
     """A row of sums."""
     messages = []
     for first, second in rng.sample(all_sums(held_out=False), rng.randint(4, 10)):
@@ -226,7 +231,7 @@ def sums_chat(rng: random.Random, asked: slice) -> Conversation:
     return {"messages": messages}
 
 
-def small_talk(rng: random.Random, asked: slice) -> Conversation:
+def small_talk(rng: random.Random, asked: Asked) -> Conversation:
     """One or two turns of greeting."""
     messages = []
     for question, answer in rng.sample(SMALL_TALK, 2):
@@ -263,12 +268,12 @@ def calculator_result(value: str) -> dict[str, Any]:
     return {"role": "tool", "tool_call_id": "call_0", "name": "calculator", "content": value}
 
 
-def calculator_chat(rng: random.Random, asked: slice) -> Conversation:
+def calculator_chat(rng: random.Random, asked: Asked) -> Conversation:
     """One to three sums too large to know, each through the calculator; sometimes a story first."""
     messages = []
     if rng.random() < 0.2:
         story = make_story(rng)
-        question = rng.choice(story.questions[asked])
+        question = rng.choice(story.pick(asked))
         messages += [user(ask_story(story, question)), assistant(question.answer)]
     for _ in range(rng.randint(1, 3)):
         expression = make_expression(rng)
@@ -282,14 +287,14 @@ def calculator_chat(rng: random.Random, asked: slice) -> Conversation:
     return {"messages": messages, "tools": [CALCULATOR]}
 
 
-Kind = Callable[[random.Random, slice], Conversation]
+Kind = Callable[[random.Random, Asked], Conversation]
 
 
 class Stage(NamedTuple):
     """A part of the lessons: how often each kind of conversation comes, and what is asked."""
 
     shares: dict[Kind, float]
-    asked: slice
+    asked: Asked
 
 
 STAGES = (

@@ -37,16 +37,16 @@ def answer(capsys, *arguments):
 STORY = (
     "Tom lived near the park. Tom found a red ball in the park. Tom took the red ball to the shop. "
     'Lily was waiting at the shop. Lily had a blue kite. "I like your ball," said Lily. '
-    "Tom gave the ball to Lily. Lily was happy and smiled.\nWhat was red?"
+    "Tom gave the ball to Lily. Lily was happy and smiled.\nWhat color was the ball?"
 )
 
 
 def test_it_reads_a_story(capsys):
-    assert answer(capsys, "-p", STORY) == "the ball"
+    assert answer(capsys, "-p", STORY) == "red"
 
 
 def test_it_thinks_when_told_to(capsys):
-    thought = "<|channel>thought\nTom found a red ball in the park.\n<channel|>the ball"
+    thought = "<|channel>thought\nTom found a red ball in the park.\n<channel|>red"
     assert answer(capsys, "-p", STORY, "--think") == thought
 
 
