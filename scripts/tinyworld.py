@@ -323,9 +323,9 @@ STAGES = (
     ),
     Stage(
         {
-            story_chat: 0.38,
-            sums_chat: 0.24,
-            calculator_chat: 0.10,
+            story_chat: 0.34,
+            sums_chat: 0.30,
+            calculator_chat: 0.08,
             thinking_chat: 0.16,
             continuation_chat: 0.09,
             small_talk: 0.03,

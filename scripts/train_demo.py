@@ -9,6 +9,7 @@ saves its state every few minutes and goes on from there when started again.
 """
 
 import argparse
+import itertools
 import json
 import math
 import random
@@ -26,13 +27,13 @@ from tqdm import tqdm
 from transformers import Gemma4Config, Gemma4ForConditionalGeneration, Gemma4TextConfig
 
 SEED = 2026
-STEPS = 3000
+STEPS = 2600
 STAGES_BEGIN = (0, 1280, 1872)
-WARM_UP = 60
 ROWS = 32
 BATCHES_PER_CHUNK = 16
 LONGEST = 288
 PEAK_RATE = 3e-3
+RATES = ((0, 1 / 60), (59, 1.0), (1800, 1.0), (1862, 1138 / 1200), (STEPS, 0.0))
 PROMPT_WEIGHT = 0.3
 POST_NORM = 0.25
 LAYER_SCALAR = 0.95
@@ -222,9 +223,12 @@ def make_optimizer(model: Gemma4ForConditionalGeneration) -> torch.optim.Optimiz
     )
 
 
-def rate_at(step: int, steps: int) -> float:
-    """Warm up, hold, then fall linearly to nothing over the last two fifths."""
-    return PEAK_RATE * min(1.0, (step + 1) / WARM_UP, (steps - step) / (0.4 * steps))
+def rate_at(step: int) -> float:
+    """Warm up, hold, then fall to nothing: straight lines between the points of RATES."""
+    (begin, low), (end, high) = next(
+        pair for pair in itertools.pairwise(RATES) if pair[0][0] <= step <= pair[1][0]
+    )
+    return PEAK_RATE * (low + (high - low) * (step - begin) / (end - begin))
 
 
 def save_atomically(value: Any, path: Path) -> None:
@@ -245,7 +249,7 @@ def write_checkpoint(model: Gemma4ForConditionalGeneration, folder: Path) -> Non
     (folder / "generation_config.json").write_text(json.dumps(generation, indent=1) + "\n")
 
 
-def train(work: Path, steps: int, threads: int) -> None:
+def train(work: Path, threads: int) -> None:
     torch.set_num_threads(threads)
     work.mkdir(parents=True, exist_ok=True)
     write_tokenizer(work / "tokenizer")
@@ -261,21 +265,21 @@ def train(work: Path, steps: int, threads: int) -> None:
         optimizer.load_state_dict(state["optimizer"])
     saved_at = time.monotonic()
     batches = batches_from(tokenizer, step)
-    progress = tqdm(total=steps, initial=step, unit="step", mininterval=5)
+    progress = tqdm(total=STEPS, initial=step, unit="step", mininterval=5)
     average = math.nan
-    while step < steps:
+    while step < STEPS:
         loss = batch_loss(model, next(batches))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for group in optimizer.param_groups:
-            group["lr"] = rate_at(step, steps)
+            group["lr"] = rate_at(step)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         step += 1
         average = loss.item() if math.isnan(average) else 0.98 * average + 0.02 * loss.item()
         progress.set_postfix(loss=f"{average:.4f}", refresh=False)
         progress.update()
-        if time.monotonic() - saved_at > SAVE_EVERY_S or step == steps:
+        if time.monotonic() - saved_at > SAVE_EVERY_S or step == STEPS:
             state = {
                 "step": step,
                 "model": model.state_dict(),
@@ -320,10 +324,10 @@ class Answerer:
         return str(self.tokenizer.decode(ids, skip_special_tokens=False))
 
 
-def training_stories(steps: int) -> set[str]:
+def training_stories() -> set[str]:
     """Collect the text of every story in the lessons, to show that no exam asks about one."""
     told = set()
-    for chunk in range(-(-steps // BATCHES_PER_CHUNK)):
+    for chunk in range(-(-STEPS // BATCHES_PER_CHUNK)):
         stream = chunk_conversations(chunk)
         for _ in range(ROWS * BATCHES_PER_CHUNK):
             for message in next(stream)["messages"]:
@@ -333,7 +337,7 @@ def training_stories(steps: int) -> set[str]:
 
 def evaluate(answerer: Answerer, count: int) -> dict[str, float]:
     """Ask `count` questions of each kind and return the share of right answers."""
-    seen = training_stories(STEPS) & {story.text for story, _ in demo_exam.unseen_stories(count)}
+    seen = training_stories() & {story.text for story, _ in demo_exam.unseen_stories(count)}
     if seen:
         raise SystemExit(f"error: {len(seen)} stories of the exam are in the lessons")
     return {name: exam(answerer, count) for name, exam in demo_exam.EXAMS.items()}
@@ -351,7 +355,6 @@ def main() -> None:
     verbs = parser.add_subparsers(dest="verb", required=True)
     training = verbs.add_parser("train", help="train, or go on training")
     training.add_argument("--work", type=Path, required=True, help="folder for state and result")
-    training.add_argument("--steps", type=int, default=STEPS)
     training.add_argument("--threads", type=int, default=2)
     evaluation = verbs.add_parser("evaluate", help="ask questions it has never seen")
     evaluation.add_argument("--model", type=Path, required=True, help="a folder `train` wrote")
@@ -360,7 +363,7 @@ def main() -> None:
     evaluation.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     arguments = parser.parse_args()
     if arguments.verb == "train":
-        train(arguments.work, arguments.steps, arguments.threads)
+        train(arguments.work, arguments.threads)
     else:
         answerer = Answerer(arguments.model, getattr(torch, arguments.dtype))
         json.dump(evaluate(answerer, arguments.count), sys.stdout, indent=1)
