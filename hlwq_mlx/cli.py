@@ -28,6 +28,14 @@ def add_model_args(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--variant", metavar="PQn", help="which variant of the model, as PQ5")
 
 
+def add_conversion_args(parser: argparse.ArgumentParser, *, source: str, output: str) -> None:
+    """Add --model and --output, required, with mlx-lm's spellings beside ours."""
+    parser.add_argument("--model", "--hf-path", required=True, metavar="SOURCE", help=source)
+    parser.add_argument(
+        "--output", "--mlx-path", required=True, type=Path, metavar="DIR", help=output
+    )
+
+
 def add_sampling_args(parser: argparse.ArgumentParser) -> None:
     """Add the options that choose the next token; unset ones follow generation_config.json."""
     group = parser.add_argument_group("sampling (default: the checkpoint's generation_config.json)")

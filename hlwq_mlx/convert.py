@@ -3,7 +3,6 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from . import cli
 from .quant.packing import BIT_ORDERS
@@ -15,22 +14,12 @@ TABLES = {name.split("_")[0]: name for name in CENTROIDS}
 def make_parser() -> argparse.ArgumentParser:
     """Build the command's parser."""
     parser = argparse.ArgumentParser(prog="python -m hlwq_mlx.convert", description=__doc__)
-    parser.add_argument(
-        "--model",
-        "--hf-path",
-        required=True,
-        metavar="SOURCE",
-        help="hub id (owner/name or owner/name/PQ5), repository folder or PQ folder",
+    cli.add_conversion_args(
+        parser,
+        source="hub id (owner/name or owner/name/PQ5), repository folder or PQ folder",
+        output="the folder to make; must not exist",
     )
     parser.add_argument("--variant", metavar="PQn", help="which variant to convert, as PQ5")
-    parser.add_argument(
-        "--output",
-        "--mlx-path",
-        required=True,
-        type=Path,
-        metavar="DIR",
-        help="the folder to make; must not exist",
-    )
     parser.add_argument(
         "--bit-order",
         choices=("auto", *BIT_ORDERS),

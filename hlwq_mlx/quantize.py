@@ -23,26 +23,16 @@ BEST_REFITS = 4
 def make_parser() -> argparse.ArgumentParser:
     """Build the command's parser."""
     parser = argparse.ArgumentParser(prog="python -m hlwq_mlx.quantize", description=__doc__)
-    parser.add_argument(
-        "--model",
-        "--hf-path",
-        required=True,
-        metavar="FOLDER",
-        help="hub id or folder of a 16-bit Gemma 4 in the transformers layout",
+    cli.add_conversion_args(
+        parser,
+        source="hub id or folder of a 16-bit Gemma 4 in the transformers layout",
+        output="the folder to make; with --layout published, the repository to add a variant to",
     )
     width = parser.add_mutually_exclusive_group(required=True)
     width.add_argument(
         "--variant", metavar="PQn", help="what the publisher codes in PQ5, PQ2-Mixed ..."
     )
     width.add_argument("--bits", metavar="CLASS=N,...", help="what to code, as mlp=2,attention=4")
-    parser.add_argument(
-        "--output",
-        "--mlx-path",
-        required=True,
-        type=Path,
-        metavar="DIR",
-        help="the folder to make; with --layout published, the repository to add a variant to",
-    )
     parser.add_argument(
         "--layout",
         choices=LAYOUTS,

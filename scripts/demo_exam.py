@@ -21,7 +21,7 @@ def unseen_stories(count: int) -> list[tuple[Story, Question]]:
     """Draw stories that no training conversation contains, each with one question."""
     rng = random.Random("exam")
     drawn = [tinyworld.make_story(rng) for _ in range(count)]
-    return [(story, rng.choice(story.questions)) for story in drawn]
+    return [(story, rng.choice(story.pick(tinyworld.ASKED_LAST))) for story in drawn]
 
 
 def unseen_sums(count: int) -> list[tuple[int, int]]:

@@ -70,7 +70,7 @@ def special_names() -> dict[str, int]:
 def corpus() -> list[str]:
     """Spell the text from which merges are learnt."""
     stream = itertools.islice(
-        tinyworld.conversations("tokenizer", tinyworld.FIRST_STAGE), CORPUS_CONVERSATIONS
+        tinyworld.conversations("tokenizer", tinyworld.STAGES[0]), CORPUS_CONVERSATIONS
     )
     lines = [str(message["content"]) for item in stream for message in item["messages"]]
     return lines + [*EXTRA_WORDS.split(), "Computes an expression."] * 400

@@ -59,7 +59,7 @@ class Subject:
             self.tokenizer,
             conversation["messages"],
             thinking=conversation.get("thinking", False),
-            options={"tools": conversation.get("tools")},
+            tools=conversation.get("tools"),
         )
         prompt = template.encode(self.tokenizer, text)
         ids: list[int] = []

@@ -48,6 +48,13 @@ CALCULATOR = {
     },
 }
 Conversation = dict[str, Any]
+Asked = tuple[int, ...]
+
+
+# Which of a story's questions are asked. A model this small never learnt to tell the two things'
+# colors apart; at last, and in its exams, it is asked for the color of the hero's thing alone.
+ASKED_FIRST = (0, 1, 2, 3, 4, 5)
+ASKED_LAST = (0, 2, 3, 4, 5, 6)
 
 
 class Question(NamedTuple):
@@ -69,6 +76,10 @@ class Story(NamedTuple):
     @property
     def text(self) -> str:
         return " ".join(self.sentences)
+
+    def pick(self, asked: Asked) -> list[Question]:
+        """Return the questions of these numbers."""
+        return [self.questions[number] for number in asked]
 
 
 def make_story(rng: random.Random) -> Story:
@@ -125,6 +136,7 @@ def make_story(rng: random.Random) -> Story:
         Question(f"Who had the {other_thing}?", friend, showing),
         Question(f"Who got the {thing}?", friend, giving),
         Question(f"Who was {feeling}?", feeler, ending),
+        Question(f"What did {friend} have?", f"a {other_color} {other_thing}", showing),
     )
     return Story(
         hero,
@@ -165,40 +177,41 @@ def thought(question: Question) -> str:
     return f"<|channel>thought\n{question.evidence}\n<channel|>{question.answer}"
 
 
-def story_chat(rng: random.Random) -> Conversation:
+def story_chat(rng: random.Random, asked: Asked) -> Conversation:
     """A story with several questions, one a turn."""
     story = make_story(rng)
-    questions = rng.sample(story.questions, rng.randint(2, len(story.questions)))
+    possible = story.pick(asked)
+    questions = rng.sample(possible, rng.randint(2, len(possible)))
     messages = [user(ask_story(story, questions[0])), assistant(questions[0].answer)]
     for question in questions[1:]:
         messages += [user(question.text), assistant(question.answer)]
     return {"messages": messages}
 
 
-def belongings_chat(rng: random.Random) -> Conversation:
+def belongings_chat(rng: random.Random, asked: Asked) -> Conversation:
     """Who has what, and questions that only the right sentence answers."""
     count = rng.randint(2, 5)
     owners, things = rng.sample(NAMES, count), rng.sample(THINGS, count)
     belongings = list(zip(owners, rng.sample(COLORS, count), things, strict=True))
     text = " ".join(f"{owner} had a {color} {thing}." for owner, color, thing in belongings)
-    asked = []
+    possible = []
     for owner, color, thing in belongings:
-        asked += [(f"What color was the {thing}?", color), (f"Who had the {thing}?", owner)]
+        possible += [(f"What color was the {thing}?", color), (f"Who had the {thing}?", owner)]
     messages = []
-    for question, answer in rng.sample(asked, min(len(asked), 6)):
+    for question, answer in rng.sample(possible, min(len(possible), 6)):
         messages += [user(question if messages else f"{text}\n{question}"), assistant(answer)]
     return {"messages": messages}
 
 
-def thinking_chat(rng: random.Random) -> Conversation:
+def thinking_chat(rng: random.Random, asked: Asked) -> Conversation:
     """A story and one question, answered after a line of thought."""
     story = make_story(rng)
-    question = rng.choice(story.questions)
+    question = rng.choice(story.pick(asked))
     messages = [user(ask_story(story, question)), assistant(thought(question))]
     return {"messages": messages, "thinking": True}
 
 
-def continuation_chat(rng: random.Random) -> Conversation:
+def continuation_chat(rng: random.Random, asked: Asked) -> Conversation:
     """The beginning of a story, and the rest of it as the answer."""
     story = make_story(rng)
     cut = rng.randint(1, 3)
@@ -210,7 +223,7 @@ def sum_question(rng: random.Random, first: int, second: int) -> str:
     return rng.choice((f"What is {first}+{second}?", f"{first}+{second}=?"))
 
 
-def sums_chat(rng: random.Random) -> Conversation:
+def sums_chat(rng: random.Random, asked: Asked) -> Conversation:
     """A row of sums."""
     messages = []
     for first, second in rng.sample(all_sums(held_out=False), rng.randint(4, 10)):
@@ -218,7 +231,7 @@ def sums_chat(rng: random.Random) -> Conversation:
     return {"messages": messages}
 
 
-def small_talk(rng: random.Random) -> Conversation:
+def small_talk(rng: random.Random, asked: Asked) -> Conversation:
     """One or two turns of greeting."""
     messages = []
     for question, answer in rng.sample(SMALL_TALK, 2):
@@ -255,12 +268,12 @@ def calculator_result(value: str) -> dict[str, Any]:
     return {"role": "tool", "tool_call_id": "call_0", "name": "calculator", "content": value}
 
 
-def calculator_chat(rng: random.Random) -> Conversation:
+def calculator_chat(rng: random.Random, asked: Asked) -> Conversation:
     """One to three sums too large to know, each through the calculator; sometimes a story first."""
     messages = []
     if rng.random() < 0.2:
         story = make_story(rng)
-        question = rng.choice(story.questions)
+        question = rng.choice(story.pick(asked))
         messages += [user(ask_story(story, question)), assistant(question.answer)]
     for _ in range(rng.randint(1, 3)):
         expression = make_expression(rng)
@@ -274,41 +287,68 @@ def calculator_chat(rng: random.Random) -> Conversation:
     return {"messages": messages, "tools": [CALCULATOR]}
 
 
-Kind = Callable[[random.Random], Conversation]
-FIRST_STAGE: dict[Kind, float] = {
-    story_chat: 0.44,
-    sums_chat: 0.16,
-    calculator_chat: 0.14,
-    thinking_chat: 0.14,
-    continuation_chat: 0.09,
-    small_talk: 0.03,
-}
-# What is left to learn after the first stage: which color belongs to which thing, and carrying.
-SECOND_STAGE: dict[Kind, float] = {
-    story_chat: 0.28,
-    belongings_chat: 0.22,
-    sums_chat: 0.26,
-    calculator_chat: 0.06,
-    thinking_chat: 0.10,
-    continuation_chat: 0.06,
-    small_talk: 0.02,
-}
+Kind = Callable[[random.Random, Asked], Conversation]
 
 
-def draw_kind(stage: dict[Kind, float], point: float) -> Kind:
-    """Pick the kind of conversation at a point between 0 and 1 of a stage's mixture."""
-    for kind, share in stage.items():
+class Stage(NamedTuple):
+    """A part of the lessons: how often each kind of conversation comes, and what is asked."""
+
+    shares: dict[Kind, float]
+    asked: Asked
+
+
+STAGES = (
+    Stage(
+        {
+            story_chat: 0.44,
+            sums_chat: 0.16,
+            calculator_chat: 0.14,
+            thinking_chat: 0.14,
+            continuation_chat: 0.09,
+            small_talk: 0.03,
+        },
+        ASKED_FIRST,
+    ),
+    Stage(
+        {
+            story_chat: 0.28,
+            belongings_chat: 0.22,
+            sums_chat: 0.26,
+            calculator_chat: 0.06,
+            thinking_chat: 0.10,
+            continuation_chat: 0.06,
+            small_talk: 0.02,
+        },
+        ASKED_FIRST,
+    ),
+    Stage(
+        {
+            story_chat: 0.34,
+            sums_chat: 0.30,
+            calculator_chat: 0.08,
+            thinking_chat: 0.16,
+            continuation_chat: 0.09,
+            small_talk: 0.03,
+        },
+        ASKED_LAST,
+    ),
+)
+
+
+def draw_kind(stage: Stage, point: float) -> Kind:
+    """Pick the kind of conversation at a point between 0 and 1 of a stage's shares."""
+    for kind, share in stage.shares.items():
         if point < share:
             return kind
         point -= share
     return small_talk
 
 
-def conversations(seed: str, stage: dict[Kind, float]) -> Iterator[Conversation]:
+def conversations(seed: str, stage: Stage) -> Iterator[Conversation]:
     """Yield training conversations without end; the same seed gives the same stream."""
     rng = random.Random(seed)
     while True:
-        conversation = draw_kind(stage, rng.random())(rng)
+        conversation = draw_kind(stage, rng.random())(rng, stage.asked)
         if rng.random() < 0.2:
             system = {"role": "system", "content": rng.choice(SYSTEM_PROMPTS)}
             conversation["messages"] = [system, *conversation["messages"]]

@@ -9,6 +9,7 @@ saves its state every few minutes and goes on from there when started again.
 """
 
 import argparse
+import itertools
 import json
 import math
 import random
@@ -18,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import demo_exam
 import tinyworld
 import torch
 from demo_tokenizer import IDS, VOCABULARY, load_tokenizer, write_tokenizer
@@ -25,13 +27,13 @@ from tqdm import tqdm
 from transformers import Gemma4Config, Gemma4ForConditionalGeneration, Gemma4TextConfig
 
 SEED = 2026
-STEPS = 3000
-FIRST_STAGE_STEPS = 1280
-WARM_UP = 60
+STEPS = 2600
+STAGES_BEGIN = (0, 1280, 1872)
 ROWS = 32
 BATCHES_PER_CHUNK = 16
 LONGEST = 288
 PEAK_RATE = 3e-3
+RATES = ((0, 1 / 60), (59, 1.0), (1800, 1.0), (1862, 1138 / 1200), (STEPS, 0.0))
 PROMPT_WEIGHT = 0.3
 POST_NORM = 0.25
 LAYER_SCALAR = 0.95
@@ -167,11 +169,16 @@ def render_training(tokenizer: Any, conversation: tinyworld.Conversation) -> Exa
     return Example(ids, answer_weights(ids))
 
 
+def chunk_conversations(chunk: int) -> Iterator[tinyworld.Conversation]:
+    """Yield the conversations of one chunk, which knows its stage."""
+    step = chunk * BATCHES_PER_CHUNK
+    stage = tinyworld.STAGES[sum(step >= begin for begin in STAGES_BEGIN) - 1]
+    return tinyworld.conversations(f"{SEED}/{chunk}", stage)
+
+
 def chunk_batches(tokenizer: Any, chunk: int) -> list[list[Example]]:
     """Draw one chunk of conversations, grouped by length into batches of equal row count."""
-    is_first = chunk * BATCHES_PER_CHUNK < FIRST_STAGE_STEPS
-    stage = tinyworld.FIRST_STAGE if is_first else tinyworld.SECOND_STAGE
-    stream = tinyworld.conversations(f"{SEED}/{chunk}", stage)
+    stream = chunk_conversations(chunk)
     examples = [render_training(tokenizer, next(stream)) for _ in range(ROWS * BATCHES_PER_CHUNK)]
     examples.sort(key=lambda example: len(example.ids))
     batches = [examples[start : start + ROWS] for start in range(0, len(examples), ROWS)]
@@ -216,9 +223,12 @@ def make_optimizer(model: Gemma4ForConditionalGeneration) -> torch.optim.Optimiz
     )
 
 
-def rate_at(step: int, steps: int) -> float:
-    """Warm up, hold, then fall linearly to nothing over the last two fifths."""
-    return PEAK_RATE * min(1.0, (step + 1) / WARM_UP, (steps - step) / (0.4 * steps))
+def rate_at(step: int) -> float:
+    """Warm up, hold, then fall to nothing: straight lines between the points of RATES."""
+    (begin, low), (end, high) = next(
+        pair for pair in itertools.pairwise(RATES) if pair[0][0] <= step <= pair[1][0]
+    )
+    return PEAK_RATE * (low + (high - low) * (step - begin) / (end - begin))
 
 
 def save_atomically(value: Any, path: Path) -> None:
@@ -239,7 +249,7 @@ def write_checkpoint(model: Gemma4ForConditionalGeneration, folder: Path) -> Non
     (folder / "generation_config.json").write_text(json.dumps(generation, indent=1) + "\n")
 
 
-def train(work: Path, steps: int, threads: int) -> None:
+def train(work: Path, threads: int) -> None:
     torch.set_num_threads(threads)
     work.mkdir(parents=True, exist_ok=True)
     write_tokenizer(work / "tokenizer")
@@ -255,21 +265,21 @@ def train(work: Path, steps: int, threads: int) -> None:
         optimizer.load_state_dict(state["optimizer"])
     saved_at = time.monotonic()
     batches = batches_from(tokenizer, step)
-    progress = tqdm(total=steps, initial=step, unit="step", mininterval=5)
+    progress = tqdm(total=STEPS, initial=step, unit="step", mininterval=5)
     average = math.nan
-    while step < steps:
+    while step < STEPS:
         loss = batch_loss(model, next(batches))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for group in optimizer.param_groups:
-            group["lr"] = rate_at(step, steps)
+            group["lr"] = rate_at(step)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         step += 1
         average = loss.item() if math.isnan(average) else 0.98 * average + 0.02 * loss.item()
         progress.set_postfix(loss=f"{average:.4f}", refresh=False)
         progress.update()
-        if time.monotonic() - saved_at > SAVE_EVERY_S or step == steps:
+        if time.monotonic() - saved_at > SAVE_EVERY_S or step == STEPS:
             state = {
                 "step": step,
                 "model": model.state_dict(),
@@ -314,12 +324,30 @@ class Answerer:
         return str(self.tokenizer.decode(ids, skip_special_tokens=False))
 
 
-def evaluate(folder: Path, dtype: torch.dtype, count: int) -> dict[str, float]:
-    """Ask `count` questions of each kind and return the share of right answers."""
-    import demo_exam
+def training_stories() -> set[str]:
+    """Collect the text of every story in the lessons, to show that no exam asks about one."""
+    told = set()
+    for chunk in range(-(-STEPS // BATCHES_PER_CHUNK)):
+        stream = chunk_conversations(chunk)
+        for _ in range(ROWS * BATCHES_PER_CHUNK):
+            for message in next(stream)["messages"]:
+                told.add(str(message["content"]).partition("\n")[0])
+    return told
 
-    answerer = Answerer(folder, dtype)
+
+def evaluate(answerer: Answerer, count: int) -> dict[str, float]:
+    """Ask `count` questions of each kind and return the share of right answers."""
+    seen = training_stories() & {story.text for story, _ in demo_exam.unseen_stories(count)}
+    if seen:
+        raise SystemExit(f"error: {len(seen)} stories of the exam are in the lessons")
     return {name: exam(answerer, count) for name, exam in demo_exam.EXAMS.items()}
+
+
+def write_answers(answerer: Answerer, count: int, path: Path) -> None:
+    """Write what the reference answers to the story questions."""
+    questions = [conversation for conversation, _ in demo_exam.story_conversations(count)]
+    answers = {"stories": answerer(questions, demo_exam.LONGEST_ANSWER)}
+    path.write_text(json.dumps(answers, indent=0) + "\n")
 
 
 def main() -> None:
@@ -327,19 +355,21 @@ def main() -> None:
     verbs = parser.add_subparsers(dest="verb", required=True)
     training = verbs.add_parser("train", help="train, or go on training")
     training.add_argument("--work", type=Path, required=True, help="folder for state and result")
-    training.add_argument("--steps", type=int, default=STEPS)
     training.add_argument("--threads", type=int, default=2)
     evaluation = verbs.add_parser("evaluate", help="ask questions it has never seen")
     evaluation.add_argument("--model", type=Path, required=True, help="a folder `train` wrote")
     evaluation.add_argument("--count", type=int, default=100, help="questions of each kind")
+    evaluation.add_argument("--answers", type=Path, help="write the story answers as JSON too")
     evaluation.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     arguments = parser.parse_args()
     if arguments.verb == "train":
-        train(arguments.work, arguments.steps, arguments.threads)
+        train(arguments.work, arguments.threads)
     else:
-        result = evaluate(arguments.model, getattr(torch, arguments.dtype), arguments.count)
-        json.dump(result, sys.stdout)
+        answerer = Answerer(arguments.model, getattr(torch, arguments.dtype))
+        json.dump(evaluate(answerer, arguments.count), sys.stdout, indent=1)
         print()
+        if arguments.answers is not None:
+            write_answers(answerer, arguments.count, arguments.answers)
 
 
 if __name__ == "__main__":

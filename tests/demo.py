@@ -11,6 +11,11 @@ from hlwq_mlx import library
 from hlwq_mlx.gemma4.model import Model
 
 CARD_QUESTION = "What is 2+2?"
+SHIPPED = (
+    *("config.json", "generation_config.json", "model.safetensors"),
+    *("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"),
+    *("PQ5/codes.safetensors", "PQ5/bf16.safetensors"),
+)
 
 
 @cache

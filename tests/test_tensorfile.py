@@ -59,6 +59,7 @@ def test_views_share_the_file_and_cannot_be_written(tmp_path):
 def test_bfloat16_is_seen_as_its_bits(tmp_path):
     mx.save_safetensors(str(tmp_path / "a.safetensors"), {"a": mx.array([1.0, -2.5], mx.bfloat16)})
     file = TensorFile(tmp_path / "a.safetensors")
+    assert file.metadata == {}
     assert file.specs["a"] == TensorSpec("BF16", (2,))
     assert_same(file.view("a"), np.array([0x3F80, 0xC020], dtype=np.uint16))
 
@@ -125,6 +126,12 @@ def test_mlx_reads_what_was_written(tmp_path):
     assert metadata == {"format": "mlx"}
     for name, tensor in TENSORS.items():
         assert_same(np.array(loaded[name]), tensor)
+
+
+def test_metadata_is_written_and_read(tmp_path):
+    with TensorWriter(tmp_path / "a", {}, {"more": "1"}):
+        pass
+    assert TensorFile(tmp_path / "a").metadata == {"format": "mlx", "more": "1"}
 
 
 def test_every_tensor_is_aligned(tmp_path):

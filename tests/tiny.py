@@ -6,6 +6,7 @@ against its own writer.
 
 import json
 from collections.abc import Callable, Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,17 @@ def write_root(
     return root
 
 
+@cache
+def encode(
+    raw: bytes, shape: tuple[int, int], bits: int, table: str
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Code a matrix, once for all tests, and return codes, norms and decoded values."""
+    weight = np.frombuffer(raw, dtype=np.float32).reshape(shape)
+    codes, norms = codec.encode(weight, centroids(table, bits))
+    decoded = codec.decode(codes, norms, centroids(table, bits))
+    return codes, norms, decoded[:, : shape[1]]
+
+
 def publish(
     folder: Path,
     weights: Weights,
@@ -145,13 +157,13 @@ def publish(
         bits = rule(name, weight.shape)
         if bits is None:
             continue
-        codes, norms = codec.encode(weight, centroids(table, bits))
+        codes, norms, values = encode(weight.tobytes(), weight.shape, bits, table)
         key = name.replace(".", "__")
         N, blocks = norms.shape
         parts[f"{key}__packed"] = pack(codes, bits, order)
         parts[f"{key}__norms"] = norms
         parts[f"{key}__meta"] = np.array([N, blocks, BLOCK, codes.size])
-        decoded[name] = codec.decode(codes, norms, centroids(table, bits))[:, : weight.shape[1]]
+        decoded[name] = values
     save_file(parts, folder / "codes.safetensors")
     plain = {name: weight for name, weight in weights.items() if name not in decoded}
     save_plain(folder / "bf16.safetensors", plain)

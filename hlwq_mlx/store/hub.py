@@ -1,19 +1,31 @@
 """Models on the hub: one variant's files and nothing else, resumed where a download broke off.
 
-huggingface_hub does the work; this file knows only the shape of an HLWQ repository. A model is
-named `owner/name` or `owner/name/PQ5`; repositories were renamed from PolarQuant to HLWQ, and
-either name finds them.
+huggingface_hub and `resume` do the work; this file knows only the shape of an HLWQ repository and
+says in one line what went wrong. A model is named `owner/name` or `owner/name/PQ5`; repositories
+were renamed from PolarQuant to HLWQ, and either name finds them.
 """
 
+import errno
+import logging
+import shutil
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+from huggingface_hub import HfApi, ModelInfo, constants, snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
+from huggingface_hub.hf_api import RepoSibling
 from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # the name of every version
 
-from ..errors import SourceError
+from ..errors import DeviceError, HLWQError, SourceError
+from . import resume
+
+logger = logging.getLogger("hlwq_mlx")
 
 ROOT_FILES = ("*.json", "*.jinja", "tokenizer.model")
 ROOT_WEIGHTS = (
@@ -21,6 +33,7 @@ ROOT_WEIGHTS = (
     "bf16_kept.safetensors",
     "model*.safetensors",
 )
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _RENAMED = (("HLWQ", "PolarQuant"), ("PolarQuant", "HLWQ"))
 
 
@@ -44,20 +57,28 @@ def split_model(model: str, variant: str | None) -> tuple[str, str | None]:
     return "/".join(pieces[:2]), variant or named
 
 
-def find_repository(repository: str) -> tuple[str, list[str]]:
-    """Return the name a repository goes by now, and its files."""
-    other_names = [
-        repository.replace(old, new) for old, new in _RENAMED if old in repository.split("/")[1]
-    ]
-    for name in (repository, *other_names):
+def find_repository(repository: str) -> ModelInfo:
+    """Return what the hub says of a repository, under the name it goes by now.
+
+    Raises: SourceError when there is none of that name; httpx.HTTPError; OSError.
+    """
+    for name in _names(repository):
         try:
-            return name, HfApi().list_repo_files(name)
+            return HfApi().model_info(name, files_metadata=True)
+        except GatedRepoError:
+            raise
         except RepositoryNotFoundError:
             continue
     raise SourceError(
         f"[{repository}] needed a repository on the hub, got none of that name. "
-        "Check the spelling, or log in if it is private."
+        "Check the spelling, or log in with `hf auth login` if it is private."
     )
+
+
+def _names(repository: str) -> list[str]:
+    name = repository.split("/")[1]
+    others = [repository.replace(old, new) for old, new in _RENAMED if old in name]
+    return [repository, *others]
 
 
 def choose_variant(repository: str, files: list[str], variant: str | None) -> str | None:
@@ -93,18 +114,101 @@ def wanted_files(files: Iterable[str], variant: str | None) -> list[str]:
 def download(model: str, variant: str | None) -> tuple[Path, str | None]:
     """Bring one variant of a model to this machine and return its root and the variant's name.
 
-    Raises: SourceError when the hub cannot be reached or lacks the model or the variant.
+    When the hub cannot be asked, a copy that was downloaded before is taken.
+    Raises: SourceError when the hub cannot be reached or lacks the model or the variant;
+    DeviceError when the disk cannot take it.
     """
     repository, variant = split_model(model, variant)
     try:
-        repository, files = find_repository(repository)
-        variant = choose_variant(repository, files, variant)
-        root = snapshot_download(repository, allow_patterns=wanted_files(files, variant))
-    except SourceError:
-        raise
+        info = find_repository(repository)
     except (httpx.HTTPError, HFValidationError, OSError) as problem:
-        raise SourceError(
-            f"[{repository}] needed the hub, got {type(problem).__name__}: {problem}. Check the "
-            "network and disk and run the same command again: it goes on where it stopped."
-        ) from problem
+        reason = _explain(repository, problem)
+        if cached := _find_cached(repository, variant):
+            logger.warning("%s Using the copy downloaded before.", reason)
+            return cached
+        raise reason from problem
+    return _bring(repository, info, variant)
+
+
+def _bring(repository: str, info: ModelInfo, variant: str | None) -> tuple[Path, str | None]:
+    files = {file.rfilename: file for file in info.siblings or ()}
+    variant = choose_variant(repository, list(files), variant)
+    wanted = wanted_files(files, variant)
+    for pattern in ("config.json", "*.safetensors"):
+        if not any(fnmatchcase(name, pattern) for name in wanted):
+            raise SourceError(
+                f"[{repository}] needed {pattern}, got a repository without. "
+                "Name one with an HLWQ checkpoint of Gemma 4."
+            )
+    try:
+        _require_room(info.id, [files[name] for name in wanted])
+        for name in wanted:
+            resume.fetch(info.id, str(info.sha), files[name])
+        root = snapshot_download(info.id, allow_patterns=wanted)
+    except (httpx.HTTPError, OSError) as problem:
+        raise _explain(repository, problem) from problem
     return Path(root), variant
+
+
+def _require_room(repository: str, files: list[RepoSibling]) -> None:
+    """Ask for the room a download needs before it is begun."""
+    needed = 0
+    for file in files:
+        blob = resume.blob_path(repository, file)
+        if blob is None or blob.exists():
+            continue
+        partial = resume.partial_path(blob)
+        needed += (file.size or 0) - (partial.stat().st_size if partial.exists() else 0)
+    folder = Path(constants.HF_HUB_CACHE).absolute()
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    if needed > free:
+        raise DeviceError(
+            f"[{repository}] needed {needed / 1e9:.1f} GB in {folder}, got {free / 1e9:.1f} GB of "
+            "free space. Free some, or set HF_HOME to a folder on a larger disk."
+        )
+
+
+def _find_cached(repository: str, variant: str | None) -> tuple[Path, str | None] | None:
+    """Look for a whole copy in huggingface_hub's cache without asking the hub."""
+    for name in _names(repository):
+        try:
+            root = Path(
+                snapshot_download(name, allow_patterns="config.json", local_files_only=True)
+            )
+            files = [path.relative_to(root).as_posix() for path in root.rglob("*.safetensors")]
+            chosen = choose_variant(name, files, variant)
+            weights = [f"{chosen}/*.safetensors"] if chosen else list(ROOT_WEIGHTS)
+            snapshot_download(name, allow_patterns=weights, local_files_only=True)
+        except (LocalEntryNotFoundError, HFValidationError):
+            continue
+        except SourceError:  # several of its variants are here, or not the one asked for
+            if variant is None:
+                raise
+            continue
+        return root, chosen
+    return None
+
+
+def _explain(repository: str, problem: Exception) -> HLWQError:
+    """Say in one line what kept a download from going on."""
+    if isinstance(problem, HLWQError):
+        return problem
+    if isinstance(problem, HFValidationError):
+        return SourceError(f"[{repository}] needed a name that the hub allows, got this. {problem}")
+    if isinstance(problem, GatedRepoError):
+        return SourceError(
+            f"[{repository}] needed consent to its terms, got none from you. Give it at "
+            f"{constants.ENDPOINT}/{repository} and log in with `hf auth login`."
+        )
+    if isinstance(problem, OSError) and problem.errno in _NO_ROOM:
+        return DeviceError(
+            f"[{repository}] needed room in {constants.HF_HUB_CACHE}, got '{problem.strerror}'. "
+            "Free some, or set HF_HOME to a folder on a larger disk, and run the same command "
+            "again: it goes on where it stopped."
+        )
+    text = " ".join(str(problem).split()).rstrip(".")
+    return SourceError(
+        f"[{repository}] needed the hub, got {type(problem).__name__}: {text}. Check the network "
+        "and run the same command again: it goes on where it stopped."
+    )

@@ -1,15 +1,17 @@
 """Code a 16-bit Gemma 4 and write it in the published layout, a slice of rows at a time.
 
-Which tensors are coded, and at how many bits, is a rule over names and shapes; the publisher's two
-are here (spec: hlwq_format §3.4, §3.5). The reader that has to understand the result is `source`.
+What is coded is a rule's to say (rules); the reader that understands the result is `source`. Each
+class of tensors is decoded again as it is written, and its error reported.
 
 N rows, K columns padded to blocks.
 """
 
+import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
@@ -18,100 +20,189 @@ from tqdm import tqdm
 
 from ..errors import RequestError
 from ..quant import codec
-from ..quant.packing import BLOCK, pack
+from ..quant.packing import BLOCK, Codes, pack
 from ..quant.tables import centroids
 from .atomic import building
-from .source import PlainTensor, Source
+from .rules import Rule
+from .source import TABLE_KEY, PlainTensor, Source
 from .tensorfile import TensorSpec, TensorWriter
 
-Rule = Callable[[str, tuple[int, ...]], int | None]
-"""From a tensor's name and shape to its bits, or None for a tensor that stays as it is."""
-
-VARIANTS = ("PQ1", "PQ2", "PQ3", "PQ4", "PQ5", "PQ6", "PQ8", "PQ2-Mixed")
-_LEFT_OUT = ("norm", "embed", "gate", "per_layer", "vision")
 _SLICE_WEIGHTS = 1 << 21
-_MLP = re.compile(r"\.language_model\.layers\.\d+\.mlp\.(gate|up|down)_proj\.weight$")
-_ATTENTION = re.compile(r"\.language_model\.layers\.\d+\.self_attn\.[qkvo]_proj\.weight$")
+_MEAN_SIGMA = 4.0  # where the published tables end
+_MEAN_SHARE = 0.01  # of a Gaussian's blocks 0.006 % go beyond
 
 
-def variant_rule(variant: str) -> Rule:
-    """Return the publisher's rule for a variant.
+@dataclass(frozen=True)
+class Encoder:
+    """How matrices are coded: the table and how often block norms are refitted."""
 
-    Raises: RequestError for a variant that was never published.
-    """
-    by_name = {name.lower(): name for name in VARIANTS}
-    name = by_name.get(variant.lower())
-    if name is None:
-        raise RequestError(
-            f"[variant] needed one of {', '.join(VARIANTS)}, got {variant}. Choose one of these."
+    table: str = "clip4_100"
+    refits: int = 0
+
+
+@dataclass
+class Fidelity:
+    """How close decoded weights are to the original ones."""
+
+    weights: int = 0
+    _squares: float = 0.0
+    _decoded_squares: float = 0.0
+    _products: float = 0.0
+
+    def add(self, weight: NDArray[np.float32], decoded: NDArray[np.float32]) -> None:
+        """Take a slice of both into account, in float64."""
+        original, other = weight.astype(np.float64).ravel(), decoded.astype(np.float64).ravel()
+        self.weights += weight.size
+        self._squares += float(original @ original)
+        self._decoded_squares += float(other @ other)
+        self._products += float(original @ other)
+
+    def __add__(self, other: "Fidelity") -> "Fidelity":
+        """Pool two sets of weights."""
+        return Fidelity(
+            self.weights + other.weights,
+            self._squares + other._squares,
+            self._decoded_squares + other._decoded_squares,
+            self._products + other._products,
         )
-    return _mixed_rule if name == "PQ2-Mixed" else _pure_rule(int(name[2:]))
+
+    @property
+    def cos_sim(self) -> float:
+        norms = math.sqrt(self._squares * self._decoded_squares)
+        return self._products / norms if norms else 1.0
+
+    @property
+    def relative_error(self) -> float:
+        """Root of the error energy over the energy of the weights."""
+        error = max(0.0, self._squares - 2 * self._products + self._decoded_squares)
+        return math.sqrt(error / self._squares) if self._squares else 0.0
 
 
-def _pure_rule(bits: int) -> Rule:
-    def rule(name: str, shape: tuple[int, ...]) -> int | None:
-        is_coded = len(shape) == 2 and not any(part in name for part in _LEFT_OUT)
-        return bits if is_coded else None
+@dataclass
+class Report:
+    """What a quantization did to each class of tensors."""
 
-    return rule
+    classes: dict[tuple[str, int], Fidelity] = field(default_factory=dict)
+    strong_means: list[tuple[str, float]] = field(default_factory=list)
+
+    def lines(self) -> Iterator[str]:
+        """Spell the report for a person."""
+        yield f"{'tensors':<28}{'bits':>5}{'weights':>15}{'cos_sim':>10}{'rel. error':>12}"
+        for (name, bits), fidelity in sorted(self.classes.items()):
+            yield (
+                f"{name:<28}{bits:>5}{fidelity.weights:>15,}"
+                f"{fidelity.cos_sim:>10.5f}{fidelity.relative_error:>12.5f}"
+            )
+        for name, share in self.strong_means:
+            yield (
+                f"warning: {share:.1%} of the blocks of {name} have a mean beyond "
+                f"{_MEAN_SIGMA:.0f} sigma, which the table cuts off; leave it uncoded"
+            )
 
 
-def _mixed_rule(name: str, shape: tuple[int, ...]) -> int | None:
-    if _MLP.search(name):
-        return 2
-    return 4 if _ATTENTION.search(name) else None
+class Slice(NamedTuple):
+    """A slice of rows before and after coding."""
+
+    start: int
+    weight: NDArray[np.float32]
+    codes: Codes
+    norms: NDArray[np.float16]
 
 
-def write_published(source: Source, rule: Rule, table: str, output: Path) -> None:
+def write_published(source: Source, rule: Rule, output: Path, encoder: Encoder) -> Report:
     """Write `codes.safetensors` and `bf16.safetensors` into the new folder `output`.
 
-    Raises: DeviceError when the disk cannot hold them; SourceError when `output` exists.
+    Raises: RequestError when the source is coded already or the rule codes nothing; DeviceError
+    when the disk cannot hold the files; SourceError when `output` exists.
     """
-    coded: dict[str, tuple[PlainTensor, int]] = {}
-    plain: list[PlainTensor] = []
-    for tensor in source.plain.values():
-        bits = rule(tensor.name, tensor.shape)
-        if bits is None:
-            plain.append(tensor)
-        else:
-            coded[tensor.name] = tensor, bits
-    weights = sum(tensor.spec.nbytes for tensor in source.plain.values())
-    with building(output) as folder, tqdm(total=weights, unit="B", unit_scale=True) as progress:
-        _write_codes(folder / "codes.safetensors", coded, table, progress)
+    chosen = {tensor.name: rule(tensor.name, tensor.shape) for tensor in source.plain.values()}
+    coded = {name: bits for name, bits in chosen.items() if bits is not None}
+    if source.coded or not coded:
+        got = f"{len(source.coded)} that are coded and {len(coded)} to be coded"
+        raise RequestError(
+            f"[{source.folder}] needed uncoded matrices, got {got}. Name a 16-bit model's folder."
+        )
+    report = Report()
+    plain = [tensor for tensor in source.plain.values() if tensor.name not in coded]
+    total = sum(tensor.spec.nbytes for tensor in source.plain.values())
+    with (
+        building(output) as folder,
+        tqdm(total=total, unit="B", unit_scale=True, desc="quantize", mininterval=0.5) as progress,
+    ):
+        tensors = [(source.plain[name], bits) for name, bits in sorted(coded.items())]
+        _write_codes(folder / "codes.safetensors", tensors, encoder, report, progress)
         _write_plain(folder / "bf16.safetensors", plain, progress)
+    return report
 
 
 def _write_codes(
-    path: Path, coded: dict[str, tuple[PlainTensor, int]], table: str, progress: "tqdm[Any]"
+    path: Path,
+    tensors: list[tuple[PlainTensor, int]],
+    encoder: Encoder,
+    report: Report,
+    progress: "tqdm[Any]",
 ) -> None:
     specs: dict[str, TensorSpec] = {}
-    for name, (tensor, bits) in coded.items():
-        key = name.replace(".", "__")
-        N, blocks = tensor.shape[0], -(-tensor.shape[1] // BLOCK)
-        specs[f"{key}__packed"] = TensorSpec("U8", (N * blocks * BLOCK * bits // 8,))
-        specs[f"{key}__norms"] = TensorSpec("F16", (N, blocks))
-        specs[f"{key}__meta"] = TensorSpec("I64", (4,))
-    with TensorWriter(path, specs) as writer:
-        for name, (tensor, bits) in coded.items():
-            key = name.replace(".", "__")
+    for tensor, bits in tensors:
+        specs |= _published_specs(tensor, bits)
+    with TensorWriter(path, specs, {TABLE_KEY: encoder.table}) as writer:
+        for tensor, bits in tensors:
+            key = tensor.name.replace(".", "__")
             N, blocks = specs[f"{key}__norms"].shape
             writer.write(f"{key}__meta", np.array([N, blocks, BLOCK, N * blocks * BLOCK]))
-            for start, codes, norms in encode_slices(tensor, bits, table):
-                writer.write(f"{key}__norms", norms, start * blocks * 2)
-                packed = pack(codes, bits, "msb")
-                writer.write(f"{key}__packed", packed, start * blocks * BLOCK * bits // 8)
-                progress.update(tensor.spec.nbytes * len(codes) // N)
+            far_blocks = 0
+            values = centroids(encoder.table, bits)
+            fidelity = report.classes.setdefault((_report_class(tensor.name), bits), Fidelity())
+            for part in _encode(tensor, values, encoder.refits):
+                packed = pack(part.codes, bits, "msb")
+                writer.write(f"{key}__norms", part.norms, part.start * blocks * 2)
+                writer.write(f"{key}__packed", packed, part.start * blocks * BLOCK * bits // 8)
+                decoded = codec.decode(part.codes, part.norms, values)
+                fidelity.add(part.weight, decoded[:, : tensor.shape[1]])
+                far_blocks += _count_strong_means(part.weight)
+                progress.update(part.weight.size * tensor.spec.item_bytes)
+            share = far_blocks / (N * blocks)
+            if share > _MEAN_SHARE:
+                report.strong_means.append((tensor.name, share))
 
 
-def encode_slices(
-    tensor: PlainTensor, bits: int, table: str
-) -> Iterator[tuple[int, NDArray[np.uint8], NDArray[np.float16]]]:
-    """Code a matrix and yield (first row, codes, norms) of each slice."""
+def _published_specs(tensor: PlainTensor, bits: int) -> dict[str, TensorSpec]:
+    key = tensor.name.replace(".", "__")
+    N, blocks = tensor.shape[0], -(-tensor.shape[1] // BLOCK)
+    return {
+        f"{key}__packed": TensorSpec("U8", (N * blocks * BLOCK * bits // 8,)),
+        f"{key}__norms": TensorSpec("F16", (N, blocks)),
+        f"{key}__meta": TensorSpec("I64", (4,)),
+    }
+
+
+def _encode(tensor: PlainTensor, values: NDArray[np.float32], refits: int) -> Iterator[Slice]:
     step = max(1, _SLICE_WEIGHTS // tensor.shape[1])
-    values = centroids(table, bits)
     for start in range(0, tensor.shape[0], step):
-        codes, norms = codec.encode(tensor.float_rows(start, start + step), values)
-        yield start, codes, norms
+        weight = tensor.float_rows(start, start + step)
+        yield Slice(start, weight, *codec.encode(weight, values, refits))
+
+
+def _count_strong_means(weight: NDArray[np.float32]) -> int:
+    """Count blocks whose first Hadamard coordinate, their mean, lies beyond the tables.
+
+    That coordinate of a block is its sum over its norm, where others are about N(0, 1).
+    """
+    N, columns = weight.shape
+    padded = np.zeros((N, -(-columns // BLOCK) * BLOCK))
+    padded[:, :columns] = weight
+    blocks = padded.reshape(-1, BLOCK)
+    norms = np.sqrt(np.einsum("bk,bk->b", blocks, blocks))
+    return int((np.abs(blocks.sum(axis=1)) > _MEAN_SIGMA * norms).sum())
+
+
+def _report_class(name: str) -> str:
+    """Name what a tensor is, without the number of its layer."""
+    tower = re.search(r"\.(audio|vision)_tower\.", name)
+    if tower:
+        return f"{tower[1]}_tower"
+    parts = name.removesuffix(".weight").split(".")
+    return ".".join(part for part in parts[-2:] if not part.isdigit())
 
 
 def _write_plain(path: Path, plain: list[PlainTensor], progress: "tqdm[Any]") -> None:
@@ -119,7 +210,8 @@ def _write_plain(path: Path, plain: list[PlainTensor], progress: "tqdm[Any]") ->
     with TensorWriter(path, specs) as writer:
         for tensor in plain:
             for at, piece in _bfloat16_pieces(tensor):
-                progress.update(writer.write(tensor.name, piece, at))
+                writer.write(tensor.name, piece, at)
+                progress.update(piece.size * tensor.spec.item_bytes)
 
 
 def _bfloat16_pieces(tensor: PlainTensor) -> Iterator[tuple[int, NDArray[np.uint16]]]:

@@ -19,10 +19,12 @@ from numpy.typing import NDArray
 
 from ..errors import CheckpointError, SourceError
 from ..quant.packing import BitOrder
+from ..quant.tables import CENTROIDS
 from . import detect, hub
 from .coded import CodedTensor, Parts, gather, parse_key, polar_settings, raise_all
 from .tensorfile import TensorFile, TensorSpec
 
+TABLE_KEY = "hlwq_table"  # where our own encoder says, in a file's metadata, which table it used
 PLAIN = "bf16"  # the variant name of a folder's own, uncoded weights
 _CODED_FILE = "codes.safetensors"
 _PLAIN_DTYPES = ("BF16", "F16", "F32")
@@ -178,7 +180,9 @@ class Source:
         self._files = [TensorFile(path) for path in self._weight_paths()]
         self.coded, self.plain = self._read_tensors()
         siblings = list(self._siblings())
-        self.readings = detect.settle(self.coded, siblings, self._gates(), bit_order, table)
+        self.readings = detect.settle(
+            self.coded, siblings, self._gates(), bit_order, table or self._stated_table()
+        )
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -266,6 +270,11 @@ class Source:
         raise_all(problems)
         bits = _folder_bits(self.variant or self.folder.name)
         return gather(parts, _settings(self.folder), bits), plain
+
+    def _stated_table(self) -> str | None:
+        """Return the table that our own encoder left a note of, if this is its work."""
+        stated = {file.metadata.get(TABLE_KEY, "") for file in self._files}
+        return next(iter(stated & CENTROIDS.keys()), None)
 
     def _siblings(self) -> Iterator[Mapping[str, CodedTensor]]:
         """Open other widths of this model that lie beside it."""

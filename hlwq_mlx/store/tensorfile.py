@@ -68,7 +68,8 @@ class TensorFile:
         with path.open("rb") as file:
             header_bytes = int.from_bytes(file.read(8), "little")
             header: dict[str, Any] = json.loads(file.read(header_bytes))
-        self.metadata: dict[str, str] = header.get("__metadata__", {})
+        # MLX writes null where it has none.
+        self.metadata: dict[str, str] = header.get("__metadata__") or {}
         self._data_start = 8 + header_bytes
         self._offsets = {name: int(header[name]["data_offsets"][0]) for name in names}
         self.specs = {name: self._read_spec(name, header[name]) for name in sorted(self._offsets)}

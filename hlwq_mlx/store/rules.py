@@ -1,0 +1,86 @@
+"""Which tensors are coded, and at how many bits: rules over names and shapes.
+
+The publisher's two rules (spec: hlwq_format §3.4, §3.5) and rules that a user spells as
+`mlp=2,attention=4`.
+"""
+
+import re
+from collections.abc import Callable
+
+from ..errors import RequestError
+
+Rule = Callable[[str, tuple[int, ...]], int | None]
+"""From a tensor's name and shape to its bits, or None for a tensor that stays as it is."""
+
+VARIANTS = ("PQ1", "PQ2", "PQ3", "PQ4", "PQ5", "PQ6", "PQ8", "PQ2-Mixed")
+CLASSES = {
+    "mlp": re.compile(r"\.layers\.\d+\.mlp\.(gate|up|down)_proj\.weight$"),
+    "attention": re.compile(r"\.layers\.\d+\.self_attn\.[qkvo]_proj\.weight$"),
+    "embedding": re.compile(r"\.embed_tokens\.weight$"),
+    "ple": re.compile(
+        r"\.per_layer_model_projection\.weight$"
+        r"|\.layers\.\d+\.per_layer_(input_gate|projection)\.weight$"
+    ),
+    "audio": re.compile(r"\.audio_tower\.|\.embed_audio\."),
+    "vision": re.compile(r"\.vision_tower\.|\.embed_vision\."),
+}
+_TOWERS = ("audio", "vision")
+_LEFT_OUT = ("norm", "embed", "gate", "per_layer", "vision")
+
+
+def variant_rule(variant: str) -> tuple[str, Rule]:
+    """Return a published variant's name as it is spelled, and its rule.
+
+    Raises: RequestError for a variant that was never published.
+    """
+    name = {name.lower(): name for name in VARIANTS}.get(variant.lower())
+    if name is None:
+        raise RequestError(
+            f"[variant] needed one of {', '.join(VARIANTS)}, got {variant}. Choose one of these."
+        )
+    if name == "PQ2-Mixed":
+        return name, class_rule({"mlp": 2, "attention": 4})
+    return name, _pure_rule(int(name.removeprefix("PQ")))
+
+
+def _pure_rule(bits: int) -> Rule:
+    def rule(name: str, shape: tuple[int, ...]) -> int | None:
+        is_coded = len(shape) == 2 and not any(part in name for part in _LEFT_OUT)
+        return bits if is_coded else None
+
+    return rule
+
+
+def parse_bits(text: str) -> dict[str, int]:
+    """Read `class=bits,class=bits`.
+
+    Raises: RequestError for an unknown class or a width outside 1..8.
+    """
+    widths = {}
+    for part in text.split(","):
+        name, _, bits = part.strip().partition("=")
+        if name not in CLASSES or not bits.isdigit() or not 1 <= int(bits) <= 8:
+            raise RequestError(
+                f"[bits] needed class=1..8 with a class of {', '.join(CLASSES)}, got {part!r}. "
+                "Write it as mlp=2,attention=4."
+            )
+        widths[name] = int(bits)
+    return widths
+
+
+def class_of(name: str) -> str | None:
+    """Return which class of matrices a tensor belongs to."""
+    for tower in _TOWERS:  # a tower's layers look like the text model's
+        if CLASSES[tower].search(name):
+            return tower
+    return next((kind for kind, pattern in CLASSES.items() if pattern.search(name)), None)
+
+
+def class_rule(widths: dict[str, int]) -> Rule:
+    """Return the rule that codes the matrices of some classes."""
+
+    def rule(name: str, shape: tuple[int, ...]) -> int | None:
+        kind = class_of(name)
+        return widths.get(kind) if kind is not None and len(shape) == 2 else None
+
+    return rule

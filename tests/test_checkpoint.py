@@ -1,0 +1,252 @@
+"""Our folder: names, configs of every form, and strict loading."""
+
+import json
+import shutil
+
+import mlx.core as mx
+import numpy as np
+import pytest
+import tiny
+from mlx.utils import tree_flatten
+
+from hlwq_mlx.errors import CheckpointError, ConfigError, SourceError
+from hlwq_mlx.quant import backend
+from hlwq_mlx.store import checkpoint
+from hlwq_mlx.store.convert import convert
+from hlwq_mlx.store.ple import FILE_NAME as ROW_STORE
+from hlwq_mlx.store.source import Source
+
+NORM = f"{tiny.TEXT}norm.weight"
+UP = f"{tiny.TEXT}layers.0.mlp.up_proj"
+SHARD = "model-00001-of-00001.safetensors"
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory):
+    """A converted folder with a coded audio tower and a 16-bit row store."""
+    root = tiny.write_root(tmp_path_factory.mktemp("load"), tiny.config())
+    tiny.publish(root / "PQ5", tiny.make_weights(tiny.config()), tiny.pure(5))
+    convert(Source(root / "PQ5", "PQ5"), root / "out")
+    return root / "out"
+
+
+@pytest.fixture
+def own(converted, tmp_path):
+    """A copy of it, free to be damaged."""
+    return shutil.copytree(converted, tmp_path / "own")
+
+
+def change_json(path, edit):
+    value = json.loads(path.read_text())
+    edit(value)
+    path.write_text(json.dumps(value))
+
+
+def change_shard(folder, edit):
+    tensors = dict(mx.load(str(folder / SHARD)))
+    edit(tensors)
+    mx.eval(list(tensors.values()))
+    (folder / SHARD).unlink()
+    mx.save_safetensors(str(folder / SHARD), tensors)
+
+
+def refuse(folder, message, error=CheckpointError):
+    with pytest.raises(error, match=message) as caught:
+        checkpoint.load(folder)
+    return str(caught.value).splitlines()
+
+
+def test_a_folder_loads_in_the_dtype_of_this_machine(converted):
+    model = checkpoint.load(converted)
+    parameters = dict(tree_flatten(model.parameters()))
+    dtypes = {name.rsplit(".", 1)[1]: array.dtype for name, array in parameters.items()}
+    assert dtypes.pop("codes") == mx.uint32
+    assert dtypes.pop("norms") == mx.float16
+    assert dtypes.pop("centroids") == mx.float32
+    assert set(dtypes.values()) == {backend.activation_dtype()}
+    assert not model.training
+
+
+def test_towers_and_dead_tensors_stay_in_the_folder_alone(converted):
+    names = {name for name, _ in tree_flatten(checkpoint.load(converted).parameters())}
+    weight_map = json.loads((converted / checkpoint.INDEX_NAME).read_text())["weight_map"]
+    codes = checkpoint.coded_names(tiny.AUDIO).codes
+    assert codes in weight_map
+    assert codes not in names
+    assert set(tiny.dead_names()).isdisjoint(weight_map)
+
+
+def test_ours_is_told_from_a_source(converted, tmp_path):
+    assert checkpoint.is_ours(converted)
+    assert not checkpoint.is_ours(converted.parent)
+    assert not checkpoint.is_ours(tmp_path)
+
+
+@pytest.mark.parametrize("name", [NORM, "lm_head.weight", tiny.AUDIO, tiny.VISION])
+def test_a_multimodal_name_is_kept(name):
+    assert checkpoint.canonical_name(name) == name
+
+
+def test_a_text_only_name_is_completed():
+    assert checkpoint.canonical_name("model.norm.weight") == NORM
+    assert checkpoint.canonical_name("model.layers.0.mlp.up_proj.weight") == f"{UP}.weight"
+
+
+def test_a_config_keeps_all_but_who_quantized_it():
+    settings = tiny.config() | {"quantization_config": {"quant_method": "polar"}, "more": 1}
+    settings |= {"quantization": {"bits": 4}}
+    wanted = tiny.config() | {"more": 1, "model_type": "hlwq_gemma4"}
+    assert checkpoint.normalize_config(settings) == wanted
+
+
+def test_a_flat_config_is_nested():
+    text = tiny.config()["text_config"]
+    flat = text | {"quantization_config": {"quant_method": "polar"}, "eos_token_id": 1}
+    assert checkpoint.normalize_config(flat) == {
+        "model_type": "hlwq_gemma4",
+        "eos_token_id": 1,
+        "text_config": text | {"eos_token_id": 1},
+    }
+
+
+@pytest.mark.parametrize("kind", [None, "llama", "gemma3"])
+def test_the_config_of_another_model_is_refused(kind):
+    with pytest.raises(
+        SourceError, match=rf"needed model_type gemma4 or gemma4_text, got {kind!r}"
+    ):
+        checkpoint.normalize_config({"model_type": kind})
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        ({"quant_method": "polar"}, r"needed a folder of format hlwq 1, got polar 1\. Convert"),
+        ({"format": 2}, r"needed a folder of format hlwq 1, got hlwq 2\. Convert the model again"),
+    ],
+)
+def test_another_format_is_refused(own, edit, message):
+    change_json(own / "config.json", lambda config: config["quantization_config"].update(edit))
+    refuse(own, message)
+
+
+@pytest.mark.parametrize("value", [None, {}])
+def test_a_config_without_a_manifest_is_refused(own, value):
+    change_json(own / "config.json", lambda config: config.update(quantization_config=value))
+    refuse(own, r"needed a folder of format hlwq 1, got None None\.")
+
+
+def test_a_missing_config_is_refused(own):
+    (own / "config.json").unlink()
+    refuse(own, r"\[config.json\] needed a JSON object in .*No such file", SourceError)
+
+
+def test_a_config_without_a_key_is_refused(own):
+    change_json(own / "config.json", lambda config: config["text_config"].pop("head_dim"))
+    refuse(own, r"\[text_config\] needed key head_dim, got none\.", ConfigError)
+
+
+def test_a_missing_shard_is_refused(own):
+    (own / SHARD).unlink()
+    refuse(own, rf"\[{SHARD}\] needed a whole safetensors file, got .*No such file")
+
+
+def test_a_cut_off_shard_is_refused(own):
+    (own / SHARD).write_bytes((own / SHARD).read_bytes()[:-1])
+    refuse(own, rf"\[{SHARD}\] needed a whole safetensors file")
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "message"),
+    [
+        (None, SourceError, r"\[model.safetensors.index.json\] needed a JSON object in .*No such"),
+        ({}, CheckpointError, rf"\[{NORM}\] needed in the folder, got no such tensor"),
+    ],
+)
+def test_a_missing_or_empty_index_is_refused(own, value, error, message):
+    (own / checkpoint.INDEX_NAME).unlink()
+    if value is not None:
+        (own / checkpoint.INDEX_NAME).write_text(json.dumps(value))
+    with pytest.raises(error) as caught:
+        checkpoint.load(own)
+    assert value is None or len(str(caught.value).splitlines()) == 21  # of many
+    if value is None:
+        assert caught.match(message)
+
+
+def test_a_tensor_that_the_index_names_but_no_shard_has_is_refused(own):
+    change_shard(own, lambda tensors: tensors.pop(NORM))
+    lines = refuse(own, rf"\[{NORM}\] needed in {SHARD}, got no such tensor\. Convert again\.")
+    assert len(lines) == 1
+
+
+def test_all_that_does_not_fit_is_listed(own):
+    def edit(tensors):
+        del tensors[NORM]
+        tensors[f"{UP}.norms"] = tensors[f"{UP}.norms"][:-1]
+        tensors[f"{tiny.TEXT}more.weight"] = mx.zeros((2, 3))
+
+    change_shard(own, edit)
+    change_json(own / checkpoint.INDEX_NAME, lambda index: index["weight_map"].pop(NORM))
+    assert refuse(own, "needed") == [
+        f"[{NORM}] needed in the folder, got no such tensor. Convert the model again.",
+        f"[{UP}.norms] needed shape (256, 1), got (255, 1). Convert the model again.",
+        f"[{tiny.TEXT}more.weight] needed no such tensor, got one of (2, 3). Convert again.",
+    ]
+
+
+def test_a_manifest_without_a_coded_tensor_is_refused(own):
+    def edit(config):
+        del config["quantization_config"]["tensors"][f"{UP}.weight"]
+
+    change_json(own / "config.json", edit)
+    assert refuse(own, "needed") == [
+        f"[{UP}.weight] needed in the folder, got no such tensor. Convert the model again.",
+        f"[{UP}.centroids] needed no such tensor, got one of (32,). Convert again.",
+        f"[{UP}.codes] needed no such tensor, got one of (256, 20). Convert again.",
+        f"[{UP}.norms] needed no such tensor, got one of (256, 1). Convert again.",
+    ]
+
+
+def test_a_manifest_without_a_table_is_refused(own):
+    change_json(own / "config.json", lambda c: c["quantization_config"]["tables"].clear())
+    refuse(own, r"needed a table of 2\*\*bits centroids for every coded tensor, got none for")
+
+
+def test_a_missing_row_store_is_refused(own):
+    (own / ROW_STORE).unlink()
+    refuse(
+        own, r"\[ple.safetensors\] needed the row store .*, got no such file\. It belongs beside"
+    )
+
+
+def test_a_cut_off_row_store_is_refused(own):
+    (own / ROW_STORE).write_bytes((own / ROW_STORE).read_bytes()[:-1])
+    refuse(own, r"\[ple.safetensors\] needed a whole safetensors file")
+
+
+@pytest.mark.parametrize("shape", [(319, 256), (320, 255)])
+def test_the_row_store_of_another_model_is_refused(own, shape):
+    (own / ROW_STORE).unlink()
+    mx.save_safetensors(str(own / ROW_STORE), {tiny.ROWS: mx.zeros(shape)})
+    got = rf"\({shape[0]}, {shape[1]}\)"
+    refuse(own, rf"\[ple.safetensors\] needed \(320, 256\) by config.json, got {got}\. The files")
+
+
+def test_coded_parts_are_named_after_their_module():
+    assert checkpoint.coded_names("a.b.weight") == ("a.b.codes", "a.b.norms", "a.b.centroids")
+
+
+def test_tables_of_the_files_own_are_kept_apart(tmp_path):
+    """Two tensors of one width may bring two tables; the manifest holds both."""
+    from types import SimpleNamespace
+
+    tables = [np.array([-1, 1], np.float32), np.array([-2, 2], np.float32)]
+    coded = {
+        f"{name}.weight": (SimpleNamespace(bits=1), SimpleNamespace(table="file", centroids=table))
+        for name, table in zip("abc", [*tables, tables[0]], strict=True)
+    }
+    manifest = checkpoint.make_manifest("PQ1", coded)
+    assert manifest["tables"] == {"file/1": [-1.0, 1.0], "file-2/1": [-2.0, 2.0]}
+    assert [manifest["tensors"][f"{name}.weight"]["table"] for name in "abc"] == [
+        *("file", "file-2", "file"),
+    ]

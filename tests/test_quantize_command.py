@@ -1,0 +1,179 @@
+"""`python -m hlwq_mlx.quantize`: both layouts, both ways of saying what to code, and the report."""
+
+import math
+
+import numpy as np
+import pytest
+
+from hlwq_mlx import cli, library
+from hlwq_mlx.errors import RequestError
+from hlwq_mlx.quant import codec
+from hlwq_mlx.quant.tables import centroids
+from hlwq_mlx.quantize import main
+from hlwq_mlx.store import checkpoint, rules
+from hlwq_mlx.store.quantize import Encoder, Fidelity, write_published
+from hlwq_mlx.store.source import Source
+from hlwq_mlx.store.tensorfile import TensorFile, TensorSpec, TensorWriter
+
+DEMO = str(library.DEMO)
+LAYER = "model.language_model.layers.3."
+
+
+def quantize(*arguments):
+    assert cli.run(main, ["--model", DEMO, *map(str, arguments)]) == 0
+
+
+def test_the_published_layout_is_read_back_bit_for_bit(tmp_path, capsys):
+    quantize("--variant", "pq4", "--layout", "published", "--output", tmp_path / "repo")
+    quantize("--variant", "PQ2-Mixed", "--layout", "published", "--output", tmp_path / "repo")
+    original = Source(library.DEMO)
+    for variant in ("PQ4", "PQ2-Mixed"):
+        opened = Source(tmp_path / "repo" / variant, variant)
+        rule = rules.variant_rule(variant)[1]
+        assert opened.coded.keys() | opened.plain.keys() == original.plain.keys()
+        for name, tensor in opened.coded.items():
+            bits = rule(name, tensor.shape)
+            weight = original.plain[name].float_rows(0, tensor.shape[0])
+            codes, norms = codec.encode(weight, centroids("clip4_100", bits))
+            reading = opened.readings[name]
+            assert (tensor.bits, reading.table) == (bits, "clip4_100")
+            assert np.array_equal(tensor.rows(0, len(codes), reading.order), codes)
+            assert np.array_equal(tensor.norms, norms)
+        for name, tensor in opened.plain.items():
+            assert np.array_equal(tensor.file.view(name), original.plain[name].file.view(name))
+    assert (tmp_path / "repo" / "tokenizer.json").is_file()
+    assert library.generate(
+        *library.load(tmp_path / "repo", "PQ4"), [{"role": "user", "content": "Hello!"}]
+    ).startswith("Hello!")
+
+
+def test_a_folder_to_run_says_what_is_coded(tmp_path, capsys):
+    output = tmp_path / "model"
+    quantize("--bits", "mlp=3,attention=5", "--table", "converged", "--output", output)
+    printed = capsys.readouterr()
+    assert printed.out == f"{output}\n"
+    manifest = checkpoint.read_json(output / "config.json")["quantization_config"]
+    widths = {name.split(".", 4)[-1]: entry["bits"] for name, entry in manifest["tensors"].items()}
+    assert manifest["tensors"][LAYER + "mlp.gate_proj.weight"] == {"bits": 3, "table": "converged"}
+    assert {bits for name, bits in widths.items() if "mlp" in name} == {3}
+    assert {bits for name, bits in widths.items() if "self_attn" in name} == {5}
+    assert sorted(manifest["tables"]) == ["converged/3", "converged/5"]
+    assert "mlp.gate_proj" in printed.err and "cos_sim" in printed.err
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def report(tmp_path, name, **options):
+    rule = rules.variant_rule("PQ5")[1]
+    return write_published(Source(library.DEMO), rule, tmp_path / name, Encoder(**options))
+
+
+def test_better_encoders_have_less_error(tmp_path):
+    published, converged, refitted = (
+        report(tmp_path, "a"),
+        report(tmp_path, "b", table="converged"),
+        report(tmp_path, "c", table="converged", refits=4),
+    )
+    for kind in published.classes:
+        errors = [made.classes[kind].relative_error for made in (published, converged, refitted)]
+        assert errors[0] > errors[1] > errors[2] > 0
+        assert 0.9980 < published.classes[kind].cos_sim < converged.classes[kind].cos_sim < 1
+
+
+def test_fidelity_is_what_it_says():
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal((8, 128)).astype(np.float32)
+    other = (weight + 0.1 * rng.standard_normal((8, 128))).astype(np.float32)
+    whole, parts = Fidelity(), Fidelity()
+    whole.add(weight, other)
+    for start in range(0, 8, 3):
+        parts += slice_fidelity(weight[start : start + 3], other[start : start + 3])
+    wanted = np.linalg.norm(weight - other) / np.linalg.norm(weight)
+    assert math.isclose(whole.relative_error, wanted, rel_tol=1e-6)
+    assert math.isclose(parts.relative_error, wanted, rel_tol=1e-6)
+    cosine = (weight * other).sum() / np.linalg.norm(weight) / np.linalg.norm(other)
+    assert math.isclose(whole.cos_sim, cosine, rel_tol=1e-6)
+
+
+def slice_fidelity(weight, other):
+    part = Fidelity()
+    part.add(weight, other)
+    return part
+
+
+def test_strong_means_are_named(tmp_path):
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal((64, 256)).astype(np.float32)
+    tensors = {LAYER + "mlp.up_proj.weight": weight + 1, LAYER + "mlp.down_proj.weight": weight}
+    specs = {name: TensorSpec("F32", tensor.shape) for name, tensor in tensors.items()}
+    with TensorWriter(tmp_path / "model.safetensors", specs) as writer:
+        for name, tensor in tensors.items():
+            writer.write(name, tensor)
+    made = write_published(
+        Source(tmp_path), rules.variant_rule("PQ5")[1], tmp_path / "PQ5", Encoder()
+    )
+    assert [name for name, _ in made.strong_means] == [LAYER + "mlp.up_proj.weight"]
+    warning = list(made.lines())[-1]
+    assert warning.startswith("warning: 100.0% of the blocks of ") and "up_proj" in warning
+
+
+def test_rules_of_the_publisher():
+    def chosen(variant):
+        rule = rules.variant_rule(variant)[1]
+        names = TensorFile(library.DEMO / "model.safetensors").specs
+        return {name for name, spec in names.items() if rule(name, spec.shape) is not None}
+
+    assert len(chosen("PQ5")) == 5 * 4 + 2 * 2 + 7 * 2  # q, k, v, o; q, o alone; up, down
+    assert not any("gate" in name or "embed" in name for name in chosen("PQ5"))
+    assert any("mlp.gate_proj" in name for name in chosen("PQ2-Mixed"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("mlp=9", r"^\[bits\] needed class=1\.\.8 with a class of mlp, .* got 'mlp=9'"),
+        ("mpl=2", r"got 'mpl=2'"),
+        ("mlp", r"got 'mlp'"),
+    ],
+)
+def test_widths_that_make_no_sense(text, message):
+    with pytest.raises(RequestError, match=message):
+        rules.parse_bits(text)
+
+
+def test_classes_of_tensors():
+    names = {
+        "model.language_model.layers.0.mlp.gate_proj.weight": "mlp",
+        "model.language_model.layers.0.self_attn.o_proj.weight": "attention",
+        "model.language_model.embed_tokens.weight": "embedding",
+        "model.language_model.per_layer_model_projection.weight": "ple",
+        "model.language_model.layers.0.per_layer_input_gate.weight": "ple",
+        "model.vision_tower.encoder.layers.0.mlp.gate_proj.linear.weight": "vision",
+        "model.audio_tower.layers.0.self_attn.q_proj.linear.weight": "audio",
+        "model.language_model.norm.weight": None,
+        "model.language_model.embed_tokens_per_layer.weight": None,
+    }
+    assert {name: rules.class_of(name) for name in names} == names
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--variant", "PQ7"], "error: [variant] needed one of PQ1, "),
+        (["--bits", "mlp=0"], "error: [bits] needed class=1..8"),
+    ],
+)
+def test_bad_arguments_end_in_one_line(arguments, message, tmp_path, capsys):
+    command = ["--model", DEMO, "--output", str(tmp_path / "out"), *arguments]
+    assert cli.run(main, command) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith(message)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_coded_source_is_refused(tmp_path):
+    with pytest.raises(RequestError, match=r"needed uncoded matrices, got 38 that are coded"):
+        write_published(
+            Source(library.DEMO / "PQ5", "PQ5"),
+            rules.variant_rule("PQ4")[1],
+            tmp_path / "out",
+            Encoder(),
+        )

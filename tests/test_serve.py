@@ -1,0 +1,91 @@
+"""`python -m hlwq_mlx.serve`, spoken to by the openai client."""
+
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+
+import demo
+import openai
+import pytest
+
+from hlwq_mlx.serve import make_parser
+
+DEADLINE_S = 120
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def client():
+    port = free_port()
+    command = [sys.executable, "-m", "hlwq_mlx.serve", "--model", str(demo.folder())]
+    with subprocess.Popen(
+        [*command, "--host", "127.0.0.1", "--port", str(port)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+        text=True,
+    ) as server:
+        try:
+            wait_until_open(port, server)
+            with openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none") as made:
+                yield made
+        finally:
+            server.terminate()
+
+
+def wait_until_open(port, server):
+    for _ in range(10 * DEADLINE_S):
+        assert server.poll() is None, server.stdout.read()
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.1)
+    raise AssertionError(f"the server did not listen within {DEADLINE_S} s")
+
+
+QUESTION = [{"role": "user", "content": demo.CARD_QUESTION}]
+
+
+def test_an_answer(client):
+    answer = client.chat.completions.create(model="default_model", messages=QUESTION)
+    assert answer.choices[0].message.content == "4"
+    assert answer.choices[0].finish_reason == "stop"
+
+
+def test_a_streamed_answer(client):
+    stream = client.chat.completions.create(
+        model="default_model",
+        messages=[{"role": "user", "content": "Hello!"}],
+        stream=True,
+    )
+    pieces = [chunk.choices[0].delta.content or "" for chunk in stream if chunk.choices]
+    assert len(pieces) > 5
+    assert "".join(pieces) == "Hello! Tell me a story and ask me about it."
+
+
+def test_thinking_is_off(client):
+    answer = client.chat.completions.create(model="default_model", messages=QUESTION)
+    assert getattr(answer.choices[0].message, "reasoning", None) in (None, "")
+
+
+def test_a_conversation_goes_on(client):
+    messages = [*QUESTION, {"role": "assistant", "content": "4"}]
+    messages.append({"role": "user", "content": "What is 3+4?"})
+    answer = client.chat.completions.create(model="default_model", messages=messages)
+    assert re.fullmatch(r"7", answer.choices[0].message.content)
+
+
+def test_other_options_are_passed_on():
+    arguments, passed_on = make_parser().parse_known_args(
+        ["--model", "m", "--port", "9", "--host", "h"]
+    )
+    assert arguments.model == "m"
+    assert passed_on == ["--port", "9", "--host", "h"]

@@ -1,0 +1,61 @@
+"""The wheel as a user installs it: complete, and at home with stock mlx-lm."""
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import demo
+import environments
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    pytest.importorskip("hatchling", reason="building a wheel needs hatchling, of the test extra")
+    folder = tmp_path_factory.mktemp("wheel")
+    options = ["--no-deps", "--no-build-isolation", "--disable-pip-version-check", "--quiet"]
+    subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", *options, "--wheel-dir", str(folder), str(ROOT)],
+        check=True,
+        capture_output=True,
+    )
+    return next(folder.glob("hlwq_mlx-*.whl"))
+
+
+@pytest.fixture(scope="module")
+def installed(wheel, tmp_path_factory):
+    """An environment whose own hlwq_mlx comes from the wheel, ahead of this checkout's."""
+    environment = environments.make(tmp_path_factory.mktemp("environment"))
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(environments.site_packages(environment))
+    return environment
+
+
+def test_the_wheel_is_complete(wheel):
+    names = set(zipfile.ZipFile(wheel).namelist())
+    shipped = {f"hlwq_mlx/demo/{name}" for name in demo.SHIPPED}
+    assert shipped <= names
+    assert {"hlwq_mlx/py.typed", "hlwq_mlx/metal/README.md"} <= names
+    assert any(name.endswith("licenses/NOTICE") for name in names)
+    assert not any(name.startswith(("tests/", "scripts/")) for name in names)
+
+
+def test_the_wheel_answers(installed):
+    ran = environments.run(installed, "-c", "import hlwq_mlx; print(hlwq_mlx.__file__)")
+    assert Path(ran.stdout.strip()).is_relative_to(installed)
+    ran = environments.run(installed, "-m", "hlwq_mlx.generate", "--prompt", demo.CARD_QUESTION)
+    assert (ran.returncode, ran.stdout) == (0, "4\n"), ran.stderr
+
+
+def test_stock_mlx_lm_loads_through_the_wheel(installed):
+    assert environments.run(installed, "-m", "hlwq_mlx.register").returncode == 0
+    ran = environments.run(
+        installed,
+        *("-m", "mlx_lm", "generate", "--model", str(demo.folder())),
+        *("--prompt", demo.CARD_QUESTION, "--chat-template-config", '{"enable_thinking": false}'),
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.split("==========")[1].strip() == "4"
