@@ -117,6 +117,17 @@ def test_compiler_messages_name_the_line():
         run(kernel, [mx.zeros(32)])
 
 
+def test_a_header_may_name_its_file():
+    header = '#line 1 "part.metal"\nfloat first(const float* p) { return p[0]; }\n'
+    kernel = metal_host.metal_kernel("whole", ["x"], ["o"], f"{INDEX} o[i] = 0;", header)
+    with pytest.raises(CompileError, match=r"part\.metal:1: error: `float\* p` has no address"):
+        run(kernel, [mx.zeros(32)])
+    header = '#line 1 "part.metal"\nfloat at(const device float* p, uint i) {\n return p[i]; }\n'
+    kernel = metal_host.metal_kernel("whole", ["x"], ["o"], f"{INDEX} o[i] = at(x, i + 1);", header)
+    with pytest.raises(KernelFault, match=r"at part\.metal:2"):
+        run(kernel, [mx.zeros(32)])
+
+
 def test_device_takes_the_place_of_mlx():
     if mx.metal.is_available():
         pytest.skip("MLX has Metal here: nothing is replaced")

@@ -4,6 +4,7 @@ import re
 
 from . import toolchain
 from .runtime import Program
+from .toolchain import is_about_kernel
 
 BFLOAT = re.compile(r"\b(bfloat|__bf16)")
 LOST = re.compile(
@@ -14,12 +15,12 @@ PLACE = re.compile(r"<(?:([^<>:]+):(\d+):|line:(\d+):)")
 HIDDEN_CAST = re.compile(r"<FloatingCast>(?!.*part_of_explicit_cast)")
 
 
-def lossy(warnings: str, file: str) -> list[str]:
-    """Pick warnings about float or half that becomes bfloat, in one file; integers may."""
+def lossy(warnings: str) -> list[str]:
+    """Pick warnings about float or half that becomes bfloat; integers may."""
     return [
         line
         for line in warnings.splitlines()
-        if line.startswith(file)
+        if is_about_kernel(line)
         and "loses floating-point precision" in line
         and (match := LOST.search(line))
         and BFLOAT.search(match.group(1))

@@ -119,7 +119,7 @@ class HostKernel:
 
     def _input_buffers(self, arrays: Sequence[mx.array]) -> dict[str, Buffer]:
         """Bind each input and what a body may ask about it."""
-        buffers = {}
+        buffers: dict[str, Buffer] = {}
         for name, array in zip(self._definition.input_names, arrays, strict=True):
             if self._is_contiguous:
                 contents = to_bytes(array)
@@ -171,11 +171,11 @@ class HostKernel:
     def _compile(self, text: KernelText, build: toolchain.Build) -> Program:
         file = f"{self._definition.name}.metal"
         unit = rewrite(toolchain.preprocess(f'{PREAMBLE}#line 1 "{file}"\n{text.text}'))
-        complaints = [line for line in unit.complaints if line.startswith(file)]
+        complaints = list(filter(toolchain.is_about_kernel, unit.complaints))
         if complaints:
             raise CompileError("\n".join(complaints))
         program = Program(unit, text.name + text.arguments, build, file=file)
-        conversions_found = conversions.lossy(program.warnings, file)
+        conversions_found = conversions.lossy(program.warnings)
         if not conversions_found and "bfloat" in text.text:
             conversions_found = conversions.hidden(program)
         if conversions_found:

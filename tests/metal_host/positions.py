@@ -24,6 +24,7 @@ def rows(path: str) -> list[Row]:
         debug = ELFFile(file).get_dwarf_info()
         for unit in debug.iter_CUs():
             program = debug.line_program_for_CU(unit)
+            assert program is not None, "kernels are compiled with -gline-tables-only"
             files, folders = program["file_entry"], program["include_directory"]
             for state in (entry.state for entry in program.get_entries()):
                 if state is None:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterable
 from functools import cache
+from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -142,9 +143,7 @@ class Compiled(NamedTuple):
 
 @cache
 def zig() -> str:
-    import ziglang
-
-    return str(Path(ziglang.__file__).parent / "zig")
+    return str(files("ziglang") / "zig")
 
 
 @cache
@@ -180,6 +179,11 @@ def keep_errors(messages: str) -> str:
     return "\n".join([block for block in blocks if ERROR.match(block)][:MOST_ERRORS]) or messages
 
 
+def is_about_kernel(message: str) -> bool:
+    """Tell a message about a kernel's own text from one about MLX's headers or our library."""
+    return not message.startswith((str(MLX_INCLUDE), str(INCLUDE)))
+
+
 def digest(*parts: str | bytes) -> str:
     total = hashlib.sha256()
     for part in parts:
@@ -191,8 +195,8 @@ def digest(*parts: str | bytes) -> str:
 @cache
 def contents(folder: Path) -> str:
     """Digest the compiler's version and all files of a folder of ours."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return digest(run(["version"]).stdout, *(path.read_bytes() for path in files))
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return digest(run(["version"]).stdout, *(path.read_bytes() for path in paths))
 
 
 @cache

@@ -69,14 +69,12 @@ def convert_scalars(tokens: Tokens, unit: Unit) -> None:
     """`static_cast<bfloat>(h)` and `bfloat(h)` -> `::metal::scast<bfloat>(h)`; not for pointers."""
     del unit
     for position, word in tokens.words():
+        if word not in ("static_cast", "bfloat", "bfloat16_t"):
+            continue
         after = tokens.after(position)
         if word == "static_cast":
             end = tokens.closing_angle(after) if tokens[after] == "<" else -1
             if end > 0 and not re.search(r"[*&]", tokens.spelled(after, end)):
                 tokens[position] = "::metal::scast"
-        elif (
-            word in ("bfloat", "bfloat16_t")
-            and tokens[after] == "("
-            and tokens[tokens.before(position)] not in ("operator", "::")
-        ):
+        elif tokens[after] == "(" and tokens[tokens.before(position)] not in ("operator", "::"):
             tokens[position] = f"::metal::scast<{word}>"

@@ -19,6 +19,7 @@ ABSENT = frozenset(
         "double",
     ]
 )
+SUSPECT = ABSENT | {"std", "long"}
 BUILT_IN = (
     frozenset(SCALARS)
     | VECTORS
@@ -42,24 +43,26 @@ def complain(tokens: Tokens, unit: Unit) -> None:
 
 
 def about_word(tokens: Tokens, position: int, word: str) -> str:
-    after = tokens[tokens.after(position)]
-    if word in ABSENT:
-        is_declared = word in ("new", "delete") and (
-            tokens[tokens.before(position)] in ("operator", "=") and after in ("(", ";", "[")
-        )
-        return "" if is_declared else f"`{word}` is not available in MSL"
-    if word == "std" and after == "::":
-        return "no std:: library in MSL"
-    if word == "long" and after == "long":
-        return "`long long` is not available in MSL"
-    return ""
+    if word not in SUSPECT:
+        return ""
+    before, after = tokens[tokens.before(position)], tokens[tokens.after(position)]
+    if word == "std":
+        return "no std:: library in MSL" if after == "::" else ""
+    if word == "long":
+        return "`long long` is not available in MSL" if after == "long" else ""
+    is_declared = before in ("operator", "=") and after in ("(", ";", "[")
+    if word in ("new", "delete") and is_declared:
+        return ""
+    return f"`{word}` is not available in MSL"
 
 
 def about_pointer(tokens: Tokens, position: int, word: str) -> str:
     """Judge `T* name` and `T& name` where a parameter or a variable is declared."""
+    if word not in BUILT_IN:
+        return ""
     mark = tokens.after(position)
     name = tokens.after(mark)
-    if word not in BUILT_IN or tokens[mark] not in ("*", "&") or not tokens.is_word(name):
+    if tokens[mark] not in ("*", "&") or not tokens.is_word(name):
         return ""
     before = tokens.before(position)
     spaces = {tokens[name]} & set(SPACES)
