@@ -94,6 +94,14 @@ def test_gate_and_up_are_halves():
         kernels.geglu(zeros(1, 256), *matrix(), tile=Tile(1, 8, 4, 1))
 
 
+def test_activations_of_2_to_the_32_elements_are_too_large():
+    rows = zeros(1 << 24, 256)  # never evaluated
+    with pytest.raises(ShapeError, match=r"\[kernels\.qmm\] needed x of .* than 2\*\*32 elements"):
+        kernels.qmm(rows, *matrix())
+    with pytest.raises(ShapeError, match=r"\[kernels\.hadamard\] needed float32, float16 or"):
+        kernels.hadamard(rows)
+
+
 def test_qmm_needs_a_row():
     with pytest.raises(ShapeError, match=r"\[kernels\.qmm\] needed at least one row"):
         kernels.qmm(zeros(0, 256), *matrix())

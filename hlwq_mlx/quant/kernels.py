@@ -384,9 +384,10 @@ def check_matrix(where: str, matrix: Coded) -> None:
 def _rows(where: str, x: mx.array, K: int) -> mx.array:
     """Check an activation and return it as a matrix."""
     codec.check_product(where, x, K)
-    if x.dtype not in FLOATING:
+    if x.dtype not in FLOATING or x.size >= 1 << 32:
         raise ShapeError(
-            f"[{where}] needed x of float32, float16 or bfloat16, got {x.dtype}. Cast it."
+            f"[{where}] needed x of float32, float16 or bfloat16 and less than 2**32 elements, "
+            f"got {x.dtype} {x.shape}. Cast it, or split the rows."
         )
     return x.reshape(-1, K)
 
