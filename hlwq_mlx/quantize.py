@@ -56,7 +56,7 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, quantize, print the report."""
     arguments = make_parser().parse_args(argv)
-    from .store import rules, source
+    from .store import hub, rules, source
     from .store.quantize import Encoder
 
     if arguments.variant:
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         widths = rules.parse_bits(arguments.bits)
         name = "-".join(["PQ", *(f"{kind}{bits}" for kind, bits in widths.items())])
         rule = rules.class_rule(widths)
-    folder, _ = source.find(arguments.model, source.PLAIN)
+    folder, _ = source.find(arguments.model, hub.PLAIN)
     encoder = Encoder(arguments.table, BEST_REFITS if arguments.refit else 0)
     opened = source.Source(folder)
     if arguments.layout == "published":

@@ -209,7 +209,7 @@ FILES = [
 ]
 
 
-@pytest.mark.parametrize(("asked", "got"), [("PQ5", "PQ5"), ("pq4", "PQ4")])
+@pytest.mark.parametrize(("asked", "got"), [("PQ5", "PQ5"), ("pq4", "PQ4"), ("BF16", None)])
 def test_a_hub_variant_is_matched(asked, got):
     assert hub.choose_variant("a/b", FILES, asked) == got
 
@@ -223,8 +223,10 @@ def test_the_only_hub_variant_is_taken():
     ("files", "variant", "message"),
     [
         (FILES, None, r"\[a/b\] needed one variant, got PQ4, PQ5\. Choose with --variant"),
-        (FILES, "PQ6", r"\[a/b\] needed variant PQ6, got PQ4, PQ5\. Choose one of these"),
-        (["model.safetensors"], "PQ6", r"needed variant PQ6, got no variant at all"),
+        (FILES, "PQ6", r"\[a/b\] needed variant PQ6, got PQ4, PQ5, bf16\. Choose one of these"),
+        (["model.safetensors"], "PQ6", r"needed variant PQ6, got bf16\. Choose"),
+        (["PQ5/codes.safetensors"], "bf16", r"needed variant bf16, got PQ5\. Choose"),
+        (["config.json"], "PQ6", r"needed variant PQ6, got no variant at all"),
     ],
 )
 def test_a_hub_variant_that_is_not_there_is_refused(files, variant, message):

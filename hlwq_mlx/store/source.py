@@ -25,7 +25,6 @@ from .coded import CodedTensor, Parts, gather, parse_key, polar_settings, raise_
 from .tensorfile import TensorFile, TensorSpec
 
 TABLE_KEY = "hlwq_table"  # where our own encoder says, in a file's metadata, which table it used
-PLAIN = "bf16"  # the variant name of a folder's own, uncoded weights
 _CODED_FILE = "codes.safetensors"
 _PLAIN_DTYPES = ("BF16", "F16", "F32")
 
@@ -91,7 +90,7 @@ def _choose_local(root: Path, variant: str | None) -> tuple[Path, str | None]:
     _settings(root)
     variants = list_variants(root)
     has_own_weights = bool(_root_weights(root))
-    choices = [*variants, *([PLAIN] if has_own_weights else [])]
+    choices = [*variants, *([hub.PLAIN] if has_own_weights else [])]
     if variant is None and len(choices) == 1:
         variant = choices[0]
     if variant is None and variants:
@@ -106,7 +105,7 @@ def _choose_local(root: Path, variant: str | None) -> tuple[Path, str | None]:
             "Name a folder with codes.safetensors or model*.safetensors in it or in a PQ folder."
         )
     name = by_name[variant.lower()]
-    return (root, None) if name == PLAIN else (root / name, name)
+    return (root, None) if name == hub.PLAIN else (root / name, name)
 
 
 def _variant_name(folder: str) -> str | None:
