@@ -21,6 +21,7 @@ from .dialog.stop import AnswerText
 from .dialog.tokenizer import load_tokenizer
 from .engine.decode import PREFILL_STEP, Progress, generate_tokens
 from .engine.sampling import Sampling
+from .errors import SourceError
 from .gemma4.model import Model
 from .store import checkpoint, convert, source
 
@@ -52,11 +53,21 @@ def converted_folder(model: str, variant: str | None = None) -> Path:
     target = cache_folder() / _cache_name(model, opened)
     if not target.is_dir():
         logger.info("converting %s %s once into %s", model, variant or "", target)
-        for line in convert.convert(opened, target).lines():
-            logger.info("%s", line)
+        _convert(opened, target)
     else:
         logger.info("using %s, converted before", target)
     return target
+
+
+def _convert(opened: source.Source, target: Path) -> None:
+    """Convert into the cache, or take what another process made of the same model meanwhile."""
+    try:
+        for line in convert.convert(opened, target).lines():
+            logger.info("%s", line)
+    except SourceError:
+        if not target.is_dir():
+            raise
+        logger.info("using %s, converted by another process meanwhile", target)
 
 
 def _cache_name(model: str, opened: source.Source) -> str:
