@@ -72,7 +72,7 @@ def _convert(opened: source.Source, target: Path) -> None:
 
 def _cache_name(model: str, opened: source.Source) -> str:
     """Name a converted folder after the model and the state of its files."""
-    files = [*opened.weight_files, opened.root / "config.json", *opened.side_files]
+    files = [*opened.weight_files, *opened.root_files]
     state = [
         (path.resolve().as_posix(), path.stat().st_size, path.stat().st_mtime_ns) for path in files
     ]

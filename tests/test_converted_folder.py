@@ -6,7 +6,8 @@ import pytest
 
 from hlwq_mlx import library
 from hlwq_mlx.errors import SourceError
-from hlwq_mlx.store import convert
+from hlwq_mlx.store import convert, detect, source
+from hlwq_mlx.store.tensorfile import TensorFile
 
 
 @pytest.fixture(autouse=True)
@@ -14,6 +15,25 @@ def cache(tmp_path, monkeypatch, caplog):
     monkeypatch.setenv(library.CACHE_VARIABLE, str(tmp_path / "cache"))
     caplog.set_level("INFO", logger="hlwq_mlx")
     return tmp_path / "cache"
+
+
+def test_a_converted_model_is_found_by_headers_alone(monkeypatch):
+    folder = library.converted_folder(str(library.DEMO), "PQ5")
+
+    def refuse(*arguments):
+        raise AssertionError("codes and norms were read")
+
+    monkeypatch.setattr(detect, "settle", refuse)
+    monkeypatch.setattr(source, "gather", refuse)
+    monkeypatch.setattr(TensorFile, "view", refuse)
+    assert library.converted_folder(str(library.DEMO), "PQ5") == folder
+
+
+def test_a_source_without_config_is_refused_in_one_line(tmp_path):
+    root = shutil.copytree(library.DEMO, tmp_path / "demo")
+    (root / "config.json").unlink()
+    with pytest.raises(SourceError, match=r"needed config\.json in this folder or the one above"):
+        library.converted_folder(str(root), "PQ5")
 
 
 def test_what_another_process_made_meanwhile_is_taken(cache, monkeypatch, caplog):
