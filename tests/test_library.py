@@ -5,6 +5,8 @@ import subprocess
 import sys
 
 import demo
+import mlx.core as mx
+import numpy as np
 import pytest
 
 import hlwq_mlx
@@ -28,6 +30,26 @@ def test_messages_text_and_ids_are_the_same_prompt(loaded):
     assert text == f"<bos><|turn>user\n{demo.CARD_QUESTION}<turn|>\n<|turn>model\n"
     answers = {library.generate(model, tokenizer, prompt) for prompt in (QUESTION, text, ids)}
     assert answers == {"4"}
+
+
+def test_ids_may_come_in_an_array(loaded):
+    _, tokenizer = loaded
+    for ids in (np.array([2, 5, 6]), mx.array([2, 5, 6]), (2, 5, 6)):
+        assert library.prompt_ids(tokenizer, ids) == [2, 5, 6]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        (["hello"], r"^\[prompt\] needed text, messages or a row of token ids, got <U5 of shape"),
+        (np.zeros((2, 3), int), r"got int64 of shape \(2, 3\)"),
+        ([2.5], "got float64"),
+        ([*QUESTION, "hello"], r"messages\[1\]"),
+    ],
+)
+def test_prompts_of_another_kind(loaded, prompt, message):
+    with pytest.raises(RequestError, match=message):
+        library.prompt_ids(loaded[1], prompt)
 
 
 def test_thinking_is_off_unless_asked_for(loaded):
@@ -54,7 +76,7 @@ def test_a_limit_ends_an_answer(loaded):
     story = [{"role": "user", "content": "Continue the story: Once upon a time there was a child"}]
     pieces = list(library.stream_generate(model, tokenizer, story, max_tokens=5))
     assert pieces[-1].finish_reason == "length"
-    assert pieces[-1].generation_tokens == 5
+    assert [piece.generation_tokens for piece in pieces] == [1, 2, 3, 4, 5]
     whole = library.generate(model, tokenizer, story, max_tokens=60)
     assert whole.startswith("".join(piece.text for piece in pieces))
 
