@@ -47,9 +47,9 @@ def bytes_a_code(bits, table="clip4_100", weight=WEIGHT, name=UP):
     return coded(bits, weight=weight, table=table, name=name, raw=codes.reshape(-1), stored_bits=8)
 
 
-def settle(*tensors, siblings=(), gates=None, order=None, table=None):
+def settle(*tensors, siblings=(), gates=None, order=None, table=None, stated=None):
     by_name = {tensor.name: tensor for tensor in tensors}
-    return detect.settle(by_name, siblings, gates or {}, order, table)
+    return detect.settle(by_name, siblings, gates or {}, order, table, stated)
 
 
 def decoded(tensor, reading):
@@ -244,6 +244,14 @@ def test_a_table_that_is_asked_for_is_taken_but_not_over_the_files_own():
     assert (readings[UP].table, readings[DOWN].table) == ("inf_100", "file")
     np.testing.assert_array_equal(readings[UP].centroids, centroids("inf_100", 5))
     np.testing.assert_array_equal(readings[DOWN].centroids, own)
+
+
+def test_a_table_that_the_file_states_is_taken_but_not_over_what_is_asked_for():
+    stated = settle(coded(5, weight=weight_of(4096)), stated="converged")[UP]
+    assert stated.evidence.endswith("table converged as the file says")
+    np.testing.assert_array_equal(stated.centroids, centroids("converged", 5))
+    asked = settle(coded(5), table="inf_100", stated="converged")[UP]
+    assert asked.evidence.endswith("table inf_100 as asked")
 
 
 def test_cell_probabilities_are_a_distribution():

@@ -242,16 +242,19 @@ def settle_tables(
     tensors: Mapping[str, CodedTensor],
     orders: Mapping[str, tuple[BitOrder, str]],
     siblings: Sequence[Mapping[str, CodedTensor]],
-    forced: str | None,
+    told: tuple[str, str] | None,
 ) -> dict[str, tuple[str, str]]:
-    """Choose a table for every tensor; below five bits wider tensors of the model decide."""
+    """Choose a table for every tensor; below five bits wider tensors of the model decide.
+
+    `told` is a table that needs no guess, and who told it.
+    """
     is_open = {
         name: tensor.own_table is None and tensor.implied_table == "clip4_100"
         for name, tensor in tensors.items()
     }
     own = tables_by_width((tensors[name] for name in tensors if is_open[name]), orders)
     wider, evidence = own, "as the wider tensors of the file"
-    if not own and forced is None and any(is_open.values()):
+    if not own and told is None and any(is_open.values()):
         evidence = "as another width of the model"
         for sibling in siblings:
             wider = wider or tables_by_width(sibling.values(), settle_orders(sibling, (), {}, None))
@@ -259,8 +262,8 @@ def settle_tables(
     for name, tensor in tensors.items():
         if tensor.own_table is not None:
             verdicts[name] = "file", "stored in the file"
-        elif forced is not None:
-            verdicts[name] = forced, "as asked"
+        elif told is not None:
+            verdicts[name] = told
         elif not is_open[name]:
             verdicts[name] = tensor.implied_table, "by key style"
         elif tensor.bits in own:
@@ -278,13 +281,20 @@ def settle(
     gates: Mapping[str, Rows],
     forced_order: BitOrder | None,
     forced_table: str | None,
+    stated_table: str | None,
 ) -> dict[str, Reading]:
     """Decide how every coded tensor of a file is read.
 
     `siblings` are other widths of the same model, `gates` its 16-bit gate_proj matrices by name.
+    A table is forced by who asks for the model, stated by who wrote the file.
     """
     orders = settle_orders(tensors, siblings, gates, forced_order)
-    tables = settle_tables(tensors, orders, siblings, forced_table)
+    told = None
+    if forced_table is not None:
+        told = forced_table, "as asked"
+    elif stated_table is not None:
+        told = stated_table, "as the file says"
+    tables = settle_tables(tensors, orders, siblings, told)
     readings = {}
     for name, tensor in tensors.items():
         order, order_evidence = orders[name]

@@ -208,7 +208,8 @@ class Source:
             list(self._siblings()),
             self._gates(),
             self._bit_order,
-            self._table or self._stated_table(),
+            self._table,
+            self._stated_table(),
         )
 
     @property
