@@ -5,17 +5,16 @@ is `scripts/train_demo.py evaluate --answers`.
 """
 
 import json
+from functools import cache
 from pathlib import Path
 
 import demo
 import demo_exam
+import fidelity
 import pytest
 import tinyworld
 
 from hlwq_mlx import library
-from hlwq_mlx.dialog import template
-from hlwq_mlx.engine.decode import generate_tokens
-from hlwq_mlx.engine.sampling import Sampling
 
 COUNT = 100
 # Questions asked here, and the share to be right; scripts/fidelity.py asks 100 of each.
@@ -23,36 +22,15 @@ BARS = {"sums": (COUNT, 0.95), "calculator": (20, 0.90), "thoughts": (20, 0.90)}
 REFERENCE = Path(__file__).parent / "data" / "demo_answers.json"
 
 
-def answers(variant, conversations, limit):
-    """Answer greedily and return the raw texts, markers included."""
-    model, tokenizer = demo.load(variant)
-    texts = []
-    for conversation in conversations:
-        prompt = template.render(
-            tokenizer,
-            conversation["messages"],
-            tools=conversation.get("tools"),
-            thinking=conversation.get("thinking", False),
-        )
-        ids = []
-        for token, _ in generate_tokens(
-            model, template.encode(tokenizer, prompt), Sampling(), max_tokens=limit
-        ):
-            if token in tokenizer.eos_token_ids:
-                break
-            ids.append(token)
-        texts.append(tokenizer.decode(ids))
-    return texts
-
-
-def bf16(conversations, limit):
-    return answers("bf16", conversations, limit)
+@cache
+def subject(variant):
+    return fidelity.Subject(demo.folder(variant))
 
 
 @pytest.mark.parametrize("exam", BARS)
 def test_bf16_meets_its_bar(exam):
     count, bar = BARS[exam]
-    assert demo_exam.EXAMS[exam](bf16, count) >= bar
+    assert demo_exam.EXAMS[exam](subject("bf16").answerer, count) >= bar
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +40,12 @@ def asked():
 
 @pytest.fixture(scope="module")
 def answered(asked):
-    return bf16([conversation for conversation, _ in asked], demo_exam.LONGEST_ANSWER)
+    return answers("bf16", asked)
+
+
+def answers(variant, asked):
+    questions = [conversation for conversation, _ in asked]
+    return subject(variant).answerer(questions, demo_exam.LONGEST_ANSWER)
 
 
 def equal(texts, others):
@@ -74,8 +57,16 @@ def test_bf16_knows_stories_it_has_never_seen(asked, answered):
 
 
 def test_pq5_answers_as_bf16_does(asked, answered):
-    questions = [conversation for conversation, _ in asked]
-    assert equal(answers("PQ5", questions, demo_exam.LONGEST_ANSWER), answered) >= 0.98 * COUNT
+    assert equal(answers("PQ5", asked), answered) >= 0.98 * COUNT
+
+
+def test_a_batch_answers_as_one_at_a_time(asked, answered):
+    model, tokenizer = demo.load("bf16")
+    few = [
+        library.generate(model, tokenizer, conversation["messages"])
+        for conversation, _ in asked[:8]
+    ]
+    assert few == answered[:8]
 
 
 def test_our_bf16_answers_as_transformers_does(answered):

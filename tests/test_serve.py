@@ -74,7 +74,8 @@ def test_a_streamed_answer(client):
 STORY = [
     {
         "role": "user",
-        "content": "Tom lived near the park. Tom had a red ball. Tom took the red ball to the shop. "
+        "content": "Tom lived near the park. Tom had a red ball. "
+        "Tom took the red ball to the shop. "
         'Lily was waiting at the shop. Lily had a blue kite. "I like your ball," said Lily. '
         "Tom gave the ball to Lily. Lily was happy and smiled.\nWhat color was the ball?",
     }
