@@ -11,12 +11,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import mlx.core as mx
+from mlx import nn
 from mlx.utils import tree_flatten
+from tqdm import tqdm
 
 from ..errors import CheckpointError, SourceError
 from ..gemma4.config import FLAT, FLAT_IGNORED, MULTIMODAL, Gemma4Config
 from ..gemma4.model import TOWERS, Model
 from ..quant import backend
+from ..quant.layers import HLWQEmbedding, HLWQLinear
 from ..quant.packing import BLOCK
 from .coded import CodedTensor, raise_all
 from .detect import Reading
@@ -32,6 +35,7 @@ INDEX_NAME = "model.safetensors.index.json"
 TEXT = "model.language_model."
 ROW_TABLE = f"{TEXT}embed_tokens_per_layer.weight"
 _TIED_HEAD = "lm_head.weight"
+_PATIENCE_S = 1.0
 
 Shape = tuple[int, ...]
 
@@ -159,7 +163,7 @@ def is_ours(folder: Path) -> bool:
 
 
 def load(folder: Path) -> Model:
-    """Load a converted folder.
+    """Load a converted folder, ready to answer.
 
     Raises: CheckpointError listing all that is missing, damaged, extra or of another shape.
     """
@@ -176,7 +180,22 @@ def load(folder: Path) -> Model:
     _check_weights(model, weights)
     model.load_weights(list(weights.items()), strict=True)
     model.eval()
+    prepare(model)
     return model
+
+
+def prepare(model: nn.Module) -> None:
+    """Read all weights and make the product of every coded one, which the first answer would do.
+
+    Goes layer by layer, so that what is only passed through, as weights before their cast, is never
+    there for more than one layer. A bar shows when it takes longer than a moment.
+    """
+    layers = tree_flatten(model.leaf_modules(), is_leaf=nn.Module.is_module)
+    for _, layer in tqdm(layers, desc="prepare", unit=" layers", delay=_PATIENCE_S):
+        mx.eval(layer.parameters())
+        if isinstance(layer, HLWQLinear | HLWQEmbedding):
+            layer.prepare()
+    mx.eval(model.parameters())
 
 
 def cast(weights: Mapping[str, mx.array]) -> dict[str, mx.array]:
