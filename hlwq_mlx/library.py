@@ -47,8 +47,10 @@ def converted_folder(model: str, variant: str | None = None) -> Path:
 
     Raises: SourceError, CheckpointError, DeviceError as `find` and `convert` do.
     """
-    if checkpoint.is_ours(Path(model).expanduser()):
-        return Path(model).expanduser()
+    given = Path(model).expanduser()
+    if checkpoint.is_ours(given):
+        checkpoint.require_variant(given, variant)
+        return given
     folder, variant = source.find(model, variant)
     opened = source.Source(folder, variant)
     target = cache_folder() / _cache_name(model, opened)

@@ -23,6 +23,7 @@ from ..quant.layers import HLWQEmbedding, HLWQLinear
 from ..quant.packing import BLOCK
 from .coded import CodedTensor, raise_all
 from .detect import Reading
+from .hub import PLAIN
 from .ple import FILE_NAME as ROW_STORE
 from .ple import RowStore
 from .source import PlainTensor, read_json
@@ -160,6 +161,20 @@ def is_ours(folder: Path) -> bool:
     """Say whether a folder is one that `convert` wrote."""
     path = folder / "config.json"
     return path.is_file() and read_json(path).get("model_type") == MODEL_TYPE
+
+
+def require_variant(folder: Path, variant: str | None) -> None:
+    """Refuse a variant that a converted folder is not of; None asks for none.
+
+    Raises: SourceError naming both.
+    """
+    manifest = read_json(folder / "config.json").get("quantization_config") or {}
+    made_of = manifest.get("variant") or PLAIN
+    if variant is not None and variant.lower() != made_of.lower():
+        raise SourceError(
+            f"[{folder}] needed {variant}, got a folder converted from {made_of}. "
+            "Name the repository it came from, or leave --variant out."
+        )
 
 
 def load(folder: Path) -> Model:
