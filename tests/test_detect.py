@@ -254,6 +254,28 @@ def test_a_table_that_the_file_states_is_taken_but_not_over_what_is_asked_for():
     assert asked.evidence.endswith("table inf_100 as asked")
 
 
+@pytest.mark.parametrize("bits", range(1, 9))
+@pytest.mark.parametrize("table", CENTROIDS)
+def test_codes_of_weights_are_not_odd(bits, table):
+    for weight in (WEIGHT, WEIGHT[:, :128], np.vstack([0 * WEIGHT, WEIGHT])):
+        tensor = coded(bits, weight=weight, table=table)
+        assert not detect.is_odd(tensor, settle(tensor, table=table)[UP])
+
+
+def test_codes_read_wrongly_are_odd():
+    swapped = coded(5, "lsb")
+    wider = dataclasses.replace(bytes_a_code(4), bits=8)
+    for tensor in (swapped, wider):
+        assert detect.is_odd(tensor, settle(tensor, order="msb")[UP])
+
+
+def test_codes_of_strong_means_are_odd_and_too_few_say_nothing():
+    tensor = coded(5, weight=WEIGHT + 1)
+    assert detect.is_odd(tensor, settle(tensor)[UP])
+    few = coded(5, weight=WEIGHT[:15] + 1)
+    assert not detect.is_odd(few, settle(few)[UP])
+
+
 def test_cell_probabilities_are_a_distribution():
     cells = detect.cell_probabilities(centroids("clip4_100", 3))
     assert cells.shape == (8,)

@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 from hlwq_mlx.errors import CheckpointError, SourceError
 from hlwq_mlx.quant import codec, packing
 from hlwq_mlx.store import hub
+from hlwq_mlx.store.detect import is_odd
 from hlwq_mlx.store.source import Source, find, list_variants
 
 INPUTS = ("*.json", "codes.safetensors", "bf16.safetensors", "model*.safetensors")
@@ -42,6 +43,7 @@ def check_golden(folder, target, answers="expected_f32.safetensors", step=2**-23
     source = Source(copy_inputs(folder, target))
     expected = read(folder / answers)
     assert source.coded.keys() == expected.keys()
+    assert not any(is_odd(source.coded[name], source.readings[name]) for name in expected)
     for name, wanted in expected.items():
         got = decode(source, name)[:, : wanted.shape[1]]
         left = max(1e-17, cancelled * np.abs(wanted).max())

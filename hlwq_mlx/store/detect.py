@@ -4,9 +4,10 @@ Three and five to seven bits show their order in a histogram. One, two and four 
 order is there a sign pattern or a permutation of columns, with the same norms, histogram and
 spectrum and a broken model. Such a tensor is compared with another width of itself, or with the
 16-bit gate_proj that reads the same input; failing both, its key style decides. Tables differ
-only in their tails and show in the energy of blocks without an end code.
+only in their tails and show in the energy of blocks without an end code. Whatever was settled, the
+energy of all codes says whether it can be right at all.
 
-Source: spec hlwq_format §7.4, §7.5. N rows, K columns padded to blocks.
+Source: spec hlwq_format §7.4, §7.5, §7.7. N rows, K columns padded to blocks.
 """
 
 import math
@@ -38,6 +39,8 @@ _SIBLING_RIGHT = 0.5  # right is above 0.7 even between one bit and eight, wrong
 _ENERGY_BITS = 5
 _ENERGY_BLOCKS = 1 << 14
 _LEAST_BLOCKS = 1 << 11
+_SAMPLE_ROWS = 32
+_ENERGY_TOLERANCE = 0.15
 
 
 @dataclass(frozen=True)
@@ -304,3 +307,19 @@ def settle(
         evidence = f"order {order} {order_evidence}, table {table} {table_evidence}"
         readings[name] = Reading(order, table, values, evidence)
     return readings
+
+
+def is_odd(tensor: CodedTensor, reading: Reading) -> bool:
+    """Say whether a tensor's codes, as read, have not the energy that rotated weights have.
+
+    That of a wrong table, width or order, but also of weights whose blocks have strong means: no
+    reason to refuse a file. Looks at rows from all over the tensor; too few say nothing.
+    """
+    rows = np.unique(np.linspace(0, len(tensor.norms) - 1, _SAMPLE_ROWS).astype(int))
+    codes = np.concatenate([tensor.rows(row, row + 1, reading.order) for row in rows])
+    codes = codes.reshape(-1, BLOCK)[tensor.norms[rows].reshape(-1) > 0]
+    if codes.size < _LEAST_CODES:
+        return False
+    squares = reading.centroids.astype(np.float64) ** 2
+    wanted = float(cell_probabilities(reading.centroids) @ squares)
+    return abs(float(squares[codes].mean()) / wanted - 1) > _ENERGY_TOLERANCE
