@@ -15,6 +15,7 @@ from . import plugin
 
 if TYPE_CHECKING:
     from .card import HLWQModel, PolarQuantModel
+    from .dialog.grammar import parse_answer
     from .library import generate, load, stream_generate
 
 _HOMES = {
@@ -22,9 +23,10 @@ _HOMES = {
     "PolarQuantModel": "card",
     "generate": "library",
     "load": "library",
+    "parse_answer": "dialog.grammar",
     "stream_generate": "library",
 }
-__all__ = ["HLWQModel", "PolarQuantModel", "generate", "load", "stream_generate"]
+__all__ = ["HLWQModel", "PolarQuantModel", "generate", "load", "parse_answer", "stream_generate"]
 
 plugin.install()
 

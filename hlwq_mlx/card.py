@@ -21,7 +21,7 @@ from .errors import RequestError
 from .gemma4.model import Model
 
 DEFAULT_NEW_TOKENS = 128
-_DEVICE_MAPS = (None, "auto", "cpu", "gpu", "mps")
+_NAMES = {"gpu": ("gpu", "mps"), "cpu": ("cpu",)}
 
 
 class TokenIds(np.ndarray[Any, np.dtype[np.int64]]):
@@ -104,10 +104,11 @@ class HLWQModel:
         in the dtype that suits the machine, and code from a model folder is never executed.
         Raises: RequestError for a device MLX does not have, or for a quantized cache.
         """
-        if device_map not in _DEVICE_MAPS:
+        here = _default_device()
+        if device_map not in (None, "auto", *_NAMES[here]):
             raise RequestError(
-                f"[device_map] needed one of auto, cpu, gpu, mps, got {device_map!r}. "
-                "MLX runs on Apple GPUs and on CPUs."
+                f"[device_map] needed auto or {here}, where MLX runs, got {device_map!r}. "
+                "Set MLX's default device before loading."
             )
         if kv_cache_nbits is not None:
             raise RequestError(
@@ -116,12 +117,13 @@ class HLWQModel:
             )
         folder = library.converted_folder(str(repo_or_path), variant)
         model, tokenizer = library.load(folder)
-        return cls(model, tokenizer, library.default_sampling(folder))
+        config = library.generation_config(folder)
+        return cls(model, tokenizer, Sampling.from_generation_config(config))
 
     @property
     def device(self) -> str:
         """Where the model runs: `gpu` or `cpu`."""
-        return "gpu" if mx.default_device() == mx.Device(mx.gpu) else "cpu"
+        return _default_device()
 
     @overload
     def generate(self, inputs: str, **options: Any) -> str: ...
@@ -159,12 +161,18 @@ class HLWQModel:
     def _choose(self, options: dict[str, Any]) -> Sampling:
         if "temperature" in options:
             options["temp"] = options.pop("temperature")
-        if options.pop("do_sample", None) is False:
-            options["temp"] = 0.0
-        return self._sampling.override(**options)
+        do_sample = options.pop("do_sample", None)
+        chosen = self._sampling.override(**options)
+        if do_sample is None:
+            return chosen
+        return chosen.override(temp=(chosen.temp or 1.0) if do_sample else 0.0)
 
 
 PolarQuantModel = HLWQModel
+
+
+def _default_device() -> str:
+    return "gpu" if mx.default_device() == mx.Device(mx.gpu) else "cpu"
 
 
 def _check_mask(mask: Any) -> None:

@@ -5,6 +5,7 @@ prints.
 """
 
 import argparse
+import json
 import logging
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -15,6 +16,25 @@ from .errors import HLWQError
 
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
+
+
+def seed(text: str) -> int:
+    """Read a seed: argparse names the option when this raises."""
+    value = int(text)
+    if not 0 <= value < 1 << 64:
+        raise argparse.ArgumentTypeError(f"needed 0 to 2**64 - 1, got {value}")
+    return value
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """Read a JSON object: argparse names the option when this raises."""
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as problem:
+        raise argparse.ArgumentTypeError(f"needed a JSON object, got {problem}") from problem
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"needed a JSON object, got {text}")
+    return value
 
 
 def add_model_args(parser: argparse.ArgumentParser) -> None:
@@ -45,7 +65,7 @@ def add_sampling_args(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--top-p", type=float, metavar="P", help="keep the likeliest mass P")
     group.add_argument("--top-k", type=int, metavar="K", help="keep the K likeliest, 0 keeps all")
     group.add_argument("--min-p", type=float, metavar="P", help="drop below P times the likeliest")
-    group.add_argument("--seed", type=int, help="repeat a draw")
+    group.add_argument("--seed", type=seed, help="repeat a draw")
 
 
 def add_answer_args(parser: argparse.ArgumentParser, *, max_tokens: int) -> None:
@@ -149,8 +169,10 @@ def folder_for(arguments: argparse.Namespace) -> Path:
 def load_for(arguments: argparse.Namespace) -> tuple[Any, Any, Any]:
     """Load the model that the arguments name, its tokenizer and its sampling."""
     from . import library
+    from .engine.sampling import Sampling
 
     folder = folder_for(arguments)
+    recommended = Sampling.from_generation_config(library.generation_config(folder))
     loaded, tokenizer = library.load(folder)
     given = {name: getattr(arguments, name) for name in ("temp", "top_p", "top_k", "min_p")}
-    return loaded, tokenizer, library.default_sampling(folder).override(**given)
+    return loaded, tokenizer, recommended.override(**given)

@@ -5,13 +5,13 @@ function behind the module, so the module can be called in its place.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
 from . import cli
+from .errors import RequestError
 
 DEFAULT_PROMPT = "Hello!"
 
@@ -45,7 +45,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--chat-template-config",
-        type=json.loads,
+        type=cli.json_object,
         default={},
         metavar="JSON",
         help="more variables for the chat template",
@@ -68,10 +68,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     model, tokenizer, sampling = cli.load_for(arguments)
     for token in arguments.extra_eos_token:
-        tokenizer.add_eos_token(token)
+        add_stop_token(tokenizer, token)
     if arguments.seed is not None:
         mx.random.seed(arguments.seed)
     if arguments.ignore_chat_template:
+        refuse_template_options(arguments)
         text = prompt
     else:
         messages = [{"role": "user", "content": prompt}]
@@ -91,6 +92,30 @@ def main(argv: Sequence[str] | None = None) -> None:
             prefill_step=arguments.prefill_step_size,
         )
     )
+
+
+def add_stop_token(tokenizer: Any, token: str) -> None:
+    """Let a token, by its text or its id, end answers.
+
+    Raises: RequestError when the vocabulary has no such token.
+    """
+    vocabulary = tokenizer.get_vocab()
+    known = int(token) in vocabulary.values() if token.isdigit() else token in vocabulary
+    if not known:
+        raise RequestError(
+            f"[extra-eos-token] needed a token of the vocabulary or its id, got {token!r}. "
+            "Spell it as tokenizer.json does."
+        )
+    tokenizer.add_eos_token(token)
+
+
+def refuse_template_options(arguments: argparse.Namespace) -> None:
+    """Refuse options that only a chat template can follow."""
+    if arguments.system_prompt is not None or arguments.think or arguments.chat_template_config:
+        raise RequestError(
+            "[ignore-chat-template] needed a plain prompt, got --system-prompt, --think or "
+            "--chat-template-config, which only a template can follow. Leave out one or the other."
+        )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What Python users call: load a model, then generate text from prompts or messages.
 
-Signatures follow mlx-lm's, so code written for it runs with ours. A model may be anything `convert`
+The functions carry mlx-lm's names and shapes; options are ours. A model may be anything `convert`
 reads; one that is not converted yet is converted once into a cache folder.
 """
 
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 from mlx_lm.generate import GenerationResponse
 
 from .dialog import template
@@ -21,6 +22,7 @@ from .dialog.stop import AnswerText
 from .dialog.tokenizer import load_tokenizer
 from .engine.decode import PREFILL_STEP, Progress, generate_tokens
 from .engine.sampling import Sampling
+from .errors import RequestError, SourceError
 from .gemma4.model import Model
 from .store import checkpoint, convert, source
 
@@ -45,23 +47,35 @@ def converted_folder(model: str, variant: str | None = None) -> Path:
 
     Raises: SourceError, CheckpointError, DeviceError as `find` and `convert` do.
     """
-    if checkpoint.is_ours(Path(model).expanduser()):
-        return Path(model).expanduser()
+    given = Path(model).expanduser()
+    if checkpoint.is_ours(given):
+        checkpoint.require_variant(given, variant)
+        return given
     folder, variant = source.find(model, variant)
     opened = source.Source(folder, variant)
     target = cache_folder() / _cache_name(model, opened)
     if not target.is_dir():
         logger.info("converting %s %s once into %s", model, variant or "", target)
-        for line in convert.convert(opened, target).lines():
-            logger.info("%s", line)
+        _convert(opened, target)
     else:
         logger.info("using %s, converted before", target)
     return target
 
 
+def _convert(opened: source.Source, target: Path) -> None:
+    """Convert into the cache, or take what another process made of the same model meanwhile."""
+    try:
+        for line in convert.convert(opened, target).lines():
+            logger.info("%s", line)
+    except SourceError:
+        if not target.is_dir():
+            raise
+        logger.info("using %s, converted by another process meanwhile", target)
+
+
 def _cache_name(model: str, opened: source.Source) -> str:
     """Name a converted folder after the model and the state of its files."""
-    files = [*opened.weight_files, opened.root / "config.json", *opened.side_files]
+    files = [*opened.weight_files, *opened.root_files]
     state = [
         (path.resolve().as_posix(), path.stat().st_size, path.stat().st_mtime_ns) for path in files
     ]
@@ -77,13 +91,14 @@ def load(model: str | Path, variant: str | None = None) -> tuple[Model, Any]:
     Raises: an HLWQError that says what is missing.
     """
     folder = converted_folder(str(model), variant)
-    return checkpoint.load(folder), load_tokenizer(folder)
+    configs = source.read_json(folder / "config.json"), generation_config(folder)
+    return checkpoint.load(folder), load_tokenizer(folder, configs)
 
 
-def default_sampling(folder: Path) -> Sampling:
-    """Return the sampling that a converted folder's generation_config.json recommends."""
+def generation_config(folder: Path) -> dict[str, Any]:
+    """Return a converted folder's generation_config.json; empty if it has none."""
     path = folder / "generation_config.json"
-    return Sampling.from_generation_config(source.read_json(path) if path.is_file() else {})
+    return source.read_json(path) if path.is_file() else {}
 
 
 def prompt_ids(
@@ -92,11 +107,16 @@ def prompt_ids(
     """Turn a prompt into ids: text as it is, messages through the chat template, ids unchanged."""
     if isinstance(prompt, str):
         return template.encode(tokenizer, prompt)
-    messages = [item for item in prompt if isinstance(item, Mapping)]
-    if messages:
-        text = template.render(tokenizer, messages, tools=tools, thinking=thinking)
+    if isinstance(prompt, list | tuple) and any(isinstance(item, Mapping) for item in prompt):
+        text = template.render(tokenizer, prompt, tools=tools, thinking=thinking)
         return template.encode(tokenizer, text)
-    return [item for item in prompt if isinstance(item, int)]
+    ids = np.array(prompt)
+    if ids.ndim != 1 or ids.dtype.kind not in "iu":
+        raise RequestError(
+            f"[prompt] needed text, messages or a row of token ids, got {ids.dtype} of shape "
+            f"{ids.shape}. Give one prompt."
+        )
+    return [int(token) for token in ids]
 
 
 def stream_generate(
@@ -123,7 +143,6 @@ def stream_generate(
     chosen = (sampling or Sampling()).override(**options)
     text = AnswerText(tokenizer.detokenizer, stop)
     clock = _Clock(len(ids))
-    reason = "length"
     for token, scores in generate_tokens(
         model,
         ids,
@@ -134,14 +153,16 @@ def stream_generate(
     ):
         clock.tick()
         if token in tokenizer.eos_token_ids:
-            reason = "stop"
-            break
+            yield clock.response(text.finish(), token, scores, "stop")
+            return
         piece = text.add(token)
         if text.is_stopped:
             yield clock.response(piece, token, scores, "stop")
             return
+        if clock.tokens == max_tokens:
+            yield clock.response(piece + text.finish(), token, scores, "length")
+            return
         yield clock.response(piece, token, scores, None)
-    yield clock.response(text.finish(), token, scores, reason)
 
 
 class _Clock:
@@ -149,15 +170,15 @@ class _Clock:
 
     def __init__(self, prompt_tokens: int) -> None:
         self._prompt_tokens = prompt_tokens
-        self._tokens = 0
+        self.tokens = 0
         self._prompt_s = 0.0
         self._begun = time.perf_counter()
 
     def tick(self) -> None:
-        if not self._tokens:  # the first token is the prompt's work
+        if not self.tokens:  # the first token is the prompt's work
             now = time.perf_counter()
             self._prompt_s, self._begun = now - self._begun, now
-        self._tokens += 1
+        self.tokens += 1
 
     def response(
         self, text: str, token: int, scores: mx.array, finish_reason: str | None
@@ -169,8 +190,8 @@ class _Clock:
             from_draft=False,
             prompt_tokens=self._prompt_tokens,
             prompt_tps=self._prompt_tokens / self._prompt_s,
-            generation_tokens=self._tokens,
-            generation_tps=self._tokens / (time.perf_counter() - self._begun),
+            generation_tokens=self.tokens,
+            generation_tps=self.tokens / (time.perf_counter() - self._begun),
             peak_memory=mx.get_peak_memory() / 1e9,
             finish_reason=finish_reason,
         )

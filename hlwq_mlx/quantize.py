@@ -1,9 +1,7 @@
 """`python -m hlwq_mlx.quantize`: code an ordinary 16-bit Gemma 4."""
 
 import argparse
-import shutil
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -56,7 +54,7 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, quantize, print the report."""
     arguments = make_parser().parse_args(argv)
-    from .store import rules, source
+    from .store import atomic, hub, rules, source
     from .store.quantize import Encoder
 
     if arguments.variant:
@@ -65,13 +63,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         widths = rules.parse_bits(arguments.bits)
         name = "-".join(["PQ", *(f"{kind}{bits}" for kind, bits in widths.items())])
         rule = rules.class_rule(widths)
-    folder, _ = source.find(arguments.model, source.PLAIN)
+    is_published = arguments.layout == "published"
+    output = arguments.output / name if is_published else arguments.output
+    atomic.require_new(output)
+    folder, _ = source.find(arguments.model, hub.PLAIN)
     encoder = Encoder(arguments.table, BEST_REFITS if arguments.refit else 0)
     opened = source.Source(folder)
-    if arguments.layout == "published":
-        report = add_variant(opened, rule, arguments.output / name, encoder)
+    if is_published:
+        report = add_variant(opened, rule, output, encoder)
     else:
-        report = make_folder(opened, rule, name, arguments.output, encoder)
+        report = make_folder(opened, rule, name, output, encoder)
     for line in report.lines():
         cli.note(line)
     cli.result(str(arguments.output))
@@ -79,12 +80,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def add_variant(opened: "Source", rule: "Rule", output: Path, encoder: "Encoder") -> "Report":
     """Write a variant's folder, and the repository's root files where they are missing."""
-    from .store.quantize import write_published
+    from .store.quantize import add_files, write_published
 
+    root_files = opened.root_files  # a missing config.json is told before the work
     report = write_published(opened, rule, output, encoder)
-    for path in [opened.root / "config.json", *opened.side_files]:
-        if not (output.parent / path.name).exists():
-            shutil.copyfile(path, output.parent / path.name)
+    add_files(root_files, output.parent)
     return report
 
 
@@ -92,17 +92,14 @@ def make_folder(
     opened: "Source", rule: "Rule", name: str, output: Path, encoder: "Encoder"
 ) -> "Report":
     """Write a folder to run: the published layout first, beside it and for a while."""
-    from .store import convert
-    from .store.atomic import require_new
+    from .store import atomic, convert
     from .store.source import Source
 
-    require_new(output)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f".{output.name}.quantize-"
-    with tempfile.TemporaryDirectory(prefix=prefix, dir=output.parent) as folder:
-        variant = Path(folder) / name
+    with atomic.scratch(output) as folder:
+        variant = folder / "published" / name
         report = add_variant(opened, rule, variant, encoder)
-        convert.convert(Source(variant, name), output)
+        convert.convert(Source(variant, name), folder / "converted")
+        atomic.place(folder / "converted", output)
     return report
 
 

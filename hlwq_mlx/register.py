@@ -7,7 +7,8 @@ starts; --remove deletes it. Without it, `import hlwq_mlx` does the same for one
 import argparse
 import sys
 import sysconfig
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from . import cli
@@ -23,18 +24,36 @@ def pth_path() -> Path:
     return Path(sysconfig.get_path("purelib")) / FILE_NAME
 
 
+@contextmanager
+def changing(path: Path) -> Iterator[None]:
+    """Turn what the disk refuses into a DeviceError that names the file."""
+    try:
+        yield
+    except OSError as problem:
+        raise DeviceError(
+            f"[register] needed to change {path}, got '{problem.strerror}'. Use an environment of "
+            "your own (python -m venv), or put `import hlwq_mlx` before `import mlx_lm`."
+        ) from problem
+
+
 def register(path: Path) -> None:
     """Write the file.
 
     Raises: DeviceError when site-packages cannot be written.
     """
-    try:
+    with changing(path):
         path.write_text(LINE)
-    except OSError as problem:
-        raise DeviceError(
-            f"[register] needed to write {path}, got '{problem.strerror}'. Use an environment of "
-            "your own (python -m venv), or put `import hlwq_mlx` before `import mlx_lm`."
-        ) from problem
+
+
+def remove(path: Path) -> bool:
+    """Delete the file and say whether there was one.
+
+    Raises: DeviceError when site-packages cannot be written.
+    """
+    with changing(path):
+        was_there = path.exists()
+        path.unlink(missing_ok=True)
+    return was_there
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -44,9 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     path = pth_path()
     if arguments.remove:
-        was_there = path.exists()
-        path.unlink(missing_ok=True)
-        cli.note(f"removed {path}" if was_there else f"nothing to remove: no {path}")
+        cli.note(f"removed {path}" if remove(path) else f"nothing to remove: no {path}")
     else:
         register(path)
         cli.note(f"wrote {path}; mlx_lm.load and its commands now take HLWQ folders")

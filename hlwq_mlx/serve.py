@@ -1,12 +1,15 @@
 """`python -m hlwq_mlx.serve`: an OpenAI-compatible server for local assistants.
 
 It is mlx-lm's server with our model registered and thinking off; every option of `mlx_lm.server`
-is passed on. A client names the model `default_model`.
+is passed on. A client names the model `default_model`. One fault of mlx-lm 0.32.2 is put right: a
+request whose top_k is not below the vocabulary's size ends its only generation thread.
 """
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import Any
 
 from . import cli
 
@@ -18,6 +21,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m hlwq_mlx.serve",
         description=__doc__,
+        allow_abbrev=False,
         epilog="Further options are those of mlx_lm.server, as --host 127.0.0.1 --port 8080.",
     )
     cli.add_model_args(parser)
@@ -30,12 +34,28 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def bounded_make_sampler(original: Callable[..., Any], vocab_size: int) -> Callable[..., Any]:
+    """Wrap mlx-lm's `make_sampler` so that every top_k can be served."""
+    from .engine.sampling import bounded_top_k
+
+    @wraps(original)
+    def make_sampler(*args: Any, top_k: int = 0, **options: Any) -> Any:
+        return original(*args, top_k=bounded_top_k(top_k, vocab_size), **options)
+
+    return make_sampler
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, convert if needed, serve until interrupted."""
     arguments, passed_on = make_parser().parse_known_args(argv)
     from mlx_lm import server
 
+    from .gemma4.config import Gemma4Config
+    from .store.source import read_json
+
     folder = cli.folder_for(arguments)
+    config = Gemma4Config.from_dict(read_json(folder / "config.json"))
+    server.make_sampler = bounded_make_sampler(server.make_sampler, config.text_config.vocab_size)
     sys.argv = [
         "mlx_lm.server",
         *("--model", str(folder)),

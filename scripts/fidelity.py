@@ -17,13 +17,12 @@ import demo_exam
 import mlx.core as mx
 import numpy as np
 import tinyworld
+from mlx_lm import batch_generate
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from hlwq_mlx import library
 from hlwq_mlx.dialog import template
-from hlwq_mlx.engine.decode import generate_tokens
-from hlwq_mlx.engine.sampling import Sampling
 from hlwq_mlx.quantize import add_variant
 from hlwq_mlx.store import rules
 from hlwq_mlx.store.convert import convert
@@ -53,24 +52,29 @@ class Subject:
     def __init__(self, folder: Path) -> None:
         self.model, self.tokenizer = library.load(folder)
 
-    def answer(self, conversation: tinyworld.Conversation, limit: int) -> list[int]:
-        """Return the ids of a greedy answer, without the stop token."""
-        text = template.render(
-            self.tokenizer,
-            conversation["messages"],
-            thinking=conversation.get("thinking", False),
-            tools=conversation.get("tools"),
-        )
-        prompt = template.encode(self.tokenizer, text)
-        ids: list[int] = []
-        for token, _ in generate_tokens(self.model, prompt, Sampling(), max_tokens=limit):
-            if token in self.tokenizer.eos_token_ids:
-                break
-            ids.append(token)
-        return ids
+    def answers(self, conversations: list[tinyworld.Conversation], limit: int) -> list[list[int]]:
+        """Answer greedily, many at a time, and return ids without the stop token.
+
+        mlx-lm's batches give the tokens that single runs give (tests/test_demo.py).
+        """
+        prompts = [self._prompt(conversation) for conversation in conversations]
+        found = batch_generate(
+            self.model, self.tokenizer, prompts, max_tokens=limit, return_token_ids=True
+        ).token_ids
+        stops = self.tokenizer.eos_token_ids
+        return [[token for token in ids if token not in stops] for ids in found]
 
     def answerer(self, conversations: list[tinyworld.Conversation], limit: int) -> list[str]:
-        return [self.tokenizer.decode(self.answer(item, limit)) for item in conversations]
+        """Answer as an exam asks: raw texts."""
+        return [self.tokenizer.decode(ids) for ids in self.answers(conversations, limit)]
+
+    def _prompt(self, conversation: tinyworld.Conversation) -> list[int]:
+        return library.prompt_ids(
+            self.tokenizer,
+            conversation["messages"],
+            tools=conversation.get("tools", ()),
+            thinking=conversation.get("thinking", False),
+        )
 
     def scores(self, ids: list[int]) -> NDArray[np.float32]:
         """Return the log probabilities after every position: [L, V]."""
@@ -119,7 +123,7 @@ def measure(work: Path, count: int, encoder: Encoder) -> Iterator[Row]:
     texts = unseen_texts(subject.tokenizer)
     reference = [subject.scores(ids) for ids in texts]
     questions = [conversation for conversation, _ in demo_exam.story_conversations(count)]
-    wanted = [subject.answer(item, demo_exam.LONGEST_ANSWER) for item in questions]
+    wanted = subject.answers(questions, demo_exam.LONGEST_ANSWER)
     yield row_of(BASE, Fidelity(), subject, texts, reference, questions, wanted)
     for variant in tqdm(rules.VARIANTS, desc="variants"):
         name, rule = rules.variant_rule(variant)
@@ -145,7 +149,7 @@ def row_of(
 ) -> Row:
     count = len(questions)
     perplexity, divergence = compare(subject, texts, reference)
-    answers = [subject.answer(item, demo_exam.LONGEST_ANSWER) for item in questions]
+    answers = subject.answers(questions, demo_exam.LONGEST_ANSWER)
     exact = {
         kind: round(count * exam(subject.answerer, count)) for kind, exam in demo_exam.EXAMS.items()
     }

@@ -1,8 +1,13 @@
 import os
 
+import mlx.core as mx
 import pytest
 
 from hlwq_mlx.library import CACHE_VARIABLE
+
+# References and tolerances are float32's, and float32 runs on the CPU; tests of the other dtypes
+# and of kernels say so themselves.
+mx.set_default_device(mx.cpu)
 
 
 @pytest.fixture(scope="session", autouse=True)

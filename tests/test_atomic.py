@@ -9,7 +9,7 @@ import pytest
 
 from hlwq_mlx.errors import DeviceError, SourceError
 from hlwq_mlx.store import atomic
-from hlwq_mlx.store.atomic import building
+from hlwq_mlx.store.atomic import building, place, scratch
 
 
 def names(folder):
@@ -65,10 +65,29 @@ def test_an_output_that_exists_is_refused(tmp_path, kind):
 
 def test_an_output_that_appears_meanwhile_is_kept(tmp_path):
     output = tmp_path / "model"
-    with pytest.raises(DeviceError, match=r"\[output\] needed to write"), building(output):
+    message = r"\[output\] needed a new folder, got .*model, which exists"
+    with pytest.raises(SourceError, match=message), building(output):
         output.mkdir()
         (output / "theirs").write_text("1")
     assert names(output) == ["theirs"]
+    assert names(tmp_path) == ["model"]
+
+
+def test_a_name_that_cannot_be_given_is_a_device_error(tmp_path):
+    output = tmp_path / "new" / "model"
+    message = r"\[output\] needed to write .*model, got .*No such file"
+    with pytest.raises(DeviceError, match=message), building(output) as folder:
+        folder.rmdir()
+    assert names(output.parent) == []
+
+
+def test_scratch_vanishes_also_when_all_went_well(tmp_path):
+    output = tmp_path / "model"
+    with scratch(output) as folder:
+        with building(folder / "model") as inner:
+            (inner / "a").write_text("1")
+        place(folder / "model", output)
+    assert names(output) == ["a"]
     assert names(tmp_path) == ["model"]
 
 

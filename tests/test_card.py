@@ -62,6 +62,13 @@ def test_the_tokenizer_is_the_checkpoints_own(model):
     assert model.device in ("cpu", "gpu")
 
 
+def test_sampling_when_told_to(model):
+    story = "Continue the story: One day"
+    greedy = model.generate(story)
+    assert {model.generate(story, do_sample=True, max_new_tokens=40) for _ in range(3)} != {greedy}
+    assert model.generate(story, do_sample=False, temperature=2.0) == greedy
+
+
 def test_the_older_name():
     assert PolarQuantModel is HLWQModel
 
@@ -74,7 +81,8 @@ def test_repository_folders_of_one_variant(model, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"device_map": "cuda"}, r"^\[device_map\] needed one of auto, cpu, gpu, mps, got 'cuda'"),
+        ({"device_map": "cuda"}, r"^\[device_map\] needed auto or cpu, where MLX runs, got 'cuda'"),
+        ({"device_map": "mps"}, r"^\[device_map\] needed auto or cpu, where MLX runs, got 'mps'"),
         ({"kv_cache_nbits": 3}, r"^\[kv_cache_nbits\] needed None, got 3\."),
     ],
 )

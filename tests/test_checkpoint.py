@@ -11,6 +11,7 @@ from mlx.utils import tree_flatten
 
 from hlwq_mlx.errors import CheckpointError, ConfigError, SourceError
 from hlwq_mlx.quant import backend
+from hlwq_mlx.quant.layers import HLWQEmbedding, HLWQLinear
 from hlwq_mlx.store import checkpoint
 from hlwq_mlx.store.convert import convert
 from hlwq_mlx.store.ple import FILE_NAME as ROW_STORE
@@ -65,6 +66,36 @@ def test_a_folder_loads_in_the_dtype_of_this_machine(converted):
     assert dtypes.pop("centroids") == mx.float32
     assert set(dtypes.values()) == {backend.activation_dtype()}
     assert not model.training
+
+
+def test_a_loaded_model_is_ready_to_answer(tmp_path, monkeypatch, capsys):
+    """Nothing is left to do: no product to make, and no file to read."""
+    tiny.write_root(tmp_path, tiny.config())
+    tiny.publish(tmp_path / "PQ5", tiny.make_weights(tiny.config()), tiny.all_coded)
+    folder = tmp_path / "out"
+    convert(Source(tmp_path / "PQ5", "PQ5"), folder)
+    capsys.readouterr()
+    model = checkpoint.load(folder)
+    assert capsys.readouterr().err == ""  # a bar is for those who wait
+
+    def refuse(*arguments):
+        raise AssertionError("a product was made after loading")
+
+    monkeypatch.setattr(backend, "prepare", refuse)
+    coded = [module for module in model.modules() if isinstance(module, HLWQLinear | HLWQEmbedding)]
+    assert {type(module) for module in coded} == {HLWQLinear, HLWQEmbedding}
+    for module in coded:
+        module.prepare()
+    for path in folder.glob("model*.safetensors"):
+        with path.open("r+b") as file:
+            file.truncate(0)
+    mx.eval(model.parameters())
+
+
+def test_those_who_wait_see_a_bar(converted, monkeypatch, capsys):
+    monkeypatch.setattr(checkpoint, "_PATIENCE_S", 0.0)
+    checkpoint.load(converted)
+    assert "prepare: 100%" in capsys.readouterr().err
 
 
 def test_towers_and_dead_tensors_stay_in_the_folder_alone(converted):

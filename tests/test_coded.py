@@ -107,6 +107,15 @@ def test_the_width_of_a_byte_a_code(largest, settings, folder_bits, bits):
     np.testing.assert_array_equal(tensor.rows(0, N, "msb"), codes)
 
 
+@pytest.mark.parametrize("folder_bits", [None, 1, 2])
+def test_ternary_bytes_are_refused(folder_bits):
+    """Two bits could hold the codes of PQ1.58, but two bits' table is not theirs."""
+    codes = np.tile(np.array([0, 1, 2, 1], dtype=np.uint8), (N, NB * BLOCK // 4))
+    tensors = {f"{DUNDER}__packed": codes.reshape(-1), f"{DUNDER}__norms": NORMS}
+    message = rf"^\[{NAME}\] needed 2, 4, 8 \.\.\. levels, got codes from 0 to 2\. .* PQ1\.58"
+    refuse(tensors, message, folder_bits=folder_bits)
+
+
 def half(bits, codes, **more):
     packed = pack(codes, bits, "half").reshape(N, -1)
     return {f"{MODULE}.codes": packed, f"{MODULE}.norms": NORMS, **more}

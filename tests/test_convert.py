@@ -1,6 +1,7 @@
 """Sources of every mixture converted: the same numbers in a folder of stock shape."""
 
 import json
+import re
 from functools import cache
 from pathlib import Path
 
@@ -403,6 +404,14 @@ def test_the_command_takes_an_order_and_a_table(tmp_path, capsys):
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     wanted = [float(c) for c in centroids("inf_100", 4)]
     assert config["quantization_config"]["tables"] == {"inf_100/4": wanted}
+
+
+def test_codes_that_can_hardly_be_right_are_named(tmp_path):
+    make_source(tmp_path, tiny.pure(5))
+    source = Source(tmp_path / "PQ5", bit_order="lsb")
+    warnings = convert.convert(source, tmp_path / "out").warnings
+    assert len(warnings) == 1
+    assert re.search(r"^\d+ tensors have not the energy of coded weights: model\.", warnings[0])
 
 
 def test_a_converted_folder_is_no_source(tmp_path, capsys):

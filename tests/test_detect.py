@@ -47,9 +47,9 @@ def bytes_a_code(bits, table="clip4_100", weight=WEIGHT, name=UP):
     return coded(bits, weight=weight, table=table, name=name, raw=codes.reshape(-1), stored_bits=8)
 
 
-def settle(*tensors, siblings=(), gates=None, order=None, table=None):
+def settle(*tensors, siblings=(), gates=None, order=None, table=None, stated=None):
     by_name = {tensor.name: tensor for tensor in tensors}
-    return detect.settle(by_name, siblings, gates or {}, order, table)
+    return detect.settle(by_name, siblings, gates or {}, order, table, stated)
 
 
 def decoded(tensor, reading):
@@ -244,6 +244,36 @@ def test_a_table_that_is_asked_for_is_taken_but_not_over_the_files_own():
     assert (readings[UP].table, readings[DOWN].table) == ("inf_100", "file")
     np.testing.assert_array_equal(readings[UP].centroids, centroids("inf_100", 5))
     np.testing.assert_array_equal(readings[DOWN].centroids, own)
+
+
+def test_a_table_that_the_file_states_is_taken_but_not_over_what_is_asked_for():
+    stated = settle(coded(5, weight=weight_of(4096)), stated="converged")[UP]
+    assert stated.evidence.endswith("table converged as the file says")
+    np.testing.assert_array_equal(stated.centroids, centroids("converged", 5))
+    asked = settle(coded(5), table="inf_100", stated="converged")[UP]
+    assert asked.evidence.endswith("table inf_100 as asked")
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+@pytest.mark.parametrize("table", CENTROIDS)
+def test_codes_of_weights_are_not_odd(bits, table):
+    for weight in (WEIGHT, WEIGHT[:, :128], np.vstack([0 * WEIGHT, WEIGHT])):
+        tensor = coded(bits, weight=weight, table=table)
+        assert not detect.is_odd(tensor, settle(tensor, table=table)[UP])
+
+
+def test_codes_read_wrongly_are_odd():
+    swapped = coded(5, "lsb")
+    wider = dataclasses.replace(bytes_a_code(4), bits=8)
+    for tensor in (swapped, wider):
+        assert detect.is_odd(tensor, settle(tensor, order="msb")[UP])
+
+
+def test_codes_of_strong_means_are_odd_and_too_few_say_nothing():
+    tensor = coded(5, weight=WEIGHT + 1)
+    assert detect.is_odd(tensor, settle(tensor)[UP])
+    few = coded(5, weight=WEIGHT[:15] + 1)
+    assert not detect.is_odd(few, settle(few)[UP])
 
 
 def test_cell_probabilities_are_a_distribution():

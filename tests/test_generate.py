@@ -101,6 +101,36 @@ def test_bad_arguments_end_in_one_line(arguments, message, capsys):
     assert message in printed.err.splitlines()[-1]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--seed", "-1"], "argument --seed: needed 0 to 2**64 - 1, got -1"),
+        (["--chat-template-config", "[1]"], "needed a JSON object, got [1]"),
+        (["--chat-template-config", "{x"], "needed a JSON object, got Expecting property name"),
+    ],
+)
+def test_malformed_arguments_are_named(arguments, message, capsys):
+    with pytest.raises(SystemExit) as left:
+        main(arguments)
+    assert left.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--extra-eos-token", "foo"], "error: [extra-eos-token] needed a token of the vocab"),
+        (
+            ["--ignore-chat-template", "--think"],
+            "error: [ignore-chat-template] needed a plain prompt, got --system-prompt, --think",
+        ),
+    ],
+)
+def test_options_that_nothing_could_follow(arguments, message, capsys):
+    assert cli.run(main, ["--model", str(demo.folder()), *arguments]) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith(message)
+
+
 def test_help_tells_a_newcomer_what_to_type():
     ran = demo.run(MODULE, "--help")
     assert ran.returncode == 0

@@ -152,9 +152,7 @@ def test_text_comes_as_soon_as_it_is_certain():
     assert parser.feed("two<chann") == [Thought("\ntwo")]
     assert parser.feed("el|>x<|tool_call>call:f{}") == [Content("x")]
     assert parser.feed("<tool_call|>") == [ToolCall("f", {})]
-    assert not parser.is_ended
     assert parser.feed("<turn|>ignored") == []
-    assert parser.is_ended
     assert parser.feed("this too") == []
     assert parser.finish() == []
 

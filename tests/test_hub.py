@@ -182,8 +182,11 @@ def test_a_part_that_does_not_belong(server, junk, capfd):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ([NAME, "--variant", "PQ3"], r"needed variant PQ3, got PQ4, PQ5\. Choose one of these"),
-        ([f"{NAME}/PQ3"], r"needed variant PQ3, got PQ4, PQ5\. Choose one of these"),
+        (
+            [NAME, "--variant", "PQ3"],
+            r"needed variant PQ3, got PQ4, PQ5, bf16\. Choose one of these",
+        ),
+        ([f"{NAME}/PQ3"], r"needed variant PQ3, got PQ4, PQ5, bf16\. Choose one of these"),
         ([NAME], r"needed one variant, got PQ4, PQ5\. Choose with --variant"),
         (["owner/none"], r"needed a repository on the hub, got none of that name\. Check the sp"),
         (["owner/Other-HLWQ/PQ5"], r"needed a repository on the hub, got none of that name"),
@@ -342,6 +345,22 @@ def test_convert_from_the_hub(server, repository, tmp_path):
     assert cli.run(convert.main, ["--model", str(repository / "PQ5"), "--output", str(own)]) == 0
     ids = mx.array([[2, 9, 77, 300]])
     assert mx.array_equal(checkpoint.load(output)(ids), checkpoint.load(own)(ids))
+
+
+def test_quantize_from_the_hub(server, tmp_path):
+    server.publish("owner/Demo-HLWQ", library.DEMO)
+    arguments = (
+        "--model",
+        "owner/Demo-HLWQ",
+        "--variant",
+        "PQ5",
+        "--output",
+        str(tmp_path / "out"),
+    )
+    ran = demo.run("hlwq_mlx.quantize", *arguments, **environment(server, tmp_path))
+    assert (ran.returncode, ran.stdout) == (0, f"{tmp_path / 'out'}\n"), ran.stderr
+    assert server.served() == {name for name in demo.SHIPPED if "/" not in name}
+    assert checkpoint.is_ours(tmp_path / "out")
 
 
 def test_generate_from_the_hub_converts_once(server, tmp_path, monkeypatch, caplog):

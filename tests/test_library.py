@@ -5,12 +5,15 @@ import subprocess
 import sys
 
 import demo
+import mlx.core as mx
+import numpy as np
 import pytest
 
 import hlwq_mlx
 from hlwq_mlx import library
 from hlwq_mlx.engine.sampling import Sampling
 from hlwq_mlx.errors import RequestError, SourceError
+from hlwq_mlx.quant import backend
 from hlwq_mlx.store import checkpoint
 
 QUESTION = [{"role": "user", "content": demo.CARD_QUESTION}]
@@ -28,6 +31,26 @@ def test_messages_text_and_ids_are_the_same_prompt(loaded):
     assert text == f"<bos><|turn>user\n{demo.CARD_QUESTION}<turn|>\n<|turn>model\n"
     answers = {library.generate(model, tokenizer, prompt) for prompt in (QUESTION, text, ids)}
     assert answers == {"4"}
+
+
+def test_ids_may_come_in_an_array(loaded):
+    _, tokenizer = loaded
+    for ids in (np.array([2, 5, 6]), mx.array([2, 5, 6]), (2, 5, 6)):
+        assert library.prompt_ids(tokenizer, ids) == [2, 5, 6]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        (["hello"], r"^\[prompt\] needed text, messages or a row of token ids, got <U5 of shape"),
+        (np.zeros((2, 3), int), r"got int64 of shape \(2, 3\)"),
+        ([2.5], "got float64"),
+        ([*QUESTION, "hello"], r"messages\[1\]"),
+    ],
+)
+def test_prompts_of_another_kind(loaded, prompt, message):
+    with pytest.raises(RequestError, match=message):
+        library.prompt_ids(loaded[1], prompt)
 
 
 def test_thinking_is_off_unless_asked_for(loaded):
@@ -54,7 +77,7 @@ def test_a_limit_ends_an_answer(loaded):
     story = [{"role": "user", "content": "Continue the story: Once upon a time there was a child"}]
     pieces = list(library.stream_generate(model, tokenizer, story, max_tokens=5))
     assert pieces[-1].finish_reason == "length"
-    assert pieces[-1].generation_tokens == 5
+    assert [piece.generation_tokens for piece in pieces] == [1, 2, 3, 4, 5]
     whole = library.generate(model, tokenizer, story, max_tokens=60)
     assert whole.startswith("".join(piece.text for piece in pieces))
 
@@ -101,6 +124,28 @@ def test_a_source_is_converted_once(tmp_path, monkeypatch, caplog):
 
 def test_a_converted_folder_is_taken_as_it_is():
     assert library.converted_folder(str(demo.folder())) == demo.folder()
+
+
+def test_a_converted_folder_of_another_variant():
+    assert library.converted_folder(str(demo.folder()), "pq5") == demo.folder()
+    with pytest.raises(SourceError, match=r"needed PQ3, got a folder converted from PQ5\."):
+        library.load(demo.folder(), "PQ3")
+    with pytest.raises(SourceError, match=r"needed PQ5, got a folder converted from bf16\."):
+        library.load(demo.folder("bf16"), "PQ5")
+
+
+def test_the_dtype_of_a_gpu(monkeypatch):
+    """What runs on a Mac, as far as a CPU can tell: bfloat16 all the way, logits in float32."""
+    monkeypatch.setattr(backend, "activation_dtype", lambda: mx.bfloat16)
+    model, tokenizer = library.load(demo.folder())
+    assert model.model.language_model.norm.weight.dtype == mx.bfloat16
+    ids = library.prompt_ids(tokenizer, QUESTION)
+    logits = model(mx.array([ids]))
+    assert logits.dtype == mx.float32
+    wanted = demo.load()[0](mx.array([ids]))
+    # A bfloat16 keeps 8 bits: errors of 2**-9 at every step of seven layers, on logits up to 20.
+    assert mx.abs(logits - wanted).max().item() < 0.5
+    assert library.generate(model, tokenizer, QUESTION) == "4"
 
 
 def test_a_model_that_is_nowhere():

@@ -74,8 +74,11 @@ def test_the_table_that_was_used_is_read_back(tmp_path):
     tiny.save_plain(tmp_path / "model.safetensors", tiny.make_weights(tiny.config()))
     rule = variant_rule("PQ2-Mixed")[1]
     write_published(Source(tmp_path), rule, tmp_path / "PQ2-Mixed", Encoder("converged"))
-    readings = Source(tmp_path / "PQ2-Mixed").readings.values()
-    assert {reading.table for reading in readings} == {"converged"}
+    source = Source(tmp_path / "PQ2-Mixed")
+    assert {reading.table for reading in source.readings.values()} == {"converged"}
+    assert {line.split(", ")[2] for line in source.evidence()} == {
+        "table converged as the file says"
+    }
 
 
 @pytest.mark.parametrize("table", ["clip4_100", "inf_100"])

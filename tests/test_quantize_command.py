@@ -1,16 +1,21 @@
 """`python -m hlwq_mlx.quantize`: both layouts, both ways of saying what to code, and the report."""
 
 import math
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from hlwq_mlx import cli, library
-from hlwq_mlx.errors import RequestError
+from hlwq_mlx.errors import RequestError, SourceError
 from hlwq_mlx.quant import codec
 from hlwq_mlx.quant.tables import centroids
-from hlwq_mlx.quantize import main
-from hlwq_mlx.store import checkpoint, rules
+from hlwq_mlx.quantize import add_variant, main
+from hlwq_mlx.store import checkpoint, rules, source
 from hlwq_mlx.store.quantize import Encoder, Fidelity, write_published
 from hlwq_mlx.store.source import Source
 from hlwq_mlx.store.tensorfile import TensorFile, TensorSpec, TensorWriter
@@ -60,6 +65,79 @@ def test_a_folder_to_run_says_what_is_coded(tmp_path, capsys):
     assert sorted(manifest["tables"]) == ["converged/3", "converged/5"]
     assert "mlp.gate_proj" in printed.err and "cos_sim" in printed.err
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize(("layout", "made"), [("mlx", ""), ("published", "PQ4")])
+def test_an_output_that_exists_is_refused_before_anything_is_read(
+    layout, made, tmp_path, monkeypatch, capsys
+):
+    def find(*arguments):
+        raise AssertionError("the model was looked for")
+
+    monkeypatch.setattr(source, "find", find)
+    (tmp_path / "out" / made).mkdir(parents=True)
+    command = ["--model", DEMO, "--variant", "PQ4", "--output", str(tmp_path / "out")]
+    assert cli.run(main, [*command, "--layout", layout]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: [output] needed a new folder, got {tmp_path / 'out' / made}")
+
+
+@pytest.mark.parametrize("layout", ["mlx", "published"])
+def test_a_folder_that_cannot_be_made_ends_in_one_line(layout, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    output = tmp_path / "file" / "out"
+    command = ["--model", DEMO, "--variant", "PQ4", "--output", str(output), "--layout", layout]
+    assert cli.run(main, command) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: [output] needed to write ")
+
+
+@pytest.mark.parametrize("layout", ["mlx", "published"])
+def test_a_disk_that_is_full_at_the_last_file_ends_in_one_line(
+    layout, tmp_path, monkeypatch, capsys
+):
+    def fill(source, target):
+        Path(target).write_text("{")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copyfile", fill)
+    output = tmp_path / "out"
+    command = ["--model", DEMO, "--variant", "PQ4", "--output", str(output), "--layout", layout]
+    assert cli.run(main, command) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("error: [output] needed to write ") and "No space left" in last
+    left = {path.name for path in tmp_path.rglob("*") if path.is_file()}
+    assert left == ({"codes.safetensors", "bf16.safetensors"} if layout == "published" else set())
+
+
+KILLED = """
+import os, signal, sys
+from hlwq_mlx import cli, quantize
+from hlwq_mlx.store import convert
+
+def die(*arguments):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+convert._copy_side_files = die
+cli.run(quantize.main, sys.argv[1:])
+"""
+
+
+def test_what_a_killed_run_left_is_cleared_by_the_next(tmp_path):
+    arguments = ["--model", DEMO, "--variant", "PQ4", "--output", str(tmp_path / "out")]
+    command = [sys.executable, "-c", KILLED, *arguments]
+    assert subprocess.run(command, capture_output=True).returncode == -signal.SIGKILL
+    (left,) = tmp_path.iterdir()
+    assert left.name.startswith(".out.partial-")
+    assert cli.run(main, arguments) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_model_without_config_is_refused_before_the_work(tmp_path):
+    shutil.copyfile(library.DEMO / "model.safetensors", tmp_path / "model.safetensors")
+    output = tmp_path / "repo" / "PQ4"
+    with pytest.raises(SourceError, match=r"needed config\.json"):
+        add_variant(Source(tmp_path), rules.variant_rule("PQ4")[1], output, Encoder())
+    assert not output.parent.exists()
 
 
 def report(tmp_path, name, **options):

@@ -7,7 +7,7 @@ from hlwq_mlx.errors import RequestError
 
 def test_defaults_take_the_likeliest():
     scores = mx.array([[-3.0, -0.1, -2.0]])
-    assert Sampling().sampler()(scores).item() == 1
+    assert Sampling().sampler(3)(scores).item() == 1
 
 
 def test_generation_config_without_do_sample_is_greedy():
@@ -42,5 +42,13 @@ def test_options_outside_their_limits(option, value):
 def test_top_k_limits_what_is_drawn():
     mx.random.seed(0)
     scores = mx.log(mx.array([[0.4, 0.3, 0.2, 0.1]]))
-    sampler = Sampling(temp=1.0, top_k=2).sampler()
+    sampler = Sampling(temp=1.0, top_k=2).sampler(4)
     assert {sampler(scores).item() for _ in range(50)} == {0, 1}
+
+
+@pytest.mark.parametrize("top_k", [4, 5, 100_000])
+def test_more_than_there_are_keeps_all(top_k):
+    mx.random.seed(0)
+    scores = mx.log(mx.array([[0.4, 0.3, 0.2, 0.1]]))
+    sampler = Sampling(temp=1.0, top_k=top_k).sampler(4)
+    assert {sampler(scores).item() for _ in range(100)} == {0, 1, 2, 3}

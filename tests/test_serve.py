@@ -11,7 +11,7 @@ import demo
 import openai
 import pytest
 
-from hlwq_mlx.serve import make_parser
+from hlwq_mlx.serve import THINKING_OFF, make_parser
 
 DEADLINE_S = 120
 
@@ -71,9 +71,32 @@ def test_a_streamed_answer(client):
     assert "".join(pieces) == "Hello! Tell me a story and ask me about it."
 
 
-def test_thinking_is_off(client):
-    answer = client.chat.completions.create(model="default_model", messages=QUESTION)
-    assert getattr(answer.choices[0].message, "reasoning", None) in (None, "")
+STORY = [
+    {
+        "role": "user",
+        "content": "Tom lived near the park. Tom had a red ball. "
+        "Tom took the red ball to the shop. "
+        'Lily was waiting at the shop. Lily had a blue kite. "I like your ball," said Lily. '
+        "Tom gave the ball to Lily. Lily was happy and smiled.\nWhat color was the ball?",
+    }
+]
+
+
+@pytest.mark.parametrize("thinks", [False, True])
+def test_thinking_is_off_unless_a_request_asks_for_it(client, thinks):
+    body = {"chat_template_kwargs": {"enable_thinking": True}} if thinks else {}
+    answer = client.chat.completions.create(model="default_model", messages=STORY, extra_body=body)
+    message = answer.choices[0].message
+    assert message.content.strip() == "red"
+    assert bool(getattr(message, "reasoning", None)) == thinks
+
+
+def test_a_request_for_more_than_there_is_to_choose_from(client):
+    answer = client.chat.completions.create(
+        model="default_model", messages=QUESTION, temperature=0.01, extra_body={"top_k": 1 << 20}
+    )
+    assert answer.choices[0].message.content == "4"
+    assert client.chat.completions.create(model="default_model", messages=QUESTION)
 
 
 def test_a_conversation_goes_on(client):
@@ -85,7 +108,8 @@ def test_a_conversation_goes_on(client):
 
 def test_other_options_are_passed_on():
     arguments, passed_on = make_parser().parse_known_args(
-        ["--model", "m", "--port", "9", "--host", "h"]
+        ["--model", "m", "--port", "9", "--host", "h", "--chat-template", "c"]
     )
     assert arguments.model == "m"
-    assert passed_on == ["--port", "9", "--host", "h"]
+    assert arguments.chat_template_args == THINKING_OFF
+    assert passed_on == ["--port", "9", "--host", "h", "--chat-template", "c"]

@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 from hlwq_mlx.errors import CheckpointError, SourceError
 from hlwq_mlx.quant import codec, packing
 from hlwq_mlx.store import hub
+from hlwq_mlx.store.detect import is_odd
 from hlwq_mlx.store.source import Source, find, list_variants
 
 INPUTS = ("*.json", "codes.safetensors", "bf16.safetensors", "model*.safetensors")
@@ -42,6 +43,7 @@ def check_golden(folder, target, answers="expected_f32.safetensors", step=2**-23
     source = Source(copy_inputs(folder, target))
     expected = read(folder / answers)
     assert source.coded.keys() == expected.keys()
+    assert not any(is_odd(source.coded[name], source.readings[name]) for name in expected)
     for name, wanted in expected.items():
         got = decode(source, name)[:, : wanted.shape[1]]
         left = max(1e-17, cancelled * np.abs(wanted).max())
@@ -209,7 +211,7 @@ FILES = [
 ]
 
 
-@pytest.mark.parametrize(("asked", "got"), [("PQ5", "PQ5"), ("pq4", "PQ4")])
+@pytest.mark.parametrize(("asked", "got"), [("PQ5", "PQ5"), ("pq4", "PQ4"), ("BF16", None)])
 def test_a_hub_variant_is_matched(asked, got):
     assert hub.choose_variant("a/b", FILES, asked) == got
 
@@ -223,8 +225,10 @@ def test_the_only_hub_variant_is_taken():
     ("files", "variant", "message"),
     [
         (FILES, None, r"\[a/b\] needed one variant, got PQ4, PQ5\. Choose with --variant"),
-        (FILES, "PQ6", r"\[a/b\] needed variant PQ6, got PQ4, PQ5\. Choose one of these"),
-        (["model.safetensors"], "PQ6", r"needed variant PQ6, got no variant at all"),
+        (FILES, "PQ6", r"\[a/b\] needed variant PQ6, got PQ4, PQ5, bf16\. Choose one of these"),
+        (["model.safetensors"], "PQ6", r"needed variant PQ6, got bf16\. Choose"),
+        (["PQ5/codes.safetensors"], "bf16", r"needed variant bf16, got PQ5\. Choose"),
+        (["config.json"], "PQ6", r"needed variant PQ6, got no variant at all"),
     ],
 )
 def test_a_hub_variant_that_is_not_there_is_refused(files, variant, message):
@@ -266,8 +270,12 @@ def test_a_missing_or_broken_config_is_refused(own, text, message):
     (own / "config.json").unlink()
     if text is not None:
         (own / "config.json").write_text(text)
+    source = Source(own / "PQ5")
     with pytest.raises(SourceError, match=message):
-        _ = Source(own / "PQ5").config
+        _ = source.config
+    if text is None:
+        with pytest.raises(SourceError, match=message):
+            _ = source.root_files
 
 
 def test_a_missing_half_of_a_variant_is_refused(own):
@@ -353,7 +361,7 @@ def add_doubles(tensors):
 def test_a_damaged_tensor_is_named(own, edit, message):
     change(own / "PQ5" / "codes.safetensors", edit)
     with pytest.raises(CheckpointError, match=message):
-        Source(own / "PQ5")
+        _ = Source(own / "PQ5").coded
 
 
 def test_two_codings_of_one_tensor_are_refused(tmp_path):
@@ -362,7 +370,7 @@ def test_two_codings_of_one_tensor_are_refused(tmp_path):
         path = tmp_path / f"model-{number}.safetensors"
         save_file({form.format(role): array for role, array in parts.items()}, path)
     with pytest.raises(CheckpointError) as caught:
-        Source(tmp_path)
+        _ = Source(tmp_path).plain
     assert sorted(str(caught.value).splitlines()) == [
         f"[{role} of a.b.weight] needed in one file, got two. The files do not belong together."
         for role in ("codes", "norms")

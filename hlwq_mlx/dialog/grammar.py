@@ -143,11 +143,6 @@ class AnswerParser:
         if in_thought:
             self._step = self._thought
 
-    @property
-    def is_ended(self) -> bool:
-        """Whether the turn's end has come; nothing after it belongs to the answer."""
-        return self._step == self._after
-
     def feed(self, text: str) -> list[Event]:
         """Take the next piece of text and return what is certain now."""
         self._buffer += text

@@ -41,7 +41,7 @@ def generate_tokens(
         raise RequestError(
             f"[max_tokens] needed a positive number or -1, got {max_tokens}. -1 means no limit."
         )
-    sampler = sampling.sampler()
+    sampler = sampling.sampler(model.args.text_config.vocab_size)
     with wired_limit(model, [generation_stream]):
         cache = model.make_cache()
         with mx.stream(generation_stream):

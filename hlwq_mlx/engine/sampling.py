@@ -13,6 +13,11 @@ from mlx_lm.sample_utils import make_sampler
 from ..errors import RequestError
 
 
+def bounded_top_k(top_k: int, vocab_size: int) -> int:
+    """Say "keep all" as mlx-lm 0.32.2 does, which raises for more than there are."""
+    return top_k if top_k < vocab_size else 0
+
+
 @dataclass(frozen=True)
 class Sampling:
     """Sampling options; a temperature of 0 takes the likeliest token.
@@ -64,9 +69,12 @@ class Sampling:
             )
         return replace(self, **{key: value for key, value in given.items() if value is not None})
 
-    def sampler(self) -> Callable[[mx.array], mx.array]:
+    def sampler(self, vocab_size: int) -> Callable[[mx.array], mx.array]:
         """Build mlx-lm's sampler for these options."""
         chosen: Callable[[mx.array], mx.array] = make_sampler(
-            temp=self.temp, top_p=self.top_p, top_k=self.top_k, min_p=self.min_p
+            temp=self.temp,
+            top_p=self.top_p,
+            top_k=bounded_top_k(self.top_k, vocab_size),
+            min_p=self.min_p,
         )
         return chosen

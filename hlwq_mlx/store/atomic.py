@@ -25,6 +25,18 @@ def require_new(output: Path) -> None:
 def building(output: Path) -> Iterator[Path]:
     """Yield a folder that takes the name `output` when the block ends well, else vanishes.
 
+    Raises: SourceError when `output` exists, before the block or after it; DeviceError when the
+    disk does not take what the block writes.
+    """
+    with scratch(output) as folder:
+        yield folder
+        place(folder, output)
+
+
+@contextmanager
+def scratch(output: Path) -> Iterator[Path]:
+    """Yield a folder beside `output`, for what leads to it, that vanishes when the block ends.
+
     What a killed run left behind is removed by the next run for the same output; what a live one is
     still writing is left alone.
     Raises: SourceError when `output` exists; DeviceError when the disk does not take what the block
@@ -35,10 +47,8 @@ def building(output: Path) -> Iterator[Path]:
         folder = _begin(output)
         try:
             yield folder
-            folder.rename(output)
-        except BaseException:
+        finally:
             shutil.rmtree(folder, ignore_errors=True)
-            raise
     except HLWQError:
         raise
     except OSError as problem:
@@ -46,6 +56,18 @@ def building(output: Path) -> Iterator[Path]:
             f"[output] needed to write {output}, got '{problem}'. "
             "Free disk space or choose another --output."
         ) from problem
+
+
+def place(path: Path, output: Path) -> None:
+    """Give what is finished its name.
+
+    Raises: SourceError when `output` exists: another process made it meanwhile; OSError.
+    """
+    try:
+        path.rename(output)
+    except OSError:
+        require_new(output)
+        raise
 
 
 def _begin(output: Path) -> Path:

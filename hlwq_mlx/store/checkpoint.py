@@ -11,15 +11,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import mlx.core as mx
+from mlx import nn
 from mlx.utils import tree_flatten
+from tqdm import tqdm
 
 from ..errors import CheckpointError, SourceError
 from ..gemma4.config import FLAT, FLAT_IGNORED, MULTIMODAL, Gemma4Config
 from ..gemma4.model import TOWERS, Model
 from ..quant import backend
+from ..quant.layers import HLWQEmbedding, HLWQLinear
 from ..quant.packing import BLOCK
 from .coded import CodedTensor, raise_all
 from .detect import Reading
+from .hub import PLAIN
 from .ple import FILE_NAME as ROW_STORE
 from .ple import RowStore
 from .source import PlainTensor, read_json
@@ -32,6 +36,7 @@ INDEX_NAME = "model.safetensors.index.json"
 TEXT = "model.language_model."
 ROW_TABLE = f"{TEXT}embed_tokens_per_layer.weight"
 _TIED_HEAD = "lm_head.weight"
+_PATIENCE_S = 1.0
 
 Shape = tuple[int, ...]
 
@@ -158,8 +163,22 @@ def is_ours(folder: Path) -> bool:
     return path.is_file() and read_json(path).get("model_type") == MODEL_TYPE
 
 
+def require_variant(folder: Path, variant: str | None) -> None:
+    """Refuse a variant that a converted folder is not of; None asks for none.
+
+    Raises: SourceError naming both.
+    """
+    manifest = read_json(folder / "config.json").get("quantization_config") or {}
+    made_of = manifest.get("variant") or PLAIN
+    if variant is not None and variant.lower() != made_of.lower():
+        raise SourceError(
+            f"[{folder}] needed {variant}, got a folder converted from {made_of}. "
+            "Name the repository it came from, or leave --variant out."
+        )
+
+
 def load(folder: Path) -> Model:
-    """Load a converted folder.
+    """Load a converted folder, ready to answer.
 
     Raises: CheckpointError listing all that is missing, damaged, extra or of another shape.
     """
@@ -176,7 +195,22 @@ def load(folder: Path) -> Model:
     _check_weights(model, weights)
     model.load_weights(list(weights.items()), strict=True)
     model.eval()
+    prepare(model)
     return model
+
+
+def prepare(model: nn.Module) -> None:
+    """Read all weights and make the product of every coded one, which the first answer would do.
+
+    Goes layer by layer, so that what is only passed through, as weights before their cast, is never
+    there for more than one layer. A bar shows when it takes longer than a moment.
+    """
+    layers = tree_flatten(model.leaf_modules(), is_leaf=nn.Module.is_module)
+    for _, layer in tqdm(layers, desc="prepare", unit=" layers", delay=_PATIENCE_S):
+        mx.eval(layer.parameters())
+        if isinstance(layer, HLWQLinear | HLWQEmbedding):
+            layer.prepare()
+    mx.eval(model.parameters())
 
 
 def cast(weights: Mapping[str, mx.array]) -> dict[str, mx.array]:

@@ -159,6 +159,8 @@ def _build(
     half_nibbles = key.is_dotted and stored_bits == 4
     told = _meta_bits(meta) or own.get("bits") or settings.get("bits") or folder_bits or 0
     bits = stored_bits
+    if stored_bits == 8:
+        _refuse_three_levels(name, raw)
     if told != stored_bits and (stored_bits == 8 or half_nibbles):
         bits = max(told if told < stored_bits else 0, _code_width(raw, half_nibbles))
     is_lsb = key.is_dotted and stored_bits < 8
@@ -224,6 +226,15 @@ def _check_meta(name: str, meta: list[int], N: int, nb: int, block: int) -> None
         raise CheckpointError(
             f"[{name}] needed meta [bits, {nb * BLOCK}] with 1 to 8 bits, got {meta}. "
             "The file is damaged; download it again."
+        )
+
+
+def _refuse_three_levels(name: str, raw: Codes) -> None:
+    """Refuse codes 0 to 2 in bytes: 2-bit codes in which one of four never occurs are none."""
+    if raw.min() == 0 and raw.max() == 2:
+        raise CheckpointError(
+            f"[{name}] needed 2, 4, 8 ... levels, got codes from 0 to 2. They are ternary, as in "
+            "PQ1.58, which is not implemented; choose another variant."
         )
 
 

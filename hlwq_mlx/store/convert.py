@@ -26,7 +26,7 @@ from ..quant.packing import UNIT, p32_plane_offsets, p32_planes
 from . import checkpoint
 from .atomic import building
 from .coded import CodedTensor
-from .detect import Reading
+from .detect import Reading, is_odd
 from .ple import FILE_NAME as ROW_STORE
 from .source import PlainTensor, Source
 from .tensorfile import TensorSpec, TensorWriter
@@ -34,6 +34,7 @@ from .tensorfile import TensorSpec, TensorWriter
 SHARD_BYTES = 5 * 10**9
 _SLICE_BYTES = 1 << 26
 _SPARE_BYTES = 1 << 26
+_NAMED = 3
 _HEADER_BYTES = 256  # of a tensor in a file's header, at most
 
 Piece = tuple[int, NDArray[Any]]
@@ -89,7 +90,12 @@ def convert(source: Source, output: Path) -> Summary:
     unread = checkpoint.unread_names(config, tensors)
     for name in unread:
         del tensors[name]
-    summary = Summary(source.weight_bytes, left_out=len(unread), evidence=tuple(source.evidence()))
+    summary = Summary(
+        source.weight_bytes,
+        left_out=len(unread),
+        evidence=tuple(source.evidence()),
+        warnings=_doubts(source, tensors),
+    )
     row_width = checkpoint.row_width(Gemma4Config.from_dict(config))
     outputs, rows = _plan(tensors, source.readings, row_width, summary)
     with building(output) as folder, _bytes_bar(outputs, rows) as progress:
@@ -97,11 +103,27 @@ def convert(source: Source, output: Path) -> Summary:
         _write_shards(folder, outputs, progress)
         if rows:
             _write_file(folder / ROW_STORE, rows, progress)
-        summary.warnings = _copy_side_files(source, folder)
+        summary.warnings += _copy_side_files(source, folder)
         manifest = checkpoint.make_manifest(source.variant, _coded(tensors, source.readings))
         _write_json(folder / "config.json", config | {"quantization_config": manifest})
         summary.written_bytes = sum(path.stat().st_size for path in folder.iterdir())
     return summary
+
+
+def _doubts(source: Source, tensors: Tensors) -> tuple[str, ...]:
+    """Name the tensors whose codes, as they will be read, can hardly be right."""
+    names = [
+        name
+        for name, tensor in tensors.items()
+        if isinstance(tensor, CodedTensor) and is_odd(tensor, source.readings[tensor.name])
+    ]
+    if not names:
+        return ()
+    named = ", ".join(names[:_NAMED]) + (" ..." if len(names) > _NAMED else "")
+    return (
+        f"{len(names)} tensors have not the energy of coded weights: {named}. If answers make no "
+        "sense, they were read wrongly: try another --bit-order or --centroids",
+    )
 
 
 def _canonical(source: Source) -> Tensors:

@@ -4,9 +4,10 @@ Three and five to seven bits show their order in a histogram. One, two and four 
 order is there a sign pattern or a permutation of columns, with the same norms, histogram and
 spectrum and a broken model. Such a tensor is compared with another width of itself, or with the
 16-bit gate_proj that reads the same input; failing both, its key style decides. Tables differ
-only in their tails and show in the energy of blocks without an end code.
+only in their tails and show in the energy of blocks without an end code. Whatever was settled, the
+energy of all codes says whether it can be right at all.
 
-Source: spec hlwq_format §7.4, §7.5. N rows, K columns padded to blocks.
+Source: spec hlwq_format §7.4, §7.5, §7.7. N rows, K columns padded to blocks.
 """
 
 import math
@@ -38,6 +39,8 @@ _SIBLING_RIGHT = 0.5  # right is above 0.7 even between one bit and eight, wrong
 _ENERGY_BITS = 5
 _ENERGY_BLOCKS = 1 << 14
 _LEAST_BLOCKS = 1 << 11
+_SAMPLE_ROWS = 32
+_ENERGY_TOLERANCE = 0.15
 
 
 @dataclass(frozen=True)
@@ -242,16 +245,19 @@ def settle_tables(
     tensors: Mapping[str, CodedTensor],
     orders: Mapping[str, tuple[BitOrder, str]],
     siblings: Sequence[Mapping[str, CodedTensor]],
-    forced: str | None,
+    told: tuple[str, str] | None,
 ) -> dict[str, tuple[str, str]]:
-    """Choose a table for every tensor; below five bits wider tensors of the model decide."""
+    """Choose a table for every tensor; below five bits wider tensors of the model decide.
+
+    `told` is a table that needs no guess, and who told it.
+    """
     is_open = {
         name: tensor.own_table is None and tensor.implied_table == "clip4_100"
         for name, tensor in tensors.items()
     }
     own = tables_by_width((tensors[name] for name in tensors if is_open[name]), orders)
     wider, evidence = own, "as the wider tensors of the file"
-    if not own and forced is None and any(is_open.values()):
+    if not own and told is None and any(is_open.values()):
         evidence = "as another width of the model"
         for sibling in siblings:
             wider = wider or tables_by_width(sibling.values(), settle_orders(sibling, (), {}, None))
@@ -259,8 +265,8 @@ def settle_tables(
     for name, tensor in tensors.items():
         if tensor.own_table is not None:
             verdicts[name] = "file", "stored in the file"
-        elif forced is not None:
-            verdicts[name] = forced, "as asked"
+        elif told is not None:
+            verdicts[name] = told
         elif not is_open[name]:
             verdicts[name] = tensor.implied_table, "by key style"
         elif tensor.bits in own:
@@ -278,13 +284,20 @@ def settle(
     gates: Mapping[str, Rows],
     forced_order: BitOrder | None,
     forced_table: str | None,
+    stated_table: str | None,
 ) -> dict[str, Reading]:
     """Decide how every coded tensor of a file is read.
 
     `siblings` are other widths of the same model, `gates` its 16-bit gate_proj matrices by name.
+    A table is forced by who asks for the model, stated by who wrote the file.
     """
     orders = settle_orders(tensors, siblings, gates, forced_order)
-    tables = settle_tables(tensors, orders, siblings, forced_table)
+    told = None
+    if forced_table is not None:
+        told = forced_table, "as asked"
+    elif stated_table is not None:
+        told = stated_table, "as the file says"
+    tables = settle_tables(tensors, orders, siblings, told)
     readings = {}
     for name, tensor in tensors.items():
         order, order_evidence = orders[name]
@@ -294,3 +307,19 @@ def settle(
         evidence = f"order {order} {order_evidence}, table {table} {table_evidence}"
         readings[name] = Reading(order, table, values, evidence)
     return readings
+
+
+def is_odd(tensor: CodedTensor, reading: Reading) -> bool:
+    """Say whether a tensor's codes, as read, have not the energy that rotated weights have.
+
+    That of a wrong table, width or order, but also of weights whose blocks have strong means: no
+    reason to refuse a file. Looks at rows from all over the tensor; too few say nothing.
+    """
+    rows = np.unique(np.linspace(0, len(tensor.norms) - 1, _SAMPLE_ROWS).astype(int))
+    codes = np.concatenate([tensor.rows(row, row + 1, reading.order) for row in rows])
+    codes = codes.reshape(-1, BLOCK)[tensor.norms[rows].reshape(-1) > 0]
+    if codes.size < _LEAST_CODES:
+        return False
+    squares = reading.centroids.astype(np.float64) ** 2
+    wanted = float(cell_probabilities(reading.centroids) @ squares)
+    return abs(float(squares[codes].mean()) / wanted - 1) > _ENERGY_TOLERANCE

@@ -27,6 +27,7 @@ from . import resume
 
 logger = logging.getLogger("hlwq_mlx")
 
+PLAIN = "bf16"  # the variant name of a repository's own, uncoded weights
 ROOT_FILES = ("*.json", "*.jinja", "tokenizer.model")
 ROOT_WEIGHTS = (
     "polar_state_chunk*.safetensors",
@@ -82,7 +83,7 @@ def _names(repository: str) -> list[str]:
 
 
 def choose_variant(repository: str, files: list[str], variant: str | None) -> str | None:
-    """Match the variant asked for with those of a repository; None for one without variants."""
+    """Match the variant asked for with those of a repository; None for the weights at its root."""
     variants = sorted({name.split("/")[0] for name in files if name.endswith("/codes.safetensors")})
     if variant is None:
         if len(variants) > 1:
@@ -91,13 +92,19 @@ def choose_variant(repository: str, files: list[str], variant: str | None) -> st
                 "Choose with --variant."
             )
         return variants[0] if variants else None
-    by_name = {name.lower(): name for name in variants}
+    choices = [*variants, *([PLAIN] if any(map(_is_root_weight, files)) else [])]
+    by_name = {name.lower(): name for name in choices}
     if variant.lower() not in by_name:
-        there = ", ".join(variants) or "no variant at all"
+        there = ", ".join(choices) or "no variant at all"
         raise SourceError(
             f"[{repository}] needed variant {variant}, got {there}. Choose one of these."
         )
-    return by_name[variant.lower()]
+    name = by_name[variant.lower()]
+    return None if name == PLAIN else name
+
+
+def _is_root_weight(name: str) -> bool:
+    return "/" not in name and any(fnmatchcase(name, pattern) for pattern in ROOT_WEIGHTS)
 
 
 def wanted_files(files: Iterable[str], variant: str | None) -> list[str]:

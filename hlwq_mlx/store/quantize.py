@@ -8,7 +8,8 @@ N rows, K columns padded to blocks.
 
 import math
 import re
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +23,7 @@ from ..errors import RequestError
 from ..quant import codec
 from ..quant.packing import BLOCK, Codes, pack
 from ..quant.tables import centroids
-from .atomic import building
+from .atomic import building, place, scratch
 from .rules import Rule
 from .source import TABLE_KEY, PlainTensor, Source
 from .tensorfile import TensorSpec, TensorWriter
@@ -133,6 +134,19 @@ def write_published(source: Source, rule: Rule, output: Path, encoder: Encoder) 
         _write_codes(folder / "codes.safetensors", tensors, encoder, report, progress)
         _write_plain(folder / "bf16.safetensors", plain, progress)
     return report
+
+
+def add_files(paths: Iterable[Path], folder: Path) -> None:
+    """Copy files into a folder that lacks them; each appears whole or not at all.
+
+    Raises: DeviceError when the disk does not take them.
+    """
+    for path in paths:
+        output = folder / path.name
+        if not output.exists():
+            with scratch(output) as beside:
+                shutil.copyfile(path, beside / path.name)
+                place(beside / path.name, output)
 
 
 def _write_codes(

@@ -25,7 +25,6 @@ from .coded import CodedTensor, Parts, gather, parse_key, polar_settings, raise_
 from .tensorfile import TensorFile, TensorSpec
 
 TABLE_KEY = "hlwq_table"  # where our own encoder says, in a file's metadata, which table it used
-PLAIN = "bf16"  # the variant name of a folder's own, uncoded weights
 _CODED_FILE = "codes.safetensors"
 _PLAIN_DTYPES = ("BF16", "F16", "F32")
 
@@ -91,7 +90,7 @@ def _choose_local(root: Path, variant: str | None) -> tuple[Path, str | None]:
     _settings(root)
     variants = list_variants(root)
     has_own_weights = bool(_root_weights(root))
-    choices = [*variants, *([PLAIN] if has_own_weights else [])]
+    choices = [*variants, *([hub.PLAIN] if has_own_weights else [])]
     if variant is None and len(choices) == 1:
         variant = choices[0]
     if variant is None and variants:
@@ -106,7 +105,7 @@ def _choose_local(root: Path, variant: str | None) -> tuple[Path, str | None]:
             "Name a folder with codes.safetensors or model*.safetensors in it or in a PQ folder."
         )
     name = by_name[variant.lower()]
-    return (root, None) if name == PLAIN else (root / name, name)
+    return (root, None) if name == hub.PLAIN else (root / name, name)
 
 
 def _variant_name(folder: str) -> str | None:
@@ -164,7 +163,8 @@ def _twice(what: str) -> str:
 class Source:
     """The tensors, config and tokenizer files of one variant.
 
-    Raises: SourceError for missing files; CheckpointError for tensors that contradict themselves.
+    Opening reads headers alone; tensors are read and checked when they are first asked for.
+    Raises: SourceError for missing files; CheckpointError for damaged ones.
     """
 
     def __init__(
@@ -177,23 +177,56 @@ class Source:
         self.folder = folder
         self.variant = variant
         self.root = folder if (folder / "config.json").is_file() else folder.parent
+        self._bit_order = bit_order
+        self._table = table
         self._files = [TensorFile(path) for path in self._weight_paths()]
-        self.coded, self.plain = self._read_tensors()
-        siblings = list(self._siblings())
-        self.readings = detect.settle(
-            self.coded, siblings, self._gates(), bit_order, table or self._stated_table()
-        )
+
+    @property
+    def coded(self) -> dict[str, CodedTensor]:
+        """The coded tensors by name.
+
+        Raises: CheckpointError for tensors that contradict themselves.
+        """
+        return self._tensors[0]
+
+    @property
+    def plain(self) -> dict[str, PlainTensor]:
+        """The other tensors by name.
+
+        Raises: CheckpointError for tensors that contradict themselves.
+        """
+        return self._tensors[1]
 
     @cached_property
+    def readings(self) -> dict[str, detect.Reading]:
+        """How each coded tensor is read.
+
+        Raises: CheckpointError for tensors that contradict themselves.
+        """
+        return detect.settle(
+            self.coded,
+            list(self._siblings()),
+            self._gates(),
+            self._bit_order,
+            self._table,
+            self._stated_table(),
+        )
+
+    @property
     def config(self) -> dict[str, Any]:
-        """The model's config.json."""
-        path = self.root / "config.json"
-        if not path.is_file():
-            raise SourceError(
-                f"[{self.folder}] needed config.json in this folder or the one above, got none. "
-                "Download the repository's root files too."
-            )
-        return read_json(path)
+        """The model's config.json.
+
+        Raises: SourceError when there is none or it is damaged.
+        """
+        return read_json(self._config_path)
+
+    @property
+    def root_files(self) -> list[Path]:
+        """The files beside the weights: config.json and the side files.
+
+        Raises: SourceError when there is no config.json.
+        """
+        return [self._config_path, *self.side_files]
 
     @property
     def side_files(self) -> list[Path]:
@@ -219,6 +252,16 @@ class Source:
         for (bits, evidence), count in sorted(kinds.items()):
             yield f"{bits} bits: {count} tensors, {evidence}"
 
+    @property
+    def _config_path(self) -> Path:
+        path = self.root / "config.json"
+        if not path.is_file():
+            raise SourceError(
+                f"[{self.folder}] needed config.json in this folder or the one above, got none. "
+                "Download the repository's root files too."
+            )
+        return path
+
     def _weight_paths(self) -> list[Path]:
         codes = self.folder / _CODED_FILE
         if codes.is_file():
@@ -243,7 +286,8 @@ class Source:
             )
         return paths
 
-    def _read_tensors(self) -> tuple[dict[str, CodedTensor], dict[str, PlainTensor]]:
+    @cached_property
+    def _tensors(self) -> tuple[dict[str, CodedTensor], dict[str, PlainTensor]]:
         parts: dict[str, Parts] = {}
         plain: dict[str, PlainTensor] = {}
         problems: list[str] = []

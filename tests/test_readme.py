@@ -1,0 +1,32 @@
+"""The README's Python examples, run as they stand but for the name of the model."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from hlwq_mlx import library
+
+README = Path(__file__).parent.parent / "README.md"
+REAL_MODEL = '"caiovicentino1/Gemma-4-E4B-it-HLWQ-Multi"'
+
+
+def test_the_python_examples_run():
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    assert len(blocks) == 2
+    text = "\n".join(blocks).replace(REAL_MODEL, repr(str(library.DEMO)))
+    ran = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    answered, rest = ran.stdout.split("\n", 1)
+    assert answered == "4"
+    assert rest == "4The answer is 7006652.\n"
+
+
+def test_every_command_of_the_readme_exists():
+    commands = set(re.findall(r"-m (hlwq_mlx\.\w+)", README.read_text()))
+    assert {"hlwq_mlx.generate", "hlwq_mlx.convert", "hlwq_mlx.chat", "hlwq_mlx.serve"} <= commands
+    for command in commands:
+        ran = subprocess.run(
+            [sys.executable, "-m", command, "--help"], capture_output=True, text=True, check=True
+        )
+        assert ran.stdout.startswith(f"usage: python -m {command}")
