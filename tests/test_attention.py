@@ -42,7 +42,8 @@ def test_attention_follows_the_formula(variant, layer, kv_heads):
     waves, attention._waves = attention._waves, mx.full(attention.head_dim // 2, mx.inf)
     h = np.random.default_rng(0).normal(size=(5, 64)).astype(np.float32)
     x = mx.array(h)[None]
-    got = attention(x, attention.produce(x, "causal", KVCache()))
+    got, view = attention.produce(x, "causal", KVCache())
+    assert mx.array_equal(attention(x, view), got)
     attention._waves = waves
     np.testing.assert_allclose(
         np.array(got)[0], attend(attention, h.astype(np.float64), 4, kv_heads), rtol=0, atol=5e-6
@@ -58,7 +59,7 @@ def test_a_view_holds_the_offset_before_and_the_keys_during_the_update():
     attention, cache = model().layers[0].self_attn, RotatingKVCache(6, keep=0)
     x = mx.random.normal((1, 11, 64), key=mx.random.key(0))
     attention.produce(x[:, :4], "causal", cache)
-    view = attention.produce(x[:, 4:], None, cache)
+    _, view = attention.produce(x[:, 4:], None, cache)
     assert view.offset.item() == 4
     assert cache.offset == 11
     assert view.keys.shape == view.values.shape == (1, 2, 11, 16)
@@ -79,6 +80,6 @@ def test_the_last_view_is_that_of_the_last_query(offset):
 def test_the_last_query_alone_gives_the_last_row():
     attention = model().layers[4].self_attn
     x = mx.random.normal((1, 6, 64), key=mx.random.key(0))
-    view = attention.produce(x, "causal", KVCache())
-    whole, last = attention(x, view), attention(x[:, -1:], view.last(6))
+    whole, view = attention.produce(x, "causal", KVCache())
+    last = attention(x[:, -1:], view.last(6))
     np.testing.assert_allclose(np.array(whole[:, -1:]), np.array(last), rtol=0, atol=2e-6)

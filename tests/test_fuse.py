@@ -1,12 +1,18 @@
+import weakref
+
 import mlx.core as mx
 import numpy as np
+import oracle
 import pytest
 from metal_host import Checks, device
 from mlx import nn
+from mlx_lm.models.cache import KVCache
 
+from hlwq_mlx.gemma4.attention import Attention
+from hlwq_mlx.gemma4.config import Gemma4Config
 from hlwq_mlx.gemma4.text import MLP
 from hlwq_mlx.quant import backend, codec, selftest
-from hlwq_mlx.quant.fuse import fuse_gate_up
+from hlwq_mlx.quant.fuse import blocks, fuse
 from hlwq_mlx.quant.layers import HLWQLinear, pad_table
 from hlwq_mlx.quant.packing import pack_p32
 from hlwq_mlx.quant.tables import centroids
@@ -29,17 +35,34 @@ def mlp(columns=200, **of_up):
     return block
 
 
-def holder(*blocks):
+def attention(variant="plain", layer=0, **of_last):
+    """Attention on 64 columns with its projections coded, the last of them as asked."""
+    args = Gemma4Config.from_dict(oracle.config(variant))
+    block = Attention(args.text_config, layer)
+    names = [name for name in ("q_proj", "k_proj", "v_proj") if name in block]
+    for seed, name in enumerate(names):
+        how = of_last if name == names[-1] else {}
+        block[name] = linear(64, block[name].weight.shape[0], **{"seed": seed, **how})
+    return block
+
+
+def attend(block):
+    x = mx.random.normal((2, 9, 64), key=mx.random.key(0))
+    return block.produce(x, "causal", KVCache())[0]
+
+
+def fuse_all(*parts):
+    """Fuse what is in a model of these parts; count it."""
     model = nn.Module()
-    model.layers = list(blocks)
-    return model
+    model.layers = list(parts)
+    return sum(map(fuse, blocks(model)))
 
 
 def test_a_fused_block_computes_the_same():
     block = mlp()
     x = mx.random.normal((2, 3, 200), key=mx.random.key(0))
     before = block(x)
-    assert fuse_gate_up(holder(block, nn.RMSNorm(4))) == 1
+    assert fuse_all(block, nn.RMSNorm(4)) == 1
     assert "gate_proj" not in block
     assert "up_proj" not in block
     assert block.gate_up.codes.shape == (192, 256 * 5 // 32)
@@ -50,7 +73,7 @@ def test_a_fused_block_on_metal(monkeypatch):
     block = mlp(columns=256)
     x = mx.random.normal((1, 1, 256), key=mx.random.key(0))
     before = block(x)
-    fuse_gate_up(holder(block))
+    fuse_all(block)
     selftest.is_sound.cache_clear()
     with device(Checks(is_watched=False)):
         monkeypatch.setattr(backend, "has_metal", lambda: True)
@@ -62,15 +85,42 @@ def test_a_fused_block_on_metal(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "of_up", [{"bits": 4}, {"table": "clip4_100"}, {"bias": True}], ids=["bits", "table", "bias"]
+    ("variant", "layer", "rows"), [("plain", 0, 64 + 32 + 32), ("k_eq_v", 2, 128 + 32)]
 )
-def test_layers_coded_differently_stay_apart(of_up):
-    block = mlp(**of_up)
-    assert fuse_gate_up(holder(block)) == 0
-    assert "gate_up" not in block
+def test_fused_attention_computes_the_same(variant, layer, rows):
+    block = attention(variant, layer)
+    before = attend(block)
+    assert fuse_all(block) == 1
+    assert not {"q_proj", "k_proj", "v_proj"} & set(block)
+    assert block.qkv.norms.shape == (rows, 1)
+    assert mx.allclose(attend(block), before, rtol=1e-5, atol=1e-6)
+
+
+def test_a_layer_without_keys_has_nothing_to_fuse():
+    block = attention(layer=5)
+    assert "k_proj" not in block
+    assert fuse_all(block) == 0
+
+
+def test_what_is_replaced_is_freed():
+    block = mlp()
+    parts = [weakref.ref(block.gate_proj), weakref.ref(block.up_proj)]
+    fuse(block)
+    assert [part() for part in parts] == [None, None]
+
+
+@pytest.mark.parametrize("make", [mlp, attention])
+@pytest.mark.parametrize(
+    "of_last", [{"bits": 4}, {"table": "clip4_100"}, {"bias": True}], ids=["bits", "table", "bias"]
+)
+def test_layers_coded_differently_stay_apart(make, of_last):
+    block = make(**of_last)
+    names = set(block)
+    assert fuse_all(block) == 0
+    assert set(block) == names
 
 
 def test_plain_layers_stay_apart():
     block = mlp()
     block.gate_proj = nn.Linear(200, 96, bias=False)
-    assert fuse_gate_up(holder(block, MLP(8, 8))) == 0
+    assert fuse_all(block, MLP(8, 8)) == 0

@@ -1,7 +1,7 @@
 """Gemma 4 attention: normed queries, keys and values, scale 1, keys shared between layers.
 
-A layer either makes keys and values (`produce`) or is handed another layer's; both then attend the
-same way to a `View`. Which layer borrows from which is text.py's business.
+A layer either makes keys and values (`produce`) or is handed another layer's; both attend the same
+way to a `View`. Which layer borrows from which is text.py's business.
 B batch, L positions, K keys, H hidden size, D head dimensions.
 Source: transformers 5.23.0, modeling_gemma4.py, Gemma4TextAttention.
 """
@@ -35,7 +35,10 @@ class View(NamedTuple):
 
 
 class Attention(nn.Module):  # type: ignore[misc]  # nn.Module is untyped
-    """Attention of one layer; without `has_kv` it has queries only."""
+    """Attention of one layer; without `has_kv` it has queries only.
+
+    quant.fuse may have made one layer, `qkv`, of the projections.
+    """
 
     def __init__(self, config: TextConfig, index: int) -> None:
         super().__init__()
@@ -54,26 +57,39 @@ class Attention(nn.Module):  # type: ignore[misc]  # nn.Module is untyped
         if layer.has_kv and not layer.k_eq_v:
             self.v_proj = nn.Linear(config.hidden_size, kv_heads * self.head_dim, bias=False)
 
-    def produce(self, h: mx.array, mask: Mask, cache: Any) -> View:
-        """Make keys and values of new positions and append them to the cache.
+    def produce(self, h: mx.array, mask: Mask, cache: Any) -> tuple[mx.array, View]:
+        """Append keys and values of new positions to the cache, and attend to what it then holds.
 
-        Shapes: h [B, L, H]. Values get a norm without weights and no rotation.
+        Shapes: h [B, L, H] -> [B, L, H]. Values get a norm without weights and no rotation.
         """
-        keys = self._heads(self.k_proj(h))
-        values = keys if self.k_eq_v else self._heads(self.v_proj(h))
+        queries, keys, values = self._projections(h)
         offset = mx.array(cache.offset)
-        keys = rotate(self.k_norm(keys), self._waves, offset)
-        values = mx.fast.rms_norm(values, None, self.eps)
+        keys = rotate(self.k_norm(self._heads(keys)), self._waves, offset)
+        values = mx.fast.rms_norm(self._heads(values), None, self.eps)
         keys, values = cache.update_and_fetch(keys, values)
-        return View(keys, values, mask, offset)
+        view = View(keys, values, mask, offset)
+        return self._attend(queries, view), view
 
     def __call__(self, h: mx.array, view: View) -> mx.array:
-        """Attend from each position to the view.
+        """Attend from each position to the keys and values of another layer.
 
-        Shapes: h [B, L, H] -> [B, L, H]. Softmax is float32.
+        Shapes: h [B, L, H] -> [B, L, H].
         """
-        B, L, _ = h.shape
-        queries = rotate(self.q_norm(self._heads(self.q_proj(h))), self._waves, view.offset)
+        return self._attend(self.q_proj(h), view)
+
+    def _projections(self, h: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+        """Queries, keys and values, each [B, L, heads * D]; values may be the keys."""
+        if "qkv" in self:
+            queries, keys, *values = self.qkv(h)
+        else:
+            queries, keys = self.q_proj(h), self.k_proj(h)
+            values = [] if self.k_eq_v else [self.v_proj(h)]
+        return queries, keys, values[0] if values else keys
+
+    def _attend(self, queries: mx.array, view: View) -> mx.array:
+        """Softmax is float32: queries [B, L, heads * D] -> [B, L, H]"""
+        B, L, _ = queries.shape
+        queries = rotate(self.q_norm(self._heads(queries)), self._waves, view.offset)
         out = mx.fast.scaled_dot_product_attention(
             queries, view.keys, view.values, scale=1.0, mask=view.mask
         )

@@ -72,9 +72,8 @@ class DecoderLayer(nn.Module):  # type: ignore[misc]  # nn.Module is untyped
         self, x: mx.array, mask: Mask, cache: Any, per_layer_input: mx.array | None
     ) -> tuple[mx.array, View]:
         """Run a layer that makes keys and values; return them for the layers that share them."""
-        h = self.input_layernorm(x)
-        view = self.self_attn.produce(h, mask, cache)
-        return self._finish(x, self.self_attn(h, view), per_layer_input), view
+        attended, view = self.self_attn.produce(self.input_layernorm(x), mask, cache)
+        return self._finish(x, attended, per_layer_input), view
 
     def __call__(self, x: mx.array, view: View, per_layer_input: mx.array | None) -> mx.array:
         """Run a layer that attends to another layer's keys and values.

@@ -9,45 +9,71 @@ import mlx.core as mx
 import numpy as np
 from mlx import nn
 
-from .layers import HLWQGateUp, HLWQLinear
+from .layers import CodedLayer, HLWQGateUp, HLWQLinear, HLWQRows
 from .packing import concatenate_p32
 
+GATE_UP = ("gate_proj", "up_proj")
+QKV = ("q_proj", "k_proj", "v_proj")
 
-def fuse_gate_up(model: nn.Module) -> int:
-    """Replace `gate_proj` and `up_proj` by `gate_up` in every module that has both; count them.
 
-    The module itself has to use `gate_up` when it has it. Pairs stay as they are when one is not
-    coded, or they differ in shape, width or table.
+def blocks(model: nn.Module) -> list[nn.Module]:
+    """List the modules that `fuse` may find something to do in."""
+    return [module for module in model.modules() if GATE_UP[1] in module or QKV[1] in module]
+
+
+def fuse(block: nn.Module) -> int:
+    """Make `gate_up` of gate and up, and `qkv` of q, k and, if there is one, v; count what is made.
+
+    The block itself has to use them when it has them. Layers stay as they are when one is not
+    coded, or they differ in width or table.
     """
-    count = 0
-    for _, module in model.named_modules():
-        if "gate_proj" in module and "up_proj" in module:
-            gate, up = module.gate_proj, module.up_proj
-            if _is_pair(gate, up):
-                module.gate_up = _joined(gate, up)
-                mx.eval(module.gate_up.parameters())
-                del module.gate_proj, module.up_proj
-                count += 1
-    return count
+    return _fuse_gate_up(block) + _fuse_qkv(block)
 
 
-def _is_pair(gate: nn.Module, up: nn.Module) -> bool:
-    if type(gate) is not HLWQLinear or type(up) is not HLWQLinear:
+def _fuse_gate_up(block: nn.Module) -> bool:
+    parts = [block[name] for name in GATE_UP if name in block]
+    if not _are_alike(parts) or parts[0].output_dims != parts[1].output_dims:
         return False
-    are_alike = gate.code_bits == up.code_bits and gate.codes.shape == up.codes.shape
-    has_bias = "bias" in gate or "bias" in up
-    return (
-        are_alike
-        and not has_bias
-        and gate.input_dims == up.input_dims
-        and bool(mx.array_equal(gate.centroids, up.centroids))
+    gate = parts[0]
+    block.gate_up = HLWQGateUp(gate.input_dims, gate.output_dims, gate.code_bits)
+    _fill(block.gate_up, parts)
+    _remove(block, GATE_UP)
+    return True
+
+
+def _fuse_qkv(block: nn.Module) -> bool:
+    parts = [block[name] for name in QKV if name in block]
+    if not _are_alike(parts):
+        return False
+    heights = [part.output_dims for part in parts]
+    block.qkv = HLWQRows(parts[0].input_dims, heights, parts[0].code_bits)
+    _fill(block.qkv, parts)
+    _remove(block, QKV)
+    return True
+
+
+def _are_alike(parts: list[nn.Module]) -> bool:
+    """Say whether there are layers to join, and all are coded in one way."""
+    if len(parts) < 2 or any(type(part) is not HLWQLinear or "bias" in part for part in parts):
+        return False
+    first = parts[0]
+    return all(
+        part.code_bits == first.code_bits
+        and part.input_dims == first.input_dims
+        and bool(mx.array_equal(part.centroids, first.centroids))
+        for part in parts[1:]
     )
 
 
-def _joined(gate: HLWQLinear, up: HLWQLinear) -> HLWQGateUp:
-    joined = HLWQGateUp(gate.input_dims, gate.output_dims, gate.code_bits)
-    words = [np.asarray(module.codes) for module in (gate, up)]
-    joined.codes = mx.array(concatenate_p32(words, gate.code_bits))
-    joined.norms = mx.concatenate([gate.norms, up.norms])
-    joined.centroids = gate.centroids
-    return joined
+def _fill(joined: CodedLayer, parts: list[HLWQLinear]) -> None:
+    words = [np.asarray(part.codes) for part in parts]
+    joined.codes = mx.array(concatenate_p32(words, joined.code_bits))
+    joined.norms = mx.concatenate([part.norms for part in parts])
+    joined.centroids = parts[0].centroids
+    mx.eval(joined.parameters())  # now, so that the parts can go
+
+
+def _remove(block: nn.Module, names: tuple[str, ...]) -> None:
+    for name in names:
+        if name in block:
+            delattr(block, name)

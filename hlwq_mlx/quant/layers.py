@@ -7,7 +7,8 @@ its rows from them, and a model can be saved after it has run. Not a model: whic
 is the manifest's to say.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 import mlx.core as mx
@@ -33,7 +34,9 @@ class _Prepared:
         return all(mine is other for mine, other in zip(self.sources, sources, strict=True))
 
 
-class _Coded(nn.Module):  # type: ignore[misc]
+class CodedLayer(nn.Module):  # type: ignore[misc]
+    """What the layers share: their parameters, and the product that is made of them."""
+
     def __init__(self, rows: int, columns: int, code_bits: int) -> None:
         super().__init__()
         blocks = -(-columns // BLOCK)
@@ -65,7 +68,7 @@ class _Coded(nn.Module):  # type: ignore[misc]
         return x
 
 
-class HLWQLinear(_Coded):
+class HLWQLinear(CodedLayer):
     """A linear layer on coded weights; x of any floating dtype, which the result keeps."""
 
     def __init__(
@@ -83,7 +86,7 @@ class HLWQLinear(_Coded):
         return y + self.bias if "bias" in self else y
 
 
-class HLWQEmbedding(_Coded):
+class HLWQEmbedding(CodedLayer):
     """An embedding table on coded weights, also usable as the head that is tied to it."""
 
     def __init__(self, num_embeddings: int, dims: int, code_bits: int) -> None:
@@ -101,7 +104,20 @@ class HLWQEmbedding(_Coded):
         return self._multiply(x, self.dims)
 
 
-class HLWQGateUp(_Coded):
+class HLWQRows(CodedLayer):
+    """Linear layers of one input as one weight, their rows below each other: q|k|v."""
+
+    def __init__(self, input_dims: int, heights: Sequence[int], code_bits: int) -> None:
+        super().__init__(sum(heights), input_dims, code_bits)
+        self.input_dims = input_dims
+        self._ends = list(accumulate(heights))
+
+    def __call__(self, x: mx.array) -> list[mx.array]:
+        """Multiply: x [..., input_dims] -> for each layer [..., its height]."""
+        return list(mx.split(self._multiply(x, self.input_dims), self._ends[:-1], axis=-1))
+
+
+class HLWQGateUp(CodedLayer):
     """Two linear layers of one input as one weight, gate's rows above up's: gelu(gate) * up."""
 
     def __init__(self, input_dims: int, hidden_dims: int, code_bits: int) -> None:

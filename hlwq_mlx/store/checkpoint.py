@@ -18,8 +18,8 @@ from tqdm import tqdm
 from ..errors import CheckpointError, SourceError
 from ..gemma4.config import FLAT, FLAT_IGNORED, MULTIMODAL, Gemma4Config
 from ..gemma4.model import TOWERS, Model
-from ..quant import backend
-from ..quant.layers import HLWQEmbedding, HLWQLinear
+from ..quant import backend, fuse
+from ..quant.layers import CodedLayer
 from ..quant.packing import BLOCK
 from .coded import CodedTensor, raise_all
 from .detect import Reading
@@ -191,24 +191,33 @@ def load(folder: Path) -> Model:
         )
     model = Model(Gemma4Config.from_dict(config))
     attach_rows(model, folder)
-    weights = cast(model.sanitize(_read_shards(folder)))
-    _check_weights(model, weights)
-    model.load_weights(list(weights.items()), strict=True)
+    _load_weights(model, folder)
     model.eval()
     prepare(model)
     return model
 
 
+def _load_weights(model: Model, folder: Path) -> None:
+    """Give the model its weights, unread; it alone holds them then, and so may let go of some."""
+    weights = cast(model.sanitize(_read_shards(folder)))
+    _check_weights(model, weights)
+    model.load_weights(list(weights.items()), strict=True)
+
+
 def prepare(model: nn.Module) -> None:
     """Read all weights and make the product of every coded one, which the first answer would do.
 
-    Goes layer by layer, so that what is only passed through, as weights before their cast, is never
-    there for more than one layer. A bar shows when it takes longer than a moment.
+    Where kernels run, layers that share an input become one first, and the model no checkpoint any
+    more. Goes layer by layer, so that what is only passed through, as weights before their cast, is
+    never there for more than one layer. A bar shows when it takes longer than a moment.
     """
+    if backend.has_metal():
+        for block in tqdm(fuse.blocks(model), desc="fuse", unit=" blocks", delay=_PATIENCE_S):
+            fuse.fuse(block)
     layers = tree_flatten(model.leaf_modules(), is_leaf=nn.Module.is_module)
     for _, layer in tqdm(layers, desc="prepare", unit=" layers", delay=_PATIENCE_S):
         mx.eval(layer.parameters())
-        if isinstance(layer, HLWQLinear | HLWQEmbedding):
+        if isinstance(layer, CodedLayer):
             layer.prepare()
     mx.eval(model.parameters())
 
