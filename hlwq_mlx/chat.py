@@ -297,7 +297,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if sys.stdin.isatty():
         cli.note("/help lists the commands; Ctrl-C stops an answer, Ctrl-D leaves.")
     screen = Screen(is_terminal=sys.stdout.isatty())
-    Chat(conversation, tokenizer, stream, terminal_reader(), screen).run()
+    with cli.bounded_cache():
+        Chat(conversation, tokenizer, stream, terminal_reader(), screen).run()
 
 
 if __name__ == "__main__":

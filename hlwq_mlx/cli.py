@@ -8,12 +8,14 @@ import argparse
 import json
 import logging
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from .errors import HLWQError
 
+CACHE_BYTES = 512 << 20  # holds what a chunk of prefill frees; more would be kept from others
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
 
@@ -146,6 +148,18 @@ def print_stream(responses: Iterable[Any]) -> str:
     if interrupted:
         raise KeyboardInterrupt
     return text
+
+
+@contextmanager
+def bounded_cache() -> Iterator[None]:
+    """Let MLX keep no more than CACHE_BYTES of freed memory, by default most of the machine's."""
+    import mlx.core as mx
+
+    before = mx.set_cache_limit(CACHE_BYTES)
+    try:
+        yield
+    finally:
+        mx.set_cache_limit(before)
 
 
 def folder_for(arguments: argparse.Namespace) -> Path:

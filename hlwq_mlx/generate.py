@@ -81,17 +81,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         text = template.render(
             tokenizer, messages, thinking=arguments.think, options=arguments.chat_template_config
         )
-    cli.print_stream(
-        library.stream_generate(
-            model,
-            tokenizer,
-            text,
-            max_tokens=arguments.max_tokens,
-            sampling=sampling,
-            stop=arguments.stop,
-            prefill_step=arguments.prefill_step_size,
+    with cli.bounded_cache():
+        cli.print_stream(
+            library.stream_generate(
+                model,
+                tokenizer,
+                text,
+                max_tokens=arguments.max_tokens,
+                sampling=sampling,
+                stop=arguments.stop,
+                prefill_step=arguments.prefill_step_size,
+            )
         )
-    )
 
 
 def add_stop_token(tokenizer: Any, token: str) -> None:

@@ -1,7 +1,8 @@
 """`python -m hlwq_mlx.serve`: an OpenAI-compatible server for local assistants.
 
 It is mlx-lm's server with our model registered and thinking off; every option of `mlx_lm.server`
-is passed on. A client names the model `default_model`. One fault of mlx-lm 0.32.2 is put right: a
+is passed on. A client names the model `default_model`. What mlx-lm loads is made ready as our own
+loading makes it. One fault of mlx-lm 0.32.2 is put right: a
 request whose top_k is not below the vocabulary's size ends its only generation thread.
 """
 
@@ -45,6 +46,21 @@ def bounded_make_sampler(original: Callable[..., Any], vocab_size: int) -> Calla
     return make_sampler
 
 
+def ready_load(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap mlx-lm's `load` so that a model of ours is ready before the first request."""
+    from .gemma4.model import Model
+    from .store import checkpoint
+
+    @wraps(original)
+    def load(*args: Any, **options: Any) -> Any:
+        loaded = original(*args, **options)
+        if isinstance(loaded[0], Model):
+            checkpoint.prepare(loaded[0])
+        return loaded
+
+    return load
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, convert if needed, serve until interrupted."""
     arguments, passed_on = make_parser().parse_known_args(argv)
@@ -56,13 +72,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     folder = cli.folder_for(arguments)
     config = Gemma4Config.from_dict(read_json(folder / "config.json"))
     server.make_sampler = bounded_make_sampler(server.make_sampler, config.text_config.vocab_size)
+    server.load = ready_load(server.load)
     sys.argv = [
         "mlx_lm.server",
         *("--model", str(folder)),
         *("--chat-template-args", arguments.chat_template_args),
         *passed_on,
     ]
-    server.main()
+    with cli.bounded_cache():
+        server.main()
 
 
 if __name__ == "__main__":

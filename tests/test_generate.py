@@ -1,6 +1,7 @@
 """`python -m hlwq_mlx.generate`, as a person runs it."""
 
 import demo
+import mlx.core as mx
 import pytest
 
 from hlwq_mlx import cli
@@ -163,3 +164,17 @@ def test_ctrl_c_keeps_what_was_said_and_the_statistics(capsys):
     assert printed.out.strip()
     assert "Generation: 2 tokens, " in printed.err
     assert "Traceback" not in printed.err
+
+
+def test_freed_memory_is_kept_within_bounds_while_it_answers(monkeypatch):
+    own = 1 << 30
+    before = mx.set_cache_limit(own)
+    seen = []
+
+    def print_stream(responses):
+        seen.append(mx.set_cache_limit(cli.CACHE_BYTES))
+
+    monkeypatch.setattr(cli, "print_stream", print_stream)
+    main(["--model", str(demo.folder()), "-p", demo.CARD_QUESTION])
+    assert mx.set_cache_limit(before) == own
+    assert seen == [cli.CACHE_BYTES]

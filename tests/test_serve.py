@@ -11,7 +11,8 @@ import demo
 import openai
 import pytest
 
-from hlwq_mlx.serve import THINKING_OFF, make_parser
+from hlwq_mlx.serve import THINKING_OFF, make_parser, ready_load
+from hlwq_mlx.store import checkpoint
 
 DEADLINE_S = 120
 
@@ -113,3 +114,15 @@ def test_other_options_are_passed_on():
     assert arguments.model == "m"
     assert arguments.chat_template_args == THINKING_OFF
     assert passed_on == ["--port", "9", "--host", "h", "--chat-template", "c"]
+
+
+def test_a_loaded_model_is_made_ready(monkeypatch):
+    prepared = []
+    monkeypatch.setattr(checkpoint, "prepare", prepared.append)
+    model, tokenizer = demo.load()
+    assert ready_load(lambda *names, **options: (model, *names, options))("a", b=1) == (
+        *(model, "a"),
+        {"b": 1},
+    )
+    assert ready_load(lambda: ("another model", tokenizer))() == ("another model", tokenizer)
+    assert prepared == [model]
