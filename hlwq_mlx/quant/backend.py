@@ -13,6 +13,7 @@ M rows of x, N rows and K columns of the weight, K padded to a multiple of 128.
 
 import math
 import re
+from functools import partial
 from typing import NamedTuple, Protocol
 
 import mlx.core as mx
@@ -203,8 +204,14 @@ def decoded(x: mx.array, matrix: Coded, tile: Tile | None = None) -> mx.array:
 
 def halves_gated(y: mx.array) -> mx.array:
     """Return gelu(gate) * up of a product with gate|up; float32 inside."""
-    gate, up = mx.split(y.astype(mx.float32), 2, axis=-1)
-    return (codec.gelu(gate) * up).astype(y.dtype)
+    gate, up = mx.split(y, 2, axis=-1)
+    gated: mx.array = _gated(gate, up)
+    return gated
+
+
+@partial(mx.compile, shapeless=True)  # one launch, where every step of gelu would be one
+def _gated(gate: mx.array, up: mx.array) -> mx.array:
+    return (codec.gelu(gate.astype(mx.float32)) * up.astype(mx.float32)).astype(gate.dtype)
 
 
 def rotated_product(
