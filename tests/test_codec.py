@@ -229,6 +229,54 @@ def test_hadamard_twice_is_the_identity():
     assert relative_error(codec.hadamard(codec.hadamard(x)), np.array(x, np.float64)) < 3e-7
 
 
+def exact_gelu(x):
+    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+
+def test_gated_rotates_the_gated_product():
+    gate, up = (3 * mx.random.normal((2, 256), key=mx.random.key(n)) for n in (1, 2))
+    wide = exact_gelu(np.array(gate, np.float64)) * np.array(up, np.float64)
+    y = codec.gated(gate.astype(mx.float32), up)
+    assert relative_error(y, (wide.reshape(-1, 128) @ natural_hadamard()).reshape(2, 256)) < 5e-7
+    with pytest.raises(ShapeError, match=r"\[codec\.gated\] needed gate and up of one shape, got"):
+        codec.gated(gate, up[:, :128])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_geglu_gates_the_second_half_of_the_rows(dtype):
+    codes, norms, levels, arguments = coded(5, 14, 256)
+    x = mx.random.normal((3, 256), key=mx.random.key(5)).astype(dtype)
+    y = codec.geglu(x, *arguments)
+    assert y.dtype == dtype
+    weight = rotated(codes, norms, levels)
+    gate, up = np.split(np.array(x.astype(mx.float32), np.float64) @ weight.T, 2, axis=-1)
+    assert relative_error(y, exact_gelu(gate) * up) < 2 * TOL[dtype]
+    with pytest.raises(ShapeError, match=r"\[codec\.geglu\] needed as many rows of gate as of up"):
+        codec.geglu(x, *coded(5, 7, 256)[3])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("is_normed", [True, False])
+def test_tail_norms_adds_scales_norms_and_rotates(is_normed, dtype):
+    x, update, weight, following = (
+        (n * mx.random.normal((2, 256), key=mx.random.key(n))).astype(dtype) for n in (1, 2, 3, 4)
+    )
+    arguments = (weight[0], mx.array([0.7]), 1e-6, following[0] if is_normed else None)
+    h, y = codec.tail(x, update, *arguments)
+    assert (h.dtype, y.dtype) == (dtype, mx.float32)
+
+    def normed(values, scale):
+        root = np.sqrt((values**2).mean(axis=-1, keepdims=True) + 1e-6)
+        return values / root * np.array(scale.astype(mx.float32), np.float64)
+
+    wide_x, wide_update, wide_h = (
+        np.array(a.astype(mx.float32), np.float64) for a in (x, update, h)
+    )
+    assert relative_error(h, (wide_x + normed(wide_update, weight[0])) * 0.7) < TOL[dtype]
+    opened = normed(wide_h, following[0]) if is_normed else wide_h
+    assert relative_error(y, (opened.reshape(-1, 128) @ natural_hadamard()).reshape(2, 256)) < 5e-7
+
+
 @pytest.mark.parametrize("product", [codec.qmv, codec.qmm])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("bits", WIDTHS)

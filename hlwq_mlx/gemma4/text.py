@@ -32,7 +32,7 @@ def scaled(x: mx.array, factor: float) -> mx.array:
 
 
 class MLP(nn.Module):  # type: ignore[misc]  # nn.Module is untyped
-    """down(gelu(gate(x)) * up(x))"""
+    """down(gelu(gate(x)) * up(x)); quant.fuse may have made one layer of gate and up."""
 
     def __init__(self, hidden_size: int, intermediate_size: int) -> None:
         super().__init__()
@@ -42,7 +42,9 @@ class MLP(nn.Module):  # type: ignore[misc]  # nn.Module is untyped
 
     def __call__(self, x: mx.array) -> mx.array:
         """Shapes: x [B, L, H] -> [B, L, H]."""
-        y: mx.array = self.down_proj(gated(self.gate_proj(x), self.up_proj(x)))
+        is_fused = "gate_up" in self
+        hidden = self.gate_up(x) if is_fused else gated(self.gate_proj(x), self.up_proj(x))
+        y: mx.array = self.down_proj(hidden)
         return y
 
 

@@ -1,23 +1,26 @@
 """The one place that chooses how a product with a coded weight runs.
 
-A small weight is decoded once and kept dense: exact, and as fast. A larger one becomes an affine-8
-image: every centroid is rounded to the nearest step of an even grid of 256, and stock
+Where MLX has Metal, our kernels run: `Kernels` chooses one by the number of rows and the chip, each
+after selftest has tried it. Elsewhere, and where a kernel does not work, stock MLX does. A small
+weight is decoded once and kept dense: exact, and as fast. A larger one becomes an affine-8 image:
+every centroid is rounded to the nearest step of an even grid of 256, and stock
 `mx.quantized_matmul` (8 bits, groups of 128) multiplies by that. Both rotate the activation, run in
-float32 whatever x is (on a CPU stock bfloat16 is nine times slower), and return x.dtype. A native
-kernel joins `prepare` as one more class with `__call__`. Not the definition of the numbers: that is
-codec, and IMAGE_ERROR says how far the image may be from it.
+float32 whatever x is (on a CPU stock bfloat16 is nine times slower), and return x.dtype. Not the
+definition of the numbers: that is codec, and IMAGE_ERROR says how far the image may be from it.
 
-N rows, K columns padded to a multiple of 128.
+M rows of x, N rows and K columns of the weight, K padded to a multiple of 128.
 """
 
 import math
-from typing import Protocol
+import re
+from typing import NamedTuple, Protocol
 
 import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
-from . import codec
+from . import codec, kernels, selftest
+from .kernels import QMV_ROWS, Coded, Tile
 from .packing import BLOCK, unpack_p32
 
 DENSE_WEIGHTS = 1 << 22  # 16 MiB in float32
@@ -36,9 +39,43 @@ _REFITS = 3
 _SLICE_WEIGHTS = 1 << 22
 
 
+class Chip(NamedTuple):
+    """What a generation of Apple's GPUs is good at.
+
+    Up to qmm_rows rows of x, qmm is faster than decoding the weight for `mx.matmul`: a weight
+    decoded costs the same for one row as for a thousand, and qmm decodes it for every 32 rows.
+    """
+
+    activations: mx.Dtype
+    qmm_rows: int
+
+
+# By the number in the architecture's name, applegpu_g13g for M1 to applegpu_g17s for M5. M1 and M2
+# have no bfloat16; M5 has matrix units, which `mx.matmul` uses. From a model, nothing measured.
+CHIPS = {
+    13: Chip(mx.float16, 512),
+    14: Chip(mx.float16, 512),
+    15: Chip(mx.bfloat16, 512),
+    16: Chip(mx.bfloat16, 512),
+    17: Chip(mx.bfloat16, QMV_ROWS),
+}
+
+
+def chip() -> Chip:
+    """Return the chip's entry of CHIPS; the newest one for a chip that is not in it."""
+    found = re.fullmatch(r"applegpu_g(\d+).*", str(mx.device_info().get("architecture")))
+    return CHIPS.get(int(found[1]) if found else 0, CHIPS[max(CHIPS)])
+
+
+def has_metal() -> bool:
+    """Say whether arrays are computed by Metal."""
+    return mx.metal.is_available() and mx.default_device() == mx.Device(mx.gpu)
+
+
 def activation_dtype() -> mx.Dtype:
     """Return the dtype that activations should have on the default device."""
-    return mx.float32 if mx.default_device() == mx.Device(mx.cpu) else mx.bfloat16
+    is_cpu = mx.default_device() == mx.Device(mx.cpu)
+    return mx.float32 if is_cpu else chip().activations
 
 
 class Product(Protocol):
@@ -94,6 +131,96 @@ class AffineImage:
         return y.astype(x.dtype)
 
 
+class Kernels:
+    """The codes themselves, multiplied by our Metal kernels: exactly `bits` bits a weight."""
+
+    def __init__(self, codes: mx.array, norms: mx.array, centroids: mx.array, bits: int) -> None:
+        self._matrix = Coded(codes, norms, centroids, bits)
+        kernels.check_matrix("backend.Kernels", self._matrix)
+        self._qmm_rows = chip().qmm_rows
+        self._stock: Product | None = None
+
+    def __call__(self, x: mx.array) -> mx.array:
+        M, tile = self._rows_and_tile(x)
+        bits = self._matrix.bits
+        if tile is not None and selftest.is_sound(few_rows, rotated_product, bits, x.dtype, tile):
+            return few_rows(x, self._matrix, tile)
+        is_for_qmm = QMV_ROWS < M <= self._qmm_rows
+        if is_for_qmm and selftest.is_sound(many_rows, rotated_product, bits, x.dtype):
+            return many_rows(x, self._matrix)
+        if selftest.is_sound(decoded, rotated_product, bits, x.dtype):
+            return decoded(x, self._matrix)
+        if self._stock is None:
+            self._stock = _stock(*self._matrix)
+        return self._stock(x)
+
+    def geglu(self, x: mx.array) -> mx.array:
+        """Multiply by a gate|up and return gelu(gate) * up; one kernel for a few rows."""
+        _, tile = self._rows_and_tile(x)
+        bits = self._matrix.bits
+        if tile is not None and selftest.is_sound(few_gated, rotated_geglu, bits, x.dtype, tile):
+            return few_gated(x, self._matrix, tile)
+        return halves_gated(self(x))
+
+    def _rows_and_tile(self, x: mx.array) -> tuple[int, Tile | None]:
+        """Count the rows of x; qmv takes a few, in tiles."""
+        N, blocks = self._matrix.norms.shape
+        codec.check_product("backend.Kernels", x, blocks * BLOCK)
+        M = x.size // (blocks * BLOCK)
+        if not 1 <= M <= QMV_ROWS:
+            return M, None
+        return M, kernels.qmv_tile(self._matrix.bits, M, N, blocks * BLOCK)
+
+
+def few_rows(x: mx.array, matrix: Coded, tile: Tile | None = None) -> mx.array:
+    """Rotate and multiply by `kernels.qmv`."""
+    rotated = kernels.hadamard(x, dtype=mx.float32)
+    return kernels.qmv(rotated, *matrix, dtype=x.dtype, tile=tile)
+
+
+def few_gated(x: mx.array, matrix: Coded, tile: Tile | None = None) -> mx.array:
+    """Rotate and multiply by `kernels.geglu`."""
+    rotated = kernels.hadamard(x, dtype=mx.float32)
+    return kernels.geglu(rotated, *matrix, dtype=x.dtype, tile=tile)
+
+
+def many_rows(x: mx.array, matrix: Coded, tile: Tile | None = None) -> mx.array:
+    """Rotate and multiply by `kernels.qmm`, which has but one tile."""
+    return kernels.qmm(kernels.hadamard(x, dtype=mx.float32), *matrix, dtype=x.dtype)
+
+
+def decoded(x: mx.array, matrix: Coded, tile: Tile | None = None) -> mx.array:
+    """Rotate, decode the weight to float16 and multiply by it with `mx.matmul`.
+
+    Rows are scaled to at most 1, so that float16 holds them and the result.
+    """
+    rotated = kernels.hadamard(x, dtype=mx.float32)
+    largest = mx.maximum(mx.abs(rotated).max(axis=-1, keepdims=True), 1e-30)
+    weight = kernels.rotated_weight(*matrix, dtype=mx.float16)
+    y = (rotated / largest).astype(mx.float16) @ weight.T
+    return (y.astype(mx.float32) * largest).astype(x.dtype)
+
+
+def halves_gated(y: mx.array) -> mx.array:
+    """Return gelu(gate) * up of a product with gate|up; float32 inside."""
+    gate, up = mx.split(y.astype(mx.float32), 2, axis=-1)
+    return (codec.gelu(gate) * up).astype(y.dtype)
+
+
+def rotated_product(
+    x: mx.array, codes: mx.array, norms: mx.array, centroids: mx.array, bits: int
+) -> mx.array:
+    """What the paths compute, by the twins alone, in float32."""
+    return codec.qmv(codec.hadamard(x.astype(mx.float32)), codes, norms, centroids, bits)
+
+
+def rotated_geglu(
+    x: mx.array, codes: mx.array, norms: mx.array, centroids: mx.array, bits: int
+) -> mx.array:
+    """What `few_gated` computes, by the twins alone, in float32."""
+    return codec.geglu(codec.hadamard(x.astype(mx.float32)), codes, norms, centroids, bits)
+
+
 def prepare(codes: mx.array, norms: mx.array, centroids: mx.array, bits: int) -> Product:
     """Choose a path for one coded weight and do its work ahead of the first product.
 
@@ -101,6 +228,43 @@ def prepare(codes: mx.array, norms: mx.array, centroids: mx.array, bits: int) ->
     Raises: ShapeError when an array does not fit the others.
     """
     codec.check_coded("backend.prepare", codes, norms, centroids, bits)
+    if has_metal() and kernels.can_address(Coded(codes, norms, centroids, bits)):
+        return Kernels(codes, norms, centroids, bits)
+    return _stock(codes, norms, centroids, bits)
+
+
+def geglu(product: Product, x: mx.array) -> mx.array:
+    """Multiply by a gate|up made ready, and return gelu(gate) * up.
+
+    Shapes: x [..., K], neither rotated nor cast -> [..., N/2].
+    """
+    return product.geglu(x) if isinstance(product, Kernels) else halves_gated(product(x))
+
+
+def embed(
+    ids: mx.array, codes: mx.array, norms: mx.array, centroids: mx.array, bits: int
+) -> mx.array:
+    """Return the rows `ids` of a coded weight in the dtype that activations have.
+
+    Shapes and Raises: as codec.embed.
+    """
+    dtype = activation_dtype()
+    matrix = Coded(codes, norms, centroids, bits)
+    if (
+        has_metal()
+        and kernels.can_address(matrix)
+        and selftest.is_sound(rows_of, codec.embed, bits, dtype)
+    ):
+        return rows_of(ids, matrix)
+    return codec.embed(ids, *matrix).astype(dtype)
+
+
+def rows_of(ids: mx.array, matrix: Coded, tile: Tile | None = None) -> mx.array:
+    """Look up rows by `kernels.embed`."""
+    return kernels.embed(ids, *matrix, dtype=activation_dtype())
+
+
+def _stock(codes: mx.array, norms: mx.array, centroids: mx.array, bits: int) -> Product:
     is_small = norms.size * BLOCK <= DENSE_WEIGHTS
     return (Dense if is_small else AffineImage)(codes, norms, centroids, bits)
 

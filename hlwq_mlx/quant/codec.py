@@ -160,6 +160,44 @@ def hadamard(x: mx.array) -> mx.array:
     return mx.hadamard_transform(blocks).reshape(x.shape).astype(x.dtype)
 
 
+def gated(gate: mx.array, up: mx.array) -> mx.array:
+    """Return the rotation of gelu(gate) * up, with the tanh approximation, in float32.
+
+    Shapes: gate, up [..., K] -> [..., K].
+    Raises: ShapeError when they differ in shape, are not floating or K is not a multiple of 128.
+    """
+    if gate.shape != up.shape:
+        raise ShapeError(
+            f"[codec.gated] needed gate and up of one shape, got {gate.shape} and {up.shape}. "
+            "Give as many columns of both."
+        )
+    return hadamard(gelu(gate.astype(mx.float32)) * up.astype(mx.float32))
+
+
+def tail(
+    x: mx.array,
+    update: mx.array,
+    weight: mx.array,
+    scale: mx.array,
+    epsilon: float,
+    next_weight: mx.array | None = None,
+) -> tuple[mx.array, mx.array]:
+    """Close a part of a layer and open the next: h = (x + norm(update)) * scale, and its rotation.
+
+    What is rotated is h as it was rounded, normed with `next_weight` if there is one. Float32
+    inside; h is of x's dtype, its rotation float32.
+
+    Shapes: x, update [..., K], weights [K], scale [1] -> h [..., K], rotated [..., K].
+    Raises: ShapeError when x is not floating or K is not a multiple of 128.
+    """
+    normed = mx.fast.rms_norm(update.astype(mx.float32), weight.astype(mx.float32), epsilon)
+    h = ((x.astype(mx.float32) + normed) * scale.astype(mx.float32)).astype(x.dtype)
+    y = h.astype(mx.float32)
+    if next_weight is not None:
+        y = mx.fast.rms_norm(y, next_weight.astype(mx.float32), epsilon)
+    return h, hadamard(y)
+
+
 def qmv(x: mx.array, codes: mx.array, norms: mx.array, centroids: mx.array, bits: int) -> mx.array:
     """Multiply a few rotated rows by a coded matrix.
 
@@ -178,6 +216,23 @@ def qmm(x: mx.array, codes: mx.array, norms: mx.array, centroids: mx.array, bits
     Shapes and Raises: as `qmv`.
     """
     return _product("codec.qmm", x, codes, norms, centroids, bits)
+
+
+def geglu(
+    x: mx.array, codes: mx.array, norms: mx.array, centroids: mx.array, bits: int
+) -> mx.array:
+    """Multiply rotated rows by a coded gate|up, and up's half by the gelu of gate's.
+
+    The rows of gate come first, then those of up. The tanh approximation; float32 throughout,
+    returns x.dtype.
+
+    Shapes: as `qmv`, but -> [..., N/2].
+    Raises: ShapeError when an array does not fit the others or N is odd.
+    """
+    check_halves("codec.geglu", norms)
+    y = _product("codec.geglu", x.astype(mx.float32), codes, norms, centroids, bits)
+    gate, up = mx.split(y, 2, axis=-1)
+    return (gelu(gate) * up).astype(x.dtype)
 
 
 def dequantize(codes: mx.array, norms: mx.array, centroids: mx.array, bits: int) -> mx.array:
@@ -200,10 +255,7 @@ def embed(
     Raises: ShapeError when ids are not integers or an array does not fit the others.
     """
     check_coded("codec.embed", codes, norms, centroids, bits)
-    if not mx.issubdtype(ids.dtype, mx.integer):
-        raise ShapeError(
-            f"[codec.embed] needed integer ids, got {ids.dtype}. Pass token ids, not embeddings."
-        )
+    check_ids("codec.embed", ids)
     flat = ids.reshape(-1)
     planes = [plane[flat] for plane in _planes(codes, bits)]
     rows = hadamard(_rotated_rows(planes, norms[flat], centroids, bits))
@@ -260,12 +312,40 @@ def check_product(where: str, x: mx.array, K: int) -> None:
         )
 
 
+def check_ids(where: str, ids: mx.array) -> None:
+    """Refuse ids that are not integers, naming `where`.
+
+    Raises: ShapeError.
+    """
+    if not mx.issubdtype(ids.dtype, mx.integer):
+        raise ShapeError(
+            f"[{where}] needed integer ids, got {ids.dtype}. Pass token ids, not embeddings."
+        )
+
+
+def check_halves(where: str, norms: mx.array) -> None:
+    """Refuse a matrix that cannot be gate|up, naming `where`.
+
+    Raises: ShapeError.
+    """
+    if norms.shape[0] % 2:
+        raise ShapeError(
+            f"[{where}] needed as many rows of gate as of up, got {norms.shape[0]} in all. "
+            "Concatenate two matrices of one shape."
+        )
+
+
 def _check_activation(where: str, x: mx.array) -> None:
     if x.ndim == 0 or not mx.issubdtype(x.dtype, mx.floating):
         raise ShapeError(
             f"[{where}] needed a floating x [..., K], got {x.dtype} {x.shape}. "
             "Cast it, or pass the embeddings."
         )
+
+
+def gelu(x: mx.array) -> mx.array:
+    """Return gelu with the tanh approximation, in x's dtype."""
+    return 0.5 * x * (1 + mx.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)))
 
 
 def _product(

@@ -17,10 +17,9 @@ from mlx.utils import tree_map_with_path
 from numpy.typing import NDArray
 
 from ..errors import CheckpointError, ShapeError
-from . import backend, codec
+from . import backend
+from .kernels import MIN_ENTRIES
 from .packing import BLOCK, UNIT
-
-_MIN_CENTROIDS = 8  # Metal passes shorter arrays in another address space
 
 
 class _Prepared:
@@ -41,7 +40,7 @@ class _Coded(nn.Module):  # type: ignore[misc]
         self.code_bits = code_bits
         self.codes = mx.zeros((rows, blocks * BLOCK * code_bits // UNIT), dtype=mx.uint32)
         self.norms = mx.zeros((rows, blocks), dtype=mx.float16)
-        self.centroids = mx.zeros((max(_MIN_CENTROIDS, 1 << code_bits),))
+        self.centroids = mx.zeros((max(MIN_ENTRIES, 1 << code_bits),))
         self._prepared: _Prepared | None = None
 
     def prepare(self) -> backend.Product:
@@ -52,6 +51,9 @@ class _Coded(nn.Module):  # type: ignore[misc]
         return self._prepared.product
 
     def _multiply(self, x: mx.array, columns: int) -> mx.array:
+        return self.prepare()(self._padded(x, columns))
+
+    def _padded(self, x: mx.array, columns: int) -> mx.array:
         if x.shape[-1:] != (columns,):
             raise ShapeError(
                 f"[layers.{type(self).__name__}] needed x [..., {columns}], got {x.shape}. "
@@ -60,7 +62,7 @@ class _Coded(nn.Module):  # type: ignore[misc]
         padding = -columns % BLOCK
         if padding:
             x = mx.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, padding)])
-        return self.prepare()(x)
+        return x
 
 
 class HLWQLinear(_Coded):
@@ -91,12 +93,25 @@ class HLWQEmbedding(_Coded):
 
     def __call__(self, ids: mx.array) -> mx.array:
         """Look up rows: integer ids [...] -> [..., dims] of the dtype that activations have."""
-        rows = codec.embed(ids, self.codes, self.norms, self.centroids, self.code_bits)
-        return rows[..., : self.dims].astype(backend.activation_dtype())
+        rows = backend.embed(ids, self.codes, self.norms, self.centroids, self.code_bits)
+        return rows[..., : self.dims]
 
     def as_linear(self, x: mx.array) -> mx.array:
         """Multiply by the whole table: x [..., dims] -> [..., num_embeddings]."""
         return self._multiply(x, self.dims)
+
+
+class HLWQGateUp(_Coded):
+    """Two linear layers of one input as one weight, gate's rows above up's: gelu(gate) * up."""
+
+    def __init__(self, input_dims: int, hidden_dims: int, code_bits: int) -> None:
+        super().__init__(2 * hidden_dims, input_dims, code_bits)
+        self.input_dims = input_dims
+        self.hidden_dims = hidden_dims
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """Multiply and gate: x [..., input_dims] -> [..., hidden_dims]."""
+        return backend.geglu(self.prepare(), self._padded(x, self.input_dims))
 
 
 def code_modules(model: nn.Module, manifest: Mapping[str, Any]) -> None:
@@ -149,7 +164,7 @@ def pad_table(table: NDArray[np.float32]) -> NDArray[np.float32]:
 
     Shapes: table [2**bits] -> [max(8, 2**bits)].
     """
-    return np.pad(table, (0, max(0, _MIN_CENTROIDS - table.size)), mode="edge")
+    return np.pad(table, (0, max(0, MIN_ENTRIES - table.size)), mode="edge")
 
 
 def _coded(module: nn.Module, bits: int, centroids: list[float]) -> nn.Module:

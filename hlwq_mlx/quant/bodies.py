@@ -1,0 +1,123 @@
+"""The texts of the kernels: what each adds to its .metal file, and how the two are put together.
+
+A body declares threadgroup memory, which Metal allows nowhere else, and makes one call. Not the
+grid and not the limits: those are in kernels. MLX looks for names such as x_shape and Metal's
+attributes in the body alone, so whatever a function needs of them is handed to it here.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Body(NamedTuple):
+    """What makes a kernel of the functions in a .metal file."""
+
+    file: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    text: str
+
+    def header(self) -> str:
+        """Return the kernel's file and those it includes as MLX takes them, without comments.
+
+        MLX builds and hashes the whole source at every call, so its length is time.
+        """
+        return "\n".join(_lines(self.file, set())) + "\n"
+
+
+def _lines(file: str, included: set[str]) -> Iterator[str]:
+    if file in included:
+        return
+    included.add(file)
+    for raw in (metal_folder() / f"{file}.metal").read_text("ascii").splitlines():
+        line = raw.strip()
+        if line.startswith('#include "'):
+            yield from _lines(line.split('"')[1].removesuffix(".metal"), included)
+        elif line and not line.startswith(("//", "#include <", "#pragma")):
+            yield line
+
+
+def metal_folder() -> Path:
+    """Return where the .metal files are: in the package, or beside it in a checkout."""
+    package = Path(__file__).parent.parent
+    return next(path for path in (package / "metal", package.parent / "metal") if path.is_dir())
+
+
+_MATRIX = ("codes", "norms", "centroids")
+
+BODIES = {
+    "qmv": Body(
+        "qmv",
+        ("x", *_MATRIX),
+        ("y",),
+        """
+threadgroup vec<E, 2> tables[SIMDGROUPS * hlwq::table_size(B)];
+hlwq::qmv<E, B, ROWS, LANES, SIMDGROUPS, TOKENS, GEGLU>(
+    x, codes, norms, centroids, y, tables, uint(x_shape[0]), uint(x_shape[1]),
+    uint(norms_shape[0]), threadgroup_position_in_grid, simdgroup_index_in_threadgroup,
+    thread_index_in_simdgroup);""",
+    ),
+    "qmm": Body(
+        "qmm",
+        ("x", *_MATRIX),
+        ("y",),
+        """
+threadgroup float4 tile[512];
+threadgroup float powers[32];
+threadgroup float2 table[hlwq::table_size(B)];
+hlwq::qmm<B>(
+    x, codes, norms, centroids, y, tile, powers, table, uint(x_shape[0]), uint(x_shape[1]),
+    uint(norms_shape[0]), threadgroup_position_in_grid, thread_index_in_threadgroup,
+    simdgroup_index_in_threadgroup);""",
+    ),
+    "dequantize": Body(
+        "dequantize",
+        _MATRIX,
+        ("y",),
+        """
+threadgroup float2 table[hlwq::table_size(B)];
+hlwq::dequantize<B, BACK>(
+    codes, norms, centroids, y, table, uint(norms_shape[0]) * uint(norms_shape[1]) * 4u,
+    thread_position_in_grid.x, thread_index_in_threadgroup, thread_index_in_simdgroup);""",
+    ),
+    "embed": Body(
+        "embed",
+        ("ids", *_MATRIX),
+        ("y",),
+        """
+threadgroup float2 table[hlwq::table_size(B)];
+hlwq::embed<B>(
+    ids, codes, norms, centroids, y, table, uint(ids_shape[0]), uint(norms_shape[0]),
+    uint(norms_shape[1]) * 4u, thread_position_in_grid.x, thread_index_in_threadgroup,
+    thread_index_in_simdgroup);""",
+    ),
+    "hadamard": Body(
+        "hadamard",
+        ("x",),
+        ("y",),
+        """
+hlwq::hadamard(
+    x, y, uint(x_shape[0]) * (uint(x_shape[1]) / 128u), thread_position_in_grid.x / 32u,
+    thread_index_in_simdgroup);""",
+    ),
+    "gated": Body(
+        "hadamard",
+        ("gate", "up"),
+        ("y",),
+        """
+hlwq::gated(
+    gate, up, y, uint(gate_shape[0]) * (uint(gate_shape[1]) / 128u),
+    thread_position_in_grid.x / 32u, thread_index_in_simdgroup);""",
+    ),
+    "tail": Body(
+        "tail",
+        ("x", "update", "weight", "next", "scale", "epsilon"),
+        ("h", "y"),
+        """
+threadgroup float sums[2 * SIMDGROUPS];
+hlwq::tail<SIMDGROUPS, BLOCKS, NORMED>(
+    x, update, weight, next, scale, epsilon, h, y, sums, uint(x_shape[1]),
+    threadgroup_position_in_grid.x, simdgroup_index_in_threadgroup, thread_index_in_simdgroup);""",
+    ),
+}

@@ -1,0 +1,439 @@
+"""The Metal kernels under the names of the twins that define them: codec says what they compute.
+
+The one caller of `mx.fast.metal_kernel`, looked up at each call so that tests can put a host for
+Linux in its place. The texts are in metal/ and bodies; what is added here is the grid and the
+limits: arrays that a kernel is not made for raise ShapeError. Which kernel runs when is backend's
+to say, and whether any does: without Metal a call raises RuntimeError.
+
+M rows of x, N rows and K columns of the coded matrix.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+
+from ..errors import ShapeError
+from . import codec
+from .bodies import BODIES
+from .packing import BLOCK, UNIT
+
+QMV_ROWS = 8
+FLOATING = (mx.float32, mx.float16, mx.bfloat16)
+MIN_ENTRIES = 8  # Metal passes shorter arrays in another address space
+SMALLEST = MIN_ENTRIES * BLOCK
+
+TAIL_SIMDGROUPS = 8
+TAIL_BLOCKS = 8
+
+_LANES = 32
+_GROUP = 128
+
+Options = Sequence[tuple[str, bool | int | mx.Dtype]]
+Size = tuple[int, int, int]
+
+
+class Coded(NamedTuple):
+    """A coded matrix, as the twins take it."""
+
+    codes: mx.array
+    norms: mx.array
+    centroids: mx.array
+    bits: int
+
+
+class Tile(NamedTuple):
+    """How qmv is cut: rows a lane, lanes a row, simdgroups a threadgroup, rows of x at once."""
+
+    rows: int
+    lanes: int
+    simdgroups: int
+    tokens: int
+
+
+def qmv_tile(bits: int, M: int, N: int, K: int) -> Tile:
+    """Choose a tile, after a model of the M1: nothing here was measured.
+
+    More rows a lane share a load of x; too many leave cores idle where N is small, and need
+    registers, of which more tokens leave fewer. Lanes have to divide the units of a row.
+    """
+    lanes = next(lanes for lanes in (16, 8, 4) if K // UNIT % lanes == 0)
+    tokens = M if M <= 5 else -(-M // 2)
+    rows = 8 if bits <= 3 else 4
+    if tokens > 1:
+        rows //= 2
+    if N < 1024 or tokens > 2:
+        rows = 2
+    return Tile(rows, lanes, 4, tokens)
+
+
+def qmv(
+    x: mx.array,
+    codes: mx.array,
+    norms: mx.array,
+    centroids: mx.array,
+    bits: int,
+    *,
+    dtype: mx.Dtype | None = None,
+    tile: Tile | None = None,
+    entries: mx.Dtype = mx.float16,
+) -> mx.array:
+    """Multiply up to 8 rotated rows by a coded matrix.
+
+    Sums are float32, rounded once to `dtype`, x's by default. Centroids are rounded to `entries`:
+    float32 is exact and twice the traffic.
+
+    Shapes: as codec.qmv.
+    Raises: ShapeError when an array does not fit the others or the limits of qmv.metal.
+    """
+    matrix = Coded(codes, norms, centroids, bits)
+    check_matrix("kernels.qmv", matrix)
+    return _qmv("kernels.qmv", x, matrix, dtype or x.dtype, tile, entries, is_geglu=False)
+
+
+def geglu(
+    x: mx.array,
+    codes: mx.array,
+    norms: mx.array,
+    centroids: mx.array,
+    bits: int,
+    *,
+    dtype: mx.Dtype | None = None,
+    tile: Tile | None = None,
+    entries: mx.Dtype = mx.float16,
+) -> mx.array:
+    """Multiply up to 8 rotated rows by gate|up and return gelu(gate) * up, as `qmv` does.
+
+    Shapes: as codec.geglu.
+    Raises: ShapeError when an array does not fit the others or the limits of qmv.metal.
+    """
+    matrix = Coded(codes, norms, centroids, bits)
+    check_matrix("kernels.geglu", matrix)
+    codec.check_halves("kernels.geglu", norms)
+    return _qmv("kernels.geglu", x, matrix, dtype or x.dtype, tile, entries, is_geglu=True)
+
+
+def _qmv(
+    where: str,
+    x: mx.array,
+    matrix: Coded,
+    dtype: mx.Dtype,
+    tile: Tile | None,
+    entries: mx.Dtype,
+    is_geglu: bool,
+) -> mx.array:
+    N, K = matrix.norms.shape[0], matrix.norms.shape[1] * BLOCK
+    rows = _rows(where, x, K)
+    M = rows.shape[0]
+    if not 1 <= M <= QMV_ROWS:
+        raise ShapeError(
+            f"[{where}] needed 1 to {QMV_ROWS} rows, got {M}. Use qmm, or split the rows."
+        )
+    tile = tile or qmv_tile(matrix.bits, M, N, K)
+    halves = 2 if is_geglu else 1
+    if K // UNIT % tile.lanes or tile.rows % halves:
+        raise ShapeError(
+            f"[{where}] needed lanes that divide the {K // UNIT} units of a row, and an even "
+            f"number of rows for gate|up, got {tile}. Let qmv_tile choose."
+        )
+    outputs_per_group = tile.simdgroups * (_LANES // tile.lanes) * (tile.rows // halves)
+    groups = -(-(N // halves) // outputs_per_group)
+    (y,) = _run(
+        "qmv",
+        (rows, matrix.codes, matrix.norms, matrix.centroids),
+        [
+            ("E", entries),
+            ("B", matrix.bits),
+            ("ROWS", tile.rows),
+            ("LANES", tile.lanes),
+            ("SIMDGROUPS", tile.simdgroups),
+            ("TOKENS", tile.tokens),
+            ("GEGLU", is_geglu),
+        ],
+        grid=(_LANES * -(-M // tile.tokens), tile.simdgroups * groups, 1),
+        group=(_LANES, tile.simdgroups, 1),
+        outputs=[((M, N // halves), dtype)],
+    )
+    return y.reshape(*x.shape[:-1], N // halves)
+
+
+def qmm(
+    x: mx.array,
+    codes: mx.array,
+    norms: mx.array,
+    centroids: mx.array,
+    bits: int,
+    *,
+    dtype: mx.Dtype | None = None,
+) -> mx.array:
+    """Multiply any number of rotated rows by a coded matrix, 32 at a time.
+
+    Weights and rows are rounded to float16, a row after it was scaled by a power of two; sums are
+    float32, rounded once to `dtype`, x's by default.
+
+    Shapes: as codec.qmm.
+    Raises: ShapeError when an array does not fit the others or the limits of qmm.metal.
+    """
+    matrix = Coded(codes, norms, centroids, bits)
+    check_matrix("kernels.qmm", matrix)
+    N = norms.shape[0]
+    rows = _rows("kernels.qmm", x, norms.shape[1] * BLOCK)
+    M = rows.shape[0]
+    if M < 1:
+        raise ShapeError("[kernels.qmm] needed at least one row, got none. Leave the call out.")
+    (y,) = _run(
+        "qmm",
+        (rows, codes, norms, centroids),
+        [("B", bits)],
+        grid=(_GROUP * -(-N // 64), -(-M // 32), 1),
+        group=(_GROUP, 1, 1),
+        outputs=[((M, N), dtype or x.dtype)],
+    )
+    return y.reshape(*x.shape[:-1], N)
+
+
+def dequantize(
+    codes: mx.array,
+    norms: mx.array,
+    centroids: mx.array,
+    bits: int,
+    *,
+    dtype: mx.Dtype = mx.float32,
+) -> mx.array:
+    """Return the weight itself, rotated back; float32 inside, rounded once to `dtype`.
+
+    Shapes: as codec.dequantize.
+    Raises: ShapeError when an array does not fit the others or the limits of dequantize.metal.
+    """
+    matrix = Coded(codes, norms, centroids, bits)
+    return _dequantize("kernels.dequantize", matrix, dtype, is_rotated_back=True)
+
+
+def rotated_weight(
+    codes: mx.array,
+    norms: mx.array,
+    centroids: mx.array,
+    bits: int,
+    *,
+    dtype: mx.Dtype = mx.float32,
+) -> mx.array:
+    """Return the weight in the basis of its codes; float32 inside, rounded once to `dtype`.
+
+    Shapes: as codec.rotated_weight.
+    Raises: ShapeError when an array does not fit the others or the limits of dequantize.metal.
+    """
+    matrix = Coded(codes, norms, centroids, bits)
+    return _dequantize("kernels.rotated_weight", matrix, dtype, is_rotated_back=False)
+
+
+def _dequantize(where: str, matrix: Coded, dtype: mx.Dtype, is_rotated_back: bool) -> mx.array:
+    check_matrix(where, matrix)
+    N, K = matrix.norms.shape[0], matrix.norms.shape[1] * BLOCK
+    (y,) = _run(
+        "dequantize",
+        (matrix.codes, matrix.norms, matrix.centroids),
+        [("B", matrix.bits), ("BACK", is_rotated_back)],
+        grid=(_whole_groups(N * K // UNIT), 1, 1),
+        group=(_GROUP, 1, 1),
+        outputs=[((N, K), dtype)],
+    )
+    return y
+
+
+def embed(
+    ids: mx.array,
+    codes: mx.array,
+    norms: mx.array,
+    centroids: mx.array,
+    bits: int,
+    *,
+    dtype: mx.Dtype = mx.float32,
+) -> mx.array:
+    """Return the rows `ids` of the weight, rotated back; float32 inside, rounded once to `dtype`.
+
+    Ids have to be below N: those that are not read the last row.
+
+    Shapes: as codec.embed.
+    Raises: ShapeError when an array does not fit the others or the limits of embed.metal.
+    """
+    matrix = Coded(codes, norms, centroids, bits)
+    check_matrix("kernels.embed", matrix)
+    codec.check_ids("kernels.embed", ids)
+    if not ids.size:
+        raise ShapeError("[kernels.embed] needed at least one id, got none. Leave the call out.")
+    K = norms.shape[1] * BLOCK
+    (y,) = _run(
+        "embed",
+        (ids.reshape(-1).astype(mx.uint32), codes, norms, centroids),
+        [("B", bits)],
+        grid=(_whole_groups(ids.size * K // UNIT), 1, 1),
+        group=(_GROUP, 1, 1),
+        outputs=[((ids.size, K), dtype)],
+    )
+    return y.reshape(*ids.shape, K)
+
+
+def hadamard(x: mx.array, *, dtype: mx.Dtype | None = None) -> mx.array:
+    """Rotate every block of 128; float32 inside, rounded once to `dtype`, x's by default.
+
+    Shapes: as codec.hadamard.
+    Raises: ShapeError when x does not fit the limits of hadamard.metal.
+    """
+    rows = _blocks("kernels.hadamard", x)
+    (y,) = _run(
+        "hadamard",
+        (rows,),
+        [],
+        grid=(_whole_groups(x.size // BLOCK * _LANES), 1, 1),
+        group=(_GROUP, 1, 1),
+        outputs=[(rows.shape, dtype or x.dtype)],
+    )
+    return y.reshape(x.shape)
+
+
+def gated(gate: mx.array, up: mx.array, *, dtype: mx.Dtype = mx.float32) -> mx.array:
+    """Return the rotation of gelu(gate) * up; float32 inside, rounded once to `dtype`.
+
+    Shapes: as codec.gated.
+    Raises: ShapeError when the arrays differ in shape or do not fit the limits of hadamard.metal.
+    """
+    rows, others = _blocks("kernels.gated", gate), _blocks("kernels.gated", up)
+    if gate.shape != up.shape:
+        raise ShapeError(
+            f"[kernels.gated] needed gate and up of one shape, got {gate.shape} and {up.shape}. "
+            "Give as many columns of both."
+        )
+    (y,) = _run(
+        "gated",
+        (rows, others),
+        [],
+        grid=(_whole_groups(gate.size // BLOCK * _LANES), 1, 1),
+        group=(_GROUP, 1, 1),
+        outputs=[(rows.shape, dtype)],
+    )
+    return y.reshape(gate.shape)
+
+
+def tail(
+    x: mx.array,
+    update: mx.array,
+    weight: mx.array,
+    scale: mx.array,
+    epsilon: float,
+    next_weight: mx.array | None = None,
+    *,
+    dtype: mx.Dtype = mx.float32,
+) -> tuple[mx.array, mx.array]:
+    """Add a normed update to the residual stream and rotate the, perhaps normed, sum.
+
+    Float32 inside; h is rounded to x's dtype, what is made from it to `dtype`.
+
+    Shapes: as codec.tail.
+    Raises: ShapeError when an array does not fit x or the limits of tail.metal.
+    """
+    rows, updates = _blocks("kernels.tail", x), _blocks("kernels.tail", update)
+    M, K = rows.shape
+    following = weight if next_weight is None else next_weight
+    is_fitting = update.shape == x.shape and weight.shape == following.shape == (K,)
+    blocks = -(-K // (BLOCK * TAIL_SIMDGROUPS))
+    if not is_fitting or scale.size != 1 or blocks > TAIL_BLOCKS:
+        raise ShapeError(
+            f"[kernels.tail] needed an update of x's shape, weights [K], a scale [1] and K up to "
+            f"{BLOCK * TAIL_SIMDGROUPS * TAIL_BLOCKS}, got {x.shape}, {update.shape}, "
+            f"{weight.shape}, {following.shape} and {scale.shape}. Use codec.tail for longer rows."
+        )
+    simdgroups = -(-K // (BLOCK * blocks))
+    h, y = _run(
+        "tail",
+        (rows, updates, weight, following, scale.reshape(1), epsilon),
+        [("SIMDGROUPS", simdgroups), ("BLOCKS", blocks), ("NORMED", next_weight is not None)],
+        grid=(_LANES * simdgroups * M, 1, 1),
+        group=(_LANES * simdgroups, 1, 1),
+        outputs=[((M, K), x.dtype), ((M, K), dtype)],
+    )
+    return h.reshape(x.shape), y.reshape(x.shape)
+
+
+def can_address(matrix: Coded) -> bool:
+    """Say whether a matrix is neither too small nor too large for the kernels."""
+    is_large = matrix.norms.size * BLOCK >= SMALLEST and matrix.centroids.size >= MIN_ENTRIES
+    return is_large and matrix.codes.size < 1 << 32
+
+
+def check_matrix(where: str, matrix: Coded) -> None:
+    """Refuse a coded matrix that the kernels are not made for, naming `where`.
+
+    Raises: ShapeError.
+    """
+    codec.check_coded(where, *matrix)
+    _, norms, centroids, _ = matrix
+    if norms.dtype != mx.float16 or centroids.dtype != mx.float32:
+        raise ShapeError(
+            f"[{where}] needed norms of float16 and centroids of float32, "
+            f"got {norms.dtype} and {centroids.dtype}. Cast them."
+        )
+    if not can_address(matrix):
+        raise ShapeError(
+            f"[{where}] needed at least {SMALLEST} weights, {MIN_ENTRIES} centroids and less than "
+            f"2**32 words of codes, got {norms.size * BLOCK}, {centroids.size} and "
+            f"{matrix.codes.size}. Use the twin in codec, pad the table, or split the matrix."
+        )
+
+
+def _rows(where: str, x: mx.array, K: int) -> mx.array:
+    """Check an activation and return it as a matrix."""
+    codec.check_product(where, x, K)
+    if x.dtype not in FLOATING or x.size >= 1 << 32:
+        raise ShapeError(
+            f"[{where}] needed x of float32, float16 or bfloat16 and less than 2**32 elements, "
+            f"got {x.dtype} {x.shape}. Cast it, or split the rows."
+        )
+    return x.reshape(-1, K)
+
+
+def _blocks(where: str, x: mx.array) -> mx.array:
+    """Check an activation of whole blocks and return it as a matrix."""
+    if x.dtype not in FLOATING or not x.ndim or x.shape[-1] % BLOCK or not 0 < x.size < 1 << 32:
+        raise ShapeError(
+            f"[{where}] needed float32, float16 or bfloat16 [..., K], K a multiple of {BLOCK} and "
+            f"not empty, got {x.dtype} {x.shape}. Cast it, or pad the last axis with zeros."
+        )
+    return x.reshape(-1, x.shape[-1])
+
+
+def _whole_groups(threads: int) -> int:
+    return -(-threads // _GROUP) * _GROUP
+
+
+def _run(
+    name: str,
+    inputs: Sequence[mx.array | float],
+    options: Options,
+    *,
+    grid: Size,
+    group: Size,
+    outputs: Sequence[tuple[tuple[int, ...], mx.Dtype]],
+) -> list[mx.array]:
+    results: list[mx.array] = built(mx.fast.metal_kernel, name)(
+        inputs=list(inputs),
+        template=list(options),
+        grid=grid,
+        threadgroup=group,
+        output_shapes=[shape for shape, _ in outputs],
+        output_dtypes=[dtype for _, dtype in outputs],
+    )
+    return results
+
+
+@cache
+def built(make: Callable[..., Any], name: str) -> Any:
+    """Return a kernel, built by `make` at its first use."""
+    body = BODIES[name]
+    return make(
+        name=f"hlwq_{name}",
+        input_names=list(body.inputs),
+        output_names=list(body.outputs),
+        source=body.text,
+        header=body.header(),
+    )

@@ -1,0 +1,76 @@
+"""Try a path through the Metal kernels on this machine before anything is computed with it.
+
+The kernels were written where no Metal was: each compiled variant multiplies a small random matrix
+first and is compared with its twin on the CPU. One that cannot be compiled, or is wrong, is
+reported once and never used. Not a test of the kernels: that is tests/test_kernels.py.
+"""
+
+import warnings
+from collections.abc import Callable
+from functools import cache
+
+import mlx.core as mx
+
+from . import codec
+from .kernels import Coded, Tile
+from .packing import BLOCK, UNIT
+
+# |path - twin| / |twin|: more than rounding to bfloat16 and to tiles of float16, and far less than
+# what a kernel is off by that mixes up rows, lanes or codes.
+BOUND = 1e-2
+
+ROWS, COLUMNS = 70, 512  # no whole number of tiles, and a row for every number of lanes
+MANY_TOKENS = 33
+
+Path = Callable[[mx.array, Coded, Tile | None], mx.array]
+Twin = Callable[[mx.array, mx.array, mx.array, mx.array, int], mx.array]
+
+
+@cache
+def is_sound(path: Path, twin: Twin, bits: int, dtype: mx.Dtype, tile: Tile | None = None) -> bool:
+    """Say whether a path works here for x of `dtype`; warn if it does not, the first time.
+
+    Without a tile the path takes any number of rows; the twin of `embed` takes ids.
+    """
+    try:
+        error = _error(path, twin, bits, dtype, tile)
+        fault = "" if error <= BOUND else f"is off by {error:.3g} of the result"
+    except (RuntimeError, ValueError) as exc:
+        fault = f"fails: {exc}"
+    if fault:
+        warnings.warn(
+            f"[selftest] needed {path.__name__} at {bits} bits in {dtype} to work on this GPU, but "
+            f"it {fault}. A slower path takes its place; please report this with the name of your "
+            "chip and the version of macOS.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return not fault
+
+
+def _error(path: Path, twin: Twin, bits: int, dtype: mx.Dtype, tile: Tile | None) -> float:
+    with mx.stream(mx.cpu):
+        matrix = random_matrix(bits)
+        if twin is codec.embed:
+            x = mx.array([3, ROWS - 1, 0])
+        else:
+            tokens = MANY_TOKENS if tile is None else tile.tokens
+            x = mx.random.normal((tokens, COLUMNS), key=mx.random.key(1)).astype(dtype)
+        mx.eval(x, matrix.codes, matrix.norms, matrix.centroids)
+        expected = twin(x, *matrix).astype(mx.float32)
+    got = path(x, matrix, tile)
+    mx.eval(got)
+    with mx.stream(mx.cpu):
+        difference = mx.linalg.norm(got.astype(mx.float32) - expected)
+        return float(difference / mx.linalg.norm(expected))
+
+
+def random_matrix(bits: int) -> Coded:
+    """Make a small matrix of random codes; any words are codes of some matrix."""
+    codes, norms = mx.random.split(mx.random.key(bits))
+    return Coded(
+        mx.random.randint(0, 1 << 16, (ROWS, COLUMNS * bits // UNIT), mx.uint32, codes) * 65521,
+        mx.random.uniform(0.5, 1.5, (ROWS, COLUMNS // BLOCK), mx.float16, norms),
+        mx.linspace(-3, 3, max(8, 1 << bits)),
+        bits,
+    )

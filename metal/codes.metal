@@ -1,0 +1,86 @@
+// codes: from the words of P32 (packing.py) to centroids.
+//   a unit    32 codes of a block, the share of one lane: `bits` words from up to three planes
+//   a table   centroids in threadgroup memory, as vec<E, 2>: pairs of codes at 2 and 3 bits (one
+//             lookup is two weights), single codes from 4 bits on; none at 1 bit, a select does it
+#pragma once
+#include "common.metal"
+
+namespace hlwq {
+
+// The words of one unit, from up to three planes of `units` units each.
+template <int B>
+METAL_FUNC void load_unit(const device uint* codes, uint units, uint unit, thread uint* words) {
+  constexpr int QUADS = B / 4;
+  constexpr int PAIRS = (B >> 1) & 1;
+  HLWQ_UNROLL
+  for (int a = 0; a < QUADS; a++) {
+    const uint4 v = ((const device uint4*)codes)[unit * uint(QUADS) + uint(a)];
+    words[4 * a] = v.x;
+    words[4 * a + 1] = v.y;
+    words[4 * a + 2] = v.z;
+    words[4 * a + 3] = v.w;
+  }
+  if (PAIRS == 1) {
+    const uint2 v = ((const device uint2*)(codes + units * uint(4 * QUADS)))[unit];
+    words[4 * QUADS] = v.x;
+    words[4 * QUADS + PAIRS] = v.y;
+  }
+  if ((B & 1) == 1) {
+    words[B - 1] = (codes + units * uint(B - 1))[unit];
+  }
+}
+
+// Field `index`, W bits wide, of the stream of a unit of B words.
+template <int B, int W>
+METAL_FUNC uint field(const thread uint* words, int index) {
+  const int word = (index * W) >> 5;
+  const int shift = (index * W) & 31;
+  uint v = words[word] >> shift;
+  if (shift + W > 32) {
+    v |= words[word + 1 < B ? word + 1 : B - 1] << ((32 - shift) & 31);
+  }
+  return v & ((1u << W) - 1u);
+}
+
+constexpr int table_size(int bits) {
+  return bits == 1 ? 1 : (bits <= 3 ? 1 << (2 * bits) : 1 << (bits - 1));
+}
+
+// Fill a table together: thread `index` of `count`. The caller sets the barrier.
+template <int B, typename E>
+METAL_FUNC void fill_table(
+    const device float* centroids, threadgroup vec<E, 2>* table, uint index, uint count) {
+  for (uint i = index; B > 1 && i < uint(table_size(B)); i += count) {
+    const uint first = B <= 3 ? i & ((1u << B) - 1u) : 2u * i;
+    const uint second = B <= 3 ? i >> B : 2u * i + 1u;
+    table[i] = vec<E, 2>(E(centroids[first]), E(centroids[second]));
+  }
+}
+
+// Codes 8*part .. 8*part+7 of a unit as centroids. `ends` are both centroids of a 1-bit table.
+template <int B, typename E>
+METAL_FUNC void decode8(
+    const thread uint* words, int part, const threadgroup vec<E, 2>* table, float2 ends,
+    thread float* c) {
+  if (B == 1) {
+    HLWQ_UNROLL
+    for (int t = 0; t < 8; t++) {
+      c[t] = (words[0] & (1u << (8 * part + t))) != 0u ? ends.y : ends.x;
+    }
+  } else if (B <= 3) {
+    HLWQ_UNROLL
+    for (int t = 0; t < 4; t++) {
+      const vec<E, 2> pair = table[field<B, 2 * B>(words, 4 * part + t)];
+      c[2 * t] = float(pair.x);
+      c[2 * t + 1] = float(pair.y);
+    }
+  } else {
+    const threadgroup E* single = (const threadgroup E*)table;
+    HLWQ_UNROLL
+    for (int t = 0; t < 8; t++) {
+      c[t] = float(single[field<B, B>(words, 8 * part + t)]);
+    }
+  }
+}
+
+}  // namespace hlwq

@@ -1,0 +1,46 @@
+// rotation: the Walsh-Hadamard transform of a block of 128, unscaled; twice is 128 times.
+//   wht_simdgroup   a block a simdgroup, four neighbours a lane
+//   wht_quad        a block every four lanes, each the columns of its unit of codes
+#pragma once
+#include "common.metal"
+
+namespace hlwq {
+
+// 128 values of a simdgroup, four neighbours a lane.
+METAL_FUNC float4 wht_simdgroup(float4 v, uint lane) {
+  v = float4(v.x + v.y, v.x - v.y, v.z + v.w, v.z - v.w);
+  v = float4(v.x + v.z, v.y + v.w, v.x - v.z, v.y - v.w);
+  HLWQ_UNROLL
+  for (ushort h = 1; h < 32; h <<= 1) {
+    const float4 other = simd_shuffle_xor(v, h);
+    v = (lane & uint(h)) != 0u ? other - v : other + v;
+  }
+  return v;
+}
+
+// 128 values of four neighbouring lanes, a unit each: value 4*i + c of quarter q is column
+// 16*i + 4*q + c.
+METAL_FUNC void wht_quad(thread float* v, uint lane) {
+  HLWQ_UNROLL
+  for (int h = 1; h < 32; h <<= 1) {
+    HLWQ_UNROLL
+    for (int t = 0; t < 32; t++) {
+      if ((t & h) == 0) {
+        const float a = v[t];
+        const float b = v[t + h];
+        v[t] = a + b;
+        v[t + h] = a - b;
+      }
+    }
+  }
+  HLWQ_UNROLL
+  for (ushort h = 1; h < 4; h <<= 1) {
+    HLWQ_UNROLL
+    for (int t = 0; t < 32; t++) {
+      const float other = simd_shuffle_xor(v[t], h);
+      v[t] = (lane & uint(h)) != 0u ? other - v[t] : other + v[t];
+    }
+  }
+}
+
+}  // namespace hlwq

@@ -1,0 +1,315 @@
+"""Every kernel against float64 and against its twin, watched by the Metal host's checkers.
+
+On a Mac the same cases run on the GPU.
+"""
+
+from itertools import product
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from metal_host import FORWARD, REVERSE, Checks, device
+from pairwise import pairwise
+
+from hlwq_mlx.quant import codec, kernels
+from hlwq_mlx.quant.bodies import BODIES, metal_folder
+from hlwq_mlx.quant.kernels import qmv_tile
+from hlwq_mlx.quant.packing import pack_p32
+from hlwq_mlx.quant.tables import centroids
+
+WIDTHS = range(1, 9)
+F32, F16, BF16 = mx.float32, mx.float16, mx.bfloat16
+DTYPES = [(F32, F32), (F32, F16), (F32, BF16), (F16, F16), (BF16, BF16), (F16, F32)]
+
+# |got - expected| / |expected| in float64, without the rounding of the result.
+TOL = {
+    "qmv": 1e-6,  # sums of up to 1024 products in float32; seen 5e-7
+    "geglu": 3e-6,  # the same twice, and a tanh that may be 4 units in the last place off
+    "qmm": 5e-6,  # against tiles rounded in float64; halves below 6e-5 of the largest may be 0
+    "dequantize": 3e-7,  # seven additions a value
+    "embed": 3e-7,
+    "hadamard": 3e-7,
+    "gated": 1e-6,
+    "tail": 1e-6,  # sums of K squares
+}
+# What the float16 of tables and tiles costs against the twin, which has neither.
+HALF_TABLE = 4e-4
+HALF_TILES = 5e-4
+ROUNDING = {F32: 0.0, F16: 2**-11, BF16: 2**-8}  # half a step at most
+
+ORDERS = (FORWARD, REVERSE, 2)
+ALIGNED = Checks(lane_orders=ORDERS, flush_to_zero=True, misalign=16)
+JITTERED = Checks(lane_orders=ORDERS, flush_to_zero=True, jitter_ulp=4, misalign=16)
+
+
+def sliced(dtype, jitter_ulp=0):
+    """Checks for kernels that promise to take slices, which are aligned to an element.
+
+    The host moves all inputs by as many bytes: those of the widest dtype.
+    """
+    return Checks(
+        lane_orders=ORDERS, flush_to_zero=True, jitter_ulp=jitter_ulp, misalign=dtype.size
+    )
+
+
+def coded(bits, rows, columns):
+    """A coded matrix as numpy arrays, and as the kernels' arguments."""
+    rng = np.random.default_rng(bits)
+    codes = rng.integers(0, 1 << bits, (rows, columns), dtype=np.uint8)
+    norms = rng.uniform(0.1, 2.0, (rows, columns // 128)).astype(np.float16)
+    levels = centroids("clip4_100", bits)
+    padded = np.pad(levels, (0, max(0, 8 - levels.size)), mode="edge")
+    arguments = (mx.array(pack_p32(codes, bits)), mx.array(norms), mx.array(padded), bits)
+    return (codes, norms, levels), arguments
+
+
+def rotated_weight(codes, norms, levels):
+    """The weight in the basis of its codes, in float64."""
+    blocks = levels.astype(np.float64)[codes].reshape(*norms.shape, 128)
+    return (blocks * norms.astype(np.float64)[..., None] / np.sqrt(128)).reshape(codes.shape)
+
+
+def hadamard(x):
+    """Sylvester's doubling, in float64."""
+    h = np.ones((1, 1))
+    for _ in range(7):
+        h = np.block([[h, h], [h, -h]])
+    return (x.reshape(-1, 128) @ h / np.sqrt(128)).reshape(x.shape)
+
+
+def gelu(x):
+    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+
+def rms_norm(x, weight, epsilon):
+    return x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + epsilon) * weight
+
+
+def wide(array):
+    return np.array(array.astype(mx.float32)).astype(np.float64)
+
+
+def random(*shape, dtype=F32, seed=0):
+    return mx.random.normal(shape, key=mx.random.key(seed)).astype(dtype)
+
+
+def assert_close(got, expected, tolerance):
+    expected = wide(expected) if isinstance(expected, mx.array) else expected
+    difference = wide(got) - expected
+    error = np.linalg.norm(difference) / np.linalg.norm(expected)
+    assert error <= tolerance + ROUNDING[got.dtype], (
+        f"relative error {error:.3g}, at most {abs(difference).max():.3g}, "
+        f"{abs(difference).mean():.3g} on average, of values up to {abs(expected).max():.3g}"
+    )
+
+
+def named(cases):
+    def name(value):
+        if isinstance(value, tuple):
+            return "_".join(map(name, value))
+        return str(value).removeprefix("mlx.core.")
+
+    return [
+        pytest.param(*case.values(), id="-".join(name(value) for value in case.values()))
+        for case in cases
+    ]
+
+
+def each_width(*factors):
+    """Every width once, with the values of other factors in turn."""
+    return [(bits, *(values[bits % len(values)] for values in factors)) for bits in WIDTHS]
+
+
+# Tiles for few and for many rows, whatever the number of rows is: N straddles their edges.
+QMV_CASES = pairwise(
+    bits=list(WIDTHS),
+    M=[1, 2, 3, 5, 7, 8],
+    dtypes=DTYPES,
+    K=[128, 256, 384, 512, 1024],
+    N=[9, 31, 33, 65],
+    N_of_tile=[256, 4096],
+)
+
+
+@pytest.mark.parametrize(("bits", "M", "dtypes", "K", "N", "N_of_tile"), named(QMV_CASES))
+def test_qmv(bits, M, dtypes, K, N, N_of_tile):
+    (codes, norms, levels), arguments = coded(bits, N, K)
+    x = random(M, K, dtype=dtypes[0])
+    tile = qmv_tile(bits, M, N_of_tile, K)
+    with device(ALIGNED):
+        y = kernels.qmv(x, *arguments, dtype=dtypes[1], tile=tile)
+    assert y.dtype == dtypes[1]
+    entries = levels if bits == 1 else levels.astype(np.float16)
+    assert_close(y, wide(x) @ rotated_weight(codes, norms, entries).T, TOL["qmv"])
+    assert_close(y, codec.qmv(x.astype(F32), *arguments), TOL["qmv"] + HALF_TABLE)
+
+
+@pytest.mark.parametrize("bits", [2, 5, 8])
+def test_qmv_with_exact_tables(bits):
+    parts, arguments = coded(bits, 9, 256)
+    x = random(1, 256)
+    with device(ALIGNED):
+        y = kernels.qmv(x, *arguments, entries=F32)
+    assert_close(y, wide(x) @ rotated_weight(*parts).T, TOL["qmv"])
+
+
+@pytest.mark.parametrize(("bits", "M"), [*product((3, 5), (1, 2, 7)), (1, 1), (8, 3)])
+def test_geglu(bits, M):
+    (codes, norms, levels), arguments = coded(bits, 66, 384)
+    x = random(2, M, 384)[0]
+    tile = qmv_tile(bits, M, 4096, 384)
+    with device(JITTERED):
+        y = kernels.geglu(x, *arguments, tile=tile)
+    entries = levels if bits == 1 else levels.astype(np.float16)
+    gate, up = np.split(wide(x) @ rotated_weight(codes, norms, entries).T, 2, axis=-1)
+    assert_close(y, gelu(gate) * up, TOL["geglu"])
+    assert_close(y, codec.geglu(x, *arguments), TOL["geglu"] + 3 * HALF_TABLE)
+
+
+def rounded_tile(x):
+    """Rows as qmm multiplies them: scaled by a power of two, rounded to float16, scaled back."""
+    power = 2.0 ** np.floor(np.log2(abs(x).max(axis=-1, keepdims=True)))
+    return (x / power).astype(np.float16).astype(np.float64) * power
+
+
+QMM_CASES = pairwise(
+    bits=list(WIDTHS),
+    M=[1, 9, 16, 31, 33, 64],
+    dtypes=[(F32, F32), (F16, F16), (BF16, BF16)],
+    K=[128, 384],
+    N=[9, 63, 65],
+)
+
+
+@pytest.mark.parametrize(("bits", "M", "dtypes", "K", "N"), named(QMM_CASES))
+def test_qmm(bits, M, dtypes, K, N):
+    parts, arguments = coded(bits, N, K)
+    x = random(M, K, dtype=dtypes[0])
+    with device(ALIGNED):
+        y = kernels.qmm(x, *arguments, dtype=dtypes[1])
+    assert y.dtype == dtypes[1]
+    weight = rotated_weight(*parts).astype(np.float16).astype(np.float64)
+    assert_close(y, rounded_tile(wide(x)) @ weight.T, TOL["qmm"])
+    assert_close(y, codec.qmm(x.astype(F32), *arguments), TOL["qmm"] + HALF_TILES)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-30, 1e-6, 1e6, 1e30])
+def test_qmm_holds_rows_that_float16_does_not(scale):
+    _, arguments = coded(4, 9, 128)
+    x = random(3, 128) * mx.array([[1.0], [scale], [3.0]])
+    with device(ALIGNED):
+        y = kernels.qmm(x, *arguments)
+    expected = codec.qmm(x, *arguments)
+    for row in (0, 2) if scale == 0 else (0, 1, 2):
+        assert_close(y[row], expected[row], TOL["qmm"] + HALF_TILES)
+    assert scale or not y[1].any()
+
+
+@pytest.mark.parametrize(("bits", "dtype", "N"), each_width([F32, F16, BF16], [8, 9, 35, 11]))
+def test_dequantize(bits, dtype, N):
+    parts, arguments = coded(bits, N, 384)
+    with device(ALIGNED):
+        weight = kernels.dequantize(*arguments, dtype=dtype)
+        rotated = kernels.rotated_weight(*arguments, dtype=dtype)
+    assert weight.dtype == rotated.dtype == dtype
+    assert_close(weight, hadamard(rotated_weight(*parts)), TOL["dequantize"])
+    assert_close(weight, codec.dequantize(*arguments), TOL["dequantize"])
+    assert_close(rotated, rotated_weight(*parts), TOL["dequantize"])
+    assert_close(rotated, codec.rotated_weight(*arguments), TOL["dequantize"])
+
+
+@pytest.mark.parametrize(
+    ("bits", "dtype", "shape", "ids_dtype"),
+    each_width([F32, F16, BF16], [(1,), (2, 3), (9,), (7,)], [mx.int32, mx.uint32, mx.int64]),
+)
+def test_embed(bits, dtype, shape, ids_dtype):
+    parts, arguments = coded(bits, 19, 256)
+    ids = mx.random.randint(0, 19, shape, key=mx.random.key(bits)).astype(ids_dtype)
+    with device(ALIGNED):
+        rows = kernels.embed(ids, *arguments, dtype=dtype)
+    assert rows.dtype == dtype
+    assert_close(rows, hadamard(rotated_weight(*parts))[np.array(ids)], TOL["embed"])
+    assert_close(rows, codec.embed(ids, *arguments), TOL["embed"])
+
+
+def test_embed_reads_the_last_row_for_an_id_that_is_none():
+    _, arguments = coded(4, 19, 256)
+    with device(ALIGNED):
+        rows = kernels.embed(mx.array([19, -1, 18]), *arguments)
+    assert mx.array_equal(rows[0], rows[2])
+    assert mx.array_equal(rows[1], rows[2])
+
+
+@pytest.mark.parametrize("dtypes", DTYPES)
+@pytest.mark.parametrize("shape", [(128,), (2, 3, 128), (3, 640)])
+def test_hadamard(shape, dtypes):
+    x = random(*shape, dtype=dtypes[0])
+    with device(sliced(dtypes[0])):
+        y = kernels.hadamard(x, dtype=dtypes[1])
+    assert y.dtype == dtypes[1]
+    assert y.shape == shape
+    assert_close(y, hadamard(wide(x)), TOL["hadamard"])
+    assert_close(y, codec.hadamard(x.astype(F32)), TOL["hadamard"])
+
+
+@pytest.mark.parametrize("dtypes", DTYPES)
+def test_gated(dtypes):
+    gate, up = random(3, 384, dtype=dtypes[0]) * 3, random(3, 384, dtype=dtypes[1], seed=1)
+    with device(sliced(max(dtypes, key=lambda dtype: dtype.size), jitter_ulp=4)):
+        y = kernels.gated(gate, up)
+    assert y.dtype == F32
+    assert_close(y, hadamard(gelu(wide(gate)) * wide(up)), TOL["gated"])
+    assert_close(y, codec.gated(gate, up), TOL["gated"])
+
+
+# Rows of one simdgroup, of whole and broken numbers of blocks for each, and the longest.
+@pytest.mark.parametrize(
+    ("K", "dtypes", "is_normed", "M"),
+    [
+        (128, (F32, F32), True, 3),
+        (384, (F16, F32), False, 1),
+        (1024, (F32, BF16), False, 3),
+        (1152, (BF16, BF16), True, 1),
+        (2560, (F16, F16), True, 2),
+        (2560, (BF16, BF16), False, 1),
+        (8192, (F32, F16), True, 1),
+    ],
+)
+def test_tail(K, dtypes, is_normed, M):
+    x, update = random(M, K, dtype=dtypes[0]) * 8, random(M, K, dtype=dtypes[1], seed=1) * 3
+    weights = [(1 + random(K, seed=seed) / 4).astype(dtypes[1]) for seed in (2, 3)]
+    scale = mx.array([0.7]).astype(dtypes[1])
+    arguments = (x, update, weights[0], scale, 1e-6, weights[1] if is_normed else None)
+    with device(sliced(max(dtypes, key=lambda dtype: dtype.size), jitter_ulp=4)):
+        h, y = kernels.tail(*arguments)
+    assert (h.dtype, y.dtype) == (dtypes[0], F32)
+    sums = wide(x) + rms_norm(wide(update), wide(weights[0]), 1e-6)
+    assert_close(h, sums * wide(scale), TOL["tail"])
+    # From h as it is: a sum next to the middle between two float16 may be rounded either way.
+    opened = rms_norm(wide(h), wide(weights[1]), 1e-6) if is_normed else wide(h)
+    assert_close(y, hadamard(opened), TOL["tail"])
+    twin_h, twin_y = codec.tail(*arguments)
+    assert_close(h, twin_h, TOL["tail"])
+    assert_close(y, twin_y, TOL["tail"] + ROUNDING[dtypes[0]])
+
+
+def test_every_kernel_has_a_contract_a_twin_and_a_short_text():
+    for name, body in BODIES.items():
+        first = (metal_folder() / f"{body.file}.metal").read_text("ascii").splitlines()[0]
+        assert first.startswith(f"// {body.file}: ")
+        assert callable(getattr(codec, name))
+        assert callable(getattr(kernels, name))
+        assert len(body.header()) + len(body.text) < 8200
+
+
+def test_mlx_takes_the_kernels_as_they_are(tmp_path):
+    """Exported, a call goes through MLX's own generator without needing a GPU."""
+    _, arguments = coded(5, 9, 256)
+
+    def run(x, *arrays):
+        few = kernels.qmv(x, *arrays, 5)
+        rows = kernels.embed(mx.array([1, 2]), *arrays, 5)
+        h, y = kernels.tail(rows, rows, rows[0], mx.array([1.0]), 1e-6)
+        return few, kernels.qmm(y, *arrays, 5), kernels.gated(h, y), kernels.dequantize(*arrays, 5)
+
+    mx.export_function(str(tmp_path / "kernels.mlxfn"), run, random(3, 256), *arguments[:3])

@@ -1,0 +1,43 @@
+"""What only a GPU can tell: that every variant in use compiles there and is sound."""
+
+import mlx.core as mx
+import pytest
+
+from hlwq_mlx.quant import backend, codec, kernels, selftest
+
+pytestmark = [
+    pytest.mark.metal,
+    pytest.mark.skipif(not mx.metal.is_available(), reason="needs a Metal device"),
+]
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+@pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16])
+def test_every_variant_passes_its_self_test(bits, dtype):
+    product, twin = backend.rotated_product, backend.rotated_geglu
+    for M in range(1, 9):
+        for N in (256, 4096):
+            tile = kernels.qmv_tile(bits, M, N, 512)
+            assert selftest.is_sound(backend.few_rows, product, bits, dtype, tile)
+            assert selftest.is_sound(backend.few_gated, twin, bits, dtype, tile)
+    assert selftest.is_sound(backend.many_rows, product, bits, dtype)
+    assert selftest.is_sound(backend.decoded, product, bits, dtype)
+    assert selftest.is_sound(backend.rows_of, codec.embed, bits, dtype)
+
+
+def test_the_chip_is_known():
+    architecture = mx.device_info()["architecture"]
+    assert any(architecture.startswith(f"applegpu_g{number}") for number in backend.CHIPS)
+
+
+@pytest.mark.parametrize("bits", [1, 3, 5, 8])
+def test_layers_of_real_size(bits):
+    N, K = 10240, 2560
+    words = mx.random.randint(0, 1 << 16, (N, K * bits // 32), mx.uint32) * 65521
+    norms = mx.random.uniform(0.5, 1.5, (N, K // 128), mx.float16)
+    matrix = (words, norms, mx.linspace(-3, 3, max(8, 1 << bits)), bits)
+    for M in (1, 2, 33, 600):
+        x = mx.random.normal((M, K)).astype(backend.activation_dtype())
+        y, expected = backend.Kernels(*matrix)(x), backend.rotated_product(x, *matrix)
+        difference = mx.linalg.norm(y.astype(mx.float32) - expected)
+        assert difference < 5e-3 * mx.linalg.norm(expected)
