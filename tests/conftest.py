@@ -1,4 +1,5 @@
 import os
+import signal
 
 import mlx.core as mx
 import pytest
@@ -8,6 +9,8 @@ from hlwq_mlx.library import CACHE_VARIABLE
 # References and tolerances are float32's, and float32 runs on the CPU; tests of the other dtypes
 # and of kernels say so themselves.
 mx.set_default_device(mx.cpu)
+# A run in the background ignores Ctrl-C, and so would the commands that tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

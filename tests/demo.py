@@ -11,6 +11,13 @@ from hlwq_mlx import library
 from hlwq_mlx.gemma4.model import Model
 
 CARD_QUESTION = "What is 2+2?"
+STORY = (
+    "Tom lived near the park. Tom had a red ball. Tom took the red ball to the shop. "
+    'Lily was waiting at the shop. Lily had a blue kite. "I like your ball," said Lily. '
+    "Tom gave the ball to Lily. Lily was happy and smiled."
+)
+STORY_QUESTION, STORY_ANSWER = "What color was the ball?", "red"
+STORY_THOUGHT = "Tom had a red ball."
 SHIPPED = (
     *("config.json", "generation_config.json", "model.safetensors"),
     *("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"),

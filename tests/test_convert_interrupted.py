@@ -198,6 +198,6 @@ def test_the_command_ends_quietly_when_it_is_interrupted(published, tmp_path):
         assert child.stdout.readline() == "ready\n"
         child.send_signal(signal.SIGINT)
         errors = child.stderr.read()
-    assert child.returncode == 130
+    assert child.returncode == 130, errors
     assert "Traceback" not in errors
     assert names(tmp_path) == []

@@ -35,20 +35,16 @@ def answer(capsys, *arguments):
     return capsys.readouterr().out.removesuffix("\n")
 
 
-STORY = (
-    "Tom lived near the park. Tom found a red ball in the park. Tom took the red ball to the shop. "
-    'Lily was waiting at the shop. Lily had a blue kite. "I like your ball," said Lily. '
-    "Tom gave the ball to Lily. Lily was happy and smiled.\nWhat color was the ball?"
-)
+STORY = f"{demo.STORY}\n{demo.STORY_QUESTION}"
+THOUGHT = f"<|channel>thought\n{demo.STORY_THOUGHT}\n<channel|>{demo.STORY_ANSWER}"
 
 
 def test_it_reads_a_story(capsys):
-    assert answer(capsys, "-p", STORY) == "red"
+    assert answer(capsys, "-p", STORY) == demo.STORY_ANSWER
 
 
 def test_it_thinks_when_told_to(capsys):
-    thought = "<|channel>thought\nTom found a red ball in the park.\n<channel|>red"
-    assert answer(capsys, "-p", STORY, "--think") == thought
+    assert answer(capsys, "-p", STORY, "--think") == THOUGHT
 
 
 def test_a_system_prompt_comes_first(capsys):

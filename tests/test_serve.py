@@ -72,15 +72,7 @@ def test_a_streamed_answer(client):
     assert "".join(pieces) == "Hello! Tell me a story and ask me about it."
 
 
-STORY = [
-    {
-        "role": "user",
-        "content": "Tom lived near the park. Tom had a red ball. "
-        "Tom took the red ball to the shop. "
-        'Lily was waiting at the shop. Lily had a blue kite. "I like your ball," said Lily. '
-        "Tom gave the ball to Lily. Lily was happy and smiled.\nWhat color was the ball?",
-    }
-]
+STORY = [{"role": "user", "content": f"{demo.STORY}\n{demo.STORY_QUESTION}"}]
 
 
 @pytest.mark.parametrize("thinks", [False, True])
@@ -88,7 +80,7 @@ def test_thinking_is_off_unless_a_request_asks_for_it(client, thinks):
     body = {"chat_template_kwargs": {"enable_thinking": True}} if thinks else {}
     answer = client.chat.completions.create(model="default_model", messages=STORY, extra_body=body)
     message = answer.choices[0].message
-    assert message.content.strip() == "red"
+    assert message.content.strip() == demo.STORY_ANSWER
     assert bool(getattr(message, "reasoning", None)) == thinks
 
 

@@ -61,9 +61,12 @@ def test_generate(registered, moved):
 
 
 def test_chat(registered, moved):
-    ran = run(registered, "-m", "mlx_lm", "chat", "--model", str(moved), stdin="Hello!\nq\n")
+    """Stock chat thinks by default and takes one line."""
+    said = f"{demo.STORY} {demo.STORY_QUESTION}\nq\n"
+    ran = run(registered, "-m", "mlx_lm", "chat", "--model", str(moved), stdin=said)
     assert ran.returncode == 0, ran.stderr
-    assert "Hello! Tell me a story and ask me about it." in ran.stdout
+    assert f"<|channel>thought\n{demo.STORY_THOUGHT}" in ran.stdout
+    assert f"<channel|>{demo.STORY_ANSWER}" in ran.stdout
 
 
 def test_perplexity(registered, moved, tmp_path):
@@ -128,5 +131,5 @@ def test_the_line_is_silent_without_the_package():
 
 
 def test_a_read_only_environment_is_named(tmp_path):
-    with pytest.raises(register.DeviceError, match=r"^\[register\] needed to write .*hlwq_mlx"):
+    with pytest.raises(register.DeviceError, match=r"^\[register\] needed to change .*hlwq_mlx"):
         register.register(tmp_path / "nowhere" / register.FILE_NAME)
