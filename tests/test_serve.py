@@ -109,9 +109,9 @@ def test_other_options_are_passed_on():
 
 
 def test_a_loaded_model_is_made_ready(monkeypatch):
+    model, tokenizer = demo.load()
     prepared = []
     monkeypatch.setattr(checkpoint, "prepare", prepared.append)
-    model, tokenizer = demo.load()
     assert ready_load(lambda *names, **options: (model, *names, options))("a", b=1) == (
         *(model, "a"),
         {"b": 1},
