@@ -15,6 +15,7 @@ import argparse
 import json
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -67,6 +68,16 @@ def medians(contenders: dict[str, Contender], rounds: int) -> dict[str, float]:
     return {name: statistics.median(seconds) for name, seconds in times.items()}
 
 
+def measured(case: str, contenders: dict[str, Contender], rounds: int) -> list[dict[str, Any]]:
+    """Time contenders and compare them with the first."""
+    times = medians(contenders, rounds)
+    base = next(iter(times.values()))
+    return [
+        {"case": case, "contender": name, "ms": 1e3 * seconds, "ratio": seconds / base}
+        for name, seconds in times.items()
+    ]
+
+
 def random_matrix(N: int, K: int, bits: int) -> Coded:
     """Draw codes, norms and a table as an encoder would leave them; any words are codes."""
     matrix = Coded(
@@ -103,23 +114,30 @@ def products(N: int, K: int) -> dict[str, Callable[[mx.array], mx.array]]:
 def bench_ops(shapes: dict[str, tuple[int, int]], rounds: int) -> dict[str, Any]:
     """Time one product of every shape, for one row and for several."""
     rows = []
-    print("| matrix (K x N) | rows | contender | ms | of mx.matmul |\n|---|---|---|---|---|")
     for matrix, (K, N) in shapes.items():
         contenders = products(N, K)
         for M in ROWS:
+            print(f"{matrix}, {M} rows ...", file=sys.stderr)
             x = mx.random.normal((M, K))
             mx.eval(x)
             turns = {
                 name: lambda product=product, x=x: product(x)
                 for name, product in contenders.items()
             }
-            times = medians(turns, rounds)
-            base = next(iter(times.values()))
-            for name, seconds in times.items():
-                rows.append({"matrix": matrix, "M": M, "contender": name, "seconds": seconds})
-                print(f"| {matrix} ({K} x {N}) | {M} | {name} ", end="")
-                print(f"| {1e3 * seconds:.2f} | {seconds / base:.2f} |")
+            rows += measured(f"{matrix} {K} x {N}, {M} row{'s' * (M > 1)}", turns, rounds)
+    print_cases(rows)
     return {"rows": rows}
+
+
+def print_cases(rows: list[dict[str, Any]]) -> None:
+    """Print a row for each contender and a column for each case: ms, and the ratio to the first."""
+    cases = list(dict.fromkeys(row["case"] for row in rows))
+    print(f"| ms (ratio) | {' | '.join(cases)} |\n|{'---|' * (len(cases) + 1)}")
+    for contender in dict.fromkeys(row["contender"] for row in rows):
+        cells = [
+            f"{row['ms']:.3g} ({row['ratio']:.2f})" for row in rows if row["contender"] == contender
+        ]
+        print(f"| {contender} | {' | '.join(cells)} |")
 
 
 def decoder_config(layers: int, **text: Any) -> dict[str, Any]:
@@ -153,18 +171,14 @@ def bench_model(config: dict[str, Any], rounds: int) -> dict[str, Any]:
     models = decoders(config)
     rows = []
     print(f"E4B's decoder with {layers} of 42 layers and {VOCABULARY} of 262144 words, float32.\n")
-    print("| tokens at once | contender | ms | of mlx-lm float32 |\n|---|---|---|---|")
     for M in ROWS:
         ids = mx.arange(M)[None]
         turns = {
             name: lambda model=model, ids=ids: model(ids, cache=model.make_cache())
             for name, model in models.items()
         }
-        times = medians(turns, rounds)
-        base = next(iter(times.values()))
-        for name, seconds in times.items():
-            rows.append({"contender": name, "M": M, "seconds": seconds})
-            print(f"| {M} | {name} | {1e3 * seconds:.1f} | {seconds / base:.2f} |")
+        rows += measured(f"{M} token{'s at once' * (M > 1)}", turns, rounds)
+    print_cases(rows)
     return {"layers": layers, "rows": rows}
 
 
