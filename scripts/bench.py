@@ -13,6 +13,7 @@ M rows of x, N rows and K columns of a matrix.
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import sys
@@ -33,6 +34,7 @@ from hlwq_mlx.quant.tables import centroids
 from hlwq_mlx.store import rules
 
 Contender = Callable[[], Any]
+Clock = Callable[[], float]
 SHAPES = {  # (K, N) of E4B's matrices
     "gate, up": (2560, 10240),
     "down": (10240, 2560),
@@ -55,22 +57,27 @@ def machine() -> str:
     return f"{chip}; {platform.system()}; MLX {mx.__version__}, {mx.default_device()}"
 
 
-def medians(contenders: dict[str, Contender], rounds: int) -> dict[str, float]:
+def medians(
+    contenders: dict[str, Contender], rounds: int, clock: Clock = time.perf_counter
+) -> dict[str, float]:
     """Run contenders in turns, once untimed, and return the median seconds of each."""
     for run in contenders.values():
         mx.eval(run())
     times: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
         for name, run in contenders.items():
-            begun = time.perf_counter()
+            begun = clock()
             mx.eval(run())
-            times[name].append(time.perf_counter() - begun)
+            times[name].append(clock() - begun)
     return {name: statistics.median(seconds) for name, seconds in times.items()}
 
 
 def measured(case: str, contenders: dict[str, Contender], rounds: int) -> list[dict[str, Any]]:
-    """Time contenders and compare them with the first."""
-    times = medians(contenders, rounds)
+    """Take contenders' processor time, which other jobs do not add to, and compare with the first.
+
+    MLX computes in one thread on a CPU, so that on an idle machine it is the time that passes.
+    """
+    times = medians(contenders, rounds, time.process_time)
     base = next(iter(times.values()))
     return [
         {"case": case, "contender": name, "ms": 1e3 * seconds, "ratio": seconds / base}
@@ -132,7 +139,7 @@ def bench_ops(shapes: dict[str, tuple[int, int]], rounds: int) -> dict[str, Any]
 def print_cases(rows: list[dict[str, Any]]) -> None:
     """Print a row for each contender and a column for each case: ms, and the ratio to the first."""
     cases = list(dict.fromkeys(row["case"] for row in rows))
-    print(f"| ms (ratio) | {' | '.join(cases)} |\n|{'---|' * (len(cases) + 1)}")
+    print(f"| CPU ms (ratio) | {' | '.join(cases)} |\n|{'---|' * (len(cases) + 1)}")
     for contender in dict.fromkeys(row["contender"] for row in rows):
         cells = [
             f"{row['ms']:.3g} ({row['ratio']:.2f})" for row in rows if row["contender"] == contender
@@ -205,12 +212,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         found = m1.print_tables()
     else:
         check_paths()
-        print(f"Medians of {arguments.rounds} turns on {machine()}.\n")
+        load = os.getloadavg()[0]
+        print(f"Medians of {arguments.rounds} turns, processor time, on {machine()}, ", end="")
+        print(f"load {load:.1f} at the start.\n")
         if arguments.what == "ops":
             found = bench_ops(SHAPES, arguments.rounds)
         else:
             found = bench_model(decoder_config(arguments.layers), arguments.rounds)
-        found["machine"] = machine()
+        found |= {"machine": machine(), "load": [load, os.getloadavg()[0]]}
     print(json.dumps({"bench": arguments.what, **found}))
 
 

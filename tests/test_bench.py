@@ -87,7 +87,7 @@ def test_ops_end_with_their_rows(capsys):
     found = bench.bench_ops({"small": (256, 64)}, rounds=1)
     assert all(row["ms"] > 0 for row in found["rows"])
     first, _, base, *others = capsys.readouterr().out.splitlines()
-    assert first == "| ms (ratio) | small 256 x 64, 1 row | small 256 x 64, 16 rows |"
+    assert first == "| CPU ms (ratio) | small 256 x 64, 1 row | small 256 x 64, 16 rows |"
     assert base.startswith("| mx.matmul float32 |")
     assert base.count("(1.00)") == 2
     assert others[-1].startswith("| HLWQ 8, AffineImage |")
