@@ -1,0 +1,218 @@
+"""Count what one decoded token launches on a GPU, where there is none.
+
+MLX builds the graph of a token before anything runs, and hands Metal about one launch for every
+primitive in it. Here that graph is built for a model with E4B's 42 layers and small widths, which
+do not change it, printed by `mx.export_to_dot`, and its primitives are counted times a table. Not a
+measurement: the table is a reading of MLX 0.32.4, in which the CPU build takes `mx.fast` apart, so
+its functions and our kernels are replaced by stand-ins of one primitive each.
+"""
+
+import copy
+import io
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import mlx.core as mx
+import numpy as np
+from mlx import nn
+from mlx.utils import tree_map_with_path
+from mlx_lm.models import gemma4_text
+
+from hlwq_mlx.gemma4.model import Model, ModelArgs
+from hlwq_mlx.quant import backend, fuse, selftest
+from hlwq_mlx.quant.tables import centroids
+from hlwq_mlx.store.rules import Rule
+
+E4B_CONFIG = Path(__file__).parent.parent / "tests" / "data" / "e4b_config.json"
+WINDOW = 8
+SMALL = {
+    "vocab_size": 256,
+    "vocab_size_per_layer_input": 256,
+    "hidden_size": 128,
+    "hidden_size_per_layer_input": 128,
+    "intermediate_size": 256,
+    "head_dim": 64,
+    "global_head_dim": 128,
+    "sliding_window": WINDOW,
+}
+TABLE = "clip4_100"
+DTYPE = mx.float16  # what an M1 runs
+
+# Launches of a primitive at one token; any other is one launch, a compiled group too. Reshapes and
+# transposes only move axes of length one here, so that nothing is copied.
+LAUNCHES = {
+    **dict.fromkeys(("Reshape", "Flatten", "Unflatten", "Squeeze", "ExpandDims"), 0),
+    **dict.fromkeys(("Transpose", "Broadcast", "BroadcastAxes", "AsStrided", "View"), 0),
+    **dict.fromkeys(("Slice", "Split", "StopGradient", "NumberOfElements"), 0),
+    "Concatenate": 2,
+}
+LAUNCH = "Depends"  # how a stand-in appears in the graph
+
+
+def e4b_config(**text: Any) -> dict[str, Any]:
+    """Return E4B's config.json, with other values for some keys of its text model."""
+    config: dict[str, Any] = json.loads(E4B_CONFIG.read_text())
+    config["text_config"] |= text
+    if "vocab_size" in text:
+        for name in ("image_token_id", "video_token_id", "audio_token_id"):
+            config[name] = text["vocab_size"] - 1
+    return config
+
+
+def manifest(shapes: dict[str, tuple[int, ...]], rule: Rule) -> dict[str, Any]:
+    """Return what a converted folder's config.json says of a model coded by a rule."""
+    widths = {name: rule(name, shape) for name, shape in shapes.items()}
+    coded = {name: {"bits": bits, "table": TABLE} for name, bits in widths.items() if bits}
+    tables = {
+        f"{TABLE}/{bits}": centroids(TABLE, bits).tolist() for bits in set(widths.values()) if bits
+    }
+    return {"quant_method": "hlwq", "tensors": coded, "tables": tables}
+
+
+def plain_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Return the names and shapes of the text model's parameters; nothing is computed."""
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def note(name: str, array: mx.array) -> None:
+        shapes[name] = array.shape
+
+    tree_map_with_path(note, Model(ModelArgs.from_dict(config)).parameters())
+    return shapes
+
+
+def coded_model(config: dict[str, Any], rule: Rule, dtype: mx.Dtype) -> Model:
+    """Make a model with random codes, by a rule; all else is zero or random, in `dtype`."""
+    described = copy.deepcopy(config)
+    described["quantization_config"] = manifest(plain_shapes(config), rule)
+    model = Model(ModelArgs.from_dict(described))
+
+    def filled(name: str, array: mx.array) -> mx.array:
+        if name.endswith(".codes"):
+            return mx.random.randint(0, 1 << 16, array.shape, mx.uint32) * 65521
+        if name.endswith(".norms"):
+            return mx.random.uniform(0.2, 0.4, array.shape, mx.float16)
+        return array if name.endswith(".centroids") else array.astype(dtype)
+
+    model.update(tree_map_with_path(filled, model.parameters()))
+    text = model.args.text_config
+    width = text.num_hidden_layers * text.hidden_size_per_layer_input
+    row = mx.zeros((1, 1, width), dtype)
+    mx.eval(model.parameters(), row)
+
+    def rows(ids: np.ndarray) -> mx.array:
+        return row if ids.shape == (1, 1) else mx.broadcast_to(row, (*ids.shape, width))
+
+    model.rows = rows
+    return model
+
+
+def stock_model(config: dict[str, Any], bits: int | None, dtype: mx.Dtype) -> Any:
+    """Make stock mlx-lm's model of the same shape, affine in groups of 64 if `bits` is given."""
+    model = gemma4_text.Model(gemma4_text.ModelArgs.from_dict(config["text_config"]))
+    model.set_dtype(dtype)
+    if bits is not None:
+        nn.quantize(model, group_size=64, bits=bits)
+    mx.eval(model.parameters())
+    return model
+
+
+def count_ours(rule: Rule) -> Counter[str]:
+    """Count a token of our model on an M1, coded by a rule."""
+    model = coded_model(e4b_config(**SMALL), rule, DTYPE)
+    fuse.fuse_gate_up(model)
+    return _count(model)
+
+
+def count_stock(bits: int | None) -> Counter[str]:
+    """Count a token of stock mlx-lm's model."""
+    model = stock_model(e4b_config(**SMALL), bits, DTYPE)
+    mx.eval(model(mx.array([[1, 2]])))  # it makes constants at its first token
+    return _count(model)
+
+
+def total(launches: Counter[str]) -> int:
+    """Sum the launches of a token."""
+    return sum(launches.values())
+
+
+def _count(model: Any) -> Counter[str]:
+    """Count launches by primitive; those of a stand-in carry its name."""
+    cache = model.make_cache()
+    for entry, (heads, width) in zip(cache, _key_shapes(), strict=True):
+        for length in (WINDOW + 4, 1):  # then a ring buffer is as it is from there on
+            keys = mx.zeros((1, heads, length, width), DTYPE)
+            mx.eval(entry.update_and_fetch(keys, keys))
+    mx.eval([entry.state for entry in cache])
+    with standing_in() as names:
+        logits = model(mx.array([[1]]), cache=cache)
+        states = [part for entry in cache for part in entry.state if isinstance(part, mx.array)]
+        dot = io.StringIO()
+        mx.export_to_dot(dot, logits, *states)
+    primitives = Counter(re.findall(r'label ?= ?"([^"]+)", shape=rectangle', dot.getvalue()))
+    if primitives.pop(LAUNCH) != total(names):
+        raise SystemExit("error: [launches] needed every stand-in to be part of the graph")
+    counted = Counter(names)
+    for name, times in primitives.items():
+        label = "Compiled" if name.startswith("Compiled") else name
+        counted[label] += times * LAUNCHES.get(label, 1)
+    return +counted
+
+
+def _key_shapes() -> list[tuple[int, int]]:
+    text = ModelArgs.from_dict(e4b_config(**SMALL)).text_config
+    layers = [text.layer(index) for index in range(text.first_shared)]
+    return [(layer.num_key_value_heads, layer.head_dim) for layer in layers]
+
+
+@contextmanager
+def standing_in() -> Iterator[Counter[str]]:
+    """Let a graph be built in this block as on an M1; yields the names of stand-ins used."""
+    names: Counter[str] = Counter()
+
+    def launch(
+        name: str, inputs: Sequence[Any], outputs: Sequence[tuple[Sequence[int], mx.Dtype]]
+    ) -> list[mx.array]:
+        names[name] += 1
+        results = [mx.zeros(shape, dtype) for shape, dtype in outputs]
+        mx.eval(results)
+        arrays = [array for array in inputs if isinstance(array, mx.array)]
+        launched: list[mx.array] = mx.depends(results, arrays)
+        return launched
+
+    def like_first(name: str, arrays: int) -> Callable[..., mx.array]:
+        def stand_in(*args: Any, **options: Any) -> mx.array:
+            return launch(name, args[:arrays], [(args[0].shape, args[0].dtype)])[0]
+
+        return stand_in
+
+    def metal_kernel(name: str, **texts: Any) -> Callable[..., list[mx.array]]:
+        def stand_in(*, inputs: Any, output_shapes: Any, output_dtypes: Any, **_: Any) -> Any:
+            return launch(name, inputs, list(zip(output_shapes, output_dtypes, strict=True)))
+
+        return stand_in
+
+    def dequantize(words: mx.array, scales: mx.array, *_: Any, **options: Any) -> mx.array:
+        shape = (*scales.shape[:-1], scales.shape[-1] * options["group_size"])
+        return launch("dequantize", (words, scales), [(shape, scales.dtype)])[0]
+
+    attention = "scaled_dot_product_attention"
+    with ExitStack() as stack:
+        for where, name, replacement in (
+            (mx.fast, "rms_norm", like_first("rms_norm", 2)),
+            (mx.fast, "rope", like_first("rope", 1)),
+            (mx.fast, attention, like_first(attention, 3)),
+            (mx.fast, "metal_kernel", metal_kernel),
+            (mx, "dequantize", dequantize),
+            (backend, "has_metal", lambda: True),
+            (backend, "chip", lambda: backend.CHIPS[13]),
+            (backend, "activation_dtype", lambda: DTYPE),
+            (selftest, "is_sound", lambda *case: True),
+        ):
+            stack.enter_context(mock.patch.object(where, name, replacement))
+        yield names

@@ -1,0 +1,172 @@
+"""The first run on a Mac, as far as it can be tried without one."""
+
+import getpass
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import mac_report
+import mac_steps
+import metal_host
+import mlx.core as mx
+import pytest
+
+from hlwq_mlx.quant import backend, selftest
+from hlwq_mlx.quant.kernels import Tile
+from hlwq_mlx.quant.packing import UNIT
+
+SCRIPT = Path(__file__).parent.parent / "scripts" / "first_mac_run"
+NO_MODEL = list(mac_steps.steps(mac_steps.REHEARSAL, None, None))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    if reason := metal_host.missing():
+        pytest.skip(reason)
+    output = tmp_path_factory.mktemp("report")
+    assert mac_report.main(["--rehearse", "--output", str(output)]) == 0
+    return output
+
+
+def test_a_rehearsal_takes_every_step(folder):
+    report = json.loads((folder / "mac-report.json").read_text())
+    assert list(report["steps"]) == NO_MODEL
+    for step in report["steps"].values():
+        assert step["rows"]
+        assert step["error"] == ""
+    tests = report["steps"][NO_MODEL[0]]["rows"]
+    assert {row["faults"] for row in tests} == {0}
+    assert {row["path"] for row in tests} >= {"few_rows", "few_gated", "many_rows", "decoded"}
+    answered = report["steps"]["The demo model"]["rows"][-1]
+    assert answered["answer"] == "4"
+    assert answered["answer, tokens/s"] > 0
+    assert report["machine"]["versions"]["mlx"] == mx.__version__
+
+
+def test_a_report_can_be_read_and_says_that_it_was_a_rehearsal(folder):
+    text = (folder / "mac-report.md").read_text()
+    assert "A rehearsal" in text
+    assert all(f"## {name}" in text for name in NO_MODEL)
+    assert "| 256 x 64 | 5 |" in text
+    assert sorted(path.name for path in folder.iterdir()) == ["mac-report.json", "mac-report.md"]
+
+
+def test_a_report_names_no_one(folder):
+    for path in folder.iterdir():
+        text = path.read_text()
+        for name in ({getpass.getuser(), socket.gethostname()} - mac_report.COMMON) | {
+            str(Path.home()) + os.sep,
+            str(SCRIPT.parent.parent),
+            str(folder),
+        }:
+            assert name not in text
+
+
+def test_nothing_of_a_rehearsal_stays(folder):
+    assert not mx.metal.is_available() or backend.has_metal()
+    assert mac_report.TESTS.name not in sys.path
+    assert selftest.is_sound.cache_info().currsize == 0
+
+
+def test_a_step_that_fails_keeps_its_rows_and_stops_no_other(tmp_path, monkeypatch):
+    def failing():
+        yield {"kernel": "qmv", "ms": 0.25}
+        raise RuntimeError(f"cannot compile {tmp_path}/kernel.metal")
+
+    steps = {"First": failing, "Second": lambda: iter([{"a|b": None}])}
+    monkeypatch.setattr(mac_steps, "steps", lambda *arguments: steps)
+    monkeypatch.setattr(mx.metal, "is_available", lambda: True)
+    arguments = ["--output", str(tmp_path), "--model", str(tmp_path)]
+    assert mac_report.main(arguments) == 1
+    report = json.loads((tmp_path / "mac-report.json").read_text())
+    assert report["steps"]["First"]["rows"] == [{"kernel": "qmv", "ms": 0.25}]
+    assert "RuntimeError: cannot compile <path>" in report["steps"]["First"]["error"]
+    assert "<path>/mac_report.py" in report["steps"]["First"]["error"]
+    assert report["steps"]["Second"]["error"] == ""
+    assert report["model"] == "a local folder, PQ5"
+    assert str(tmp_path) not in (tmp_path / "mac-report.md").read_text()
+
+
+def test_what_came_before_a_crash_is_written(tmp_path, monkeypatch):
+    def crashing():
+        raise KeyboardInterrupt
+        yield
+
+    steps = {"First": lambda: iter([{"ms": 1.0}]), "Second": crashing}
+    monkeypatch.setattr(mac_steps, "steps", lambda *arguments: steps)
+    monkeypatch.setattr(mx.metal, "is_available", lambda: True)
+    with pytest.raises(KeyboardInterrupt):
+        mac_report.main(["--output", str(tmp_path)])
+    report = json.loads((tmp_path / "mac-report.json").read_text())
+    assert list(report["steps"]) == ["First"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("fell over in /Users/ada/models/x.bin: no", "fell over in <path>: no"),
+        ('File "/opt/py/site/codec.py", line 3', 'File "<path>/codec.py", line 3'),
+        ("ada's Mac is called mac-of-ada.local", "<name>'s Mac is called <name>"),
+        ("/Users/Ada L/x/y", "<path>"),
+        ("owner/name/PQ5 at 3 tokens/s, 1/2", "owner/name/PQ5 at 3 tokens/s, 1/2"),
+        ("adaptive", "adaptive"),
+    ],
+)
+def test_scrubbed(text, expected, monkeypatch):
+    monkeypatch.setattr(getpass, "getuser", lambda: "ada")
+    monkeypatch.setattr(socket, "gethostname", lambda: "mac-of-ada.local")
+    monkeypatch.setattr(Path, "home", lambda: Path("/Users/Ada L"))
+    assert mac_report.scrubbed({"key": [text, 1.5]}) == {"key": [expected, 1.5]}
+
+
+def test_without_metal_one_line_says_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(mx.metal, "is_available", lambda: False)
+    assert mac_report.main(["--output", str(tmp_path / "new")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.skipif(mx.metal.is_available(), reason="would run everything")
+def test_the_command_runs_from_anywhere(tmp_path):
+    ran = subprocess.run(
+        [SCRIPT],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=os.environ | {"HLWQ_PYTHON": sys.executable, "PYTHONPATH": str(SCRIPT.parent.parent)},
+        check=False,
+    )
+    assert ran.returncode == 2
+    assert ran.stderr.startswith("error: needed a Mac with Metal")
+
+
+def test_with_a_model_there_is_one_more_step():
+    names = list(mac_steps.steps(mac_steps.FULL, "owner/name", "PQ5"))
+    assert names == [*NO_MODEL, "The model"]
+
+
+def test_the_full_run_tries_what_exists():
+    sizes = mac_steps.FULL
+    assert set(sizes.timed_bits) >= mac_steps.TARGET_MS.keys()
+    for tile in sizes.tiles:
+        assert any(K // UNIT % tile.lanes == 0 for K, _ in sizes.shapes)
+    variants = list(mac_steps._variants(sizes, 5))
+    assert len(variants[0][2]) > 5
+
+
+def test_tiles_that_do_not_work_are_not_timed(monkeypatch):
+    if reason := metal_host.missing():
+        pytest.skip(reason)
+    bad = mac_steps.REHEARSAL.tiles[0]
+
+    def fault(path, twin, bits, dtype, tile: Tile):
+        return "wrong" if tile == bad else ""
+
+    monkeypatch.setattr(mac_steps, "_fault", fault)
+    with mac_report.rehearsing():
+        (row,) = mac_steps.time_tiles(mac_steps.REHEARSAL)
+    assert row["unsound"] == 1
+    assert list(row["all"]) == [row["fastest"]]
