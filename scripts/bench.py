@@ -118,12 +118,14 @@ def products(N: int, K: int) -> dict[str, Callable[[mx.array], mx.array]]:
     return found
 
 
-def bench_ops(shapes: dict[str, tuple[int, int]], rounds: int) -> dict[str, Any]:
+def bench_ops(
+    shapes: dict[str, tuple[int, int]], rounds: int, row_counts: Sequence[int] = ROWS
+) -> dict[str, Any]:
     """Time one product of every shape, for one row and for several."""
     rows = []
     for matrix, (K, N) in shapes.items():
         contenders = products(N, K)
-        for M in ROWS:
+        for M in row_counts:
             print(f"{matrix}, {M} rows ...", file=sys.stderr)
             x = mx.random.normal((M, K))
             mx.eval(x)
@@ -142,7 +144,9 @@ def print_cases(rows: list[dict[str, Any]]) -> None:
     print(f"| CPU ms (ratio) | {' | '.join(cases)} |\n|{'---|' * (len(cases) + 1)}")
     for contender in dict.fromkeys(row["contender"] for row in rows):
         cells = [
-            f"{row['ms']:.3g} ({row['ratio']:.2f})" for row in rows if row["contender"] == contender
+            f"{row['ms']:.{0 if row['ms'] > 99 else 1}f} ({row['ratio']:.2f})"
+            for row in rows
+            if row["contender"] == contender
         ]
         print(f"| {contender} | {' | '.join(cells)} |")
 
@@ -172,13 +176,15 @@ def decoders(config: dict[str, Any]) -> dict[str, Any]:
     return models
 
 
-def bench_model(config: dict[str, Any], rounds: int) -> dict[str, Any]:
+def bench_model(
+    config: dict[str, Any], rounds: int, row_counts: Sequence[int] = ROWS
+) -> dict[str, Any]:
     """Time a decoder on one token and on several, with an empty cache."""
     layers = config["text_config"]["num_hidden_layers"]
     models = decoders(config)
     rows = []
     print(f"E4B's decoder with {layers} of 42 layers and {VOCABULARY} of 262144 words, float32.\n")
-    for M in ROWS:
+    for M in row_counts:
         ids = mx.arange(M)[None]
         turns = {
             name: lambda model=model, ids=ids: model(ids, cache=model.make_cache())
@@ -205,6 +211,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("what", choices=("ops", "model", "m1"))
     parser.add_argument("--rounds", type=int, default=5, help="turns of each contender")
+    parser.add_argument(
+        "--rows", type=int, nargs="+", default=ROWS, help="rows or tokens at once (default: 1 16)"
+    )
     parser.add_argument("--layers", type=int, default=2, help="layers of `model`")
     arguments = parser.parse_args(argv)
     mx.set_default_device(mx.cpu)
@@ -216,9 +225,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"Medians of {arguments.rounds} turns, processor time, on {machine()}, ", end="")
         print(f"load {load:.1f} at the start.\n")
         if arguments.what == "ops":
-            found = bench_ops(SHAPES, arguments.rounds)
+            found = bench_ops(SHAPES, arguments.rounds, arguments.rows)
         else:
-            found = bench_model(decoder_config(arguments.layers), arguments.rounds)
+            found = bench_model(decoder_config(arguments.layers), arguments.rounds, arguments.rows)
         found |= {"machine": machine(), "load": [load, os.getloadavg()[0]]}
     print(json.dumps({"bench": arguments.what, **found}))
 
