@@ -54,7 +54,7 @@ def test_launches_of_a_token(pq5):
     assert pq5["rope"] == LAYERS + OWN_KV
     assert pq5["SliceUpdate"] == 2 * OWN_KV
     # q, o, up and down in every layer, k and v where a layer has its own.
-    assert pq5["hlwq_qmv"] == 4 * LAYERS + 2 * OWN_KV
+    assert pq5["hlwq_qmv"] == 4 * LAYERS  # q|k|v or q, o, up, down
     # gate and the two of the per-layer input, its projection and the head.
     assert pq5["Matmul"] == 3 * LAYERS + 2
     assert "Transpose" not in pq5
