@@ -53,8 +53,8 @@ def test_launches_of_a_token(pq5):
     assert pq5["scaled_dot_product_attention"] == LAYERS
     assert pq5["rope"] == LAYERS + OWN_KV
     assert pq5["SliceUpdate"] == 2 * OWN_KV
-    # q, o, up and down in every layer, k and v where a layer has its own.
-    assert pq5["hlwq_qmv"] == 4 * LAYERS  # q|k|v or q, o, up, down
+    # q|k|v, or q where k and v are another layer's; o, up and down.
+    assert pq5["hlwq_qmv"] == 4 * LAYERS
     # gate and the two of the per-layer input, its projection and the head.
     assert pq5["Matmul"] == 3 * LAYERS + 2
     assert "Transpose" not in pq5
