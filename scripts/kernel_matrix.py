@@ -107,7 +107,7 @@ def all_layers(*, is_full: bool) -> list[Layer]:
     ]
     if is_full:
         return [Layer(*pair, bits) for pair in pairs for bits in test_kernels.WIDTHS]
-    return [Layer(*pair, 1 + index % 8) for index, pair in enumerate(pairs)]
+    return [Layer(*pair, 1 + (index + index // 8) % 8) for index, pair in enumerate(pairs)]
 
 
 def case_name(case: Case) -> str:
@@ -201,9 +201,11 @@ def report(records: Iterable[Record]) -> bool:
 
 
 def explanations() -> dict[tuple[str, str], str]:
-    """Read why survivors are harmless, by file and damaged line."""
+    """Read why nothing notices a survivor, by file and change."""
     entries = tomllib.loads(EXPLANATIONS.read_text())["survivor"]
-    return {(entry["file"], line): entry["why"] for entry in entries for line in entry["lines"]}
+    return {
+        (entry["file"], change): entry["why"] for entry in entries for change in entry["changes"]
+    }
 
 
 def kill_table(mutants: Sequence[Mutant], records: Sequence[Record]) -> tuple[str, list[str]]:
@@ -218,10 +220,10 @@ def kill_table(mutants: Sequence[Mutant], records: Sequence[Record]) -> tuple[st
         if is_killed:
             rows.append(f"{change} {escaped(record['by'])} |")
             continue
-        reason = why.get((mutant.file, mutant.after.strip()), "")
+        reason = why.get((mutant.file, mutant.change), "")
         survivors.append(f"{change} {reason or '**unexplained**'} |")
         if not reason:
-            unexplained.append(f"{mutant.name}: {mutant.after.strip()}")
+            unexplained.append(f"{mutant.file}:{mutant.line}: {mutant.change}")
     fates = ["finding", "numbers", "compiler", "crash", "time", "survived"]
     summary = [
         f"| {rule} | " + " | ".join(str(totals[rule, fate]) for fate in fates) + " |"
@@ -237,7 +239,7 @@ def kill_table(mutants: Sequence[Mutant], records: Sequence[Record]) -> tuple[st
         "",
         "## Survivors",
         "",
-        f"{head} why nothing can notice |",
+        f"{head} why nothing notices |",
         "|---|---|---|---|",
         *survivors,
         "",

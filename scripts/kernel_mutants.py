@@ -41,13 +41,21 @@ class Mutant(NamedTuple):
     def name(self) -> str:
         return f"{self.file}:{self.line}:{self.rule}:{self.number}"
 
+    @property
+    def change(self) -> str:
+        """Spell it without the line's number: the text, which of its like, and the new text."""
+        lines = (METAL / self.file).read_text("ascii").splitlines()
+        place = lines[: self.line].count(self.before)
+        which = f" (number {place})" if lines.count(self.before) > 1 else ""
+        return f"{self.before.strip()}{which} => {self.after.strip()}"
+
     def text(self) -> str:
         lines = (METAL / self.file).read_text("ascii").splitlines()
         lines[self.line - 1] = self.after
         return "\n".join(lines) + "\n"
 
     def digest(self, cases: list[Case]) -> str:
-        """Name what a verdict depends on: the texts and the cases."""
+        """Name what a verdict depends on, but for what the cases of that name do."""
         texts = [path.read_text("ascii") for path in sorted(METAL.glob("*.metal"))]
         return hashlib.sha256(repr((texts, self.after, cases)).encode()).hexdigest()[:16]
 
@@ -170,7 +178,11 @@ def cases_for(file: str) -> list[Case]:
     embedded: Case = ("embed", {"bits": 4, "dtype": "float32", "shape": (7,), "ids_dtype": "int32"})
     gated: Case = ("gated", {"dtypes": f32})
     geglu: Case = ("geglu", {"bits": 5, "M": 2})
-    few = [qmv(5, 1, f32, 384, 33), qmv(3, 3, f16, 256, 65, 4096), qmv(1, 7, bf16, 512, 9)]
+    few = [
+        qmv(5, 1, f32, 384, 33),
+        qmv(3, 3, f16, 256, 65, 4096),
+        qmv(1, 7, ("bfloat16", "float32"), 512, 9),
+    ]
     many = [qmm(4, 33, f32, 384, 65), qmm(1, 1, bf16, 128, 9)]
     halves = [rotated(3, 640, dtypes=dtypes) for dtypes in (f16, bf16)]
     return {

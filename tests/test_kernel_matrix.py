@@ -128,4 +128,9 @@ def test_survivors_have_to_be_explained():
     assert "| (removed) | finding: RACE_THREADGROUP |" in table
     assert not unexplained
     _, unexplained = kernel_matrix.kill_table([mutant], [{"verdict": "survived", "by": ""}])
-    assert unexplained == [f"{mutant.name}: "]
+    assert unexplained == [f"{mutant.file}:{mutant.line}: {mutant.change}"]
+
+
+def test_explanations_are_of_mutants_that_there_are():
+    changes = {(mutant.file, mutant.change) for mutant in MUTANTS}
+    assert kernel_matrix.explanations().keys() <= changes
