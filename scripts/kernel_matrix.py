@@ -69,6 +69,7 @@ masks removed, bounds and indices shifted, all one by one. Each is run against a
 
 Record = dict[str, Any]
 T = TypeVar("T")
+NOT_RUN = ("not run", "", "")
 
 
 class Layer(NamedTuple):
@@ -173,11 +174,15 @@ def run_new(
     path: Path,
     digest: Callable[[T], str],
     pool: Executor,
+    limit: int | None = None,
 ) -> list[Record]:
-    """Run what `path` has no record of and append it; return the records of all items."""
+    """Run what `path` has no record of and append it; return the records that there are of items.
+
+    Not more than `limit` are run.
+    """
     keys = {(name(item), digest(item)): item for item in items}
     known = {(record["name"], record["digest"]): record for record in read_records(path)}
-    todo = [key for key in keys if key not in known]
+    todo = [key for key in keys if key not in known][:limit]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(record) + "\n" for record in known.values()))
     with path.open("a") as file:
@@ -187,7 +192,7 @@ def run_new(
             known[key] = {**future.result(), "digest": key[1]}
             file.write(json.dumps(known[key]) + "\n")
             file.flush()
-    return [known[key] for key in keys]
+    return [known[key] for key in keys if key in known]
 
 
 def report(records: Iterable[Record]) -> bool:
@@ -210,21 +215,25 @@ def explanations() -> dict[tuple[str, str], str]:
 
 def kill_table(mutants: Sequence[Mutant], records: Sequence[Record]) -> tuple[str, list[str]]:
     """Return the table in Markdown, and the survivors that nobody has explained."""
-    why = explanations()
+    why, found = explanations(), {record["name"]: record for record in records}
     totals: Counter[tuple[str, str]] = Counter()
-    rows, survivors, unexplained = [], [], []
-    for mutant, record in zip(mutants, records, strict=True):
-        is_killed = record["verdict"] == "killed"
-        totals[mutant.rule, record["by"].partition(":")[0] if is_killed else "survived"] += 1
+    killed, survived, unexplained = [], [], []
+    for mutant in mutants:
         change = f"| {mutant.file}:{mutant.line} | {mutant.rule} | {quoted(mutant.after)} |"
-        if is_killed:
-            rows.append(f"{change} {escaped(record['by'])} |")
+        fate, _, detail = (
+            found[mutant.name]["by"].partition(": ") if mutant.name in found else NOT_RUN
+        )
+        totals[mutant.rule, fate or "survived"] += 1
+        if fate:
+            killed.append(
+                f"{change} {fate}: {escaped(detail)} |" if detail else f"{change} {fate} |"
+            )
             continue
         reason = why.get((mutant.file, mutant.change), "")
-        survivors.append(f"{change} {reason or '**unexplained**'} |")
+        survived.append(f"{change} {reason or '**unexplained**'} |")
         if not reason:
             unexplained.append(f"{mutant.file}:{mutant.line}: {mutant.change}")
-    fates = ["finding", "numbers", "compiler", "crash", "time", "survived"]
+    fates = ["finding", "numbers", "compiler", "crash", "time", "survived", NOT_RUN[0]]
     summary = [
         f"| {rule} | " + " | ".join(str(totals[rule, fate]) for fate in fates) + " |"
         for rule in dict.fromkeys(mutant.rule for mutant in mutants)
@@ -241,13 +250,13 @@ def kill_table(mutants: Sequence[Mutant], records: Sequence[Record]) -> tuple[st
         "",
         f"{head} why nothing notices |",
         "|---|---|---|---|",
-        *survivors,
+        *survived,
         "",
-        "## Killed",
+        "## The others",
         "",
         f"{head} by |",
         "|---|---|---|---|",
-        *rows,
+        *killed,
     ]
     return "\n".join(lines) + "\n", unexplained
 
@@ -260,12 +269,14 @@ def escaped(text: str) -> str:
     return text.replace("|", "\\|")
 
 
-def judge_mutants(path: Path, work: Path, jobs: int) -> bool:
+def judge_mutants(arguments: argparse.Namespace) -> bool:
     """Run all mutants and write the table; return whether every survivor is explained."""
+    path = arguments.out.with_name("kernel_mutants.jsonl")
+    work = path.parent / "mutants"
     mutants = kernel_mutants.mutants()
     work.mkdir(parents=True, exist_ok=True)
     judges = kernel_mutants.Judges(work)
-    with ThreadPoolExecutor(jobs) as pool:
+    with ThreadPoolExecutor(arguments.jobs) as pool:
         records = run_new(
             mutants,
             lambda mutant: mutant.name,
@@ -273,6 +284,7 @@ def judge_mutants(path: Path, work: Path, jobs: int) -> bool:
             path,
             lambda mutant: mutant.digest(kernel_mutants.cases_for(mutant.file)),
             pool,
+            arguments.limit,
         )
     judges.close()
     table, unexplained = kill_table(mutants, records)
@@ -280,23 +292,25 @@ def judge_mutants(path: Path, work: Path, jobs: int) -> bool:
     for line in unexplained:
         print(f"survived, and nobody has said why: {line}")
     survived = sum(record["verdict"] == "survived" for record in records)
-    print(f"{len(records)} mutants, {survived} survived, {len(unexplained)} of them unexplained")
-    return not unexplained
+    print(
+        f"{len(mutants)} mutants, {len(records)} of them run, {survived} survived, "
+        f"{len(unexplained)} of those unexplained"
+    )
+    return not unexplained and len(records) == len(mutants)
 
 
 def run_cases(arguments: argparse.Namespace) -> bool:
     """Run the product, or a part of it."""
     cases = all_cases()
+    # In any order but the product's, so that a part of it has something of everything.
+    random.Random(0).shuffle(cases)
     if not arguments.full:
-        cases = random.Random(0).sample(cases, SAMPLE)
+        cases = cases[:SAMPLE]
     digest = sources_digest()
-    known = {record["name"] for record in read_records(arguments.out) if record["digest"] == digest}
-    if arguments.limit:
-        done = [case for case in cases if case_name(case) in known]
-        new = [case for case in cases if case_name(case) not in known]
-        cases = done + random.Random(1).sample(new, min(arguments.limit, len(new)))
     with spawned(arguments.jobs) as pool:
-        found = run_new(cases, case_name, run_case, arguments.out, lambda _: digest, pool)
+        found = run_new(
+            cases, case_name, run_case, arguments.out, lambda _: digest, pool, arguments.limit
+        )
     return report(found)
 
 
@@ -305,7 +319,13 @@ def run_layers(arguments: argparse.Namespace) -> bool:
     digest = sources_digest()
     with spawned(arguments.jobs) as pool:
         found = run_new(
-            layers, lambda layer: layer.name, run_layer, arguments.out, lambda _: digest, pool
+            layers,
+            lambda layer: layer.name,
+            run_layer,
+            arguments.out,
+            lambda _: digest,
+            pool,
+            arguments.limit,
         )
     return report(found)
 
@@ -320,15 +340,14 @@ def main() -> None:
     parser.add_argument("--full", action="store_true", help="all of it, not a sample")
     parser.add_argument("--shapes", action="store_true", help="the layers of E4B")
     parser.add_argument("--mutations", action="store_true", help="damaged kernels")
-    parser.add_argument("--limit", type=int, help="at most so many new cases of the product")
+    parser.add_argument("--limit", type=int, help="at most so many new ones in this run")
     parser.add_argument("--jobs", type=int, default=1, help="processes at once")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "kernel_matrix.jsonl")
     arguments = parser.parse_args()
     if reason := missing():
         parser.error(reason)
     if arguments.mutations:
-        path = arguments.out.with_name("kernel_mutants.jsonl")
-        is_fine = judge_mutants(path, path.parent / "mutants", arguments.jobs)
+        is_fine = judge_mutants(arguments)
     else:
         is_fine = (run_layers if arguments.shapes else run_cases)(arguments)
     sys.exit(0 if is_fine else 1)

@@ -99,13 +99,13 @@ def test_layers_are_of_every_width_when_asked():
     assert len(full) == 8 * len(sample)
 
 
-def run(items, path, ran, digest="a"):
+def run(items, path, ran, digest="a", limit=None):
     def once(item):
         ran.append(item)
         return {"name": item, "fault": ""}
 
     with ThreadPoolExecutor(1) as pool:
-        return kernel_matrix.run_new(items, str, once, path, lambda _: digest, pool)
+        return kernel_matrix.run_new(items, str, once, path, lambda _: digest, pool, limit)
 
 
 def test_what_is_done_is_not_run_again(tmp_path):
@@ -117,17 +117,20 @@ def test_what_is_done_is_not_run_again(tmp_path):
     assert ran == ["one", "two", "three"]
     assert [record["name"] for record in found] == ["one", "three", "two"]
     assert run(["three"], path, ran) == [found[1]]
+    assert run(["four", "one"], path, ran, limit=0) == [found[0]]
     run(["one"], path, ran, digest="b")
     assert ran == ["one", "two", "three", "one"]
 
 
 def test_survivors_have_to_be_explained():
-    mutant = MUTANTS[0]
-    killed = {"verdict": "killed", "by": "finding: RACE_THREADGROUP"}
-    table, unexplained = kernel_matrix.kill_table([mutant], [killed])
+    mutant, other = MUTANTS[:2]
+    killed = {"name": mutant.name, "verdict": "killed", "by": "finding: RACE_THREADGROUP"}
+    table, unexplained = kernel_matrix.kill_table([mutant, other], [killed])
     assert "| (removed) | finding: RACE_THREADGROUP |" in table
+    assert "| (removed) | not run |" in table
     assert not unexplained
-    _, unexplained = kernel_matrix.kill_table([mutant], [{"verdict": "survived", "by": ""}])
+    survived = {"name": mutant.name, "verdict": "survived", "by": ""}
+    _, unexplained = kernel_matrix.kill_table([mutant], [survived])
     assert unexplained == [f"{mutant.file}:{mutant.line}: {mutant.change}"]
 
 
