@@ -44,10 +44,10 @@ class Mutant(NamedTuple):
     @property
     def change(self) -> str:
         """Spell it without the line's number: the text, which of its like, and the new text."""
-        lines = (METAL / self.file).read_text("ascii").splitlines()
-        place = lines[: self.line].count(self.before)
-        which = f" (number {place})" if lines.count(self.before) > 1 else ""
-        return f"{self.before.strip()}{which} => {self.after.strip()}"
+        lines = [line.strip() for line in (METAL / self.file).read_text("ascii").splitlines()]
+        text = self.before.strip()
+        which = f" (number {lines[: self.line].count(text)})" if lines.count(text) > 1 else ""
+        return f"{text}{which} => {self.after.strip()}"
 
     def text(self) -> str:
         lines = (METAL / self.file).read_text("ascii").splitlines()

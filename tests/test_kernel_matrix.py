@@ -22,6 +22,7 @@ def after(file, rule):
 def test_mutants_are_the_same_every_time_and_all_different():
     assert kernel_mutants.mutants() == MUTANTS
     assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS)
+    assert len({(mutant.file, mutant.change) for mutant in MUTANTS}) == len(MUTANTS)
     assert all(mutant.before != mutant.after for mutant in MUTANTS)
 
 
