@@ -78,7 +78,7 @@ def _with_ids(encoded: Any) -> Any:
 
 
 class HLWQModel:
-    """A model as the card's *Full Inference* example uses it."""
+    """A model with what the card's *Full Inference* is known to use."""
 
     def __init__(self, model: Model, tokenizer: Any, sampling: Sampling) -> None:
         self.model = model

@@ -16,7 +16,7 @@ def model():
 
 
 def test_full_inference_as_on_the_card():
-    """The card's block; the import line and return_tensors alone are ours."""
+    """The card's *Full Inference* as we understand it: its own text was not at hand."""
     from hlwq_mlx import HLWQModel
 
     model = HLWQModel.from_pretrained(str(library.DEMO), variant="PQ5")
