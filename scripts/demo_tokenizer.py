@@ -10,41 +10,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import gemma_tokenizer
 import tinyworld
-from tokenizers import (
-    AddedToken,
-    Tokenizer,
-    decoders,
-    models,
-    normalizers,
-    pre_tokenizers,
-    trainers,
-)
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 VOCABULARY = 1024
 CORPUS_CONVERSATIONS = 4000
 TEMPLATE = Path(__file__).parent.parent / "hlwq_mlx" / "demo" / "chat_template.jinja"
-REAL_SPECIALS = {
-    0: "<pad>",
-    1: "<eos>",
-    2: "<bos>",
-    3: "<unk>",
-    4: "<mask>",
-    46: "<|tool>",
-    47: "<tool|>",
-    48: "<|tool_call>",
-    49: "<tool_call|>",
-    50: "<|tool_response>",
-    51: "<tool_response|>",
-    52: '<|"|>',
-    98: "<|think|>",
-    100: "<|channel>",
-    101: "<channel|>",
-    105: "<|turn>",
-    106: "<turn|>",
-}
-NEWLINE = 107
 MEDIA_SPECIALS = (
     "<|image>",
     "<|audio>",
@@ -62,9 +35,10 @@ EXTRA_WORDS = (
 
 def special_names() -> dict[str, int]:
     """Name every special token and its id."""
-    names = {name: token for token, name in REAL_SPECIALS.items()}
     first = VOCABULARY - len(MEDIA_SPECIALS)
-    return names | {name: first + index for index, name in enumerate(MEDIA_SPECIALS)}
+    return gemma_tokenizer.SPECIALS | {
+        name: first + index for index, name in enumerate(MEDIA_SPECIALS)
+    }
 
 
 def corpus() -> list[str]:
@@ -99,51 +73,21 @@ def learn_merges(size: int) -> tuple[list[str], list[tuple[str, str]]]:
 
 
 def build_tokenizer() -> Tokenizer:
-    """Build the tokenizer with Gemma 4's normalizer, model and decoder."""
+    """Build the demo's tokenizer: what is learnt fills the ids up to the media tokens."""
     specials = special_names()
-    names = {token: name for name, token in specials.items()}
-    vocabulary = {names.get(token, f"<unused{token}>"): token for token in range(NEWLINE)}
-    vocabulary["\n"] = NEWLINE
-    for byte in range(256):
-        vocabulary[f"<0x{byte:02X}>"] = len(vocabulary)
-    room = VOCABULARY - len(MEDIA_SPECIALS) - len(vocabulary)
-    pieces, merges = learn_merges(room)
+    vocabulary = gemma_tokenizer.first_vocabulary()
+    pieces, merges = learn_merges(VOCABULARY - len(MEDIA_SPECIALS) - len(vocabulary))
     for piece in pieces:
         vocabulary[piece] = len(vocabulary)
     while len(vocabulary) < VOCABULARY - len(MEDIA_SPECIALS):
         vocabulary[f"<unused{len(vocabulary)}>"] = len(vocabulary)
     vocabulary |= {name: specials[name] for name in MEDIA_SPECIALS}
-    tokenizer = Tokenizer(
-        models.BPE(vocabulary, merges, byte_fallback=True, fuse_unk=True, unk_token="<unk>")
-    )
-    tokenizer.normalizer = normalizers.Replace(" ", "▁")
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
-    )
-    tokenizer.add_special_tokens(
-        [AddedToken(name, special=True, normalized=False) for name in specials]
-    )
-    return tokenizer
+    return gemma_tokenizer.build(vocabulary, merges, list(specials))
 
 
 def write_tokenizer(folder: Path) -> None:
     """Write tokenizer.json, its config and the chat template."""
-    folder.mkdir(parents=True, exist_ok=True)
-    wrapped = PreTrainedTokenizerFast(
-        tokenizer_object=build_tokenizer(),
-        bos_token="<bos>",
-        eos_token="<eos>",
-        pad_token="<pad>",
-        unk_token="<unk>",
-        mask_token="<mask>",
-        padding_side="left",
-        clean_up_tokenization_spaces=False,
-    )
-    wrapped.save_pretrained(folder)
-    config_path = folder / "tokenizer_config.json"
-    config = json.loads(config_path.read_text()) | {"tokenizer_class": "GemmaTokenizer"}
-    config_path.write_text(json.dumps(config, indent=1) + "\n")
+    gemma_tokenizer.write(build_tokenizer(), folder)
     shutil.copyfile(TEMPLATE, folder / "chat_template.jinja")
 
 

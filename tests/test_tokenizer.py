@@ -1,5 +1,6 @@
 """Loading a folder's tokenizer, and the ids that end an answer."""
 
+import gemma_tokenizer
 import pytest
 import tiny_tokenizer
 
@@ -27,7 +28,7 @@ def test_stop_ids_are_the_union_of_all_that_state_any(tmp_path, stated, expected
 
 def test_special_tokens_are_single_ids_and_come_back_as_text(tmp_path):
     tokenizer = load_tokenizer(tiny_tokenizer.write(tmp_path))
-    for token, name in tiny_tokenizer.SPECIALS.items():
+    for name, token in gemma_tokenizer.SPECIALS.items():
         assert tokenizer.encode(name, add_special_tokens=False) == [token]
         assert tokenizer.decode([token]) == name
 
