@@ -44,9 +44,89 @@ class Mel:
     frames: npt.NDArray[np.float32]
 
     @property
-    def soft_tokens(frames: int) -> int:
+    def soft_tokens(self) -> int:
+        """How many soft tokens the tower makes of the frames."""
+        return soft_tokens(len(self.frames))
+
+
+def soft_tokens(frames: int) -> int:
     """Return how many soft tokens the audio tower makes of `frames` mel frames."""
     return -(-frames // FRAMES_PER_TOKEN)
+
+
+def read_sound(
+    origin: Origin | npt.NDArray[Any],
+    settings: SoundSettings,
+    rate_hz: int | None = None,
+    access: Access = LOCAL,
+) -> Samples:
+    """Decode a sound to one channel, the mean of all, at the rate that the model hears.
+
+    Arrays are [N] or [N, channels], integers at their full scale or floating point in -1..1, at
+    `rate_hz` (the model's own if None); of files it is what the file says.
+    Shapes: -> float32 [N].
+    Raises: RequestError when it holds no sound, is broken, longer than MAX_SECONDS, or not
+    allowed; SourceError when a file or server cannot be read.
+    """
+    where = name_of(origin)
+    if isinstance(origin, np.ndarray):
+        samples = _mono(origin)
+        chunks = (samples[i : i + CHUNK] for i in range(0, len(samples), CHUNK))
+        rate = rate_hz or settings.sampling_rate
+        return _collected(_resampled(chunks, rate, settings.sampling_rate), settings, where)
+    with open_origin(origin, access) as file:
+        try:
+            return _decoded(file, settings, where)
+        except (av.FFmpegError, OSError) as error:
+            if isinstance(error, RequestError):
+                raise
+            raise RequestError(
+                f"[{where}] needed a sound that FFmpeg reads, got: {error}. "
+                "Check that it is a sound and whole."
+            ) from error
+
+
+def split(samples: Samples, settings: SoundSettings) -> list[Samples]:
+    """Cut a sound into clips that the audio tower takes: 30 s at most, with Gemma 4's constants.
+
+    The model hears a longer sound as several clips in a row, where the reference drops the rest.
+    Each cut is at the quietest tenth of a second in the last sixth of a clip, so that words stay
+    whole; that it was cut is logged.
+    Shapes: samples float32 [N] -> list of float32 [n], which joined give the samples.
+    """
+    longest = settings.max_samples
+    clips, rest = [], samples
+    search = max(1, longest // 6)
+    window = max(1, min(settings.sampling_rate // 10, search))
+    while len(rest) > longest:
+        tail = rest[longest - search // window * window : longest]
+        loudness = np.square(tail.reshape(-1, window)).sum(axis=1)
+        latest = int(np.argmin(loudness[::-1]))  # of equally quiet ones
+        cut = longest - latest * window - (window + 1) // 2
+        clips.append(rest[:cut])
+        rest = rest[cut:]
+    if clips:
+        logger.warning(
+            "[sound] %.1f s are more than the model hears at once (%.1f s): cut into %d clips.",
+            len(samples) / settings.sampling_rate,
+            longest / settings.sampling_rate,
+            len(clips) + 1,
+        )
+    return [*clips, rest]
+
+
+def sound_mels(samples: Samples, settings: SoundSettings) -> list[Mel]:
+    """Turn a sound into what the audio tower reads: one Mel per clip of `split`.
+
+    Raises: RequestError when it is too short for a single frame.
+    """
+    mels = [Mel(mel_frames(clip, settings)) for clip in split(samples, settings)]
+    if not mels[0].soft_tokens:
+        raise RequestError(
+            f"[sound] needed more than {settings.frame_length - settings.frame_length // 2} "
+            f"samples at {settings.sampling_rate} Hz, got {len(samples)}. Record a longer sound."
+        )
+    return mels
 
 
 def mel_frames(samples: Samples, settings: SoundSettings) -> npt.NDArray[np.float32]:
