@@ -12,15 +12,16 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import av
 import numpy as np
 from av.container import InputContainer
+from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from ..errors import RequestError
+from .container import open_container
 from .images import Patches, Pixels, check_pixels, cut, fit, read_image
-from .origin import LOCAL, Access, Origin, name_of, open_origin
+from .origin import LOCAL, Access, Origin, name_of
 from .processor import VideoSettings
 
 FALLBACK_FPS = 24.0  # the reference's, where a file does not say
@@ -65,28 +66,13 @@ def read_video(
     """
     where = name_of(origin)
     budget = settings.budget(max_soft_tokens)
-    with open_origin(origin, access) as file:
-        try:
-            with av.open(file, mode="r") as container:
-                if not container.streams.video:
-                    raise RequestError(f"[{where}] needed a video, got a file without pictures.")
-                stream = container.streams.video[0]
-                check_pixels(stream.height, stream.width, where)
-                times, keys = _packet_times(container, stream, where)
-                indices = frame_indices(len(times), settings.num_frames)
-                wanted = [times[index] for index in indices]
-                frames = [
-                    fit(_upright(frame), settings, budget)
-                    for frame in _frames_at(container, stream, wanted, keys)
-                ]
-                rate = float(stream.average_rate or FALLBACK_FPS)
-        except (av.FFmpegError, OSError) as error:
-            if isinstance(error, RequestError):
-                raise
-            raise RequestError(
-                f"[{where}] needed a video that FFmpeg reads, got: {error}. "
-                "Check that it is a video and whole."
-            ) from error
+    with open_container(origin, access, "video") as (container, _):
+        stream = _pictures(container, where)
+        times, keys = _packet_times(container, stream, where)
+        indices = frame_indices(len(times), settings.num_frames)
+        decoded = _frames_at(container, stream, [times[index] for index in indices], keys)
+        frames = [fit(_upright(frame), settings, budget) for frame in decoded]
+        rate = float(stream.average_rate or FALLBACK_FPS)
     if not frames or len(frames) < len(indices):
         raise RequestError(
             f"[{where}] needed {len(indices) or 'some'} frames, got {len(frames)} that can be "
@@ -116,6 +102,15 @@ def make_clip(
 def clip_patches(clip: Clip, settings: VideoSettings) -> list[Patches]:
     """Cut every frame of a clip into patches."""
     return [cut(frame, settings) for frame in clip.frames]
+
+
+def _pictures(container: InputContainer, where: str) -> VideoStream:
+    """The video stream of a file; the cover of a piece of music is none."""
+    streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+    if not streams:
+        raise RequestError(f"[{where}] needed a video, got a file without one. Check the file.")
+    check_pixels(streams[0].height, streams[0].width, where)
+    return streams[0]
 
 
 def _packet_times(
