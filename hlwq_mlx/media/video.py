@@ -158,7 +158,7 @@ def _decoder_from(
     container: InputContainer, stream: VideoStream, time: int | None
 ) -> Iterator[VideoFrame]:
     if time is None:
-        container.seek(container.start_time or 0)
+        container.seek(min(container.start_time or 0, 0))
     else:
         container.seek(time, stream=stream)
     return container.decode(stream)
