@@ -123,8 +123,7 @@ def _packet_times(
         if time is None or not packet.size or packet.is_discard:
             continue
         times.append(time)
-        if packet.is_keyframe:
-            keys.append(time)
+        keys += [time] if packet.is_keyframe else []
         if len(times) > MAX_FRAMES:
             raise RequestError(
                 f"[{where}] needed at most {MAX_FRAMES:,} frames, got more. Cut the video."
