@@ -113,11 +113,19 @@ def test_the_older_separate_files_are_read(tmp_path):
         ("feature_extractor", {"preemphasis": 0.97}, "preemphasis"),
         ("feature_extractor", {"per_bin_mean": [0.0] * 128}, "per_bin_mean"),
         ("feature_extractor", {"mel_floor": "low"}, "got 'low'"),
+        ("feature_extractor", {"sampling_rate": "16k"}, "got '16k'"),
+        ("feature_extractor", {"hop_length": None, "hop_length_ms": "ten"}, "got 'ten'"),
     ],
 )
 def test_what_is_not_implemented_or_no_number_is_refused(tmp_path, section, values, message):
     folder = folder_with(tmp_path, processor_config=changed(section, **values))
     with pytest.raises(ConfigError, match=message):
+        Processor.from_folder(folder)
+
+
+def test_a_section_is_an_object(tmp_path):
+    folder = folder_with(tmp_path, processor_config={"image_processor": "Gemma4"})
+    with pytest.raises(ConfigError, match=r"image_processor\] needed a JSON object, got 'Gemma4'"):
         Processor.from_folder(folder)
 
 

@@ -136,6 +136,20 @@ def test_arrays_that_are_no_sound(array, message):
         read_sound(array, SETTINGS)
 
 
+@pytest.mark.parametrize("rate", [0, -8000, 999, 2_000_000])
+def test_a_rate_that_no_recorder_has_is_refused(rate):
+    with pytest.raises(RequestError, match="needed a rate of 1,000 to 1,000,000 Hz"):
+        read_sound(np.zeros(100, np.float32), SETTINGS, rate_hz=rate)
+
+
+def test_a_rate_that_changes_half_way_is_followed():
+    parts = [sound_file(tone(1_000, rate), rate, "mp3", "libmp3lame") for rate in (48_000, 24_000)]
+    found = read_sound(b"".join(parts), SETTINGS)
+    for start in (3_000, len(found) - 13_000):
+        spectrum = np.abs(np.fft.rfft(found[start : start + 8_000]))
+        assert np.argmax(spectrum) == 500
+
+
 def test_a_long_sound_becomes_clips_cut_where_it_is_quiet(caplog):
     samples = inputs.noise(70 * 16_000, 3).astype(np.float32) / 255 - 0.5
     pauses = [int(27.3 * 16_000), int(55.1 * 16_000)]

@@ -3,12 +3,13 @@ import io
 import av
 import numpy as np
 import pytest
+from av.stream import Disposition
 from media_data import inputs, references
 from media_files import sound_file, video_file
 from PIL import Image
 
 from hlwq_mlx.errors import RequestError
-from hlwq_mlx.media import video
+from hlwq_mlx.media import images, video
 from hlwq_mlx.media.images import image_patches
 from hlwq_mlx.media.processor import VideoSettings
 from hlwq_mlx.media.video import Clip, clip_patches, frame_indices, make_clip, read_video
@@ -179,6 +180,39 @@ def test_too_many_frames_are_refused(monkeypatch):
         read_video(video_file(ramp(30)), TINY)
 
 
-def test_no_frames_are_no_video():
-    with pytest.raises(RequestError, match="needed frames, got none"):
-        make_clip([], TINY)
+@pytest.mark.parametrize(
+    ("frames", "fps", "message"),
+    [
+        ([], 24.0, "got no sizes"),
+        ([np.zeros((8, 8, 3), np.uint8), np.zeros((8, 40, 3), np.uint8)], 24.0, "got 2 sizes"),
+        (ramp(2), 0.0, "positive number, got 0.0"),
+        (ramp(2)[..., 0].astype(int), 24.0, "int64"),
+    ],
+    ids=["none", "sizes", "fps", "type"],
+)
+def test_arrays_that_are_no_video(frames, fps, message):
+    with pytest.raises(RequestError, match=message):
+        make_clip(frames, TINY, fps)
+
+
+def test_a_frame_that_would_fill_the_memory_is_refused(monkeypatch):
+    monkeypatch.setattr(images, "MAX_PIXELS", 1000)
+    with pytest.raises(RequestError, match=r"1 to 1,000 pixels, got 48 x 32"):
+        read_video(video_file(ramp(3)), TINY)
+
+
+def test_the_cover_of_a_song_is_no_video():
+    song = io.BytesIO()
+    with av.open(song, "w", format="mp3") as container:
+        stream = container.add_stream("libmp3lame", rate=44_100)
+        cover = container.add_stream("mjpeg", rate=1)
+        cover.width = cover.height = 16
+        cover.pix_fmt, cover.disposition = "yuvj420p", Disposition.attached_pic
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1152), np.float32), "fltp", "mono")
+        frame.sample_rate = 44_100
+        stream.layout = "mono"
+        picture = av.VideoFrame.from_ndarray(ramp(1, 16, 16)[0], format="rgb24")
+        container.mux(cover.encode(picture) + cover.encode(None))
+        container.mux(stream.encode(frame) + stream.encode(None))
+    with pytest.raises(RequestError, match="a file without one"):
+        read_video(song.getvalue(), TINY)

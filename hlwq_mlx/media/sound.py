@@ -32,6 +32,7 @@ logger = logging.getLogger("hlwq_mlx")
 Samples = npt.NDArray[np.float32]
 
 MAX_SECONDS = 3600.0
+RATES_HZ = (1_000, 1_000_000)
 CHUNK = 1 << 16  # samples
 # Flat up to 7.5 kHz and below -100 dB from 8.2 kHz on, where FFmpeg's default lets through -15 dB.
 RESAMPLER = "filter_size=256:cutoff=0.97"
@@ -75,7 +76,7 @@ def read_sound(
     if isinstance(origin, np.ndarray):
         samples = _mono(origin)
         chunks = (samples[i : i + CHUNK] for i in range(0, len(samples), CHUNK))
-        rate = rate_hz or settings.sampling_rate
+        rate = settings.sampling_rate if rate_hz is None else rate_hz
         return _collected(_resampled(chunks, rate, settings.sampling_rate), settings, where)
     with open_container(origin, access, "sound") as (container, file):
         samples = _decoded(container, settings, where)
@@ -236,6 +237,11 @@ def _resampled(chunks: Iterable[Samples], rate: int, to_rate: int) -> Iterator[S
     if rate == to_rate:
         yield from chunks
         return
+    if not RATES_HZ[0] <= rate <= RATES_HZ[1]:
+        raise RequestError(
+            f"[sound] needed a rate of {RATES_HZ[0]:,} to {RATES_HZ[1]:,} Hz, got {rate:,}. "
+            "Check what the sound was recorded at."
+        )
     graph = Graph()
     source = graph.add_abuffer(
         sample_rate=rate, format="fltp", layout="mono", time_base=Fraction(1, rate)

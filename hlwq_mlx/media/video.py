@@ -71,14 +71,14 @@ def read_video(
         times, keys = _packet_times(container, stream, where)
         indices = frame_indices(len(times), settings.num_frames)
         decoded = _frames_at(container, stream, [times[index] for index in indices], keys)
-        frames = [fit(_upright(frame), settings, budget) for frame in decoded]
+        frames = [fit(_upright(frame, where), settings, budget) for frame in decoded]
         rate = float(stream.average_rate or FALLBACK_FPS)
-    if not frames or len(frames) < len(indices):
+    if len(frames) < len(indices):
         raise RequestError(
-            f"[{where}] needed {len(indices) or 'some'} frames, got {len(frames)} that can be "
-            "decoded. Check that the video is whole."
+            f"[{where}] needed {len(indices)} frames, got {len(frames)} that can be decoded. "
+            "Check that the video is whole."
         )
-    return Clip(np.stack(frames), tuple(index / rate for index in indices))
+    return _clip(frames, indices, rate, where)
 
 
 def make_clip(
@@ -91,17 +91,27 @@ def make_clip(
 
     Raises: RequestError when there is none, or one is no image.
     """
+    if not fps > 0:
+        raise RequestError(f"[fps] needed a positive number, got {fps}. Check the frame rate.")
     indices = frame_indices(len(frames), settings.num_frames)
-    if not indices:
-        raise RequestError("[video] needed frames, got none. Hand over at least one.")
     budget = settings.budget(max_soft_tokens)
     fitted = [fit(read_image(frames[index]), settings, budget) for index in indices]
-    return Clip(np.stack(fitted), tuple(index / fps for index in indices))
+    return _clip(fitted, indices, fps, "video")
 
 
 def clip_patches(clip: Clip, settings: VideoSettings) -> list[Patches]:
     """Cut every frame of a clip into patches."""
     return [cut(frame, settings) for frame in clip.frames]
+
+
+def _clip(frames: list[Pixels], indices: list[int], fps: float, where: str) -> Clip:
+    sizes = {frame.shape for frame in frames}
+    if len(sizes) != 1:
+        raise RequestError(
+            f"[{where}] needed frames of one size, got {len(sizes) or 'no'} sizes. "
+            "Encode the video again."
+        )
+    return Clip(np.stack(frames), tuple(index / fps for index in indices))
 
 
 def _pictures(container: InputContainer, where: str) -> VideoStream:
@@ -167,6 +177,6 @@ def _next_frame(decoder: Iterator[VideoFrame], time: int) -> VideoFrame | None:
     return next((frame for frame in decoder if frame.pts is not None and frame.pts >= time), None)
 
 
-def _upright(frame: VideoFrame) -> Pixels:
-    pixels = frame.to_ndarray(format="rgb24")
-    return np.rot90(pixels, frame.rotation // 90)
+def _upright(frame: VideoFrame, where: str) -> Pixels:
+    check_pixels(frame.height, frame.width, where)
+    return np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
