@@ -144,7 +144,9 @@ class VisionTower(nn.Module):  # type: ignore[misc]  # nn.Module is untyped
         turn = angles(grid, self.config)
         for layer in self.encoder.layers:
             x = layer(x, turn)
-        pooled: mx.array = pool(x, grid, self.config.pooling_kernel_size) * self.config.hidden_size**0.5
+        pooled: mx.array = (
+            pool(x, grid, self.config.pooling_kernel_size) * self.config.hidden_size**0.5
+        )
         if self.config.standardize:
             pooled = (pooled - self.std_bias) * self.std_scale
         return pooled
