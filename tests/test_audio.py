@@ -6,7 +6,16 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from oracle import config
-from tower_oracle import FEATURES, TOWER_VARIANTS, array, clips, tower, tower_weights
+from tower_oracle import (
+    FEATURES,
+    TOWER_VARIANTS,
+    array,
+    clips,
+    distance,
+    disturbed,
+    tower,
+    tower_weights,
+)
 
 from hlwq_mlx.errors import ShapeError
 from hlwq_mlx.gemma4.audio import bounded, sinusoids
@@ -22,10 +31,6 @@ def encode(made, sounds):
     return mx.concatenate([embedder(encoder(clip), dtype) for clip in sounds])
 
 
-def distance(got, wanted):
-    return float(np.abs(np.array(got.astype(mx.float32)) - wanted).max())
-
-
 @pytest.mark.parametrize("variant", TOWER_VARIANTS)
 def test_features_match_the_reference_in_both_orders(variant):
     made = tower(variant, "audio")
@@ -37,23 +42,19 @@ def test_features_match_the_reference_in_both_orders(variant):
 @pytest.mark.parametrize(("variant", "name"), NAMES)
 def test_every_tensor_counts(variant, name):
     """A tensor that the tower ignored would leave the reference's features as they are."""
-    made = tower(variant, "audio")
-    weight = tower_weights(variant, "audio")[name]
-    made.load_weights(
-        [(name, mx.array(0.5 * np.flip(weight, -1) if weight.ndim else 0.2 * weight))], False
-    )
-    got = encode(made, clips(variant))
+    got = encode(disturbed(variant, "audio", name), clips(variant))
     assert distance(got, array(variant, "audio_features")) > 50 * FEATURES
 
 
 @pytest.mark.parametrize("variant", TOWER_VARIANTS)
 def test_a_frame_does_not_depend_on_later_ones(variant):
-    """But for the convolutions, which see three frames ahead."""
+    """Than its own four, that is."""
     encoder = tower(variant, "audio").model.audio_tower
     clip = clips(variant)[0]
-    whole, part = encoder(clip), encoder(clip[:24])
-    assert distance(part[:5], np.array(whole[:5])) < FEATURES
-    assert distance(part[:6], np.array(whole[:6])) > 50 * FEATURES
+    whole, part, short = encoder(clip), encoder(clip[:24]), encoder(clip[:23])
+    assert distance(part, np.array(whole[:6])) < FEATURES
+    assert distance(short[:5], np.array(whole[:5])) < FEATURES
+    assert distance(short[5:], np.array(whole[5:6])) > 50 * FEATURES
 
 
 @pytest.mark.parametrize("frames", range(1, 10))
@@ -63,7 +64,7 @@ def test_four_frames_make_a_feature(frames):
 
 
 @pytest.mark.parametrize("variant", TOWER_VARIANTS)
-@pytest.mark.parametrize(("dtype", "tolerance"), [(mx.float16, 0.02), (mx.bfloat16, 0.2)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(mx.float16, 0.05), (mx.bfloat16, 0.2)])
 def test_16_bit_features_are_close(variant, dtype, tolerance):
     got = encode(tower(variant, "audio", dtype), clips(variant))
     assert got.dtype == dtype
@@ -73,10 +74,10 @@ def test_16_bit_features_are_close(variant, dtype, tolerance):
 def test_float16_stays_finite_where_a_layer_does_not_fit():
     made = tower("standard", "audio", mx.float16)
     for layer in made.model.audio_tower.layers:
-        for wide in (layer.feed_forward1.ffw_layer_1, layer.self_attn.v_proj):
-            wide.linear.weight = wide.linear.weight * 30_000
-    inner = made.model.audio_tower.layers[0].feed_forward1.ffw_layer_1(mx.ones((1, 24), mx.float16))
-    assert not np.isfinite(np.array(inner)).all()
+        for wide in (layer.feed_forward1.ffw_layer_2.linear, layer.lconv1d.depthwise_conv1d):
+            wide.weight = wide.weight * 30_000
+    inner = made.model.audio_tower.layers[0].feed_forward1.ffw_layer_2
+    assert not np.isfinite(np.array(inner(mx.full((1, 96), 8, mx.float16)))).all()
     assert np.isfinite(np.array(encode(made, clips("standard")))).all()
 
 

@@ -8,6 +8,8 @@ from tower_oracle import (
     FEATURES,
     TOWER_VARIANTS,
     array,
+    distance,
+    disturbed,
     frames,
     images,
     tower,
@@ -28,10 +30,6 @@ def encode(made, pictures):
     return mx.concatenate([embedder(encoder(*picture), dtype) for picture in pictures])
 
 
-def distance(got, wanted):
-    return float(np.abs(np.array(got.astype(mx.float32)) - wanted).max())
-
-
 @pytest.mark.parametrize("variant", TOWER_VARIANTS)
 def test_features_match_the_reference(variant):
     made = tower(variant, "vision")
@@ -42,12 +40,7 @@ def test_features_match_the_reference(variant):
 @pytest.mark.parametrize(("variant", "name"), NAMES)
 def test_every_tensor_counts(variant, name):
     """A tensor that the tower ignored would leave the reference's features as they are."""
-    made = tower(variant, "vision")
-    weight = tower_weights(variant, "vision")[name]
-    made.load_weights(
-        [(name, mx.array(0.5 * np.flip(weight, -1) if weight.ndim else 0.2 * weight))], False
-    )
-    got = encode(made, images(variant))
+    got = encode(disturbed(variant, "vision", name), images(variant))
     assert distance(got, array(variant, "image_features")) > 50 * FEATURES
 
 
@@ -57,7 +50,8 @@ def test_the_order_of_patches_does_not_matter(variant):
     shuffled = mx.array(np.random.default_rng(0).permutation(len(patches)))
     encoder = tower(variant, "vision").model.vision_tower
     got = encoder(patches[shuffled], positions[shuffled])
-    assert distance(got, np.array(encoder(patches, positions))) < 10 * FEATURES
+    wanted = np.array(encoder(patches, positions))
+    np.testing.assert_allclose(np.array(got), wanted, rtol=1e-5, atol=FEATURES)
 
 
 def test_columns_are_not_rows():
@@ -68,7 +62,7 @@ def test_columns_are_not_rows():
 
 
 @pytest.mark.parametrize("variant", TOWER_VARIANTS)
-@pytest.mark.parametrize(("dtype", "tolerance"), [(mx.float16, 0.02), (mx.bfloat16, 0.2)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(mx.float16, 0.05), (mx.bfloat16, 0.2)])
 def test_16_bit_features_are_close(variant, dtype, tolerance):
     got = encode(tower(variant, "vision", dtype), images(variant))
     assert got.dtype == dtype
@@ -77,10 +71,11 @@ def test_16_bit_features_are_close(variant, dtype, tolerance):
 
 def test_float16_stays_finite_where_pooled_features_do_not_fit():
     made = tower("clipped", "vision", mx.float16)
-    norm = made.model.vision_tower.encoder.layers[1].post_feedforward_layernorm
-    norm.weight = norm.weight * 10_000
-    pooled = made.model.vision_tower(*images("clipped")[0])
-    assert pooled.dtype == mx.float32 and float(mx.abs(pooled).max()) > 65504
+    encoder = made.model.vision_tower
+    encoder.encoder.layers = []
+    encoder.patch_embedder.position_embedding_table = mx.full((2, 24, 48), 5000, mx.float16)
+    pooled = encoder(*images("clipped")[0])
+    assert pooled.dtype == mx.float32 and float(pooled.min()) > 65504
     assert np.isfinite(np.array(encode(made, images("clipped")))).all()
 
 
