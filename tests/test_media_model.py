@@ -3,6 +3,7 @@
 The variant `standard` stands before a text model in which image tokens see each other.
 """
 
+from functools import cache
 from itertools import pairwise
 
 import mlx.core as mx
@@ -25,28 +26,34 @@ PROMPTS = {
 }
 
 
-def prompt(model, variant, name):
-    """Ids [1, L] of a prompt, and its embeddings."""
+@cache
+def ready(variant, dtype=mx.float32):
+    """A model and what it makes of all inputs, made once for tests that change neither."""
+    model = media_model(variant, dtype)
+    return model, features(model, variant)
+
+
+def prompt(variant, name, dtype=mx.float32):
+    """A model, the ids [1, L] of a prompt, and its embeddings."""
+    model, made = ready(variant, dtype)
     ids = mx.array(array(variant, f"{name}_ids"))[None]
-    made = {kind: rows for kind, rows in features(model, variant).items() if kind in PROMPTS[name]}
+    given = {kind: made[kind] for kind in PROMPTS[name]}
     if name in ("reverse", "all"):
-        made["sounds"] = made["sounds"][::-1]
-    return ids, model.embed_media(ids, **made)
+        given["sounds"] = given["sounds"][::-1]
+    return model, ids, model.embed_media(ids, **given)
 
 
 @pytest.mark.parametrize("variant", TOWER_VARIANTS)
 @pytest.mark.parametrize("name", PROMPTS)
 def test_logits_match_the_reference(variant, name):
-    model = media_model(variant)
-    ids, embeddings = prompt(model, variant, name)
+    model, ids, embeddings = prompt(variant, name)
     logits = model(ids, input_embeddings=embeddings)
     assert distance(logits[0, -8:], array(variant, f"{name}_logits")) < LOGITS
 
 
 def test_the_order_of_clips_shows():
-    model = media_model("clipped")
-    ids, _ = prompt(model, "clipped", "audio")
-    sounds = features(model, "clipped")["sounds"][::-1]
+    model, ids, _ = prompt("clipped", "audio")
+    sounds = ready("clipped")[1]["sounds"][::-1]
     logits = model(ids, input_embeddings=model.embed_media(ids, sounds=sounds))
     assert distance(logits[0, -8:], array("clipped", "audio_logits")) > 1.0
 
@@ -54,8 +61,7 @@ def test_the_order_of_clips_shows():
 @pytest.mark.parametrize("variant", TOWER_VARIANTS)
 def test_chunks_score_as_one_call_does(variant):
     """The cuts stand behind the first image, inside the text, and behind a clip."""
-    model = media_model(variant)
-    ids, embeddings = prompt(model, variant, "all")
+    model, ids, embeddings = prompt(variant, "all")
     cache = model.make_cache()
     cuts = [0, 10, 12, 34]
     for start, stop in pairwise(cuts):
@@ -67,14 +73,13 @@ def test_chunks_score_as_one_call_does(variant):
 @pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])
 @pytest.mark.parametrize("variant", TOWER_VARIANTS)
 def test_16_bit_logits_are_finite(variant, dtype):
-    model = media_model(variant, dtype)
-    ids, embeddings = prompt(model, variant, "all")
+    model, ids, embeddings = prompt(variant, "all", dtype)
     assert embeddings.dtype == dtype
     assert np.isfinite(np.array(model(ids, input_embeddings=embeddings))).all()
 
 
 def test_features_are_placed_as_they_are_and_the_rest_is_text():
-    model = media_model("clipped")
+    model, _ = ready("clipped")
     ids = mx.array([[2, 300, 301, 9, 302, 300]])
     rows = {kind: mx.full((n, 64), n) for kind, n in {"image": 2.0, "audio": 1.0}.items()}
     made = model.embed_media(
@@ -89,7 +94,7 @@ def test_features_are_placed_as_they_are_and_the_rest_is_text():
 
 
 def test_a_prompt_without_media_is_text():
-    model = media_model("clipped")
+    model, _ = ready("clipped")
     ids = mx.array([[2, 7, 9]])
     assert mx.array_equal(model.embed_media(ids), model.embed(ids))
 
@@ -100,7 +105,7 @@ def test_a_prompt_without_media_is_text():
 )
 @pytest.mark.parametrize(("needed", "got"), [(3, 2), (0, 2), (3, 0), (1, 2)])
 def test_a_count_mismatch_is_refused(kind, token, argument, needed, got):
-    model = media_model("clipped")
+    model, _ = ready("clipped")
     ids = mx.array([[2, *[token] * needed, 9]])
     given = {argument: [mx.zeros((got, 64))]} if got else {}
     message = rf"^\[model.{kind}\] needed features for {needed} {kind} tokens .*, got {got}\."
@@ -110,14 +115,14 @@ def test_a_count_mismatch_is_refused(kind, token, argument, needed, got):
 
 @pytest.mark.parametrize("shape", [(1, 63), (64,), (1, 1, 64)])
 def test_features_of_another_width_are_refused(shape):
-    model = media_model("clipped")
+    model, _ = ready("clipped")
     with pytest.raises(ShapeError, match=r"^\[model.image\] needed features \[n, 64\], got \["):
         model.embed_media(mx.array([[300]]), images=[mx.zeros(shape)])
 
 
 def test_a_batch_is_refused():
     with pytest.raises(ShapeError, match=r"^\[model.inputs\] needed one prompt \[1, L\], got \[2"):
-        media_model("clipped").embed_media(mx.array([[2], [2]]))
+        ready("clipped")[0].embed_media(mx.array([[2], [2]]))
 
 
 def test_a_tower_is_loaded_once_and_for_its_own_kind_alone():
