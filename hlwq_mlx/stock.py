@@ -1,8 +1,8 @@
 """Our model as stock mlx-lm meets it, under the name `mlx_lm.models.hlwq_gemma4`.
 
 mlx-lm builds a model from its config alone and does not say where the folder is, which the row
-store needs. `plugin` adds the folder to the config that mlx-lm reads; here it becomes the model's
-rows.
+store and the towers need. `plugin` adds the folder to the config that mlx-lm reads; here the model
+gets what it will read of it.
 """
 
 from collections.abc import Mapping
@@ -48,11 +48,11 @@ class ModelArgs(config.Gemma4Config):
 
 
 class Model(model.Model):
-    """Gemma 4 with its rows from the folder's row store."""
+    """Gemma 4 with rows and towers from its folder."""
 
     def __init__(self, args: ModelArgs) -> None:
         super().__init__(args)
-        checkpoint.attach_rows(self, args.folder)
+        checkpoint.attach(self, args.folder)
 
     def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
         """Drop what the tree has no place for, and cast the rest to what this machine runs."""
