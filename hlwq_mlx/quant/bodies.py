@@ -113,11 +113,11 @@ hlwq::gated(
     "tail": Body(
         "tail",
         ("x", "update", "weight", "next", "scale", "epsilon"),
-        ("h", "y"),
+        ("h", "opened", "y"),
         """
 threadgroup float sums[2 * SIMDGROUPS];
 hlwq::tail<SIMDGROUPS, BLOCKS, NORMED>(
-    x, update, weight, next, scale, epsilon, h, y, sums, uint(x_shape[1]),
+    x, update, weight, next, scale, epsilon, h, opened, y, sums, uint(x_shape[1]),
     threadgroup_position_in_grid.x, simdgroup_index_in_threadgroup, thread_index_in_simdgroup);""",
     ),
 }

@@ -181,21 +181,21 @@ def tail(
     scale: mx.array,
     epsilon: float,
     next_weight: mx.array | None = None,
-) -> tuple[mx.array, mx.array]:
-    """Close a part of a layer and open the next: h = (x + norm(update)) * scale, and its rotation.
+) -> tuple[mx.array, mx.array, mx.array]:
+    """Close a part of a layer, h = (x + norm(update)) * scale, and open the next.
 
-    What is rotated is h as it was rounded, normed with `next_weight` if there is one. Float32
-    inside; h is of x's dtype, its rotation float32.
+    What opens it is h as it was rounded, normed with `next_weight` if there is one, and the
+    rotation of that. Float32 inside; the rotation is float32, the others are of x's dtype.
 
-    Shapes: x, update [..., K], weights [K], scale [1] -> h [..., K], rotated [..., K].
+    Shapes: x, update [..., K], weights [K], scale [1] -> h, opened, rotated, each [..., K].
     Raises: ShapeError when x is not floating or K is not a multiple of 128.
     """
     normed = mx.fast.rms_norm(update.astype(mx.float32), weight.astype(mx.float32), epsilon)
     h = ((x.astype(mx.float32) + normed) * scale.astype(mx.float32)).astype(x.dtype)
-    y = h.astype(mx.float32)
+    opened = h.astype(mx.float32)
     if next_weight is not None:
-        y = mx.fast.rms_norm(y, next_weight.astype(mx.float32), epsilon)
-    return h, hadamard(y)
+        opened = mx.fast.rms_norm(opened, next_weight.astype(mx.float32), epsilon)
+    return h, opened.astype(x.dtype), hadamard(opened)
 
 
 def qmv(x: mx.array, codes: mx.array, norms: mx.array, centroids: mx.array, bits: int) -> mx.array:
