@@ -294,10 +294,14 @@ def test_hadamard(shape, dtypes):
 def test_gated(dtypes):
     gate, up = random(3, 384, dtype=dtypes[0]) * 3, random(3, 384, dtype=dtypes[1], seed=1)
     with device(sliced(max(dtypes, key=lambda dtype: dtype.size), jitter_ulp=4)):
-        y = kernels.gated(gate, up)
-    assert y.dtype == F32
-    assert_close(y, hadamard(gelu(wide(gate)) * wide(up)), TOL["gated"])
-    assert_close(y, codec.gated(gate, up), TOL["gated"])
+        product, y = kernels.gated(gate, up)
+    assert (product.dtype, y.dtype) == (dtypes[0], F32)
+    expected = gelu(wide(gate)) * wide(up)
+    assert_close(product, expected, TOL["gated"])
+    assert_close(y, hadamard(expected), TOL["gated"])
+    twin_product, twin_y = codec.gated(gate, up)
+    assert_close(product, twin_product, TOL["gated"] + ROUNDING[dtypes[0]])
+    assert_close(y, twin_y, TOL["gated"])
 
 
 @pytest.mark.parametrize(("K", "dtypes", "is_normed", "M"), TAIL_CASES)

@@ -244,18 +244,14 @@ def tail(
 
 
 def gated(gate: mx.array, up: mx.array) -> Activation:
-    """Return gelu(gate) * up for a coded layer, rotated where kernels run.
+    """Return gelu(gate) * up, and rotated where kernels run.
 
     Shapes: gate, up [..., K] -> [..., K].
     """
-    K = gate.shape[-1]
-    is_for_kernel = has_metal() and kernels.can_rotate(K)
-    if is_for_kernel and selftest.is_sound_on(
-        kernels.gated, codec.gated, ((2, K), (2, K)), gate.dtype
-    ):
-        rotated = kernels.gated(gate, up)
-        # Rotated back, should anybody ask: what is not evaluated costs nothing.
-        return Rotated(codec.hadamard(rotated).astype(gate.dtype), rotated)
+    case = ((2, gate.shape[-1]),) * 2
+    is_for_kernel = has_metal() and kernels.can_rotate(gate.shape[-1])
+    if is_for_kernel and selftest.is_sound_on(kernels.gated, codec.gated, case, gate.dtype):
+        return Rotated(*kernels.gated(gate, up))
     return _gated(gate, up)
 
 
@@ -264,7 +260,7 @@ def halves_gated(y: mx.array) -> mx.array:
     return _gated(*mx.split(y, 2, axis=-1))
 
 
-@partial(mx.compile, shapeless=True)  # one launch, where every step of gelu would be one
+@partial(mx.compile, shapeless=True)  # a few launches, where every step of gelu would be one
 def _gated(gate: mx.array, up: mx.array) -> mx.array:
     return (codec.gelu(gate.astype(mx.float32)) * up.astype(mx.float32)).astype(gate.dtype)
 

@@ -104,10 +104,10 @@ hlwq::hadamard(
     "gated": Body(
         "hadamard",
         ("gate", "up"),
-        ("y",),
+        ("product", "y"),
         """
 hlwq::gated(
-    gate, up, y, uint(gate_shape[0]) * (uint(gate_shape[1]) / 128u),
+    gate, up, product, y, uint(gate_shape[0]) * (uint(gate_shape[1]) / 128u),
     thread_position_in_grid.x / 32u, thread_index_in_simdgroup);""",
     ),
     "tail": Body(

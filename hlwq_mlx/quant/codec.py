@@ -160,10 +160,12 @@ def hadamard(x: mx.array) -> mx.array:
     return mx.hadamard_transform(blocks).reshape(x.shape).astype(x.dtype)
 
 
-def gated(gate: mx.array, up: mx.array) -> mx.array:
-    """Return the rotation of gelu(gate) * up, with the tanh approximation, in float32.
+def gated(gate: mx.array, up: mx.array) -> tuple[mx.array, mx.array]:
+    """Return gelu(gate) * up, with the tanh approximation, in gate's dtype, and its rotation.
 
-    Shapes: gate, up [..., K] -> [..., K].
+    Float32 inside; the rotation is float32, and of the product before it is rounded.
+
+    Shapes: gate, up [..., K] -> twice [..., K].
     Raises: ShapeError when they differ in shape, are not floating or K is not a multiple of 128.
     """
     if gate.shape != up.shape:
@@ -171,7 +173,8 @@ def gated(gate: mx.array, up: mx.array) -> mx.array:
             f"[codec.gated] needed gate and up of one shape, got {gate.shape} and {up.shape}. "
             "Give as many columns of both."
         )
-    return hadamard(gelu(gate.astype(mx.float32)) * up.astype(mx.float32))
+    product = gelu(gate.astype(mx.float32)) * up.astype(mx.float32)
+    return product.astype(gate.dtype), hadamard(product)
 
 
 def tail(

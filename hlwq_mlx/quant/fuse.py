@@ -45,9 +45,12 @@ def fuse(block: nn.Module) -> int:
 
 def _fuse_gated(block: nn.Module) -> bool:
     name = "down_proj" if GATE_UP[1] in block else PER_LAYER[1]
-    if name not in block or type(block[name]) is not HLWQLinear:
+    if name not in block:
         return False
-    is_fitting = kernels.can_rotate(block[name].input_dims)
+    _let_take_rotated(block, name)
+    is_coded = type(block[name]) is HLWQLinear
+    columns = block[name].input_dims if is_coded else block[name].weight.shape[1]
+    is_fitting = kernels.can_rotate(columns)
     if is_fitting:
         block.gated = backend.gated
     return is_fitting
@@ -56,13 +59,20 @@ def _fuse_gated(block: nn.Module) -> bool:
 def _fuse_tail(block: nn.Module) -> bool:
     if "mlp" not in block or not kernels.can_rotate(block.input_layernorm.weight.size):
         return False
-    takers = ((block.self_attn, QKV), (block.mlp, GATE_UP), (block, PER_LAYER[:1]))
-    for owner, names in takers:
+    for owner, names in ((block.self_attn, QKV), (block.mlp, GATE_UP), (block, PER_LAYER[:1])):
         for name in names:
-            if name in owner and type(owner[name]) is nn.Linear:
-                setattr(owner, name, _plain(owner[name]))
+            _let_take_rotated(owner, name)
     block.tail = tail
     return True
+
+
+def _let_take_rotated(owner: nn.Module, name: str) -> None:
+    """Make a plain layer one that may be given a rotated activation, as coded ones may."""
+    if name in owner and type(owner[name]) is nn.Linear:
+        rows, columns = owner[name].weight.shape
+        taking = PlainLinear(columns, rows, bias="bias" in owner[name])
+        taking.update(owner[name].parameters())
+        setattr(owner, name, taking)
 
 
 def tail(
@@ -78,13 +88,6 @@ def tail(
     """
     next_weight = None if following is None else following.weight
     return backend.tail(x, update, norm.weight, scale, norm.eps, next_weight)
-
-
-def _plain(layer: nn.Linear) -> PlainLinear:
-    rows, columns = layer.weight.shape
-    fused = PlainLinear(columns, rows, bias="bias" in layer)
-    fused.update(layer.parameters())
-    return fused
 
 
 def _fuse_gate_up(block: nn.Module) -> bool:

@@ -295,8 +295,10 @@ def hadamard(x: mx.array, *, dtype: mx.Dtype | None = None) -> mx.array:
     return y.reshape(x.shape)
 
 
-def gated(gate: mx.array, up: mx.array, *, dtype: mx.Dtype = mx.float32) -> mx.array:
-    """Return the rotation of gelu(gate) * up; float32 inside, rounded once to `dtype`.
+def gated(
+    gate: mx.array, up: mx.array, *, dtype: mx.Dtype = mx.float32
+) -> tuple[mx.array, mx.array]:
+    """Return gelu(gate) * up in gate's dtype, and its rotation in `dtype`; float32 inside.
 
     Shapes: as codec.gated.
     Raises: ShapeError when the arrays differ in shape or do not fit the limits of hadamard.metal.
@@ -307,15 +309,15 @@ def gated(gate: mx.array, up: mx.array, *, dtype: mx.Dtype = mx.float32) -> mx.a
             f"[kernels.gated] needed gate and up of one shape, got {gate.shape} and {up.shape}. "
             "Give as many columns of both."
         )
-    (y,) = _run(
+    product, y = _run(
         "gated",
         (rows, others),
         [],
         grid=(_whole_groups(gate.size // BLOCK * _LANES), 1, 1),
         group=(_GROUP, 1, 1),
-        outputs=[(rows.shape, dtype)],
+        outputs=[(rows.shape, gate.dtype), (rows.shape, dtype)],
     )
-    return y.reshape(gate.shape)
+    return product.reshape(gate.shape), y.reshape(gate.shape)
 
 
 def tail(

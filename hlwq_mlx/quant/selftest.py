@@ -24,7 +24,7 @@ MANY_TOKENS = 33
 
 Path = Callable[[mx.array, Coded, Tile | None], mx.array]
 Twin = Callable[[mx.array, mx.array, mx.array, mx.array, int], mx.array]
-Kernel = Callable[..., mx.array | Sequence[mx.array]]
+Kernel = Callable[..., Sequence[mx.array]]
 Arguments = tuple[tuple[int, ...] | float | None, ...]
 
 
@@ -83,12 +83,8 @@ def _error_on(kernel: Kernel, twin: Kernel, arguments: Arguments, dtype: mx.Dtyp
             for index, value in enumerate(arguments)
         ]
         mx.eval([value for value in given if isinstance(value, mx.array)])
-        expected = [output.astype(mx.float32) for output in _listed(twin(*given))]
-    return max(map(_distance, _listed(kernel(*given)), expected))
-
-
-def _listed(outputs: mx.array | Sequence[mx.array]) -> Sequence[mx.array]:
-    return [outputs] if isinstance(outputs, mx.array) else outputs
+        expected = [output.astype(mx.float32) for output in twin(*given)]
+    return max(map(_distance, kernel(*given), expected))
 
 
 def _distance(got: mx.array, expected: mx.array) -> float:
