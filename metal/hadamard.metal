@@ -1,11 +1,11 @@
-// hadamard: y = x with every block of 128 rotated; gated: the same of gelu_tanh(gate) * up.
+// hadamard: y = x with every block of 128 rotated; gated: the same of product = gelu_tanh(gate) * up.
 //                                                                      Twins: codec.hadamard, gated
 //   x, gate, up  T   [M, K]   contiguous, aligned to an element       T float, half or bfloat
-//   y            TO  [M, K]
+//   y            TO  [M, K]                           product TG [M, K]
 //   work         a block a simdgroup, four neighbours a lane; `blocks` is M * K / 128
 //   group        (128, 1, 1); grid 32 * blocks threads, rounded up to whole groups
 //   limits       K % 128 == 0, M * K >= 128 and below 2^32
-//   numbers      float inside, rounded once to TO
+//   numbers      float inside, each result rounded once
 #pragma once
 #include "rotation.metal"
 
@@ -27,11 +27,16 @@ METAL_FUNC void hadamard(const device T* x, device TO* y, uint blocks, uint bloc
 
 template <typename TG, typename TU, typename TO>
 METAL_FUNC void gated(
-    const device TG* gate, const device TU* up, device TO* y, uint blocks, uint block, uint lane) {
+    const device TG* gate, const device TU* up, device TG* product, device TO* y, uint blocks,
+    uint block, uint lane) {
   const uint at = min(block, blocks - 1u) * 128u + lane * 4u;
   const float4 g = gather4(gate + at);
   const float4 v = float4(gelu_tanh(g.x), gelu_tanh(g.y), gelu_tanh(g.z), gelu_tanh(g.w));
-  rotate_block(v * gather4(up + at), y, blocks, block, lane);
+  const float4 gated = v * gather4(up + at);
+  if (block < blocks) {
+    store4(product + at, gated);
+  }
+  rotate_block(gated, y, blocks, block, lane);
 }
 
 }  // namespace hlwq

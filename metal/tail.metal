@@ -1,14 +1,17 @@
 // tail: what follows a product in a layer, up to the rotated input of the next.   Twin: codec.tail
-//   h = (x + rms_norm(update) * weight) * scale;  y = blocks of h, or of rms_norm(h) * next, rotated
+//   h = (x + rms_norm(update) * weight) * scale;  opened = h, or rms_norm(h) * next;
+//   y = opened with every block of 128 rotated
 //   x        T   [M, K]   the residual stream       update        TO [M, K]
 //   weight   TW  [K]      of the norm behind        next          TN [K], read if NORMED
 //   scale    TS  [1]      in constant memory        epsilon       float
-//   h        T   [M, K]                             y             TY [M, K]
+//   h        T   [M, K]                             opened        T  [M, K]
+//   y        TY  [M, K]
 //   sums     float        threadgroup, 2 * SIMDGROUPS
 //   work     a row a threadgroup; simdgroup s has blocks s, s + SIMDGROUPS, ..., BLOCKS of them
 //   group    (32 * SIMDGROUPS, 1, 1); grid (32 * SIMDGROUPS * M, 1, 1)
 //   limits   K % 128 == 0, K / 128 <= SIMDGROUPS * BLOCKS, M * K < 2^32; inputs aligned to an element
-//   numbers  float inside; y is made from h as rounded to T, as if it had been read back
+//   numbers  float inside; opened is made from h as rounded to T, as if it had been read back, and
+//            y from opened before it is rounded
 #pragma once
 #include "rotation.metal"
 
@@ -34,8 +37,8 @@ template <int SIMDGROUPS, int BLOCKS, bool NORMED, typename T, typename TO, type
           typename TN, typename TS, typename TY>
 METAL_FUNC void tail(
     const device T* x, const device TO* update, const device TW* weight, const device TN* next,
-    const constant TS* scale, float epsilon, device T* h, device TY* y, threadgroup float* sums,
-    uint K, uint row, uint simdgroup, uint lane) {
+    const constant TS* scale, float epsilon, device T* h, device T* opened, device TY* y,
+    threadgroup float* sums, uint K, uint row, uint simdgroup, uint lane) {
   const uint blocks = K / 128u;
   const uint start = row * K;
   float4 values[BLOCKS];
@@ -64,22 +67,23 @@ METAL_FUNC void tail(
       square_sum += dot(values[b], values[b]);
     }
   }
-  float rotated_scale = INV_SQRT_BLOCK;
+  float factor_of_next = 1.0f;
   if (NORMED) {
-    rotated_scale *= inverse_rms<SIMDGROUPS>(
+    factor_of_next = inverse_rms<SIMDGROUPS>(
         square_sum, sums + SIMDGROUPS, K, epsilon, simdgroup, lane);
   }
   HLWQ_UNROLL
   for (int b = 0; b < BLOCKS; b++) {
     const uint block = simdgroup + uint(b * SIMDGROUPS);
     const uint column = min(block, blocks - 1u) * 128u + lane * 4u;
-    float4 v = values[b] * rotated_scale;
+    float4 v = values[b];
     if (NORMED) {
-      v *= gather4(next + column);
+      v *= factor_of_next * gather4(next + column);
     }
-    v = wht_simdgroup(v, lane);
+    const float4 rotated = wht_simdgroup(v, lane) * INV_SQRT_BLOCK;
     if (block < blocks) {
-      store4(y + start + column, v);
+      store4(opened + start + column, v);
+      store4(y + start + column, rotated);
     }
   }
 }

@@ -236,7 +236,8 @@ def exact_gelu(x):
 def test_gated_rotates_the_gated_product():
     gate, up = (3 * mx.random.normal((2, 256), key=mx.random.key(n)) for n in (1, 2))
     wide = exact_gelu(np.array(gate, np.float64)) * np.array(up, np.float64)
-    y = codec.gated(gate.astype(mx.float32), up)
+    product, y = codec.gated(gate, up)
+    assert relative_error(product, wide) < 5e-7
     assert relative_error(y, (wide.reshape(-1, 128) @ natural_hadamard()).reshape(2, 256)) < 5e-7
     with pytest.raises(ShapeError, match=r"\[codec\.gated\] needed gate and up of one shape, got"):
         codec.gated(gate, up[:, :128])
@@ -262,8 +263,8 @@ def test_tail_norms_adds_scales_norms_and_rotates(is_normed, dtype):
         (n * mx.random.normal((2, 256), key=mx.random.key(n))).astype(dtype) for n in (1, 2, 3, 4)
     )
     arguments = (weight[0], mx.array([0.7]), 1e-6, following[0] if is_normed else None)
-    h, y = codec.tail(x, update, *arguments)
-    assert (h.dtype, y.dtype) == (dtype, mx.float32)
+    h, opened, y = codec.tail(x, update, *arguments)
+    assert (h.dtype, opened.dtype, y.dtype) == (dtype, dtype, mx.float32)
 
     def normed(values, scale):
         root = np.sqrt((values**2).mean(axis=-1, keepdims=True) + 1e-6)
@@ -273,8 +274,10 @@ def test_tail_norms_adds_scales_norms_and_rotates(is_normed, dtype):
         np.array(a.astype(mx.float32), np.float64) for a in (x, update, h)
     )
     assert relative_error(h, (wide_x + normed(wide_update, weight[0])) * 0.7) < TOL[dtype]
-    opened = normed(wide_h, following[0]) if is_normed else wide_h
-    assert relative_error(y, (opened.reshape(-1, 128) @ natural_hadamard()).reshape(2, 256)) < 5e-7
+    expected = normed(wide_h, following[0]) if is_normed else wide_h
+    assert relative_error(opened, expected) < TOL[dtype]
+    rotated = (expected.reshape(-1, 128) @ natural_hadamard()).reshape(2, 256)
+    assert relative_error(y, rotated) < 5e-7
 
 
 @pytest.mark.parametrize("product", [codec.qmv, codec.qmm])

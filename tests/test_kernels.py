@@ -294,10 +294,14 @@ def test_hadamard(shape, dtypes):
 def test_gated(dtypes):
     gate, up = random(3, 384, dtype=dtypes[0]) * 3, random(3, 384, dtype=dtypes[1], seed=1)
     with device(sliced(max(dtypes, key=lambda dtype: dtype.size), jitter_ulp=4)):
-        y = kernels.gated(gate, up)
-    assert y.dtype == F32
-    assert_close(y, hadamard(gelu(wide(gate)) * wide(up)), TOL["gated"])
-    assert_close(y, codec.gated(gate, up), TOL["gated"])
+        product, y = kernels.gated(gate, up)
+    assert (product.dtype, y.dtype) == (dtypes[0], F32)
+    expected = gelu(wide(gate)) * wide(up)
+    assert_close(product, expected, TOL["gated"])
+    assert_close(y, hadamard(expected), TOL["gated"])
+    twin_product, twin_y = codec.gated(gate, up)
+    assert_close(product, twin_product, TOL["gated"] + ROUNDING[dtypes[0]])
+    assert_close(y, twin_y, TOL["gated"])
 
 
 @pytest.mark.parametrize(("K", "dtypes", "is_normed", "M"), TAIL_CASES)
@@ -307,15 +311,17 @@ def test_tail(K, dtypes, is_normed, M):
     scale = mx.array([0.7]).astype(dtypes[1])
     arguments = (x, update, weights[0], scale, 1e-6, weights[1] if is_normed else None)
     with device(sliced(max(dtypes, key=lambda dtype: dtype.size), jitter_ulp=4)):
-        h, y = kernels.tail(*arguments)
-    assert (h.dtype, y.dtype) == (dtypes[0], F32)
+        h, opened, y = kernels.tail(*arguments)
+    assert (h.dtype, opened.dtype, y.dtype) == (dtypes[0], dtypes[0], F32)
     sums = wide(x) + rms_norm(wide(update), wide(weights[0]), 1e-6)
     assert_close(h, sums * wide(scale), TOL["tail"])
     # From h as it is: a sum next to the middle between two float16 may be rounded either way.
-    opened = rms_norm(wide(h), wide(weights[1]), 1e-6) if is_normed else wide(h)
-    assert_close(y, hadamard(opened), TOL["tail"])
-    twin_h, twin_y = codec.tail(*arguments)
+    expected = rms_norm(wide(h), wide(weights[1]), 1e-6) if is_normed else wide(h)
+    assert_close(opened, expected, TOL["tail"])
+    assert_close(y, hadamard(expected), TOL["tail"])
+    twin_h, twin_opened, twin_y = codec.tail(*arguments)
     assert_close(h, twin_h, TOL["tail"])
+    assert_close(opened, twin_opened, TOL["tail"] + ROUNDING[dtypes[0]])
     assert_close(y, twin_y, TOL["tail"] + ROUNDING[dtypes[0]])
 
 

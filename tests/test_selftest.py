@@ -17,12 +17,17 @@ TOL = 1.5e-3  # tables, tiles and results of float16
 @pytest.fixture(autouse=True)
 def metal(monkeypatch):
     """Kernels run, and nothing is known about them yet."""
-    selftest.is_sound.cache_clear()
+    forget()
     with device(Checks(is_watched=False)):
         monkeypatch.setattr(backend, "has_metal", lambda: True)
         monkeypatch.setattr(backend, "chip", lambda: FUSED)
         yield
+    forget()
+
+
+def forget():
     selftest.is_sound.cache_clear()
+    selftest.is_sound_on.cache_clear()
 
 
 def activations(rows, dtype=mx.float16):
@@ -151,6 +156,45 @@ def test_what_does_not_work_is_reported_once_and_not_used(make, fault, monkeypat
     with pytest.warns(RuntimeWarning, match="needed rows_of at 5 bits"):
         rows = backend.embed(mx.array([3]), *MATRIX)
     assert mx.array_equal(rows, codec.embed(mx.array([3]), *MATRIX))
+
+
+def between(x):
+    """What lies between products: a gate, and the end of a part of a layer."""
+    weight = mx.ones(512, mx.float16)
+    h, opened = backend.tail(x, x[::-1], weight, None, 1e-6, weight)
+    return h, opened, backend.gated(x, x[::-1])
+
+
+def test_what_lies_between_products_rotates_their_input():
+    x = activations(3)
+    h, *rotated = between(x)
+    weight = mx.ones(512, mx.float16)
+    twins = codec.tail(x, x[::-1], weight, mx.ones(1), 1e-6, weight)
+    assert relative_error(h, twins[0]) < TOL
+    for got, (plain, rotation) in zip(rotated, (twins[1:], codec.gated(x, x[::-1])), strict=True):
+        assert relative_error(got.plain, plain) < TOL
+        assert relative_error(got.rotated, rotation) < TOL
+    assert (
+        relative_error(
+            backend.prepare(*MATRIX)(rotated[0]), backend.rotated_product(twins[1], *MATRIX)
+        )
+        < TOL
+    )
+
+
+@pytest.mark.parametrize("make", [refusing, wrong])
+def test_what_lies_between_products_does_without_a_kernel(make, monkeypatch):
+    x = activations(3)
+    expected = [h if isinstance(h, mx.array) else h.plain for h in between(x)]
+    selftest.is_sound_on.cache_clear()
+    monkeypatch.setattr(mx.fast, "metal_kernel", make)
+    with pytest.warns(RuntimeWarning) as caught:
+        got = between(x)
+    tried = [str(warning.message).split(" on ((2, 512), ")[0] for warning in caught]
+    assert tried == ["[selftest] needed tail", "[selftest] needed gated"]
+    for result, wanted in zip(got, expected, strict=True):
+        assert relative_error(result, wanted) < TOL
+    between(x)
 
 
 def test_tried_within_a_compiled_function():

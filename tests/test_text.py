@@ -111,7 +111,8 @@ def test_layer_scalar_multiplies_the_whole_stream():
     _, views = tiny.model.language_model.produce(
         x, [mx.zeros((1, 3, 8))] * 8, dict.fromkeys(("full_attention", "sliding_attention")), cache
     )
-    once = layer(x, views["sliding_attention"], mx.ones((1, 3, 8)))
+    arguments = (x, None, views["sliding_attention"], mx.ones((1, 3, 8)), None)
+    once, _ = layer(*arguments)
     layer.layer_scalar = layer.layer_scalar * 2
-    twice = layer(x, views["sliding_attention"], mx.ones((1, 3, 8)))
+    twice, _ = layer(*arguments)
     np.testing.assert_array_equal(np.array(twice), 2 * np.array(once))

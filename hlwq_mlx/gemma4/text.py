@@ -26,30 +26,56 @@ def gated(gate: mx.array, x: mx.array) -> mx.array:
     return g.astype(gate.dtype) * x
 
 
+def tail(
+    x: mx.array,
+    update: mx.array,
+    norm: nn.RMSNorm,
+    following: nn.RMSNorm | None = None,
+    scale: mx.array | None = None,
+) -> tuple[mx.array, mx.array]:
+    """Close a part of a layer, (x + norm(update)) * scale, and open the following: its norm of it.
+
+    Shapes: x, update [B, L, H], scale [1] -> twice [B, L, H].
+    """
+    x = x + norm(update)
+    if scale is not None:
+        x = x * scale
+    return x, x if following is None else following(x)
+
+
 def scaled(x: mx.array, factor: float) -> mx.array:
     """Multiply in float32 and round once: MLX would round the factor to x's dtype first."""
     return (x.astype(mx.float32) * factor).astype(x.dtype)
 
 
 class MLP(nn.Module):  # type: ignore[misc]  # nn.Module is untyped
-    """down(gelu(gate(x)) * up(x)); quant.fuse may have made one layer of gate and up."""
+    """down(gelu(gate(x)) * up(x)); quant.fuse may have made one layer of gate and up.
+
+    Or it may have put a kernel in the place of `gated`.
+    """
 
     def __init__(self, hidden_size: int, intermediate_size: int) -> None:
         super().__init__()
         self.gate_proj = nn.Linear(hidden_size, intermediate_size, bias=False)
         self.up_proj = nn.Linear(hidden_size, intermediate_size, bias=False)
         self.down_proj = nn.Linear(intermediate_size, hidden_size, bias=False)
+        self.gated = gated
 
     def __call__(self, x: mx.array) -> mx.array:
         """Shapes: x [B, L, H] -> [B, L, H]."""
         is_fused = "gate_up" in self
-        hidden = self.gate_up(x) if is_fused else gated(self.gate_proj(x), self.up_proj(x))
+        hidden = self.gate_up(x) if is_fused else self.gated(self.gate_proj(x), self.up_proj(x))
         y: mx.array = self.down_proj(hidden)
         return y
 
 
 class DecoderLayer(nn.Module):  # type: ignore[misc]  # nn.Module is untyped
-    """One layer of the stack, in the order attention, MLP, per-layer input, scalar."""
+    """One layer of the stack, in the order attention, MLP, per-layer input, scalar.
+
+    It takes its input plain and, if the layer before has opened it, through `input_layernorm`; and
+    returns as much for the `following` norm. quant.fuse may have put kernels in the place of `tail`
+    and `gated`: what they open, linear layers alone may look into.
+    """
 
     def __init__(self, config: TextConfig, index: int) -> None:
         super().__init__()
@@ -67,31 +93,51 @@ class DecoderLayer(nn.Module):  # type: ignore[misc]  # nn.Module is untyped
             self.per_layer_projection = nn.Linear(d, H, bias=False)
             self.post_per_layer_input_norm = nn.RMSNorm(H, eps)
         self.layer_scalar = mx.ones((1,))
+        self.tail, self.gated = tail, gated
 
     def produce(
-        self, x: mx.array, mask: Mask, cache: Any, per_layer_input: mx.array | None
-    ) -> tuple[mx.array, View]:
+        self,
+        x: mx.array,
+        opened: mx.array | None,
+        mask: Mask,
+        cache: Any,
+        per_layer_input: mx.array | None,
+        following: nn.RMSNorm | None,
+    ) -> tuple[mx.array, mx.array, View]:
         """Run a layer that makes keys and values; return them for the layers that share them."""
-        attended, view = self.self_attn.produce(self.input_layernorm(x), mask, cache)
-        return self._finish(x, attended, per_layer_input), view
+        opened = self.input_layernorm(x) if opened is None else opened
+        attended, view = self.self_attn.produce(opened, mask, cache)
+        return *self._finish(x, attended, per_layer_input, following), view
 
-    def __call__(self, x: mx.array, view: View, per_layer_input: mx.array | None) -> mx.array:
+    def __call__(
+        self,
+        x: mx.array,
+        opened: mx.array | None,
+        view: View,
+        per_layer_input: mx.array | None,
+        following: nn.RMSNorm | None,
+    ) -> tuple[mx.array, mx.array]:
         """Run a layer that attends to another layer's keys and values.
 
-        Shapes: x [B, L, H], per_layer_input [B, L, d] -> [B, L, H].
+        Shapes: x, opened [B, L, H], per_layer_input [B, L, d] -> twice [B, L, H].
         """
-        return self._finish(x, self.self_attn(self.input_layernorm(x), view), per_layer_input)
+        opened = self.input_layernorm(x) if opened is None else opened
+        return self._finish(x, self.self_attn(opened, view), per_layer_input, following)
 
     def _finish(
-        self, x: mx.array, attended: mx.array, per_layer_input: mx.array | None
-    ) -> mx.array:
-        x = x + self.post_attention_layernorm(attended)
-        h = self.mlp(self.pre_feedforward_layernorm(x))
-        x = x + self.post_feedforward_layernorm(h)
+        self,
+        x: mx.array,
+        attended: mx.array,
+        per_layer_input: mx.array | None,
+        following: nn.RMSNorm | None,
+    ) -> tuple[mx.array, mx.array]:
+        x, h = self.tail(x, attended, self.post_attention_layernorm, self.pre_feedforward_layernorm)
+        h, norm = self.mlp(h), self.post_feedforward_layernorm
         if per_layer_input is not None:
-            h = self.per_layer_projection(gated(self.per_layer_input_gate(x), per_layer_input))
-            x = x + self.post_per_layer_input_norm(h)
-        return x * self.layer_scalar
+            x, h = self.tail(x, h, norm)
+            h = self.per_layer_projection(self.gated(self.per_layer_input_gate(h), per_layer_input))
+            norm = self.post_per_layer_input_norm
+        return self.tail(x, h, norm, following, self.layer_scalar)
 
 
 class TextModel(nn.Module):  # type: ignore[misc]  # nn.Module is untyped
@@ -149,8 +195,12 @@ class TextModel(nn.Module):  # type: ignore[misc]  # nn.Module is untyped
         Shapes: x [B, L, H] -> [B, L, H].
         """
         views: dict[str, View] = {}
-        for layer, entry, extra in zip(self.layers, cache, per_layer, strict=False):
-            x, view = layer.produce(x, masks[layer.layer_type], entry, extra)
+        opened = None
+        span = self._span(0, self.config.first_shared)
+        for (layer, following), entry, extra in zip(span, cache, per_layer, strict=False):
+            x, opened, view = layer.produce(
+                x, opened, masks[layer.layer_type], entry, extra, following
+            )
             views[layer.layer_type] = view
         return x, views
 
@@ -161,11 +211,18 @@ class TextModel(nn.Module):  # type: ignore[misc]  # nn.Module is untyped
 
         Shapes: x [B, L, H] -> [B, L, H].
         """
-        for i in range(self.config.first_shared, self.config.num_hidden_layers):
-            layer = self.layers[i]
-            x = layer(x, views[layer.layer_type], per_layer[i])
+        opened = None
+        first, N = self.config.first_shared, self.config.num_hidden_layers
+        for (layer, following), extra in zip(self._span(first, N), per_layer[first:], strict=True):
+            x, opened = layer(x, opened, views[layer.layer_type], extra, following)
         h: mx.array = self.norm(x)
         return h
+
+    def _span(self, first: int, end: int) -> list[tuple[DecoderLayer, nn.RMSNorm | None]]:
+        """Some layers, each with the norm that opens the next of them."""
+        layers = self.layers[first:end]
+        following = [*(layer.input_layernorm for layer in layers[1:]), None]
+        return list(zip(layers, following, strict=False))
 
     def logits(self, h: mx.array) -> mx.array:
         """Score the vocabulary with the tied embedding and cap the scores, in float32.

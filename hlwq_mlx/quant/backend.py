@@ -1,4 +1,4 @@
-"""The one place that chooses how a product with a coded weight runs.
+"""The one place that chooses how a product with a coded weight runs, and what leads to it.
 
 Where MLX has Metal, our kernels run: `Kernels` chooses one by the number of rows and the chip, each
 after selftest has tried it. Elsewhere, and where a kernel does not work, stock MLX does. A small
@@ -79,6 +79,21 @@ def activation_dtype() -> mx.Dtype:
     return mx.float32 if is_cpu else chip().activations
 
 
+class Rotated(NamedTuple):
+    """An activation, and its rotation in float32 by the kernel that has made it."""
+
+    plain: mx.array
+    rotated: mx.array
+
+
+Activation = mx.array | Rotated
+
+
+def plain(x: Activation) -> mx.array:
+    """Return an activation as a layer takes it that is not coded."""
+    return x.plain if isinstance(x, Rotated) else x
+
+
 class Product(Protocol):
     """A weight made ready to be multiplied by."""
 
@@ -141,75 +156,111 @@ class Kernels:
         self._qmm_rows = chip().qmm_rows
         self._stock: Product | None = None
 
-    def __call__(self, x: mx.array) -> mx.array:
+    def __call__(self, x: Activation) -> mx.array:
         M, tile = self._rows_and_tile(x)
-        bits = self._matrix.bits
-        if tile is not None and selftest.is_sound(few_rows, rotated_product, bits, x.dtype, tile):
+        bits, dtype = self._matrix.bits, plain(x).dtype
+        if tile is not None and selftest.is_sound(few_rows, rotated_product, bits, dtype, tile):
             return few_rows(x, self._matrix, tile)
         is_for_qmm = QMV_ROWS < M <= self._qmm_rows
-        if is_for_qmm and selftest.is_sound(many_rows, rotated_product, bits, x.dtype):
+        if is_for_qmm and selftest.is_sound(many_rows, rotated_product, bits, dtype):
             return many_rows(x, self._matrix)
-        if selftest.is_sound(decoded, rotated_product, bits, x.dtype):
+        if selftest.is_sound(decoded, rotated_product, bits, dtype):
             return decoded(x, self._matrix)
         if self._stock is None:
             self._stock = _stock(*self._matrix)
-        return self._stock(x)
+        return self._stock(plain(x))
 
-    def geglu(self, x: mx.array) -> mx.array:
+    def geglu(self, x: Activation) -> mx.array:
         """Multiply by a gate|up and return gelu(gate) * up; one kernel for a few rows."""
         _, tile = self._rows_and_tile(x)
-        bits = self._matrix.bits
-        if tile is not None and selftest.is_sound(few_gated, rotated_geglu, bits, x.dtype, tile):
+        bits, dtype = self._matrix.bits, plain(x).dtype
+        if tile is not None and selftest.is_sound(few_gated, rotated_geglu, bits, dtype, tile):
             return few_gated(x, self._matrix, tile)
         return halves_gated(self(x))
 
-    def _rows_and_tile(self, x: mx.array) -> tuple[int, Tile | None]:
+    def _rows_and_tile(self, x: Activation) -> tuple[int, Tile | None]:
         """Count the rows of x; qmv takes a few, in tiles."""
         N, blocks = self._matrix.norms.shape
-        codec.check_product("backend.Kernels", x, blocks * BLOCK)
-        M = x.size // (blocks * BLOCK)
+        codec.check_product("backend.Kernels", plain(x), blocks * BLOCK)
+        M = plain(x).size // (blocks * BLOCK)
         if not 1 <= M <= QMV_ROWS:
             return M, None
         return M, kernels.qmv_tile(self._matrix.bits, M, N, blocks * BLOCK)
 
 
-def few_rows(x: mx.array, matrix: Coded, tile: Tile | None = None) -> mx.array:
+def few_rows(x: Activation, matrix: Coded, tile: Tile | None = None) -> mx.array:
     """Rotate and multiply by `kernels.qmv`."""
-    rotated = kernels.hadamard(x, dtype=mx.float32)
-    return kernels.qmv(rotated, *matrix, dtype=x.dtype, tile=tile)
+    return kernels.qmv(_rotation(x), *matrix, dtype=plain(x).dtype, tile=tile)
 
 
-def few_gated(x: mx.array, matrix: Coded, tile: Tile | None = None) -> mx.array:
+def few_gated(x: Activation, matrix: Coded, tile: Tile | None = None) -> mx.array:
     """Rotate and multiply by `kernels.geglu`."""
-    rotated = kernels.hadamard(x, dtype=mx.float32)
-    return kernels.geglu(rotated, *matrix, dtype=x.dtype, tile=tile)
+    return kernels.geglu(_rotation(x), *matrix, dtype=plain(x).dtype, tile=tile)
 
 
-def many_rows(x: mx.array, matrix: Coded, tile: Tile | None = None) -> mx.array:
+def many_rows(x: Activation, matrix: Coded, tile: Tile | None = None) -> mx.array:
     """Rotate and multiply by `kernels.qmm`, which has but one tile."""
-    return kernels.qmm(kernels.hadamard(x, dtype=mx.float32), *matrix, dtype=x.dtype)
+    return kernels.qmm(_rotation(x), *matrix, dtype=plain(x).dtype)
 
 
-def decoded(x: mx.array, matrix: Coded, tile: Tile | None = None) -> mx.array:
+def decoded(x: Activation, matrix: Coded, tile: Tile | None = None) -> mx.array:
     """Rotate, decode the weight to float16 and multiply by it with `mx.matmul`.
 
     Rows are scaled to at most 1, so that float16 holds them and the result.
     """
-    rotated = kernels.hadamard(x, dtype=mx.float32)
+    rotated = _rotation(x)
     largest = mx.maximum(mx.abs(rotated).max(axis=-1, keepdims=True), 1e-30)
     weight = kernels.rotated_weight(*matrix, dtype=mx.float16)
     y = (rotated / largest).astype(mx.float16) @ weight.T
-    return (y.astype(mx.float32) * largest).astype(x.dtype)
+    return (y.astype(mx.float32) * largest).astype(plain(x).dtype)
+
+
+def _rotation(x: Activation) -> mx.array:
+    return x.rotated if isinstance(x, Rotated) else kernels.hadamard(x, dtype=mx.float32)
+
+
+def tail(
+    x: mx.array,
+    update: mx.array,
+    weight: mx.array,
+    scale: mx.array | None,
+    epsilon: float,
+    next_weight: mx.array | None = None,
+) -> tuple[mx.array, Activation]:
+    """Close a part of a layer and open the next, which gets its input rotated where kernels run.
+
+    Shapes: as codec.tail; no scale is a scale of 1.
+    """
+    scale = mx.array([1.0], x.dtype) if scale is None else scale
+    K = x.shape[-1]
+    norm = None if next_weight is None else (K,)
+    case = ((2, K), (2, K), (K,), (1,), epsilon, norm)
+    is_for_kernel = has_metal() and kernels.can_rotate(K)
+    if is_for_kernel and selftest.is_sound_on(kernels.tail, codec.tail, case, x.dtype):
+        h, opened, rotated = kernels.tail(x, update, weight, scale, epsilon, next_weight)
+        return h, Rotated(opened, rotated)
+    h, opened, _ = codec.tail(x, update, weight, scale, epsilon, next_weight)
+    return h, opened
+
+
+def gated(gate: mx.array, up: mx.array) -> Activation:
+    """Return gelu(gate) * up, and rotated where kernels run.
+
+    Shapes: gate, up [..., K] -> [..., K].
+    """
+    case = ((2, gate.shape[-1]),) * 2
+    is_for_kernel = has_metal() and kernels.can_rotate(gate.shape[-1])
+    if is_for_kernel and selftest.is_sound_on(kernels.gated, codec.gated, case, gate.dtype):
+        return Rotated(*kernels.gated(gate, up))
+    return _gated(gate, up)
 
 
 def halves_gated(y: mx.array) -> mx.array:
     """Return gelu(gate) * up of a product with gate|up; float32 inside."""
-    gate, up = mx.split(y, 2, axis=-1)
-    gated: mx.array = _gated(gate, up)
-    return gated
+    return _gated(*mx.split(y, 2, axis=-1))
 
 
-@partial(mx.compile, shapeless=True)  # one launch, where every step of gelu would be one
+@partial(mx.compile, shapeless=True)  # a few launches, where every step of gelu would be one
 def _gated(gate: mx.array, up: mx.array) -> mx.array:
     return (codec.gelu(gate.astype(mx.float32)) * up.astype(mx.float32)).astype(gate.dtype)
 
@@ -240,12 +291,17 @@ def prepare(codes: mx.array, norms: mx.array, centroids: mx.array, bits: int) ->
     return _stock(codes, norms, centroids, bits)
 
 
-def geglu(product: Product, x: mx.array) -> mx.array:
+def multiply(product: Product, x: Activation) -> mx.array:
+    """Multiply by a weight made ready: x [..., K], not cast -> [..., N]."""
+    return product(x) if isinstance(product, Kernels) else product(plain(x))
+
+
+def geglu(product: Product, x: Activation) -> mx.array:
     """Multiply by a gate|up made ready, and return gelu(gate) * up.
 
-    Shapes: x [..., K], neither rotated nor cast -> [..., N/2].
+    Shapes: x [..., K], not cast -> [..., N/2].
     """
-    return product.geglu(x) if isinstance(product, Kernels) else halves_gated(product(x))
+    return product.geglu(x) if isinstance(product, Kernels) else halves_gated(product(plain(x)))
 
 
 def embed(

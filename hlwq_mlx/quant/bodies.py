@@ -104,20 +104,20 @@ hlwq::hadamard(
     "gated": Body(
         "hadamard",
         ("gate", "up"),
-        ("y",),
+        ("product", "y"),
         """
 hlwq::gated(
-    gate, up, y, uint(gate_shape[0]) * (uint(gate_shape[1]) / 128u),
+    gate, up, product, y, uint(gate_shape[0]) * (uint(gate_shape[1]) / 128u),
     thread_position_in_grid.x / 32u, thread_index_in_simdgroup);""",
     ),
     "tail": Body(
         "tail",
         ("x", "update", "weight", "next", "scale", "epsilon"),
-        ("h", "y"),
+        ("h", "opened", "y"),
         """
 threadgroup float sums[2 * SIMDGROUPS];
 hlwq::tail<SIMDGROUPS, BLOCKS, NORMED>(
-    x, update, weight, next, scale, epsilon, h, y, sums, uint(x_shape[1]),
+    x, update, weight, next, scale, epsilon, h, opened, y, sums, uint(x_shape[1]),
     threadgroup_position_in_grid.x, simdgroup_index_in_threadgroup, thread_index_in_simdgroup);""",
     ),
 }

@@ -160,10 +160,12 @@ def hadamard(x: mx.array) -> mx.array:
     return mx.hadamard_transform(blocks).reshape(x.shape).astype(x.dtype)
 
 
-def gated(gate: mx.array, up: mx.array) -> mx.array:
-    """Return the rotation of gelu(gate) * up, with the tanh approximation, in float32.
+def gated(gate: mx.array, up: mx.array) -> tuple[mx.array, mx.array]:
+    """Return gelu(gate) * up, with the tanh approximation, in gate's dtype, and its rotation.
 
-    Shapes: gate, up [..., K] -> [..., K].
+    Float32 inside; the rotation is float32, and of the product before it is rounded.
+
+    Shapes: gate, up [..., K] -> twice [..., K].
     Raises: ShapeError when they differ in shape, are not floating or K is not a multiple of 128.
     """
     if gate.shape != up.shape:
@@ -171,7 +173,8 @@ def gated(gate: mx.array, up: mx.array) -> mx.array:
             f"[codec.gated] needed gate and up of one shape, got {gate.shape} and {up.shape}. "
             "Give as many columns of both."
         )
-    return hadamard(gelu(gate.astype(mx.float32)) * up.astype(mx.float32))
+    product = gelu(gate.astype(mx.float32)) * up.astype(mx.float32)
+    return product.astype(gate.dtype), hadamard(product)
 
 
 def tail(
@@ -181,21 +184,21 @@ def tail(
     scale: mx.array,
     epsilon: float,
     next_weight: mx.array | None = None,
-) -> tuple[mx.array, mx.array]:
-    """Close a part of a layer and open the next: h = (x + norm(update)) * scale, and its rotation.
+) -> tuple[mx.array, mx.array, mx.array]:
+    """Close a part of a layer, h = (x + norm(update)) * scale, and open the next.
 
-    What is rotated is h as it was rounded, normed with `next_weight` if there is one. Float32
-    inside; h is of x's dtype, its rotation float32.
+    What opens it is h as it was rounded, normed with `next_weight` if there is one, and the
+    rotation of that. Float32 inside; the rotation is float32, the others are of x's dtype.
 
-    Shapes: x, update [..., K], weights [K], scale [1] -> h [..., K], rotated [..., K].
+    Shapes: x, update [..., K], weights [K], scale [1] -> h, opened, rotated, each [..., K].
     Raises: ShapeError when x is not floating or K is not a multiple of 128.
     """
     normed = mx.fast.rms_norm(update.astype(mx.float32), weight.astype(mx.float32), epsilon)
     h = ((x.astype(mx.float32) + normed) * scale.astype(mx.float32)).astype(x.dtype)
-    y = h.astype(mx.float32)
+    opened = h.astype(mx.float32)
     if next_weight is not None:
-        y = mx.fast.rms_norm(y, next_weight.astype(mx.float32), epsilon)
-    return h, hadamard(y)
+        opened = mx.fast.rms_norm(opened, next_weight.astype(mx.float32), epsilon)
+    return h, opened.astype(x.dtype), hadamard(opened)
 
 
 def qmv(x: mx.array, codes: mx.array, norms: mx.array, centroids: mx.array, bits: int) -> mx.array:

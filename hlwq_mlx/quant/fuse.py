@@ -1,33 +1,93 @@
-"""Fewer launches: layers that share their input become one, where they are coded alike.
+"""Fewer launches: layers that share their input become one, and what lies between them does, too.
 
-Works on a loaded model, in place, and frees what it replaces; the model can then no longer be saved
-as a checkpoint. Worth it on Metal, where a launch costs what a thousand weights do. Not a change of
-numbers: the rows of a product do not know of each other.
+Layers are joined where they are coded alike. What lies between, norms and residual or a gate, is
+one kernel that hands the next layers their input rotated. Works on a loaded model, in place, and
+frees what it replaces; the model can then no longer be saved as a checkpoint. Worth it on Metal,
+where a launch costs what a thousand weights do; elsewhere numbers change by their rounding at most.
 """
 
 import mlx.core as mx
 import numpy as np
 from mlx import nn
 
-from .layers import CodedLayer, HLWQGateUp, HLWQLinear, HLWQRows
+from . import backend, kernels
+from .backend import Activation
+from .layers import CodedLayer, HLWQGateUp, HLWQLinear, HLWQRows, PlainLinear
 from .packing import concatenate_p32
 
 GATE_UP = ("gate_proj", "up_proj")
 QKV = ("q_proj", "k_proj", "v_proj")
 
 
+PER_LAYER = ("per_layer_input_gate", "per_layer_projection")
+
+
 def blocks(model: nn.Module) -> list[nn.Module]:
     """List the modules that `fuse` may find something to do in."""
-    return [module for module in model.modules() if GATE_UP[1] in module or QKV[1] in module]
+    return [
+        module
+        for module in model.modules()
+        if GATE_UP[1] in module or QKV[1] in module or "mlp" in module
+    ]
 
 
 def fuse(block: nn.Module) -> int:
-    """Make `gate_up` of gate and up, and `qkv` of q, k and, if there is one, v; count what is made.
+    """Make what can be made of a block, and count it.
 
-    The block itself has to use them when it has them. Layers stay as they are when one is not
-    coded, or they differ in width or table.
+    `gate_up` of gate and up; `qkv` of q, k and, if there is one, v; kernels of what the block has
+    as `gated` and `tail`. The block itself has to use them when it has them. Layers stay as they
+    are when one is not coded, or they differ in width or table; `tail` is for models whose linear
+    layers are plain or coded, and for all of their blocks or none.
     """
-    return _fuse_gate_up(block) + _fuse_qkv(block)
+    is_joined = _fuse_gate_up(block)
+    return is_joined + _fuse_qkv(block) + _fuse_gated(block) + _fuse_tail(block)
+
+
+def _fuse_gated(block: nn.Module) -> bool:
+    name = "down_proj" if GATE_UP[1] in block else PER_LAYER[1]
+    if name not in block:
+        return False
+    _let_take_rotated(block, name)
+    is_coded = type(block[name]) is HLWQLinear
+    columns = block[name].input_dims if is_coded else block[name].weight.shape[1]
+    is_fitting = kernels.can_rotate(columns)
+    if is_fitting:
+        block.gated = backend.gated
+    return is_fitting
+
+
+def _fuse_tail(block: nn.Module) -> bool:
+    if "mlp" not in block or not kernels.can_rotate(block.input_layernorm.weight.size):
+        return False
+    for owner, names in ((block.self_attn, QKV), (block.mlp, GATE_UP), (block, PER_LAYER[:1])):
+        for name in names:
+            _let_take_rotated(owner, name)
+    block.tail = tail
+    return True
+
+
+def _let_take_rotated(owner: nn.Module, name: str) -> None:
+    """Make a plain layer one that may be given a rotated activation, as coded ones may."""
+    if name in owner and type(owner[name]) is nn.Linear:
+        rows, columns = owner[name].weight.shape
+        taking = PlainLinear(columns, rows, bias="bias" in owner[name])
+        taking.update(owner[name].parameters())
+        setattr(owner, name, taking)
+
+
+def tail(
+    x: mx.array,
+    update: mx.array,
+    norm: nn.RMSNorm,
+    following: nn.RMSNorm | None = None,
+    scale: mx.array | None = None,
+) -> tuple[mx.array, Activation]:
+    """Close a part of a layer and open the next, as `backend.tail` does.
+
+    Shapes: x, update [..., K], scale [1] -> twice [..., K].
+    """
+    next_weight = None if following is None else following.weight
+    return backend.tail(x, update, norm.weight, scale, norm.eps, next_weight)
 
 
 def _fuse_gate_up(block: nn.Module) -> bool:

@@ -10,7 +10,7 @@ M rows of x, N rows and K columns of the coded matrix.
 
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict, Unpack
 
 import mlx.core as mx
 
@@ -68,28 +68,34 @@ def qmv_tile(bits: int, M: int, N: int, K: int) -> Tile:
     return Tile(rows, lanes, 4, tokens)
 
 
+class How(TypedDict, total=False):
+    """How `qmv` and `geglu` run; both choose what is left out.
+
+    Sums are float32, rounded once to `dtype`, x's by default. Centroids are rounded to `entries`,
+    float16 by default: float32 is exact and twice the traffic.
+    """
+
+    dtype: mx.Dtype
+    tile: Tile | None
+    entries: mx.Dtype
+
+
 def qmv(
     x: mx.array,
     codes: mx.array,
     norms: mx.array,
     centroids: mx.array,
     bits: int,
-    *,
-    dtype: mx.Dtype | None = None,
-    tile: Tile | None = None,
-    entries: mx.Dtype = mx.float16,
+    **how: Unpack[How],
 ) -> mx.array:
     """Multiply up to 8 rotated rows by a coded matrix.
-
-    Sums are float32, rounded once to `dtype`, x's by default. Centroids are rounded to `entries`:
-    float32 is exact and twice the traffic.
 
     Shapes: as codec.qmv.
     Raises: ShapeError when an array does not fit the others or the limits of qmv.metal.
     """
     matrix = Coded(codes, norms, centroids, bits)
     check_matrix("kernels.qmv", matrix)
-    return _qmv("kernels.qmv", x, matrix, dtype or x.dtype, tile, entries, is_geglu=False)
+    return _qmv("kernels.qmv", x, matrix, halves=1, **how)
 
 
 def geglu(
@@ -98,10 +104,7 @@ def geglu(
     norms: mx.array,
     centroids: mx.array,
     bits: int,
-    *,
-    dtype: mx.Dtype | None = None,
-    tile: Tile | None = None,
-    entries: mx.Dtype = mx.float16,
+    **how: Unpack[How],
 ) -> mx.array:
     """Multiply up to 8 rotated rows by gate|up and return gelu(gate) * up, as `qmv` does.
 
@@ -111,17 +114,18 @@ def geglu(
     matrix = Coded(codes, norms, centroids, bits)
     check_matrix("kernels.geglu", matrix)
     codec.check_halves("kernels.geglu", norms)
-    return _qmv("kernels.geglu", x, matrix, dtype or x.dtype, tile, entries, is_geglu=True)
+    return _qmv("kernels.geglu", x, matrix, halves=2, **how)
 
 
 def _qmv(
     where: str,
     x: mx.array,
     matrix: Coded,
-    dtype: mx.Dtype,
-    tile: Tile | None,
-    entries: mx.Dtype,
-    is_geglu: bool,
+    halves: int,
+    *,
+    dtype: mx.Dtype | None = None,
+    tile: Tile | None = None,
+    entries: mx.Dtype = mx.float16,
 ) -> mx.array:
     N, K = matrix.norms.shape[0], matrix.norms.shape[1] * BLOCK
     rows = _rows(where, x, K)
@@ -131,7 +135,6 @@ def _qmv(
             f"[{where}] needed 1 to {QMV_ROWS} rows, got {M}. Use qmm, or split the rows."
         )
     tile = tile or qmv_tile(matrix.bits, M, N, K)
-    halves = 2 if is_geglu else 1
     if K // UNIT % tile.lanes or tile.rows % halves:
         raise ShapeError(
             f"[{where}] needed lanes that divide the {K // UNIT} units of a row, and an even "
@@ -149,11 +152,11 @@ def _qmv(
             ("LANES", tile.lanes),
             ("SIMDGROUPS", tile.simdgroups),
             ("TOKENS", tile.tokens),
-            ("GEGLU", is_geglu),
+            ("GEGLU", halves == 2),
         ],
         grid=(_LANES * -(-M // tile.tokens), tile.simdgroups * groups, 1),
         group=(_LANES, tile.simdgroups, 1),
-        outputs=[((M, N // halves), dtype)],
+        outputs=[((M, N // halves), dtype or x.dtype)],
     )
     return y.reshape(*x.shape[:-1], N // halves)
 
@@ -292,8 +295,10 @@ def hadamard(x: mx.array, *, dtype: mx.Dtype | None = None) -> mx.array:
     return y.reshape(x.shape)
 
 
-def gated(gate: mx.array, up: mx.array, *, dtype: mx.Dtype = mx.float32) -> mx.array:
-    """Return the rotation of gelu(gate) * up; float32 inside, rounded once to `dtype`.
+def gated(
+    gate: mx.array, up: mx.array, *, dtype: mx.Dtype = mx.float32
+) -> tuple[mx.array, mx.array]:
+    """Return gelu(gate) * up in gate's dtype, and its rotation in `dtype`; float32 inside.
 
     Shapes: as codec.gated.
     Raises: ShapeError when the arrays differ in shape or do not fit the limits of hadamard.metal.
@@ -304,15 +309,15 @@ def gated(gate: mx.array, up: mx.array, *, dtype: mx.Dtype = mx.float32) -> mx.a
             f"[kernels.gated] needed gate and up of one shape, got {gate.shape} and {up.shape}. "
             "Give as many columns of both."
         )
-    (y,) = _run(
+    product, y = _run(
         "gated",
         (rows, others),
         [],
         grid=(_whole_groups(gate.size // BLOCK * _LANES), 1, 1),
         group=(_GROUP, 1, 1),
-        outputs=[(rows.shape, dtype)],
+        outputs=[(rows.shape, gate.dtype), (rows.shape, dtype)],
     )
-    return y.reshape(gate.shape)
+    return product.reshape(gate.shape), y.reshape(gate.shape)
 
 
 def tail(
@@ -324,10 +329,10 @@ def tail(
     next_weight: mx.array | None = None,
     *,
     dtype: mx.Dtype = mx.float32,
-) -> tuple[mx.array, mx.array]:
-    """Add a normed update to the residual stream and rotate the, perhaps normed, sum.
+) -> tuple[mx.array, mx.array, mx.array]:
+    """Add a normed update to the residual stream, norm the sum if asked, and rotate that.
 
-    Float32 inside; h is rounded to x's dtype, what is made from it to `dtype`.
+    Float32 inside; the rotation is rounded once to `dtype`, the others to x's.
 
     Shapes: as codec.tail.
     Raises: ShapeError when an array does not fit x or the limits of tail.metal.
@@ -344,15 +349,20 @@ def tail(
             f"{weight.shape}, {following.shape} and {scale.shape}. Use codec.tail for longer rows."
         )
     simdgroups = -(-K // (BLOCK * blocks))
-    h, y = _run(
+    h, opened, y = _run(
         "tail",
         (rows, updates, weight, following, scale.reshape(1), epsilon),
         [("SIMDGROUPS", simdgroups), ("BLOCKS", blocks), ("NORMED", next_weight is not None)],
         grid=(_LANES * simdgroups * M, 1, 1),
         group=(_LANES * simdgroups, 1, 1),
-        outputs=[((M, K), x.dtype), ((M, K), dtype)],
+        outputs=[((M, K), x.dtype), ((M, K), x.dtype), ((M, K), dtype)],
     )
-    return h.reshape(x.shape), y.reshape(x.shape)
+    return h.reshape(x.shape), opened.reshape(x.shape), y.reshape(x.shape)
+
+
+def can_rotate(K: int) -> bool:
+    """Say whether `gated`, and `tail` too, take rows of K columns."""
+    return K % BLOCK == 0 and 0 < K <= BLOCK * TAIL_SIMDGROUPS * TAIL_BLOCKS
 
 
 def can_address(matrix: Coded) -> bool:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from ..errors import CheckpointError, ShapeError
 from . import backend
+from .backend import Activation
 from .kernels import MIN_ENTRIES
 from .packing import BLOCK, UNIT
 
@@ -53,18 +54,19 @@ class CodedLayer(nn.Module):  # type: ignore[misc]
             self._prepared = _Prepared(sources, backend.prepare(*sources, self.code_bits))
         return self._prepared.product
 
-    def _multiply(self, x: mx.array, columns: int) -> mx.array:
-        return self.prepare()(self._padded(x, columns))
+    def _multiply(self, x: Activation, columns: int) -> mx.array:
+        return backend.multiply(self.prepare(), self._padded(x, columns))
 
-    def _padded(self, x: mx.array, columns: int) -> mx.array:
-        if x.shape[-1:] != (columns,):
+    def _padded(self, x: Activation, columns: int) -> Activation:
+        shape = backend.plain(x).shape
+        if shape[-1:] != (columns,):
             raise ShapeError(
-                f"[layers.{type(self).__name__}] needed x [..., {columns}], got {x.shape}. "
+                f"[layers.{type(self).__name__}] needed x [..., {columns}], got {shape}. "
                 "Check the order of the layers."
             )
         padding = -columns % BLOCK
         if padding:
-            x = mx.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, padding)])
+            x = mx.pad(backend.plain(x), [(0, 0)] * (len(shape) - 1) + [(0, padding)])
         return x
 
 
@@ -80,7 +82,7 @@ class HLWQLinear(CodedLayer):
         if bias:
             self.bias = mx.zeros((output_dims,))
 
-    def __call__(self, x: mx.array) -> mx.array:
+    def __call__(self, x: Activation) -> mx.array:
         """Multiply: x [..., input_dims] -> [..., output_dims]."""
         y = self._multiply(x, self.input_dims)
         return y + self.bias if "bias" in self else y
@@ -112,7 +114,7 @@ class HLWQRows(CodedLayer):
         self.input_dims = input_dims
         self._ends = list(accumulate(heights))
 
-    def __call__(self, x: mx.array) -> list[mx.array]:
+    def __call__(self, x: Activation) -> list[mx.array]:
         """Multiply: x [..., input_dims] -> for each layer [..., its height]."""
         return list(mx.split(self._multiply(x, self.input_dims), self._ends[:-1], axis=-1))
 
@@ -125,9 +127,18 @@ class HLWQGateUp(CodedLayer):
         self.input_dims = input_dims
         self.hidden_dims = hidden_dims
 
-    def __call__(self, x: mx.array) -> mx.array:
+    def __call__(self, x: Activation) -> mx.array:
         """Multiply and gate: x [..., input_dims] -> [..., hidden_dims]."""
         return backend.geglu(self.prepare(), self._padded(x, self.input_dims))
+
+
+class PlainLinear(nn.Linear):  # type: ignore[misc]
+    """A linear layer that is not coded but shares its input with some that are."""
+
+    def __call__(self, x: Activation) -> mx.array:
+        """Multiply: x [..., input_dims] -> [..., output_dims]."""
+        y: mx.array = super().__call__(backend.plain(x))
+        return y
 
 
 def code_modules(model: nn.Module, manifest: Mapping[str, Any]) -> None:

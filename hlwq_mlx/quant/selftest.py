@@ -6,8 +6,8 @@ reported once and never used. Not a test of the kernels: that is tests/test_kern
 """
 
 import warnings
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 
 import mlx.core as mx
 
@@ -24,6 +24,8 @@ MANY_TOKENS = 33
 
 Path = Callable[[mx.array, Coded, Tile | None], mx.array]
 Twin = Callable[[mx.array, mx.array, mx.array, mx.array, int], mx.array]
+Kernel = Callable[..., Sequence[mx.array]]
+Arguments = tuple[tuple[int, ...] | float | None, ...]
 
 
 @cache
@@ -32,18 +34,29 @@ def is_sound(path: Path, twin: Twin, bits: int, dtype: mx.Dtype, tile: Tile | No
 
     Without a tile the path takes any number of rows; the twin of `embed` takes ids.
     """
+    what = f"{path.__name__} at {bits} bits in {dtype}"
+    return _is_right(what, partial(_error, path, twin, bits, dtype, tile))
+
+
+@cache
+def is_sound_on(kernel: Kernel, twin: Kernel, arguments: Arguments, dtype: mx.Dtype) -> bool:
+    """Say the same of a kernel without a coded matrix, for arguments of `dtype`, given by shape."""
+    what = f"{kernel.__name__} on {arguments} in {dtype}"
+    return _is_right(what, partial(_error_on, kernel, twin, arguments, dtype))
+
+
+def _is_right(what: str, error_of: Callable[[], float]) -> bool:
     try:
-        error = _error(path, twin, bits, dtype, tile)
+        error = error_of()
         fault = "" if error <= BOUND else f"is off by {error:.3g} of the result"
     except (RuntimeError, ValueError) as exc:
         fault = f"fails: {exc}"
     if fault:
         warnings.warn(
-            f"[selftest] needed {path.__name__} at {bits} bits in {dtype} to work on this GPU, but "
-            f"it {fault}. A slower path takes its place; please report this with the name of your "
-            "chip and the version of macOS.",
+            f"[selftest] needed {what} to work on this GPU, but it {fault}. A slower path takes "
+            "its place; please report this with the name of your chip and the version of macOS.",
             RuntimeWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
     return not fault
 
@@ -58,7 +71,23 @@ def _error(path: Path, twin: Twin, bits: int, dtype: mx.Dtype, tile: Tile | None
             x = mx.random.normal((tokens, COLUMNS), key=mx.random.key(1)).astype(dtype)
         mx.eval(x, matrix.codes, matrix.norms, matrix.centroids)
         expected = twin(x, *matrix).astype(mx.float32)
-    got = path(x, matrix, tile)
+    return _distance(path(x, matrix, tile), expected)
+
+
+def _error_on(kernel: Kernel, twin: Kernel, arguments: Arguments, dtype: mx.Dtype) -> float:
+    with mx.stream(mx.cpu):
+        given = [
+            mx.random.normal(value, key=mx.random.key(index)).astype(dtype)
+            if isinstance(value, tuple)
+            else value
+            for index, value in enumerate(arguments)
+        ]
+        mx.eval([value for value in given if isinstance(value, mx.array)])
+        expected = [output.astype(mx.float32) for output in twin(*given)]
+    return max(map(_distance, kernel(*given), expected))
+
+
+def _distance(got: mx.array, expected: mx.array) -> float:
     mx.eval(got)
     with mx.stream(mx.cpu):
         difference = mx.linalg.norm(got.astype(mx.float32) - expected)
