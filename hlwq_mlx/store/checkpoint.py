@@ -24,6 +24,7 @@ from ..quant.packing import BLOCK
 from .coded import CodedTensor, raise_all
 from .detect import Reading
 from .hub import PLAIN
+from .leftovers import Leftover
 from .ple import FILE_NAME as ROW_STORE
 from .ple import RowStore
 from .source import PlainTensor, read_json
@@ -134,7 +135,7 @@ def _padded(shape: Shape) -> Shape:
 
 
 def make_manifest(
-    variant: str | None, coded: Mapping[str, tuple[CodedTensor, Reading]]
+    variant: str | None, coded: Mapping[str, tuple[CodedTensor | Leftover, Reading]]
 ) -> dict[str, Any]:
     """Describe the coded tensors of a folder, tables included."""
     tables: dict[str, list[float]] = {}
