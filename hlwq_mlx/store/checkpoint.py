@@ -36,7 +36,7 @@ FORMAT = 1
 INDEX_NAME = "model.safetensors.index.json"
 TEXT = "model.language_model."
 ROW_TABLE = f"{TEXT}embed_tokens_per_layer.weight"
-_TIED_HEAD = "lm_head.weight"
+TIED_HEAD = "lm_head.weight"
 _PATIENCE_S = 1.0
 
 Shape = tuple[int, ...]
@@ -94,8 +94,8 @@ def unread_names(
     that is missing, unknown or of another shape.
     """
     model = Model(Gemma4Config.from_dict(config))
-    expected = _shapes(model) | _row_table_shape(model.args)
-    unread = {name for name in tensors if name == _TIED_HEAD or model.is_dead(name)}
+    expected = text_shapes(model)
+    unread = {name for name in tensors if name == TIED_HEAD or model.is_dead(name)}
     text = {name: tensor for name, tensor in tensors.items() if not name.startswith(TOWERS)}
     problems = [
         f"[{name}] needed in the source, got no such tensor. Download the variant again."
@@ -117,6 +117,11 @@ def unread_names(
 
 def _shapes(model: Model) -> dict[str, Shape]:
     return {name: tuple(array.shape) for name, array in tree_flatten(model.parameters())}
+
+
+def text_shapes(model: Model) -> dict[str, Shape]:
+    """Return the shape of every tensor of the text model, the row table's too."""
+    return _shapes(model) | _row_table_shape(model.args)
 
 
 def row_width(args: Gemma4Config) -> int:

@@ -13,10 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..gemma4.config import Gemma4Config
-from ..quant import codec
 from ..quant.layers import pad_table
 from ..quant.packing import BLOCK, UNIT, Codes, p32_plane_offsets, p32_planes
 from . import checkpoint, leftovers, ple
@@ -31,6 +29,7 @@ from .output import (
     check_disk,
     copy_of,
     copy_side_files,
+    float_slices,
     row_slices,
     whole,
     write_file,
@@ -276,7 +275,7 @@ def _row_table(
         codes, scales = ple.coded_specs((N, columns))
 
         def coded() -> Iterator[Piece]:
-            for start, rows in _float_rows(tensor, readings, columns):
+            for start, rows in float_slices(tensor, readings, columns):
                 row_codes, row_scales = ple.code_rows(rows)
                 yield name, start * columns, row_codes
                 yield scales_name, start * scales.shape[1] * scales.item_bytes, row_scales
@@ -286,21 +285,7 @@ def _row_table(
         return copy_of(name, tensor)
 
     def decoded() -> Iterator[Piece]:
-        for start, rows in _float_rows(tensor, readings, columns):
+        for start, rows in float_slices(tensor, readings, columns):
             yield name, start * columns * 2, rows.astype(np.float16)
 
     return Output({name: TensorSpec("F16", (N, columns))}, decoded)
-
-
-def _float_rows(
-    tensor: CodedTensor | PlainTensor, readings: Mapping[str, Reading], columns: int
-) -> Iterator[tuple[int, NDArray[np.float32]]]:
-    """Yield a table some rows at a time, each slice with its first row's number."""
-    for start, stop in row_slices(tensor.shape[0], 16 * columns):
-        if isinstance(tensor, PlainTensor):
-            yield start, tensor.float_rows(start, stop)
-            continue
-        reading = readings[tensor.name]
-        codes = tensor.rows(start, stop, reading.order)
-        weight = codec.decode(codes, tensor.norms[start:stop], reading.centroids)
-        yield start, weight[:, :columns]

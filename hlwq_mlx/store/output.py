@@ -11,11 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ..errors import DeviceError
+from ..quant import codec
 from .checkpoint import INDEX_NAME
+from .coded import CodedTensor
+from .detect import Reading
 from .source import PlainTensor, Source
 from .tensorfile import TensorSpec, TensorWriter
 
@@ -64,6 +68,20 @@ def copy_of(name: str, tensor: PlainTensor) -> Output:
             yield name, start * row_bytes, tensor.rows(start, stop)
 
     return Output({name: tensor.spec}, pieces)
+
+
+def float_slices(
+    tensor: CodedTensor | PlainTensor, readings: Mapping[str, Reading], columns: int
+) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """Yield a table some rows at a time, each slice with its first row's number."""
+    for start, stop in row_slices(tensor.shape[0], 16 * columns):
+        if isinstance(tensor, PlainTensor):
+            yield start, tensor.float_rows(start, stop)
+            continue
+        reading = readings[tensor.name]
+        codes = tensor.rows(start, stop, reading.order)
+        weight = codec.decode(codes, tensor.norms[start:stop], reading.centroids)
+        yield start, weight[:, :columns]
 
 
 def _shards(outputs: list[Output]) -> list[list[Output]]:

@@ -235,16 +235,19 @@ def _write_plain(path: Path, plain: list[PlainTensor], progress: "tqdm[Any]") ->
     specs = {tensor.name: TensorSpec("BF16", tensor.shape) for tensor in plain}
     with TensorWriter(path, specs) as writer:
         for tensor in plain:
-            for at, piece in _bfloat16_pieces(tensor):
+            for at, piece in bfloat16_pieces(tensor):
                 writer.write(tensor.name, piece, at)
                 progress.update(piece.size * tensor.spec.item_bytes)
 
 
-def _bfloat16_pieces(tensor: PlainTensor) -> Iterator[tuple[int, NDArray[np.uint16]]]:
+def bfloat16_pieces(tensor: PlainTensor) -> Iterator[tuple[int, NDArray[np.uint16]]]:
     """Yield a tensor's bfloat16 bits as (byte offset, piece)."""
     flat = tensor.file.view(tensor.name).reshape(-1)
     for start in range(0, flat.size, _SLICE_WEIGHTS):
         piece = flat[start : start + _SLICE_WEIGHTS]
-        if tensor.spec.dtype != "BF16":
-            piece = np.array(mx.array(piece).astype(mx.bfloat16).view(mx.uint16))
-        yield 2 * start, piece
+        yield 2 * start, piece if tensor.spec.dtype == "BF16" else bfloat16_bits(piece)
+
+
+def bfloat16_bits(values: NDArray[Any] | mx.array) -> NDArray[np.uint16]:
+    """Round floats to bfloat16, to nearest, and return its bits."""
+    return np.array(mx.array(values).astype(mx.bfloat16).view(mx.uint16))
