@@ -53,7 +53,7 @@ class Summary:
     written_bytes: int = 0
     coded: dict[int, tuple[int, int]] = field(default_factory=dict)  # bits -> (tensors, weights)
     plain: dict[str, tuple[int, int]] = field(default_factory=dict)  # dtype -> (tensors, bytes)
-    leftovers: tuple[str, ...] = ()
+    plan: leftovers.Plan = field(default_factory=lambda: leftovers.Plan(leftovers.KEEP, 0.0))
     row_store_bytes: int = 0
     left_out: int = 0
     token_bytes: tuple[int, int] = (0, 0)  # of weights that one token reads, before and after
@@ -65,7 +65,7 @@ class Summary:
         yield from self.evidence
         for bits, (tensors, weights) in sorted(self.coded.items()):
             yield f"coded at {bits} bits: {tensors} tensors, {weights:,} weights"
-        yield from self.leftovers
+        yield from self.plan.lines()
         for dtype, (tensors, size) in sorted(self.plain.items()):
             yield f"kept as {dtype}: {tensors} tensors, {size / 1e9:.3f} GB"
         if self.row_store_bytes:
@@ -139,7 +139,7 @@ def _count(
         spec = plain[name].spec
         count, size = summary.plain.get(spec.dtype, (0, 0))
         summary.plain[spec.dtype] = count + 1, size + spec.nbytes
-    summary.leftovers = tuple(plan.lines())
+    summary.plan = plan
 
 
 def _token_bytes(tensors: Tensors, outputs: list[Output]) -> tuple[int, int]:
