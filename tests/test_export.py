@@ -18,8 +18,8 @@ from hlwq_mlx.store.source import Source
 from hlwq_mlx.store.tensorfile import TensorFile
 
 # Energy of the error over that of the weights: a step of 4.8 sigma over 2**bits - 1 in groups of
-# 64, its square over 12; at 8 bits most of it is the rounding of scales and biases to bfloat16.
-ENERGY = {4: (5e-3, 1.3e-2), 6: (3e-4, 8e-4), 8: (1.5e-5, 6e-5)}
+# 64, its square over 12; at 8 bits half of it is the rounding of scales and biases to bfloat16.
+ENERGY = {4: (5e-3, 1.3e-2), 6: (3e-4, 8e-4), 8: (1.5e-5, 9e-5)}
 STOCK_TEXT = "language_model.model."
 PER_LAYER = ("per_layer_model_projection", "per_layer_input_gate", "embed_tokens_per_layer")
 
@@ -120,8 +120,10 @@ def test_bf16_is_the_decoded_source_rounded_once(even, tmp_path):
         wanted = np.array(tiny.as_bfloat16(weight).view(mx.uint16))
         assert tensors[name].dtype == mx.bfloat16
         got = np.array(tensors[name].view(mx.uint16))
-        cut = got[..., : wanted.shape[-1]] if name in tiny.dead_names() else got
-        np.testing.assert_array_equal(cut.reshape(wanted.shape), wanted)
+        is_read = name.startswith(tiny.TEXT) and name not in tiny.dead_names()
+        if not is_read and wanted.ndim == 2:  # what the source does not tell is not cut
+            got = got[:, : wanted.shape[1]]
+        np.testing.assert_array_equal(got, wanted)
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config == tiny.config(even)
     index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())

@@ -99,6 +99,8 @@ def export_affine(source: Source, output: Path, bits: int) -> Exported:
 def export_bf16(source: Source, output: Path) -> Exported:
     """Write every tensor in bfloat16, under the source's own names, into the new folder `output`.
 
+    Padding is cut where the config tells the shape, which is in the text model; no tensor of the
+    towers of a published E4B has any.
     Raises: as `export_affine`.
     """
     config = checkpoint.normalize_config(source.config)
