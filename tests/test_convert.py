@@ -274,7 +274,7 @@ def test_the_summary_counts_what_was_done(tmp_path):
         "kept as BF16: 46 tensors, 0.000 GB",
         f"row store {ROW_STORE}: 0.000 GB, stays on disk",
         "left out: 6 tensors that no layer reads (KV-shared layers)",
-        "weights that a token reads: 0.000 GB before, 0.000 GB after",
+        "weights that a token reads: 0.001 GB before, 0.001 GB after",
         f"bytes: {before:.3f} GB before, {after:.3f} GB after",
     ]
 
