@@ -26,6 +26,7 @@ from ..quant.packing import BLOCK
 from .coded import CodedTensor, raise_all
 from .detect import Reading
 from .hub import PLAIN
+from .leftovers import Leftover
 from .ple import FILE_NAME as ROW_STORE
 from .ple import RowStore
 from .source import PlainTensor, read_json
@@ -37,7 +38,7 @@ FORMAT = 1
 INDEX_NAME = "model.safetensors.index.json"
 TEXT = "model.language_model."
 ROW_TABLE = f"{TEXT}embed_tokens_per_layer.weight"
-_TIED_HEAD = "lm_head.weight"
+TIED_HEAD = "lm_head.weight"
 _PATIENCE_S = 1.0
 
 Shape = tuple[int, ...]
@@ -96,9 +97,9 @@ def unread_names(
     is missing, unknown or of another shape.
     """
     model = Model(Gemma4Config.from_dict(config))
-    unread = {name for name in tensors if name == _TIED_HEAD or model.is_dead(name)}
+    unread = {name for name in tensors if name == TIED_HEAD or model.is_dead(name)}
     read = {name for name in tensors.keys() - unread if not name.startswith(TOWERS)}
-    expected = _shapes(model) | _row_table_shape(model.args)
+    expected = text_shapes(model)
     for kind in model.args.towers:
         own = {name for name in tensors if name.startswith(prefixes(kind))}
         if own:
@@ -129,6 +130,11 @@ def _shapes(model: nn.Module) -> dict[str, Shape]:
     return {name: tuple(array.shape) for name, array in tree_flatten(model.parameters())}
 
 
+def text_shapes(model: Model) -> dict[str, Shape]:
+    """Return the shape of every tensor of the text model, the row table's too."""
+    return _shapes(model) | _row_table_shape(model.args)
+
+
 def row_width(args: Gemma4Config) -> int:
     """Return how many columns the per-layer-embedding table has, 0 for a model without one."""
     return args.text_config.num_hidden_layers * args.text_config.hidden_size_per_layer_input
@@ -145,7 +151,7 @@ def _padded(shape: Shape) -> Shape:
 
 
 def make_manifest(
-    variant: str | None, coded: Mapping[str, tuple[CodedTensor, Reading]]
+    variant: str | None, coded: Mapping[str, tuple[CodedTensor | Leftover, Reading]]
 ) -> dict[str, Any]:
     """Describe the coded tensors of a folder, tables included."""
     tables: dict[str, list[float]] = {}
