@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 from mlx import nn
-from mlx_lm.models.cache import KVCache, RotatingKVCache
 
 from ..errors import CheckpointError, RequestError, ShapeError
 from ..quant.layers import code_modules
 from .attention import View
-from .config import FLAT, FULL, Gemma4Config
+from .caching import WHOLE, make_caches
+from .config import FLAT, Gemma4Config
 from .masks import attention_masks
 from .text import TextModel
 
@@ -27,8 +27,9 @@ Rows = Callable[[np.ndarray], mx.array]
 TOWERS = tuple(
     f"model.{tower}." for tower in ("vision_tower", "audio_tower", "embed_vision", "embed_audio")
 )
+KEY_VALUE_PARTS = ("k_proj", "v_proj", "k_norm")
 KEY_VALUE = re.compile(
-    r"^model\.language_model\.layers\.(\d+)\.self_attn\.(k_proj|v_proj|k_norm)\."
+    rf"^model\.language_model\.layers\.(\d+)\.self_attn\.({'|'.join(KEY_VALUE_PARTS)})\."
 )
 
 
@@ -61,7 +62,8 @@ class Model(nn.Module):  # type: ignore[misc]  # nn.Module is untyped
     """Gemma 4, text side; its modules are coded where the config's HLWQ manifest says so.
 
     `rows` has to be set before the first call of a model with per-layer embeddings: a callable
-    from int ids [B, L] to the rows [B, L, N * d] of `embed_tokens_per_layer`, unscaled.
+    from int ids [B, L] to the rows [B, L, N * d] of `embed_tokens_per_layer`, unscaled. `caching`
+    may be set before a cache is made.
     """
 
     def __init__(self, args: Gemma4Config) -> None:
@@ -70,6 +72,7 @@ class Model(nn.Module):  # type: ignore[misc]  # nn.Module is untyped
         self.model_type = args.model_type
         self.model = Parts(args)
         self.rows: Rows = _no_rows
+        self.caching = WHOLE
         manifest = args.quantization_config
         if manifest is not None and manifest.get("quant_method") == "hlwq":
             coded = manifest["tensors"].items()
@@ -83,12 +86,8 @@ class Model(nn.Module):  # type: ignore[misc]  # nn.Module is untyped
         return layers
 
     def make_cache(self) -> list[Any]:
-        """Make an empty cache entry for each layer that makes keys and values."""
-        text = self.args.text_config
-        return [
-            KVCache() if layer_type == FULL else RotatingKVCache(text.sliding_window, keep=0)
-            for layer_type in text.layer_types[: text.first_shared]
-        ]
+        """Make an empty cache entry for each layer that makes keys and values, by `caching`."""
+        return make_caches(self.args.text_config, self.caching)
 
     def embed(self, inputs: mx.array) -> mx.array:
         """Make input embeddings, scaled; soft tokens get the padding token's.

@@ -240,6 +240,18 @@ def prepare(codes: mx.array, norms: mx.array, centroids: mx.array, bits: int) ->
     return _stock(codes, norms, centroids, bits)
 
 
+def prepared_bytes(weights: int, *, has_kernels: bool) -> int:
+    """Return what `prepare` makes of that many coded weights takes, beside their codes.
+
+    Kernels multiply by the codes themselves, and take nothing.
+    """
+    if has_kernels:
+        return 0
+    if weights <= DENSE_WEIGHTS:
+        return 4 * weights
+    return weights + 2 * 4 * (weights // BLOCK)  # levels, and a float32 scale and bias a block
+
+
 def geglu(product: Product, x: mx.array) -> mx.array:
     """Multiply by a gate|up made ready, and return gelu(gate) * up.
 

@@ -7,6 +7,7 @@ and table.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -116,6 +117,11 @@ def unread_names(
 
 def _shapes(model: Model) -> dict[str, Shape]:
     return {name: tuple(array.shape) for name, array in tree_flatten(model.parameters())}
+
+
+def text_shapes(args: Gemma4Config) -> dict[str, Shape]:
+    """Name every tensor that the text model has before anything is coded, with its shape."""
+    return _shapes(Model(replace(args, quantization_config=None))) | _row_table_shape(args)
 
 
 def row_width(args: Gemma4Config) -> int:
