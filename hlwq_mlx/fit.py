@@ -8,10 +8,12 @@ GPU is given. `doctor` prints it; `generate`, `chat` and `serve` ask it first.
 S positions of a chunk, T positions of context, H hidden size, N layers, d per-layer input width.
 """
 
+import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,27 +22,36 @@ import mlx.core as mx
 from .engine.decode import PREFILL_STEP
 from .errors import DeviceError
 from .gemma4.attention import SCORES
+from .gemma4.caching import KV_BITS, WHOLE, Caching
 from .gemma4.config import FULL, TextConfig
 from .quant import backend
-from .store.inventory import Entry, Inventory, stored_bytes
+from .store import rules
+from .store.inventory import Entry, Inventory, is_at_hand, stored_bytes, take
 
-CONTEXT = 8192
 MIB, GIB = 1 << 20, 1 << 30
 CACHE_BYTES = 512 * MIB  # holds what a chunk of prefill frees; more would be kept from others
 CACHE_SHARE = 20  # a machine of 8 GB gives it less
 OS_BYTES = 4 * GIB  # what a raised limit has to leave to macOS and to other programs
 KV_STEP = 256  # by which mlx-lm's caches grow
 
+# Launches and megabytes that MLX hands the GPU at once: others report 5 to 13 % more tokens a
+# second for models of many launches, as this one. What is under way stays in memory, so that small
+# Macs keep MLX's own numbers. Nothing was measured here.
+IN_FLIGHT = {"MLX_MAX_OPS_PER_BUFFER": 1000, "MLX_MAX_MB_PER_BUFFER": 400}
+OWN_MB_IN_FLIGHT = 40
+SMALL_RAM_BYTES = 12 * GIB
+
+RECODED = ("mlp", "attention", "embedding")  # what may be coded that a publisher left in 16 bits
+NARROWEST = 4
+
 
 @dataclass(frozen=True)
 class Settings:
     """What a person chooses that changes how much memory is needed."""
 
-    context: int = CONTEXT
+    context: int
     prefill_step: int = PREFILL_STEP
-    kv_bits: int | None = None
-    kv_group_size: int = 64
-    max_kv_size: int | None = None
+    caching: Caching = WHOLE
     has_towers: bool = False
 
 
@@ -61,6 +72,15 @@ class Machine:
         return min(CACHE_BYTES, self.limit_bytes // CACHE_SHARE)
 
     @property
+    def in_flight_bytes(self) -> int:
+        """What is held for launches that the GPU has not finished."""
+        if not self.has_metal:
+            return 0
+        is_small = self.ram_bytes < SMALL_RAM_BYTES
+        megabytes = OWN_MB_IN_FLIGHT if is_small else IN_FLIGHT["MLX_MAX_MB_PER_BUFFER"]
+        return megabytes * 10**6
+
+    @property
     def largest_limit_bytes(self) -> int:
         """What its limit can be raised to; on a machine without Metal it cannot."""
         return max(self.limit_bytes, self.ram_bytes - OS_BYTES) if self.has_metal else 0
@@ -74,12 +94,12 @@ class Need:
     towers: int
     kv: int
     activations: int
-    cache: int
+    spare: int
     rows_on_disk: int
 
     @property
     def total(self) -> int:
-        return self.text + self.towers + self.kv + self.activations + self.cache
+        return self.text + self.towers + self.kv + self.activations + self.spare
 
     def parts(self) -> str:
         """Spell the sum."""
@@ -88,7 +108,7 @@ class Need:
             "towers": self.towers,
             "keys and values": self.kv,
             "activations": self.activations,
-            "MLX's cache": self.cache,
+            "freed or in flight": self.spare,
         }
         return ", ".join(f"{what} {gb(size)}" for what, size in named.items() if size)
 
@@ -117,10 +137,24 @@ def this_machine(folder: Path) -> Machine:
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     free = shutil.disk_usage(there).free
     if backend.has_metal():
-        ram, limit = int(info["memory_size"]), int(info["max_recommended_working_set_size"])
-        return Machine(str(info["device_name"]), ram, limit, True, _wired_limit_mb(), free)
-    ram, limit = _memory()
-    return Machine(str(info.get("device_name", "CPU")), ram, limit, False, 0, free)
+        limit = int(info["max_recommended_working_set_size"])
+        name, asked_mb = str(info["device_name"]), _wired_limit_mb()
+        return Machine(name, int(info["memory_size"]), limit, True, asked_mb, free)
+    return Machine(str(info["device_name"]), ram_bytes(), _available_bytes(), False, 0, free)
+
+
+def ram_bytes() -> int:
+    """Return how much memory this machine has; MLX is not asked."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def describe(machine: Machine) -> Iterator[str]:
+    """Spell what a machine has."""
+    memory = f"{gb(machine.ram_bytes)} GB of memory, {gb(machine.limit_bytes)} GB of it for MLX"
+    chosen = f" (iogpu.wired_limit_mb={machine.wired_limit_mb})" if machine.wired_limit_mb else ""
+    disk = machine.free_disk_bytes
+    free = "" if disk is None else f", {gb(disk)} GB free on disk"
+    yield f"{machine.name}: {memory}{chosen}{free}"
 
 
 def _wired_limit_mb() -> int:
@@ -134,16 +168,29 @@ def _wired_limit_mb() -> int:
     return int(asked.stdout) if asked.stdout.strip().isdigit() else 0
 
 
-def _memory() -> tuple[int, int]:
-    """Memory of a machine without Metal, and how much of it can be had without swapping."""
-    if sys.platform == "linux":
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        sizes = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines}
-        return sizes["MemTotal"], sizes["MemAvailable"]
-    asked = subprocess.run(
-        ["/usr/sbin/sysctl", "-n", "hw.memsize"], capture_output=True, text=True, check=True
-    )
-    return int(asked.stdout), max(0, int(asked.stdout) - OS_BYTES)
+def _available_bytes() -> int:
+    """How much memory can be had without swapping."""
+    if sys.platform != "linux":
+        return max(0, ram_bytes() - OS_BYTES)
+    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    sizes = {line.split(":")[0]: int(line.split()[1]) for line in lines}
+    return sizes["MemAvailable"] * 1024
+
+
+@contextmanager
+def many_in_flight(*, has_metal: bool, ram: int) -> Iterator[None]:
+    """Let MLX hand the GPU more at once, where a person has not said how much, and restore it.
+
+    MLX reads this when it first uses the GPU, even to describe it: enter before.
+    """
+    is_for = has_metal and ram >= SMALL_RAM_BYTES
+    added = [name for name in IN_FLIGHT if is_for and name not in os.environ]
+    os.environ.update({name: str(IN_FLIGHT[name]) for name in added})
+    try:
+        yield
+    finally:
+        for name in added:
+            del os.environ[name]
 
 
 def need(inventory: Inventory, settings: Settings, machine: Machine) -> Need:
@@ -166,7 +213,7 @@ def need(inventory: Inventory, settings: Settings, machine: Machine) -> Need:
         towers,
         kv_bytes(config, settings, item_bytes),
         activation_bytes(config, settings, item_bytes),
-        machine.cache_bytes,
+        machine.cache_bytes + machine.in_flight_bytes,
         rows,
     )
 
@@ -202,16 +249,15 @@ def kv_bytes(config: TextConfig, settings: Settings, item_bytes: int) -> int:
 
 def _positions(settings: Settings) -> int:
     """How many positions a full layer's cache has room for."""
-    T = settings.context
-    if settings.max_kv_size is not None:
-        return min(T, settings.max_kv_size + min(settings.prefill_step, T) - 1)
+    T, bound = settings.context, settings.caching.max_kv_size
+    if bound is not None:
+        return min(T, bound + min(settings.prefill_step, T) - 1)
     return -(-T // KV_STEP) * KV_STEP
 
 
 def _kv_item_bytes(settings: Settings, item_bytes: int) -> float:
-    if settings.kv_bits is None:
-        return item_bytes
-    return settings.kv_bits / 8 + 2 * item_bytes / settings.kv_group_size  # a scale and a bias
+    bits, group = settings.caching.kv_bits, settings.caching.kv_group_size
+    return item_bytes if bits is None else bits / 8 + 2 * item_bytes / group  # a scale and a bias
 
 
 def activation_bytes(config: TextConfig, settings: Settings, item_bytes: int) -> int:
@@ -252,9 +298,9 @@ def _fits(inventory: Inventory, settings: Settings, machine: Machine) -> bool:
 def advice(inventory: Inventory, settings: Settings, machine: Machine) -> str:
     """Name the one setting that makes a model fit which does not, the mildest first."""
     tries: list[tuple[str, Settings]] = []
-    if settings.kv_bits is None:
-        tries.append(("--kv-bits 8", replace(settings, kv_bits=8)))
-        tries.append(("--kv-bits 4", replace(settings, kv_bits=4)))
+    if settings.caching == WHOLE:
+        for bits in sorted(KV_BITS, reverse=True):
+            tries.append((f"--kv-bits {bits}", replace(settings, caching=Caching(bits))))
     tries.append(("--prefill-step-size 128", replace(settings, prefill_step=128)))
     for option, changed in tries:
         if _fits(inventory, changed, machine):
@@ -304,10 +350,45 @@ def judge(inventory: Inventory, settings: Settings, machine: Machine) -> Verdict
     hint = "" if needed.total <= machine.limit_bytes else advice(inventory, settings, machine)
     longest = longest_context(inventory, settings, machine)
     most = inventory.args.text_config.max_position_embeddings
-    if not hint and longest < most and settings.kv_bits is None:
-        coded = longest_context(inventory, replace(settings, kv_bits=8), machine)
+    if not hint and longest < most and settings.caching == WHOLE:
+        coded = longest_context(inventory, replace(settings, caching=Caching(8)), machine)
         hint = f"--kv-bits 8 allows {coded} tokens"
     return Verdict(needed, machine, settings, longest, hint)
+
+
+def ask(folder: Path, settings: Settings) -> None:
+    """Refuse a converted folder that would push this machine into swap.
+
+    Raises: DeviceError with the numbers and what would help.
+    """
+    require(take(str(folder)), settings, this_machine(folder))
+
+
+def spare_bytes(folder: Path, settings: Settings) -> int:
+    """Return how much memory a converted folder would leave, 0 when it does not fit."""
+    machine = this_machine(folder)
+    return max(0, machine.limit_bytes - need(take(str(folder)), settings, machine).total)
+
+
+def ask_first(model: str, variant: str | None, settings: Settings) -> None:
+    """Refuse what would not fit however it is converted, before it is downloaded.
+
+    Raises: DeviceError as `ask`; SourceError when the hub lacks the model or cannot be reached.
+    """
+    if is_at_hand(model, variant):
+        return
+    require(narrowest(take(model, variant)), settings, this_machine(Path.cwd()))
+
+
+def narrowest(inventory: Inventory) -> Inventory:
+    """Code what a source left uncoded, as narrowly as `convert` may."""
+    entries = [
+        replace(entry, bits=NARROWEST)
+        if entry.bits is None and rules.class_of(entry.name) in RECODED
+        else entry
+        for entry in inventory.entries
+    ]
+    return replace(inventory, entries=tuple(entries))
 
 
 def require(inventory: Inventory, settings: Settings, machine: Machine) -> None:

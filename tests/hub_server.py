@@ -148,11 +148,13 @@ class Handler(BaseHTTPRequestHandler):
             headers |= {"X-Linked-ETag": headers["ETag"], "X-Linked-Size": str(len(content))}
             cdn = f"http://localhost:{self.server.server_port}/cdn"
             return self.answer(302, b"", {"Location": f"{cdn}/{name}/{COMMIT}/{path}", **headers})
-        first = int((self.headers.get("Range") or "bytes=0-")[6:].split("-")[0])
-        if not first:
+        asked = self.headers.get("Range")
+        first, _, last = (asked or "bytes=0-").removeprefix("bytes=").partition("-")
+        start, stop = int(first), min(int(last or len(content)) + 1, len(content))
+        if asked is None or (start, stop) == (0, len(content)):
             return self.answer(200, content, headers)
-        headers["Content-Range"] = f"bytes {first}-{len(content) - 1}/{len(content)}"
-        return self.answer(206, content[first:], headers)
+        headers["Content-Range"] = f"bytes {start}-{stop - 1}/{len(content)}"
+        return self.answer(206, content[start:stop], headers)
 
     def find(self, name: str) -> dict[str, bytes] | None:
         """Return a repository's files, or answer that it has moved or is none."""

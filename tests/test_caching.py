@@ -23,9 +23,7 @@ def model():
 
 def answer(model, caching, chunks=(17, 12)):
     """The logits behind a prompt that comes in chunks, and the caches then."""
-    model.caching = caching
-    cache = model.make_cache()
-    model.caching = WHOLE
+    cache = model.make_cache(caching)
     ids, start = mx.array(IDS)[None], 0
     for length in chunks:
         model.fill_cache(ids[:, start : start + length], cache)
@@ -79,12 +77,10 @@ def test_a_bounded_cache_forgets_the_middle_alone(model, chunks):
 
 
 def test_a_chunk_sees_the_sinks_of_a_bounded_cache(model):
-    model.caching = Caching(max_kv_size=8)
-    cache = model.make_cache()
-    model.caching = WHOLE
+    cache = model.make_cache(Caching(max_kv_size=8))
     model.fill_cache(mx.array(IDS[:20])[None], cache)
     hidden = ~np.array(cache[1].make_mask(6))  # what mlx-lm's own mask would hide
-    assert hidden[:, :4].any() and not hidden[0].any()
+    assert hidden[5, :4].any() and not hidden[0, :8].any()
     assert attention_masks(model.args.text_config, cache, 6, None)[FULL] == "causal"
     assert attention_masks(model.args.text_config, cache, 1, None)[FULL] is None
 

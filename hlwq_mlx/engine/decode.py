@@ -13,7 +13,7 @@ import numpy as np
 from mlx_lm.generate import generate_step, generation_stream, wired_limit
 
 from ..errors import RequestError
-from ..gemma4.caching import WHOLE, Caching, make_caches
+from ..gemma4.caching import Caching
 from ..gemma4.model import Model
 from .sampling import Sampling
 
@@ -28,12 +28,13 @@ def generate_tokens(
     *,
     max_tokens: int,
     prefill_step: int = PREFILL_STEP,
-    caching: Caching = WHOLE,
+    caching: Caching | None = None,
     on_prefill: Progress = lambda done, total: None,
 ) -> Iterator[tuple[int, mx.array]]:
     """Yield token ids and their log probabilities, without end when `max_tokens` is -1.
 
-    `caching` says how keys and values are kept. `on_prefill` is told how many of the prompt's tokens are processed.
+    `caching` says how keys and values are kept; `on_prefill` is told how many of the prompt's
+    tokens are processed.
     Shapes: log probabilities float32 [V].
     Raises: RequestError for an empty prompt, a length that is neither positive nor -1, or a chunk
     of no tokens.
@@ -50,7 +51,7 @@ def generate_tokens(
         )
     sampler = sampling.sampler(model.args.text_config.vocab_size)
     with wired_limit(model, [generation_stream]):
-        cache = make_caches(model.args.text_config, caching)
+        cache = model.make_cache(caching)
         with mx.stream(generation_stream):
             logits = _prefill(model, prompt, cache, prefill_step, on_prefill)
             scores = logits - mx.logsumexp(logits, keepdims=True)

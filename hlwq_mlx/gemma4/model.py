@@ -16,7 +16,7 @@ from mlx import nn
 from ..errors import CheckpointError, RequestError, ShapeError
 from ..quant.layers import code_modules
 from .attention import View
-from .caching import WHOLE, make_caches
+from .caching import WHOLE, Caching, make_caches
 from .config import FLAT, Gemma4Config
 from .masks import attention_masks
 from .text import TextModel
@@ -63,7 +63,7 @@ class Model(nn.Module):  # type: ignore[misc]  # nn.Module is untyped
 
     `rows` has to be set before the first call of a model with per-layer embeddings: a callable
     from int ids [B, L] to the rows [B, L, N * d] of `embed_tokens_per_layer`, unscaled. `caching`
-    may be set before a cache is made.
+    is how callers that know nothing of it, as mlx-lm, have keys and values kept.
     """
 
     def __init__(self, args: Gemma4Config) -> None:
@@ -85,9 +85,12 @@ class Model(nn.Module):  # type: ignore[misc]  # nn.Module is untyped
         layers: list[nn.Module] = self.model.language_model.layers
         return layers
 
-    def make_cache(self) -> list[Any]:
-        """Make an empty cache entry for each layer that makes keys and values, by `caching`."""
-        return make_caches(self.args.text_config, self.caching)
+    def make_cache(self, caching: Caching | None = None) -> list[Any]:
+        """Make an empty cache for each layer that makes keys and values, as `self.caching` says.
+
+        Raises: RequestError when they cannot be kept so.
+        """
+        return make_caches(self.args.text_config, caching or self.caching)
 
     def embed(self, inputs: mx.array) -> mx.array:
         """Make input embeddings, scaled; soft tokens get the padding token's.

@@ -145,6 +145,15 @@ def download(model: str, variant: str | None) -> tuple[Path, str | None]:
     return _bring(repository, info, variant)
 
 
+def is_cached(model: str, variant: str | None) -> bool:
+    """Say whether a model was downloaded before.
+
+    Raises: SourceError when it is not clear which variant is meant.
+    """
+    repository, variant = split_model(model, variant)
+    return _find_cached(repository, variant) is not None
+
+
 class Headers(NamedTuple):
     """What a variant's files say of themselves: its config, and one mapping a file of weights."""
 

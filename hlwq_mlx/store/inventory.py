@@ -10,6 +10,7 @@ Source: spec hlwq_format §3, §7.
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ class Inventory:
     is_converted: bool = False
     problems: tuple[str, ...] = ()
 
-    @property
+    @cached_property
     def args(self) -> Gemma4Config:
         """Raises: ConfigError for a config that is incomplete."""
         return Gemma4Config.from_dict(self.config)
@@ -72,7 +73,7 @@ class Inventory:
     def stored_bytes(self) -> int:
         return sum(entry.stored_bytes for entry in self.entries)
 
-    @property
+    @cached_property
     def live(self) -> tuple[Entry, ...]:
         """The tensors that some layer reads."""
         dead = published.dead(self.args)
@@ -105,6 +106,16 @@ def take(model: str, variant: str | None = None) -> Inventory:
     opened = Source(*local)
     headers = [TensorFile(path).specs for path in opened.weight_files]
     return _of_source(local[1], opened.config, headers)
+
+
+def is_at_hand(model: str, variant: str | None = None) -> bool:
+    """Say whether a model needs no download.
+
+    Raises: SourceError when it is not clear which variant is meant.
+    """
+    if checkpoint.is_ours(Path(model).expanduser()) or find_local(model, variant) is not None:
+        return True
+    return hub.is_cached(model, variant)
 
 
 def of_variant(variant: str) -> Inventory:
