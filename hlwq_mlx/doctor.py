@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from .store.inventory import Inventory
 
 EXIT_UNFIT = 1
+CARD_GB = {  # the model card's sizes; it says of every variant that a 16 GB M1 runs it
+    **{"PQ1": 10.1, "PQ2": 10.5, "PQ3": 10.9, "PQ4": 11.3},
+    **{"PQ5": 11.7, "PQ6": 12.1, "PQ8": 12.9},
+}
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -100,19 +104,20 @@ def table(settings: "Settings") -> Iterator[str]:
     from .store import inventory, rules
 
     macs = [fit.mac(ram, release) for ram in fit.RAM_GB for release in fit.RELEASES]
-    yield f"| variant | GB on disk | text | with towers | {' | '.join(m.name for m in macs)} |"
-    yield "|---" * (4 + len(macs)) + "|"
+    names = ["variant", "card: GB, 16 GB M1", "GB", "text", "with towers", *(m.name for m in macs)]
+    yield f"| {' | '.join(names)} |"
+    yield "|---" * len(names) + "|"
     for variant in rules.VARIANTS:
         found = inventory.of_variant(variant)
         both = [replace(settings, has_towers=is_there) for is_there in (False, True)]
         sums = [f"{fit.gb(fit.need(found, each, fit.mac(16, 15)).total)} GB" for each in both]
         cells = [cell(found, both, machine) for machine in macs]
-        size = f"{found.stored_bytes / 1e9:.1f}"
-        yield f"| {' | '.join([variant, size, *sums, *cells])} |"
+        sizes = [f"{CARD_GB.get(variant, '–')}, yes", f"{found.stored_bytes / 1e9:.1f}"]
+        yield f"| {' | '.join([variant, *sizes, *sums, *cells])} |"
     yield ""
     yield (
-        f"GB are needed on 16 GB at a context of {settings.context}. A cell is the longest context "
-        "that fits, in units of 1024 tokens: with the image and audio towers, or for text alone."
+        f"Text, with towers: memory needed on a 16 GB Mac with {settings.context} tokens. A Mac's "
+        "cell: the longest context that fits with towers, or for text alone, in units of 1024."
     )
 
 

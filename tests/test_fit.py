@@ -79,10 +79,10 @@ def test_the_longest_context_is_the_longest(pq5, release):
 @pytest.mark.parametrize(
     ("limit_gb", "ram_gb", "advice"),
     [
-        (7.4, 16, ""),
-        (7.1, 16, "--kv-bits 8 makes it fit"),
-        (6.8, 16, "--kv-bits 4 makes it fit"),
-        (6.6, 16, "--max-kv-size "),
+        (7.1, 16, ""),
+        (7.0, 16, "--kv-bits 8 makes it fit"),
+        (6.7, 16, "--kv-bits 4 makes it fit"),
+        (6.5, 16, "--max-kv-size "),
         (3.5, 16, "`sudo sysctl iogpu.wired_limit_mb="),
         (3.5, 9, "choose a variant of fewer bits"),
     ],

@@ -3,14 +3,10 @@
 import math
 from collections import Counter
 
+from hlwq_mlx.doctor import CARD_GB
 from hlwq_mlx.gemma4.model import Model, ModelArgs
 from hlwq_mlx.store import published, rules
 from hlwq_mlx.store.inventory import of_variant
-
-CARD_GB = {  # the model card's column
-    **{"PQ1": 10.1, "PQ2": 10.5, "PQ3": 10.9, "PQ4": 11.3},
-    **{"PQ5": 11.7, "PQ6": 12.1, "PQ8": 12.9},
-}
 
 
 def test_every_tensor_of_e4b():
