@@ -304,6 +304,7 @@ def talk(arguments: argparse.Namespace, conversation: Conversation) -> None:
             prompt,
             max_tokens=arguments.max_tokens,
             sampling=sampling,
+            prefill_step=settings.prefill_step,
             caching=settings.caching,
         )
 

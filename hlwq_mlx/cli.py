@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .fit import Settings
 
 CONTEXT = 8192  # tokens that a conversation should have room for
+PREFILL_STEP = 512  # of engine.decode; mlx-lm's 2048 would take four times the memory
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
 
@@ -89,7 +90,7 @@ def add_answer_args(parser: argparse.ArgumentParser, *, max_tokens: int) -> None
 
 
 def add_memory_args(parser: argparse.ArgumentParser) -> None:
-    """Add what bounds memory: --kv-bits, --kv-group-size, --max-kv-size, --force."""
+    """Add what bounds memory, --max-kv-size too."""
     group = add_kv_args(parser)
     group.add_argument(
         "--max-kv-size",
@@ -100,8 +101,15 @@ def add_memory_args(parser: argparse.ArgumentParser) -> None:
 
 
 def add_kv_args(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
-    """Add --kv-bits, --kv-group-size and --force."""
+    """Add --prefill-step-size, --kv-bits, --kv-group-size and --force."""
     group = parser.add_argument_group("memory (python -m hlwq_mlx.doctor says what is needed)")
+    group.add_argument(
+        "--prefill-step-size",
+        type=int,
+        default=PREFILL_STEP,
+        metavar="N",
+        help=f"prompt tokens at a time (default: {PREFILL_STEP})",
+    )
     group.add_argument(
         "--kv-bits", type=int, metavar="B", help="code keys and values of full attention: 4 or 8"
     )
@@ -111,6 +119,7 @@ def add_kv_args(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     group.add_argument(
         "--force", action="store_true", help="load a model that this machine has no room for"
     )
+    parser.set_defaults(max_kv_size=None)
     return group
 
 
@@ -199,15 +208,11 @@ def tuned() -> Iterator[None]:
 
 def settings_for(arguments: argparse.Namespace, context: int) -> "Settings":
     """Gather what the arguments say that changes how much memory is needed."""
-    from .engine.decode import PREFILL_STEP
     from .fit import Settings
     from .gemma4.caching import Caching
 
-    caching = Caching(
-        arguments.kv_bits, arguments.kv_group_size, getattr(arguments, "max_kv_size", None)
-    )
-    step = getattr(arguments, "prefill_step_size", PREFILL_STEP)
-    return Settings(context, step, caching)
+    caching = Caching(arguments.kv_bits, arguments.kv_group_size, arguments.max_kv_size)
+    return Settings(context, arguments.prefill_step_size, caching)
 
 
 def folder_for(arguments: argparse.Namespace, settings: "Settings") -> Path:

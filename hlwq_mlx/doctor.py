@@ -42,9 +42,6 @@ def make_parser() -> argparse.ArgumentParser:
         help=f"tokens (default: {cli.CONTEXT})",
     )
     parser.add_argument("--table", action="store_true", help="every variant on every Mac")
-    parser.add_argument(
-        "--prefill-step-size", type=int, default=512, metavar="N", help="prompt tokens at a time"
-    )
     cli.add_memory_args(parser)
     return parser
 

@@ -51,9 +51,6 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="JSON",
         help="more variables for the chat template",
     )
-    parser.add_argument(
-        "--prefill-step-size", type=int, default=512, metavar="N", help="prompt tokens at a time"
-    )
     cli.add_sampling_args(parser)
     cli.add_memory_args(parser)
     return parser

@@ -17,7 +17,6 @@ from . import cli
 if TYPE_CHECKING:
     from .gemma4.caching import Caching
 
-PREFILL_STEP = 512  # mlx-lm's own 2048 would take four times the memory
 THINKING_OFF = '{"enable_thinking": false}'
 
 
@@ -35,13 +34,6 @@ def make_parser() -> argparse.ArgumentParser:
         default=THINKING_OFF,
         metavar="JSON",
         help=f"variables for the chat template (default: {THINKING_OFF})",
-    )
-    parser.add_argument(
-        "--prefill-step-size",
-        type=int,
-        default=PREFILL_STEP,
-        metavar="N",
-        help=f"prompt tokens at a time (default: {PREFILL_STEP})",
     )
     cli.add_kv_args(parser)
     return parser

@@ -11,7 +11,8 @@ import pytest
 import tiny
 from mlx.utils import tree_flatten
 
-from hlwq_mlx import fit
+from hlwq_mlx import cli, fit
+from hlwq_mlx.engine.decode import PREFILL_STEP
 from hlwq_mlx.errors import DeviceError
 from hlwq_mlx.gemma4.caching import WHOLE, Caching
 from hlwq_mlx.store import checkpoint, convert
@@ -172,6 +173,10 @@ def test_this_machine():
     assert machine.free_disk_bytes > 0
     assert not machine.has_metal and machine.wired_limit_mb == 0
     assert next(fit.describe(machine)).startswith(f"{machine.name}: ")
+
+
+def test_one_default_for_a_chunk():
+    assert cli.PREFILL_STEP == PREFILL_STEP == fit.Settings(1).prefill_step
 
 
 def test_settings_of_a_short_context():
