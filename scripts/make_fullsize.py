@@ -2,11 +2,11 @@
 
     python scripts/make_fullsize.py --variant PQ5 --output DIR
 
-Names, shapes and widths are those of the published variant's 2,130 tensors, the tokenizer's
-vocabulary is the real one. Codes are those of random blocks, repeated in random order; norms and
-uncoded weights are drawn at the sizes that trained ones have. What such a model says means nothing,
-but every byte is where a real one has it. Files are written a piece at a time, and one that is
-whole is not written again: a run that was stopped goes on with the next file.
+Names, shapes and widths are those of the published variant's 2,130 tensors, the tokenizer is the
+real one where the model has its vocabulary. Codes are those of random blocks, repeated in random
+order; norms and uncoded weights are drawn at the sizes that trained ones have. What such a model
+says means nothing, but every byte is where a real one has it. Files are written a piece at a time,
+and one that is whole is not written again: a run that was stopped goes on with the next file.
 """
 
 import argparse
@@ -173,7 +173,8 @@ def make(root: Path, variant: str, settings: dict[str, Any]) -> Path:
     coded, plain = tensors(settings, variant, Draw())
     write(folder / "codes.safetensors", coded)
     write(folder / "bf16.safetensors", plain)
-    if not (root / "tokenizer.json").exists():
+    is_whole = settings["text_config"]["vocab_size"] == len(real_tokenizer.read_vocabulary())
+    if is_whole and not (root / "tokenizer.json").exists():
         real_tokenizer.write(root)
     for name, content in (("config", settings), ("generation_config", GENERATION)):
         (root / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
