@@ -8,6 +8,7 @@ from . import cli
 from .quant.packing import BIT_ORDERS
 from .quant.tables import CENTROIDS
 
+LEFTOVERS = ("auto", "keep", "small")
 TABLES = {name.split("_")[0]: name for name in CENTROIDS}
 
 
@@ -32,6 +33,16 @@ def make_parser() -> argparse.ArgumentParser:
         default="auto",
         help="table the codes index; auto looks at the data",
     )
+    parser.add_argument(
+        "--leftovers",
+        choices=LEFTOVERS,
+        default=LEFTOVERS[0],
+        help="large matrices that the publisher left in 16 bits (gate_proj, embedding, per-layer "
+        "matrices, vision): auto codes them so finely that they lose at most 5 %% of what the "
+        "variant's own codes lose, and leaves them where no width does; keep leaves all as it is, "
+        "bit by bit; small codes them as coarsely as the variant, and per-layer-embedding rows at "
+        "8 bits, for Macs with 8 GB (default: auto)",
+    )
     return parser
 
 
@@ -48,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         bit_order=None if arguments.bit_order == "auto" else arguments.bit_order,
         table=TABLES.get(arguments.centroids),
     )
-    for line in convert.convert(opened, arguments.output).lines():
+    for line in convert.convert(opened, arguments.output, arguments.leftovers).lines():
         cli.note(line)
     cli.result(str(arguments.output))
 

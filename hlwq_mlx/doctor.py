@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .store.inventory import Inventory
 
 EXIT_UNFIT = 1
+LEFTOVERS = ("auto", "keep", "small")
 CARD_GB = {  # the model card's sizes; it says of every variant that a 16 GB M1 runs it
     **{"PQ1": 10.1, "PQ2": 10.5, "PQ3": 10.9, "PQ4": 11.3},
     **{"PQ5": 11.7, "PQ6": 12.1, "PQ8": 12.9},
@@ -42,6 +43,12 @@ def make_parser() -> argparse.ArgumentParser:
         help=f"tokens (default: {cli.CONTEXT})",
     )
     parser.add_argument("--table", action="store_true", help="every variant on every Mac")
+    parser.add_argument(
+        "--leftovers",
+        choices=LEFTOVERS,
+        default=LEFTOVERS[0],
+        help="how a source will be converted (default: auto)",
+    )
     cli.add_memory_args(parser)
     return parser
 
@@ -54,14 +61,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error("needed a MODEL or --table")
     settings = cli.settings_for(arguments, arguments.context)
     if arguments.table:
-        for line in table(settings):
+        for line in table(settings, arguments.leftovers):
             cli.result(line)
-    elif not examine(arguments.model, arguments.variant, settings):
+    elif not examine(arguments.model, arguments.variant, settings, arguments.leftovers):
         sys.exit(EXIT_UNFIT)
 
 
-def examine(model: str, variant: str | None, settings: "Settings") -> bool:
-    """Print what is known of a model, and whether it fits this machine; return that."""
+def examine(model: str, variant: str | None, settings: "Settings", choice: str) -> bool:
+    """Print what is known of a model, and whether it fits this machine; return that.
+
+    Of a source it is judged what `convert` will make of it, by the `choice` for leftovers.
+    """
     from pathlib import Path
 
     from . import fit
@@ -73,7 +83,7 @@ def examine(model: str, variant: str | None, settings: "Settings") -> bool:
     machine = fit.this_machine(Path.cwd())
     for line in fit.describe(machine):
         cli.result(line)
-    verdict = fit.judge(found, settings, machine)
+    verdict = fit.judge(inventory.as_converted(found, choice), settings, machine)
     for line in verdict.lines():
         cli.result(line)
     return verdict.is_fit
@@ -92,25 +102,35 @@ def contents(found: "Inventory") -> Iterator[str]:
     yield from (f"odd: {doubt}" for doubt in inventory.doubts(found))
 
 
-def table(settings: "Settings") -> Iterator[str]:
+def table(settings: "Settings", choice: str) -> Iterator[str]:
     """Print as Markdown what every published variant of E4B needs, and where that fits.
 
-    Without towers, with them, and for each Mac the longest context with towers, or without.
+    Sizes are those on disk as published and as converted; needs those without towers and with them.
     """
     from . import fit
     from .store import inventory, rules
 
     macs = [fit.mac(ram, release) for ram in fit.RAM_GB for release in fit.RELEASES]
-    names = ["variant", "card: GB, 16 GB M1", "GB", "text", "with towers", *(m.name for m in macs)]
+    names = [
+        "variant",
+        "card: GB, 16 GB M1",
+        "GB",
+        "converted",
+        "text",
+        "with towers",
+        *(m.name for m in macs),
+    ]
     yield f"| {' | '.join(names)} |"
     yield "|---" * len(names) + "|"
     for variant in rules.VARIANTS:
-        found = inventory.of_variant(variant)
+        published = inventory.of_variant(variant)
+        found = inventory.as_converted(published, choice)
         both = [replace(settings, has_towers=is_there) for is_there in (False, True)]
         sums = [f"{fit.gb(fit.need(found, each, fit.mac(16, 15)).total)} GB" for each in both]
         cells = [cell(found, both, machine) for machine in macs]
-        sizes = [f"{CARD_GB.get(variant, '–')}, yes", f"{found.stored_bytes / 1e9:.1f}"]
-        yield f"| {' | '.join([variant, *sizes, *sums, *cells])} |"
+        card = f"{CARD_GB.get(variant, '–')}, yes"
+        sizes = [f"{each.stored_bytes / 1e9:.1f}" for each in (published, found)]
+        yield f"| {' | '.join([variant, card, *sizes, *sums, *cells])} |"
     yield ""
     yield (
         f"Text, with towers: memory needed on a 16 GB Mac with {settings.context} tokens. A Mac's "

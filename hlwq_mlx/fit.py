@@ -25,8 +25,15 @@ from .gemma4.attention import SCORES
 from .gemma4.caching import KV_BITS, WHOLE, Caching
 from .gemma4.config import FULL, TextConfig
 from .quant import backend
-from .store import rules
-from .store.inventory import Entry, Inventory, is_at_hand, stored_bytes, take
+from .store import leftovers
+from .store.inventory import (
+    Entry,
+    Inventory,
+    as_converted,
+    is_at_hand,
+    stored_bytes,
+    take,
+)
 
 MIB, GIB = 1 << 20, 1 << 30
 CACHE_BYTES = 512 * MIB  # holds what a chunk of prefill frees; more would be kept from others
@@ -40,9 +47,6 @@ KV_STEP = 256  # by which mlx-lm's caches grow
 IN_FLIGHT = {"MLX_MAX_OPS_PER_BUFFER": 1000, "MLX_MAX_MB_PER_BUFFER": 400}
 OWN_MB_IN_FLIGHT = 40
 SMALL_RAM_BYTES = 12 * GIB
-
-RECODED = ("mlp", "attention", "embedding")  # what may be coded that a publisher left in 16 bits
-NARROWEST = 4
 
 
 @dataclass(frozen=True)
@@ -314,7 +318,7 @@ def advice(inventory: Inventory, settings: Settings, machine: Machine) -> str:
             f"`sudo sysctl iogpu.wired_limit_mb={-(-needed // MIB)}` lets the GPU have it until "
             "the next start; close other programs"
         )
-    return "choose a variant of fewer bits"
+    return "choose a variant of fewer bits, or convert it with --leftovers small"
 
 
 @dataclass(frozen=True)
@@ -371,24 +375,14 @@ def spare_bytes(folder: Path, settings: Settings) -> int:
 
 
 def ask_first(model: str, variant: str | None, settings: Settings) -> None:
-    """Refuse what would not fit however it is converted, before it is downloaded.
+    """Refuse a model that will not fit as the commands convert it, before it is downloaded.
 
     Raises: DeviceError as `ask`; SourceError when the hub lacks the model or cannot be reached.
     """
     if is_at_hand(model, variant):
         return
-    require(narrowest(take(model, variant)), settings, this_machine(Path.cwd()))
-
-
-def narrowest(inventory: Inventory) -> Inventory:
-    """Code what a source left uncoded, as narrowly as `convert` may."""
-    entries = [
-        replace(entry, bits=NARROWEST)
-        if entry.bits is None and rules.class_of(entry.name) in RECODED
-        else entry
-        for entry in inventory.entries
-    ]
-    return replace(inventory, entries=tuple(entries))
+    made = as_converted(take(model, variant), leftovers.AUTO)
+    require(made, settings, this_machine(Path.cwd()))
 
 
 def require(inventory: Inventory, settings: Settings, machine: Machine) -> None:

@@ -25,7 +25,7 @@ from .engine.sampling import Sampling
 from .errors import RequestError, SourceError
 from .gemma4.caching import Caching
 from .gemma4.model import Model
-from .store import checkpoint, convert, source
+from .store import checkpoint, convert, leftovers, source
 
 DEMO = Path(__file__).parent / "demo"
 DEMO_VARIANT = "PQ5"
@@ -45,6 +45,8 @@ def cache_folder() -> Path:
 
 def converted_folder(model: str, variant: str | None = None) -> Path:
     """Return the converted folder of a model, converting it now if that was never done.
+
+    What the publisher left in 16 bits is coded as leftovers.AUTO says; `convert` offers the others.
 
     Raises: SourceError, CheckpointError, DeviceError as `find` and `convert` do.
     """
@@ -66,7 +68,7 @@ def converted_folder(model: str, variant: str | None = None) -> Path:
 def _convert(opened: source.Source, target: Path) -> None:
     """Convert into the cache, or take what another process made of the same model meanwhile."""
     try:
-        for line in convert.convert(opened, target).lines():
+        for line in convert.convert(opened, target, leftovers.AUTO).lines():
             logger.info("%s", line)
     except SourceError:
         if not target.is_dir():
@@ -75,12 +77,14 @@ def _convert(opened: source.Source, target: Path) -> None:
 
 
 def _cache_name(model: str, opened: source.Source) -> str:
-    """Name a converted folder after the model and the state of its files."""
+    """Name a converted folder after the model, the state of its files and how it is converted."""
     files = [*opened.weight_files, *opened.root_files]
     state = [
         (path.resolve().as_posix(), path.stat().st_size, path.stat().st_mtime_ns) for path in files
     ]
-    digest = hashlib.sha256(repr((checkpoint.FORMAT, state)).encode()).hexdigest()[:12]
+    digest = hashlib.sha256(repr((checkpoint.FORMAT, leftovers.AUTO, state)).encode()).hexdigest()[
+        :12
+    ]
     name = "--".join(part for part in Path(model).parts[-2:] if part not in ("/", "..", "."))
     return "--".join(filter(None, (name, opened.variant, digest)))
 

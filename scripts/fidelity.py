@@ -1,15 +1,17 @@
 """Print how faithful every variant of the demo is, as the model card does for the real model.
 
     python scripts/fidelity.py [--work build/fidelity] [--count 100]
+    python scripts/fidelity.py --variants PQ2 PQ5 --leftovers keep auto small
 
 Makes each variant from the demo's bf16 weights with our encoder, in the published layout, converts
-it and asks it what it asks bf16: perplexity and KL divergence on unseen stories, exact answers, and
-how many answers are bf16's own, token by token.
+it, with what was left in 16 bits coded as `--leftovers` says, and asks it what it asks bf16:
+perplexity and KL divergence on unseen stories, exact answers, and how many answers are bf16's own,
+token by token.
 """
 
 import argparse
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +26,7 @@ from tqdm import tqdm
 from hlwq_mlx import library
 from hlwq_mlx.dialog import template
 from hlwq_mlx.quantize import add_variant
-from hlwq_mlx.store import rules
+from hlwq_mlx.store import leftovers, rules
 from hlwq_mlx.store.convert import convert
 from hlwq_mlx.store.quantize import Encoder, Fidelity, Report
 from hlwq_mlx.store.source import Source
@@ -107,35 +109,37 @@ def compare(
     return float(np.exp(np.concatenate(losses).mean())), float(np.concatenate(divergences).mean())
 
 
-def pooled(report: Report) -> Fidelity:
+def pooled(*reports: Report) -> Fidelity:
     """Pool the fidelity of all coded tensors."""
     total = Fidelity()
-    for part in report.classes.values():
-        total += part
+    for report in reports:
+        for part in report.classes.values():
+            total += part
     return total
 
 
-def measure(work: Path, count: int, encoder: Encoder) -> Iterator[Row]:
-    """Make, convert and measure every variant, bf16 first."""
+def measure(
+    work: Path, count: int, encoder: Encoder, variants: Sequence[str], choices: Sequence[str]
+) -> Iterator[Row]:
+    """Make, convert and measure variants, bf16 first, each with every choice for its leftovers."""
     source = Source(library.DEMO)
-    base = folder_of(work, source, BASE)
-    subject = Subject(base)
+    convert(source, work / BASE)
+    subject = Subject(work / BASE)
     texts = unseen_texts(subject.tokenizer)
     reference = [subject.scores(ids) for ids in texts]
     questions = [conversation for conversation, _ in demo_exam.story_conversations(count)]
     wanted = subject.answers(questions, demo_exam.LONGEST_ANSWER)
     yield row_of(BASE, Fidelity(), subject, texts, reference, questions, wanted)
-    for variant in tqdm(rules.VARIANTS, desc="variants"):
+    for variant in tqdm(variants, desc="variants"):
         name, rule = rules.variant_rule(variant)
-        report = add_variant(source, rule, work / "published" / name, encoder)
-        subject = Subject(folder_of(work, Source(work / "published" / name, name), name))
-        yield row_of(name, pooled(report), subject, texts, reference, questions, wanted)
-
-
-def folder_of(work: Path, source: Source, name: str) -> Path:
-    folder = work / name
-    convert(source, folder)
-    return folder
+        published = work / "published" / name
+        report = add_variant(source, rule, published, encoder)
+        for choice in choices:
+            label = name if choices == [leftovers.KEEP] else f"{name}, {choice}"
+            summary = convert(Source(published, name), work / f"{name}-{choice}", choice)
+            fidelity = pooled(report, summary.plan.report)
+            subject = Subject(work / f"{name}-{choice}")
+            yield row_of(label, fidelity, subject, texts, reference, questions, wanted)
 
 
 def row_of(
@@ -190,9 +194,20 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=100, help="questions of each kind")
     parser.add_argument("--table", default="clip4_100", help="clip4_100, inf_100 or converged")
     parser.add_argument("--refits", type=int, default=0, help="least-squares refits of the norms")
+    parser.add_argument("--variants", nargs="+", default=rules.VARIANTS, metavar="PQn")
+    parser.add_argument(
+        "--leftovers",
+        nargs="+",
+        choices=leftovers.CHOICES,
+        default=[leftovers.KEEP],
+        help="a line for each: what becomes of the matrices left in 16 bits (default: keep)",
+    )
     arguments = parser.parse_args()
     encoder = Encoder(arguments.table, arguments.refits)
-    print_table(measure(arguments.work, arguments.count, encoder))
+    rows = measure(
+        arguments.work, arguments.count, encoder, arguments.variants, arguments.leftovers
+    )
+    print_table(rows)
 
 
 if __name__ == "__main__":

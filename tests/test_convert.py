@@ -16,9 +16,9 @@ from hlwq_mlx import convert as command
 from hlwq_mlx.errors import CheckpointError, ConfigError, SourceError
 from hlwq_mlx.quant.packing import unpack_p32
 from hlwq_mlx.quant.tables import centroids
-from hlwq_mlx.store import checkpoint, convert
+from hlwq_mlx.store import checkpoint, convert, output
 from hlwq_mlx.store.ple import FILE_NAME as ROW_STORE
-from hlwq_mlx.store.source import Source
+from hlwq_mlx.store.source import PlainTensor, Source
 from hlwq_mlx.store.tensorfile import TensorFile, TensorSpec, TensorWriter
 
 # float32 logits up to 6 through 4 layers. A coded layer rotates its input where the other decodes
@@ -133,7 +133,7 @@ def test_shards_hold_the_source_bit_by_bit(tmp_path):
 def test_row_slices_do_not_change_a_byte(tmp_path, monkeypatch):
     source, _ = make_source(tmp_path, MIXTURES["all"], even=False)
     convert.convert(source, tmp_path / "whole")
-    monkeypatch.setattr(convert, "_SLICE_BYTES", 20000)
+    monkeypatch.setattr(output, "_SLICE_BYTES", 20000)
     convert.convert(source, tmp_path / "sliced")
     files = sorted(path.name for path in (tmp_path / "whole").iterdir())
     assert files == sorted(path.name for path in (tmp_path / "sliced").iterdir())
@@ -144,7 +144,7 @@ def test_row_slices_do_not_change_a_byte(tmp_path, monkeypatch):
 
 def test_shards_stay_below_the_limit_and_agree_with_the_index(tmp_path, monkeypatch):
     limit = 120_000
-    monkeypatch.setattr(convert, "SHARD_BYTES", limit)
+    monkeypatch.setattr(output, "SHARD_BYTES", limit)
     source, decoded = make_source(tmp_path, tiny.pure(5))
     convert.convert(source, tmp_path / "out")
     index = json.loads((tmp_path / "out" / checkpoint.INDEX_NAME).read_text())
@@ -169,7 +169,7 @@ def test_shards_stay_below_the_limit_and_agree_with_the_index(tmp_path, monkeypa
 
 
 def test_a_tensor_above_the_limit_has_a_shard_of_its_own(tmp_path, monkeypatch):
-    monkeypatch.setattr(convert, "SHARD_BYTES", 1000)
+    monkeypatch.setattr(output, "SHARD_BYTES", 1000)
     source, _ = make_source(tmp_path, tiny.pure(5))
     convert.convert(source, tmp_path / "out")
     for path in (tmp_path / "out").glob("model*.safetensors"):
@@ -178,7 +178,7 @@ def test_a_tensor_above_the_limit_has_a_shard_of_its_own(tmp_path, monkeypatch):
 
 
 def test_the_limit_is_five_gigabytes():
-    assert convert.SHARD_BYTES == 5 * 10**9
+    assert output.SHARD_BYTES == 5 * 10**9
 
 
 def test_the_row_store_lies_outside_the_shards(tmp_path):
@@ -230,6 +230,7 @@ def test_the_config_carries_the_manifest(tmp_path):
         "block": 128,
         "variant": "PQ5",
         "tables": tables,
+        "leftovers": {"choice": "keep", "classes": {}, "strong_means": []},
     }
     assert tensors.keys() == source.coded.keys() - set(tiny.dead_names())
     assert tensors[UP] == {"bits": 2, "table": "clip4_100"}
@@ -273,6 +274,7 @@ def test_the_summary_counts_what_was_done(tmp_path):
         "kept as BF16: 46 tensors, 0.000 GB",
         f"row store {ROW_STORE}: 0.000 GB, stays on disk",
         "left out: 6 tensors that no layer reads (KV-shared layers)",
+        "weights that a token reads: 0.000 GB before, 0.000 GB after",
         f"bytes: {before:.3f} GB before, {after:.3f} GB after",
     ]
 
@@ -381,10 +383,10 @@ def test_the_command_converts(tmp_path, capsys, form):
     make_source(tmp_path, tiny.pure(5))
     model = str(tmp_path / "PQ5" if form == "folder" else tmp_path)
     variant = ["--variant", "pq5"] if form == "root and variant" else []
-    output = str(tmp_path / "out")
-    assert cli.run(command.main, ["--model", model, *variant, "--output", output]) == 0
+    out = str(tmp_path / "out")
+    assert cli.run(command.main, ["--model", model, *variant, "--output", out]) == 0
     printed = capsys.readouterr()
-    assert printed.out == f"{output}\n"
+    assert printed.out == f"{out}\n"
     assert (
         "5 bits: 25 tensors, order msb by histogram, table clip4_100 by block energy" in printed.err
     )
@@ -396,7 +398,7 @@ def test_the_command_converts(tmp_path, capsys, form):
 def test_the_command_takes_an_order_and_a_table(tmp_path, capsys):
     make_source(tmp_path, tiny.pure(4))
     arguments = ["--hf-path", str(tmp_path / "PQ5"), "--mlx-path", str(tmp_path / "out")]
-    arguments += ["--bit-order", "lsb", "--centroids", "inf"]
+    arguments += ["--bit-order", "lsb", "--centroids", "inf", "--leftovers", "keep"]
     assert cli.run(command.main, arguments) == 0
     assert (
         "4 bits: 25 tensors, order lsb as asked, table inf_100 as asked" in capsys.readouterr().err
@@ -428,16 +430,16 @@ def test_the_largest_table_is_planned_in_slices(tmp_path):
     with TensorWriter(tmp_path / "a", {"t": TensorSpec("BF16", (N, K))}):
         pass  # a sparse file
     file = TensorFile(tmp_path / "a")
-    source = convert.PlainTensor("t", file, file.specs["t"])
+    source = PlainTensor("t", file, file.specs["t"])
     at = 0
-    for offset, piece in convert._copy("t", source).pieces():
-        assert offset == at
+    for name, offset, piece in output.copy_of("t", source).pieces():
+        assert (name, offset) == ("t", at)
         assert piece.nbytes <= 1 << 26
         assert not piece.flags.owndata
         at += piece.nbytes
     assert at == 2 * N * K
     for row_bytes in (8 * K, 16 * K):
-        slices = list(convert._row_slices(N, row_bytes))
+        slices = list(output.row_slices(N, row_bytes))
         assert [start for start, _ in slices[1:]] == [stop for _, stop in slices[:-1]]
         assert (slices[0][0], slices[-1][1]) == (0, N)
         assert max(stop - start for start, stop in slices) * row_bytes <= 1 << 26

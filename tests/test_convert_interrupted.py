@@ -90,7 +90,7 @@ def test_a_disk_that_is_too_small_is_told_before_work_begins(published, tmp_path
     (tmp_path / "free").mkdir()
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=50_000_000))
-        message = r"\[convert\] needed 0\.07 GB in .*/free/new, got 0\.05 GB free\. Free disk space"
+        message = r"\[output\] needed 0\.07 GB in .*/free/new, got 0\.05 GB free\. Free disk space"
         with pytest.raises(DeviceError, match=message):
             convert.convert(Source(published), tmp_path / "free" / "new" / "out")
     assert names(tmp_path / "free" / "new") == []
@@ -119,7 +119,7 @@ def die(*arguments, **options):
     os.kill(os.getpid(), signal.SIGKILL)
 
 if moment == "config":
-    convert._copy_side_files = die
+    convert.copy_side_files = die
 elif moment == "rename":
     pathlib.Path.rename = die
 else:
@@ -181,7 +181,7 @@ def wait(*arguments):
     print("ready", flush=True)
     time.sleep(60)
 
-convert._copy_side_files = wait
+convert.copy_side_files = wait
 sys.exit(cli.run(command.main))
 """
 

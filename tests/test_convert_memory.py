@@ -15,6 +15,7 @@ from hlwq_mlx.gemma4.model import Model, ModelArgs
 from hlwq_mlx.quant.packing import pack, unpack_p32
 from hlwq_mlx.store import checkpoint
 from hlwq_mlx.store.ple import FILE_NAME as ROW_STORE
+from hlwq_mlx.store.ple import RowStore
 from hlwq_mlx.store.tensorfile import TensorFile, TensorSpec, TensorWriter
 
 LIMIT = 1.5 * 2**30
@@ -45,7 +46,8 @@ def write_plain(path, left_out=()):
 
 
 def row_bits(row):
-    return np.random.default_rng(row).integers(0, 1 << 15, WIDTH, dtype=np.uint16)
+    draw = np.random.default_rng(row).standard_normal(WIDTH, dtype=np.float32)
+    return (draw.view(np.uint32) >> 16).astype(np.uint16)
 
 
 def write_codes(path):
@@ -103,6 +105,13 @@ def check_rows(folder):
     assert not table[2].any()
 
 
+def check_coded_rows(folder):
+    rows = np.array(RowStore(folder / ROW_STORE)(np.array([*ROWS, 2])))
+    wanted = (np.stack([row_bits(row) for row in ROWS]).astype(np.uint32) << 16).view(np.float32)
+    np.testing.assert_allclose(rows[:-1], wanted, rtol=0, atol=np.abs(wanted).max() / 250)
+    assert not rows[-1].any()
+
+
 @pytest.fixture
 def root(tmp_path):
     """A repository's folder that does not stay behind: what goes there takes 2 GB."""
@@ -111,12 +120,17 @@ def root(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="anonymous memory is read from Linux's /proc")
-def test_anonymous_memory_stays_small(root):
+@pytest.mark.parametrize("leftovers", ["auto", "small"])
+def test_anonymous_memory_stays_small(root, leftovers):
     (root / "PQ5").mkdir()
     write_plain(root / "PQ5" / "bf16.safetensors", left_out=[tiny.EMBEDDING])
     write_codes(root / "PQ5" / "codes.safetensors")
-    check_memory("hlwq_mlx.convert", "--model", root / "PQ5", "--output", root / "out")
-    check_rows(root / "out")
+    places = ["--model", root / "PQ5", "--output", root / "out"]
+    check_memory("hlwq_mlx.convert", *places, "--leftovers", leftovers)
+    (check_coded_rows if leftovers == "small" else check_rows)(root / "out")
+    manifest = checkpoint.read_json(root / "out" / "config.json")["quantization_config"]
+    projection = manifest["tensors"][f"{tiny.TEXT}per_layer_model_projection.weight"]
+    assert projection == {"bits": 8, "table": "converged"}
     names = checkpoint.coded_names(tiny.EMBEDDING)
     words = TensorFile(root / "out" / "model-00001-of-00001.safetensors").view(names.codes)
     codes, _ = draw_codes()

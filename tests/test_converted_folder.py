@@ -37,7 +37,7 @@ def test_a_source_without_config_is_refused_in_one_line(tmp_path):
 
 
 def test_what_another_process_made_meanwhile_is_taken(cache, monkeypatch, caplog):
-    copy_side_files = convert._copy_side_files
+    copy_side_files = convert.copy_side_files
 
     def beside_another(source, folder):
         theirs = folder.with_name(folder.name.removeprefix(".").partition(".partial-")[0])
@@ -45,7 +45,7 @@ def test_what_another_process_made_meanwhile_is_taken(cache, monkeypatch, caplog
         (theirs / "theirs").write_text("1")
         return copy_side_files(source, folder)
 
-    monkeypatch.setattr(convert, "_copy_side_files", beside_another)
+    monkeypatch.setattr(convert, "copy_side_files", beside_another)
     target = library.converted_folder(str(library.DEMO), "PQ5")
     assert list(cache.rglob("*")) == [target, target / "theirs"]
     assert caplog.messages[-1] == f"using {target}, converted by another process meanwhile"

@@ -274,11 +274,3 @@ def test_codes_of_strong_means_are_odd_and_too_few_say_nothing():
     assert detect.is_odd(tensor, settle(tensor)[UP])
     few = coded(5, weight=WEIGHT[:15] + 1)
     assert not detect.is_odd(few, settle(few)[UP])
-
-
-def test_cell_probabilities_are_a_distribution():
-    cells = detect.cell_probabilities(centroids("clip4_100", 3))
-    assert cells.shape == (8,)
-    np.testing.assert_allclose(cells, cells[::-1], rtol=1e-12)
-    np.testing.assert_allclose(cells.sum(), 1, rtol=1e-15)
-    np.testing.assert_allclose(cells[4], 0.1915, atol=0.005)  # of N(0, 1) between 0 and 0.5

@@ -11,12 +11,12 @@ import pytest
 import tiny
 from mlx.utils import tree_flatten
 
-from hlwq_mlx import cli, fit
+from hlwq_mlx import cli, doctor, fit
 from hlwq_mlx.engine.decode import PREFILL_STEP
 from hlwq_mlx.errors import DeviceError
 from hlwq_mlx.gemma4.caching import WHOLE, Caching
-from hlwq_mlx.store import checkpoint, convert
-from hlwq_mlx.store.inventory import of_variant, take
+from hlwq_mlx.store import checkpoint, convert, leftovers
+from hlwq_mlx.store.inventory import as_converted, of_variant, take
 from hlwq_mlx.store.source import Source
 
 MAC = fit.mac(16, 15)
@@ -104,12 +104,32 @@ def test_a_refusal_has_the_numbers(pq5):
     text = str(refused.value)
     assert text.startswith("[memory] needed 6.2")
     assert "for a context of 8192 (text weights 5.50, keys and values 0.19, " in text
-    assert "got 5.73 GB on 8 GB, macOS 15. Choose a variant of fewer bits; --force tries" in text
+    assert (
+        "got 5.73 GB on 8 GB, macOS 15. Choose a variant of fewer bits, or convert it with" in text
+    )
 
 
-def test_what_publishers_left_uncoded_may_be_coded(pq5):
-    least = fit.need(fit.narrowest(pq5), SETTINGS, MAC)
-    assert least.text < fit.need(pq5, SETTINGS, MAC).text - 2e9
+def test_what_convert_makes_of_leftovers(pq5):
+    """gate_proj, the head and per-layer matrices go from 16 bits to 8 and a norm a block."""
+    made = as_converted(pq5, leftovers.AUTO)
+    plain, coded = (fit.need(found, SETTINGS, MAC).text for found in (pq5, made))
+    weights = 3_303_014_400 // 3 + 671_088_640 + 55_050_240 + 27_525_120
+    assert plain - coded == weights * 2 - weights * (128 + 2) // 128
+    assert as_converted(made, leftovers.SMALL) == made
+    assert as_converted(pq5, leftovers.KEEP).entries == pq5.live
+    small = as_converted(pq5, leftovers.SMALL)
+    assert fit.need(small, SETTINGS, MAC).text < coded
+    assert fit.need(small, SETTINGS, MAC).rows_on_disk * 32 == 2_818_572_288 * 34
+
+
+def test_the_goals_at_8k():
+    """PQ5 with towers in 7 GB; PQ2-Mixed and PQ3, text, on an 8 GB Mac."""
+    pq5 = as_converted(of_variant("PQ5"), leftovers.AUTO)
+    settings = replace(SETTINGS, has_towers=True)
+    assert fit.need(pq5, settings, MAC).total < 7e9
+    for variant in ("PQ2-Mixed", "PQ3"):
+        made = as_converted(of_variant(variant), leftovers.AUTO)
+        assert fit.judge(made, SETTINGS, fit.mac(8, 15)).is_fit
 
 
 def test_nothing_is_fetched_for_a_model_at_hand(tmp_path, monkeypatch):
@@ -176,6 +196,7 @@ def test_this_machine():
 
 
 def test_one_default_for_a_chunk():
+    assert doctor.LEFTOVERS == leftovers.CHOICES
     assert cli.PREFILL_STEP == PREFILL_STEP == fit.Settings(1).prefill_step
 
 

@@ -369,4 +369,7 @@ def test_generate_from_the_hub_converts_once(server, tmp_path, monkeypatch, capl
     caplog.set_level("INFO", "hlwq_mlx")
     assert library.converted_folder(model) == folder
     assert caplog.messages == [f"using {folder}, converted before"]
-    assert server.ranges("codes.safetensors") == ["bytes=0-100000", None]  # asked first, then brought
+    assert server.ranges("codes.safetensors") == [
+        "bytes=0-100000",
+        None,
+    ]  # asked first, then brought

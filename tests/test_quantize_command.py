@@ -117,7 +117,7 @@ from hlwq_mlx.store import convert
 def die(*arguments):
     os.kill(os.getpid(), signal.SIGKILL)
 
-convert._copy_side_files = die
+convert.copy_side_files = die
 cli.run(quantize.main, sys.argv[1:])
 """
 

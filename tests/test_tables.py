@@ -3,7 +3,7 @@ import pytest
 from scipy.stats import norm
 
 from hlwq_mlx.errors import ConfigError
-from hlwq_mlx.quant.tables import CENTROIDS, centroids
+from hlwq_mlx.quant.tables import CENTROIDS, cell_probabilities, centroids, error_energy
 
 WIDTHS = range(1, 9)
 
@@ -93,3 +93,22 @@ def test_unknown_table_and_width_are_refused():
         centroids("nf4", 4)
     with pytest.raises(ConfigError, match=r"needed 1 to 8 bits, got 9\. Choose a width"):
         centroids("converged", 9)
+
+
+def test_cell_probabilities_are_a_distribution():
+    cells = cell_probabilities(centroids("clip4_100", 3))
+    assert cells.shape == (8,)
+    np.testing.assert_allclose(cells, cells[::-1], rtol=1e-12)
+    np.testing.assert_allclose(cells.sum(), 1, rtol=1e-15)
+    np.testing.assert_allclose(cells[4], 0.1915, atol=0.005)  # of N(0, 1) between 0 and 0.5
+
+
+@pytest.mark.parametrize("bits", WIDTHS)
+@pytest.mark.parametrize("table", CENTROIDS)
+def test_error_energy_is_the_integral(table, bits):
+    """By the trapezoidal rule on a fine grid, which for a Gaussian is as good as exact."""
+    levels = centroids(table, bits).astype(np.float64)
+    z = np.linspace(-9, 9, 900_001)
+    nearest = levels[np.searchsorted((levels[1:] + levels[:-1]) / 2, z)]
+    wanted = np.trapezoid((z - nearest) ** 2 * norm.pdf(z), z)
+    np.testing.assert_allclose(error_energy(centroids(table, bits)), wanted, rtol=1e-5)

@@ -11,6 +11,8 @@ float32 exactly.
 `converged`: the fixed point with the ends at infinity. What our own quantiser uses.
 """
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -196,3 +198,31 @@ def centroids(table: str, bits: int) -> NDArray[np.float32]:
             f"[tables.centroids] needed 1 to 8 bits, got {bits}. Choose a width in that range."
         )
     return np.array(CENTROIDS[table][bits], dtype=np.float32)
+
+
+def cell_probabilities(table: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Return the probability that N(0, 1) falls to each centroid.
+
+    Shapes: table ascending [2..256] -> the same.
+    """
+    below = [0.0, *(0.5 * math.erfc(-edge / math.sqrt(2)) for edge in _edges(table)), 1.0]
+    return np.diff(below)
+
+
+def error_energy(table: NDArray[np.floating]) -> float:
+    """Return E[(z - Q(z))**2] for z from N(0, 1): what coding adds to weights, over their energy.
+
+    That is 1 - 2 E[z Q(z)] + E[Q(z)**2], in float64.
+
+    Shapes: table ascending [2..256].
+    """
+    levels = table.astype(np.float64)
+    density = np.exp(-(_edges(table) ** 2) / 2) / math.sqrt(2 * math.pi)
+    means = -np.diff(density, prepend=0.0, append=0.0)  # of z within each cell, times its share
+    return float(1 - 2 * levels @ means + levels**2 @ cell_probabilities(table))
+
+
+def _edges(table: NDArray[np.floating]) -> NDArray[np.float64]:
+    levels = table.astype(np.float64)
+    edges: NDArray[np.float64] = (levels[1:] + levels[:-1]) / 2
+    return edges

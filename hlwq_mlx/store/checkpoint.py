@@ -7,7 +7,6 @@ and table.
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +24,7 @@ from ..quant.packing import BLOCK
 from .coded import CodedTensor, raise_all
 from .detect import Reading
 from .hub import PLAIN
+from .leftovers import Leftover
 from .ple import FILE_NAME as ROW_STORE
 from .ple import RowStore
 from .source import PlainTensor, read_json
@@ -36,7 +36,7 @@ FORMAT = 1
 INDEX_NAME = "model.safetensors.index.json"
 TEXT = "model.language_model."
 ROW_TABLE = f"{TEXT}embed_tokens_per_layer.weight"
-_TIED_HEAD = "lm_head.weight"
+TIED_HEAD = "lm_head.weight"
 _PATIENCE_S = 1.0
 
 Shape = tuple[int, ...]
@@ -94,8 +94,8 @@ def unread_names(
     that is missing, unknown or of another shape.
     """
     model = Model(Gemma4Config.from_dict(config))
-    expected = _shapes(model) | _row_table_shape(model.args)
-    unread = {name for name in tensors if name == _TIED_HEAD or model.is_dead(name)}
+    expected = text_shapes(model)
+    unread = {name for name in tensors if name == TIED_HEAD or model.is_dead(name)}
     text = {name: tensor for name, tensor in tensors.items() if not name.startswith(TOWERS)}
     problems = [
         f"[{name}] needed in the source, got no such tensor. Download the variant again."
@@ -119,9 +119,9 @@ def _shapes(model: Model) -> dict[str, Shape]:
     return {name: tuple(array.shape) for name, array in tree_flatten(model.parameters())}
 
 
-def text_shapes(args: Gemma4Config) -> dict[str, Shape]:
-    """Name every tensor that the text model has before anything is coded, with its shape."""
-    return _shapes(Model(replace(args, quantization_config=None))) | _row_table_shape(args)
+def text_shapes(model: Model) -> dict[str, Shape]:
+    """Return the shape of every tensor of the text model, the row table's too."""
+    return _shapes(model) | _row_table_shape(model.args)
 
 
 def row_width(args: Gemma4Config) -> int:
@@ -140,7 +140,7 @@ def _padded(shape: Shape) -> Shape:
 
 
 def make_manifest(
-    variant: str | None, coded: Mapping[str, tuple[CodedTensor, Reading]]
+    variant: str | None, coded: Mapping[str, tuple[CodedTensor | Leftover, Reading]]
 ) -> dict[str, Any]:
     """Describe the coded tensors of a folder, tables included."""
     tables: dict[str, list[float]] = {}

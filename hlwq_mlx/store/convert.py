@@ -1,53 +1,48 @@
 """Repack an HLWQ source into a folder of stock MLX shape, a slice of rows at a time.
 
-Codes go from the source's bit order to P32 and keep their widths, tables and norms; everything else
-is copied as it is. The per-layer-embedding table becomes a row store (ple). What is written first
-has another name, and the folder gets its own in one rename: an interrupted conversion leaves
-nothing that looks finished. The only module that spells our folder's tensor names is `checkpoint`.
+Codes go from the source's bit order to P32 and keep their widths, tables and norms; what else is
+coded is for `leftovers` to say, and the rest is copied as it is. The per-layer-embedding table
+becomes a row store (ple). What is written first has another name, and the folder gets its own in
+one rename: an interrupted conversion leaves nothing that looks finished. The only module that
+spells our folder's tensor names is `checkpoint`.
 """
 
-import json
 import math
-import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from tqdm import tqdm
 
-from ..errors import DeviceError
 from ..gemma4.config import Gemma4Config
-from ..quant import codec
 from ..quant.layers import pad_table
-from ..quant.packing import UNIT, p32_plane_offsets, p32_planes
-from . import checkpoint
+from ..quant.packing import BLOCK, UNIT, Codes, p32_plane_offsets, p32_planes
+from . import checkpoint, leftovers, ple
 from .atomic import building
 from .coded import CodedTensor
 from .detect import Reading, is_odd
+from .leftovers import Leftover
+from .output import (
+    Output,
+    Piece,
+    bytes_bar,
+    check_disk,
+    copy_of,
+    copy_side_files,
+    float_slices,
+    row_slices,
+    whole,
+    write_file,
+    write_json,
+    write_shards,
+)
 from .ple import FILE_NAME as ROW_STORE
 from .source import PlainTensor, Source
-from .tensorfile import TensorSpec, TensorWriter
+from .tensorfile import TensorSpec
 
-SHARD_BYTES = 5 * 10**9
-_SLICE_BYTES = 1 << 26
-_SPARE_BYTES = 1 << 26
 _NAMED = 3
-_HEADER_BYTES = 256  # of a tensor in a file's header, at most
 
-Piece = tuple[int, NDArray[Any]]
 Tensors = dict[str, CodedTensor | PlainTensor]
-
-
-@dataclass(frozen=True)
-class Output:
-    """One tensor to write: its header, and its bytes as (offset, piece) when asked."""
-
-    name: str
-    spec: TensorSpec
-    pieces: Callable[[], Iterator[Piece]]
 
 
 @dataclass
@@ -58,8 +53,10 @@ class Summary:
     written_bytes: int = 0
     coded: dict[int, tuple[int, int]] = field(default_factory=dict)  # bits -> (tensors, weights)
     plain: dict[str, tuple[int, int]] = field(default_factory=dict)  # dtype -> (tensors, bytes)
+    plan: leftovers.Plan = field(default_factory=lambda: leftovers.Plan(leftovers.KEEP, 0.0))
     row_store_bytes: int = 0
     left_out: int = 0
+    token_bytes: tuple[int, int] = (0, 0)  # of weights that one token reads, before and after
     evidence: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
@@ -68,20 +65,24 @@ class Summary:
         yield from self.evidence
         for bits, (tensors, weights) in sorted(self.coded.items()):
             yield f"coded at {bits} bits: {tensors} tensors, {weights:,} weights"
+        yield from self.plan.lines()
         for dtype, (tensors, size) in sorted(self.plain.items()):
             yield f"kept as {dtype}: {tensors} tensors, {size / 1e9:.3f} GB"
         if self.row_store_bytes:
             yield f"row store {ROW_STORE}: {self.row_store_bytes / 1e9:.3f} GB, stays on disk"
         if self.left_out:
             yield f"left out: {self.left_out} tensors that no layer reads (KV-shared layers)"
+        before, after = (size / 1e9 for size in self.token_bytes)
+        yield f"weights that a token reads: {before:.3f} GB before, {after:.3f} GB after"
         before, after = self.source_bytes / 1e9, self.written_bytes / 1e9
         yield f"bytes: {before:.3f} GB before, {after:.3f} GB after"
         yield from (f"warning: {warning}" for warning in self.warnings)
 
 
-def convert(source: Source, output: Path) -> Summary:
+def convert(source: Source, output: Path, choice: str = leftovers.KEEP) -> Summary:
     """Convert a source into the folder `output`, which must not exist yet.
 
+    `choice` is one of leftovers.CHOICES.
     Raises: SourceError when `output` exists; CheckpointError when the source does not fit its
     config; DeviceError when the disk is too small.
     """
@@ -90,24 +91,73 @@ def convert(source: Source, output: Path) -> Summary:
     unread = checkpoint.unread_names(config, tensors)
     for name in unread:
         del tensors[name]
+    table = tensors.pop(checkpoint.ROW_TABLE, None)
     summary = Summary(
         source.weight_bytes,
         left_out=len(unread),
         evidence=tuple(source.evidence()),
         warnings=_doubts(source, tensors),
     )
-    row_width = checkpoint.row_width(Gemma4Config.from_dict(config))
-    outputs, rows = _plan(tensors, source.readings, row_width, summary)
-    with building(output) as folder, _bytes_bar(outputs, rows) as progress:
-        _check_disk(folder, [*outputs, *rows])
-        _write_shards(folder, outputs, progress)
+    coded = _coded(tensors, source.readings)
+    plain = {name: tensor for name, tensor in tensors.items() if isinstance(tensor, PlainTensor)}
+    plan = leftovers.make_plan(choice, coded, plain)
+    outputs = _plan(coded, plain, plan.chosen)
+    rows: list[Output] = []
+    if table is not None:
+        width = checkpoint.row_width(Gemma4Config.from_dict(config))
+        rows = [_row_table(table, source.readings, width, plan.row_bits)]
+    everything = [*outputs, *rows]
+    with building(output) as folder, bytes_bar(everything, "convert") as progress:
+        check_disk(folder, everything)
+        write_shards(folder, outputs, progress)
         if rows:
-            _write_file(folder / ROW_STORE, rows, progress)
-        summary.warnings += _copy_side_files(source, folder)
-        manifest = checkpoint.make_manifest(source.variant, _coded(tensors, source.readings))
-        _write_json(folder / "config.json", config | {"quantization_config": manifest})
+            version = {ple.VERSION_KEY: ple.CODED} if plan.row_bits == 8 else None
+            write_file(folder / ROW_STORE, rows, progress, version)
+        summary.warnings += copy_side_files(source, folder)
+        done = {name: (tensor, tensor.reading) for name, tensor in plan.chosen.items()}
+        manifest = checkpoint.make_manifest(source.variant, {**coded, **done})
+        manifest["leftovers"] = plan.manifest()
+        write_json(folder / "config.json", config | {"quantization_config": manifest})
         summary.written_bytes = sum(path.stat().st_size for path in folder.iterdir())
+    _count(summary, coded, plain, plan)
+    summary.row_store_bytes = sum(output.nbytes for output in rows)
+    summary.token_bytes = _token_bytes(tensors, outputs)
     return summary
+
+
+def _count(
+    summary: Summary,
+    coded: leftovers.Coded,
+    plain: Mapping[str, PlainTensor],
+    plan: leftovers.Plan,
+) -> None:
+    """Tell the summary what became of which tensors."""
+    for tensor, _ in coded.values():
+        count, weights = summary.coded.get(tensor.bits, (0, 0))
+        summary.coded[tensor.bits] = count + 1, weights + math.prod(tensor.shape)
+    for name in plain.keys() - plan.chosen.keys():
+        spec = plain[name].spec
+        count, size = summary.plain.get(spec.dtype, (0, 0))
+        summary.plain[spec.dtype] = count + 1, size + spec.nbytes
+    summary.plan = plan
+
+
+def _token_bytes(tensors: Tensors, outputs: list[Output]) -> tuple[int, int]:
+    """Sum what one token reads of the text model, before and after; the table is the head too."""
+    before = sum(
+        tensor.spec.nbytes
+        if isinstance(tensor, PlainTensor)
+        else tensor.raw.nbytes + tensor.norms.nbytes
+        for name, tensor in tensors.items()
+        if name.startswith(checkpoint.TEXT)
+    )
+    after = sum(
+        spec.nbytes
+        for output in outputs
+        for name, spec in output.specs.items()
+        if name.startswith(checkpoint.TEXT)
+    )
+    return before, after
 
 
 def _doubts(source: Source, tensors: Tensors) -> tuple[str, ...]:
@@ -132,154 +182,110 @@ def _canonical(source: Source) -> Tensors:
     return {checkpoint.canonical_name(name): found[name] for name in sorted(found)}
 
 
-def _plan(
-    tensors: Tensors, readings: Mapping[str, Reading], row_width: int, summary: Summary
-) -> tuple[list[Output], list[Output]]:
-    """List what goes to the shards and what to the row store."""
-    outputs: list[Output] = []
-    rows: list[Output] = []
-    for name, tensor in tensors.items():
-        if name == checkpoint.ROW_TABLE:
-            rows = [_row_table(tensor, readings, row_width)]
-            summary.row_store_bytes = rows[0].spec.nbytes
-        elif isinstance(tensor, CodedTensor):
-            outputs += _coded_outputs(name, tensor, readings[tensor.name])
-            count, weights = summary.coded.get(tensor.bits, (0, 0))
-            summary.coded[tensor.bits] = count + 1, weights + math.prod(tensor.shape)
-        else:
-            outputs.append(_copy(name, tensor))
-            count, size = summary.plain.get(tensor.spec.dtype, (0, 0))
-            summary.plain[tensor.spec.dtype] = count + 1, size + tensor.spec.nbytes
-    return outputs, rows
-
-
 def _coded(
     tensors: Tensors, readings: Mapping[str, Reading]
 ) -> dict[str, tuple[CodedTensor, Reading]]:
     return {
         name: (tensor, readings[tensor.name])
         for name, tensor in tensors.items()
-        if isinstance(tensor, CodedTensor) and name != checkpoint.ROW_TABLE
+        if isinstance(tensor, CodedTensor)
     }
 
 
-def _row_slices(rows: int, row_bytes: int) -> Iterator[tuple[int, int]]:
-    step = max(1, _SLICE_BYTES // max(1, row_bytes))
-    for start in range(0, rows, step):
-        yield start, min(start + step, rows)
+def _plan(
+    coded: leftovers.Coded, plain: Mapping[str, PlainTensor], chosen: Mapping[str, Leftover]
+) -> list[Output]:
+    """List what goes to the shards."""
+    outputs: list[Output] = []
+    for name in sorted(coded.keys() | plain.keys()):
+        if name in coded:
+            outputs += _repacked(name, *coded[name])
+        elif name in chosen:
+            outputs.append(_newly_coded(name, chosen[name]))
+        else:
+            outputs.append(copy_of(name, plain[name]))
+    return outputs
 
 
-def _coded_outputs(name: str, tensor: CodedTensor, reading: Reading) -> list[Output]:
+def _repacked(name: str, tensor: CodedTensor, reading: Reading) -> list[Output]:
+    """Plan a tensor whose codes are there."""
     N, K = tensor.shape[0], tensor.padded_columns
+    names, codes, norms, table = _coded_specs(name, N, K, tensor.bits)
 
-    def codes() -> Iterator[Piece]:
+    def pieces() -> Iterator[Piece]:
         # Packing holds about eight bytes a code at its peak.
-        for start, stop in _row_slices(N, 8 * K):
-            planes = p32_planes(tensor.rows(start, stop, reading.order), tensor.bits)
-            offsets = p32_plane_offsets(N, start, K, tensor.bits)
-            yield from zip(offsets, planes, strict=True)
+        for start, stop in row_slices(N, 8 * K):
+            rows = tensor.rows(start, stop, reading.order)
+            yield from _packed(names.codes, rows, start, N, tensor.bits)
 
-    names = checkpoint.coded_names(name)
-    table = pad_table(reading.centroids)
     return [
-        Output(names.codes, TensorSpec("U32", (N, K * tensor.bits // UNIT)), codes),
-        Output(
-            names.norms, TensorSpec("F16", tensor.norms.shape), lambda: iter([(0, tensor.norms)])
-        ),
-        Output(names.centroids, TensorSpec("F32", table.shape), lambda: iter([(0, table)])),
+        Output({names.codes: codes}, pieces),
+        whole(names.norms, norms, tensor.norms),
+        whole(names.centroids, table, pad_table(reading.centroids)),
     ]
 
 
-def _copy(name: str, tensor: PlainTensor) -> Output:
-    def pieces() -> Iterator[Piece]:
-        if not tensor.spec.shape:
-            yield 0, tensor.file.view(tensor.name)
-            return
-        row_bytes = tensor.spec.nbytes // max(1, tensor.spec.shape[0])
-        for start, stop in _row_slices(tensor.spec.shape[0], row_bytes):
-            yield start * row_bytes, tensor.rows(start, stop)
+def _newly_coded(name: str, leftover: Leftover) -> Output:
+    """Plan a tensor that is coded as it is written."""
+    N, blocks = leftover.tensor.shape[0], leftover.blocks
+    names, codes, norms, table = _coded_specs(name, N, blocks * BLOCK, leftover.bits)
 
-    return Output(name, tensor.spec, pieces)
+    def pieces() -> Iterator[Piece]:
+        yield names.centroids, 0, pad_table(leftover.reading.centroids)
+        for start, rows, lengths in leftover.slices():
+            yield names.norms, start * blocks * lengths.itemsize, lengths
+            yield from _packed(names.codes, rows, start, N, leftover.bits)
+
+    specs = {names.codes: codes, names.norms: norms, names.centroids: table}
+    return Output(specs, pieces)
+
+
+def _coded_specs(
+    name: str, N: int, K: int, bits: int
+) -> tuple[checkpoint.CodedNames, TensorSpec, TensorSpec, TensorSpec]:
+    """Say what codes, norms and centroids of a tensor are in our folder."""
+    entries = pad_table(np.zeros(1 << bits, dtype=np.float32)).shape
+    return (
+        checkpoint.coded_names(name),
+        TensorSpec("U32", (N, K * bits // UNIT)),
+        TensorSpec("F16", (N, K // BLOCK)),
+        TensorSpec("F32", entries),
+    )
+
+
+def _packed(name: str, rows: Codes, start: int, N: int, bits: int) -> Iterator[Piece]:
+    """Pack some rows into P32, whose planes lie apart."""
+    offsets = p32_plane_offsets(N, start, rows.shape[1], bits)
+    for at, plane in zip(offsets, p32_planes(rows, bits), strict=True):
+        yield name, at, plane
 
 
 def _row_table(
-    tensor: CodedTensor | PlainTensor, readings: Mapping[str, Reading], columns: int
+    tensor: CodedTensor | PlainTensor, readings: Mapping[str, Reading], columns: int, bits: int
 ) -> Output:
-    """Plan the row store: a copy of a 16-bit table, or a coded table decoded to float16.
+    """Plan the row store: rows of 8 bits, a copy of a 16-bit table, or a coded table in float16.
 
     float16 rounds a decoded value by at most 2**-11 of itself, or 2**-25, below what its codes
     lost. A source that does not tell how far it is padded is cut to `columns`.
     """
-    if isinstance(tensor, PlainTensor):
-        return _copy(checkpoint.ROW_TABLE, tensor)
-    reading = readings[tensor.name]
+    name = checkpoint.ROW_TABLE
     N = tensor.shape[0]
+    if bits == 8:
+        scales_name = name.removesuffix("weight") + "scales"
+        codes, scales = ple.coded_specs((N, columns))
 
-    def pieces() -> Iterator[Piece]:
-        for start, stop in _row_slices(N, 16 * columns):
-            codes = tensor.rows(start, stop, reading.order)
-            weight = codec.decode(codes, tensor.norms[start:stop], reading.centroids)
-            yield start * columns * 2, weight[:, :columns].astype(np.float16)
+        def coded() -> Iterator[Piece]:
+            for start, rows in float_slices(tensor, readings, columns):
+                row_codes, row_scales = ple.code_rows(rows)
+                yield name, start * columns, row_codes
+                yield scales_name, start * scales.shape[1] * scales.item_bytes, row_scales
 
-    return Output(checkpoint.ROW_TABLE, TensorSpec("F16", (N, columns)), pieces)
+        return Output({name: codes, scales_name: scales}, coded)
+    if isinstance(tensor, PlainTensor):
+        return copy_of(name, tensor)
 
+    def decoded() -> Iterator[Piece]:
+        for start, rows in float_slices(tensor, readings, columns):
+            yield name, start * columns * 2, rows.astype(np.float16)
 
-def _shards(outputs: list[Output]) -> list[list[Output]]:
-    """Split outputs, in order, into shards that stay below the limit where a tensor allows it."""
-    shards: list[list[Output]] = [[]]
-    size = 0
-    for output in outputs:
-        file_bytes = output.spec.nbytes + _HEADER_BYTES
-        if shards[-1] and size + file_bytes > SHARD_BYTES:
-            shards.append([])
-            size = 0
-        shards[-1].append(output)
-        size += file_bytes
-    return shards
-
-
-def _write_shards(folder: Path, outputs: list[Output], progress: "tqdm[Any]") -> None:
-    shards = _shards(outputs)
-    weight_map: dict[str, str] = {}
-    for number, shard in enumerate(shards, start=1):
-        file_name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        _write_file(folder / file_name, shard, progress)
-        weight_map |= {output.name: file_name for output in shard}
-    total = sum(output.spec.nbytes for output in outputs)
-    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    _write_json(folder / checkpoint.INDEX_NAME, index)
-
-
-def _write_file(path: Path, outputs: list[Output], progress: "tqdm[Any]") -> None:
-    with TensorWriter(path, {output.name: output.spec for output in outputs}) as writer:
-        for output in outputs:
-            for at, piece in output.pieces():
-                progress.update(writer.write(output.name, piece, at))
-
-
-def _copy_side_files(source: Source, folder: Path) -> tuple[str, ...]:
-    for path in source.side_files:
-        shutil.copyfile(path, folder / path.name)
-    has_tokenizer = any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model"))
-    if has_tokenizer:
-        return ()
-    return (f"{source.root} has no tokenizer files; add them to the folder before generating",)
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-
-
-def _check_disk(folder: Path, outputs: list[Output]) -> None:
-    needed = sum(output.spec.nbytes for output in outputs) + _SPARE_BYTES
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise DeviceError(
-            f"[convert] needed {needed / 1e9:.2f} GB in {folder.parent}, got {free / 1e9:.2f} GB "
-            "free. Free disk space or choose another --output."
-        )
-
-
-def _bytes_bar(outputs: list[Output], rows: list[Output]) -> "tqdm[Any]":
-    total = sum(output.spec.nbytes for output in [*outputs, *rows])
-    return tqdm(total=total, unit="B", unit_scale=True, desc="convert", mininterval=0.5)
+    return Output({name: TensorSpec("F16", (N, columns))}, decoded)

@@ -10,7 +10,6 @@ energy of all codes says whether it can be right at all.
 Source: spec hlwq_format §7.4, §7.5, §7.7. N rows, K columns padded to blocks.
 """
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -21,7 +20,7 @@ from numpy.typing import NDArray
 from ..errors import RequestError
 from ..quant import codec
 from ..quant.packing import BLOCK, BitOrder, Codes
-from ..quant.tables import CENTROIDS, centroids
+from ..quant.tables import CENTROIDS, cell_probabilities, centroids
 from .coded import CodedTensor
 
 Matrix = NDArray[np.float32]
@@ -76,13 +75,6 @@ def order_by_histogram(tensor: CodedTensor) -> BitOrder | None:
         distances[order] = float((counts[seen] * np.log(counts[seen] / expected[seen])).sum())
     best, next_best = sorted(distances, key=distances.__getitem__)
     return best if distances[next_best] - distances[best] > _DECISIVE_NATS else None
-
-
-def cell_probabilities(table: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return the probability that N(0, 1) falls to each centroid."""
-    middles = (table[1:].astype(np.float64) + table[:-1]) / 2
-    below = [0.0, *(0.5 * (1 + math.erf(middle / math.sqrt(2))) for middle in middles), 1.0]
-    return np.diff(below)
 
 
 def decode_rows(tensor: CodedTensor, rows: int, order: BitOrder, table: str) -> Matrix:

@@ -8,8 +8,9 @@ Source: spec hlwq_format §3, §7.
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,15 +18,18 @@ from typing import Any
 from ..gemma4.config import Gemma4Config
 from ..gemma4.model import TOWERS
 from ..quant.packing import BLOCK
-from . import checkpoint, hub, published, rules
+from ..quant.tables import centroids, error_energy
+from . import checkpoint, hub, leftovers, published, rules
 from .coded import parse_key
 from .ple import FILE_NAME as ROW_STORE
+from .ple import coded_specs
 from .source import Source, find_local, read_json
 from .tensorfile import TensorFile, TensorSpec
 
 Specs = Mapping[str, TensorSpec]
 Shape = tuple[int, ...]
 _NORM_BYTES = 2
+_PUBLISHERS_TABLE = "clip4_100"
 _NAMED = 3
 
 
@@ -130,6 +134,40 @@ def of_variant(variant: str) -> Inventory:
         bits = rule(tensor, shape)
         entries.append(Entry(tensor, shape, bits, stored_bytes(shape, bits)))
     return Inventory(name, config, tuple(entries))
+
+
+def as_converted(found: Inventory, choice: str) -> Inventory:
+    """List what `convert` makes of a source; `choice` is one of leftovers.CHOICES.
+
+    Tensors whose blocks have strong means stay as they are, which headers do not tell.
+    """
+    if found.is_converted:
+        return found
+    own = _own_energy(found.live)
+    entries = tuple(_coded_leftover(entry, choice, own) for entry in found.live)
+    return replace(found, entries=entries, is_converted=True)
+
+
+def _own_energy(entries: Iterable[Entry]) -> float:
+    """The error energy of coded weights of the text model over their energy; 0 for none."""
+    weights: Counter[int] = Counter()
+    for entry in entries:
+        if entry.bits is not None and not entry.is_tower:
+            weights[entry.bits] += entry.weights
+    lost = sum(
+        count * error_energy(centroids(_PUBLISHERS_TABLE, bits)) for bits, count in weights.items()
+    )
+    return lost / weights.total() if weights else 0.0
+
+
+def _coded_leftover(entry: Entry, choice: str, own: float) -> Entry:
+    if entry.is_row_table and choice == leftovers.SMALL:
+        size = sum(spec.nbytes for spec in coded_specs((entry.shape[0], entry.shape[1])))
+        return replace(entry, stored_bytes=size)
+    bits = leftovers.width_of(choice, entry.name, entry.shape, own)
+    if entry.bits is not None or bits is None:
+        return entry
+    return replace(entry, bits=bits, stored_bytes=stored_bytes(entry.shape, bits))
 
 
 def stored_bytes(shape: Shape, bits: int | None) -> int:

@@ -8,12 +8,13 @@ Source: spec gemma4_architecture §4.1.
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from ..gemma4.config import Gemma4Config
-from ..gemma4.model import KEY_VALUE_PARTS
+from ..gemma4.model import KEY_VALUE_PARTS, Model
 from .checkpoint import TEXT, text_shapes
 
 Shape = tuple[int, ...]
@@ -39,7 +40,8 @@ def tensors(config: Mapping[str, Any]) -> dict[str, Shape]:
     Raises: ConfigError for a config that is incomplete.
     """
     args = Gemma4Config.from_dict(config)
-    shapes = text_shapes(args) | dead(args)
+    model = Model(replace(args, quantization_config=None))
+    shapes = text_shapes(model) | dead(args)
     if args.vision_config:
         shapes |= dict(_vision(args.vision_config, args.text_config.hidden_size))
     if args.audio_config:

@@ -30,7 +30,7 @@ from .tensorfile import TensorSpec, TensorWriter
 
 _SLICE_WEIGHTS = 1 << 21
 _MEAN_SIGMA = 4.0  # where the published tables end
-_MEAN_SHARE = 0.01  # of a Gaussian's blocks 0.006 % go beyond
+MEAN_SHARE = 0.01  # of a Gaussian's blocks 0.006 % go beyond
 
 
 @dataclass(frozen=True)
@@ -88,16 +88,20 @@ class Report:
 
     def lines(self) -> Iterator[str]:
         """Spell the report for a person."""
+        yield from self.class_lines()
+        for name, share in self.strong_means:
+            yield (
+                f"warning: {share:.1%} of the blocks of {name} have a mean beyond "
+                f"{_MEAN_SIGMA:.0f} sigma, which the table cuts off; leave it uncoded"
+            )
+
+    def class_lines(self) -> Iterator[str]:
+        """Spell a table with a line for each class."""
         yield f"{'tensors':<28}{'bits':>5}{'weights':>15}{'cos_sim':>10}{'rel. error':>12}"
         for (name, bits), fidelity in sorted(self.classes.items()):
             yield (
                 f"{name:<28}{bits:>5}{fidelity.weights:>15,}"
                 f"{fidelity.cos_sim:>10.5f}{fidelity.relative_error:>12.5f}"
-            )
-        for name, share in self.strong_means:
-            yield (
-                f"warning: {share:.1%} of the blocks of {name} have a mean beyond "
-                f"{_MEAN_SIGMA:.0f} sigma, which the table cuts off; leave it uncoded"
             )
 
 
@@ -166,17 +170,17 @@ def _write_codes(
             writer.write(f"{key}__meta", np.array([N, blocks, BLOCK, N * blocks * BLOCK]))
             far_blocks = 0
             values = centroids(encoder.table, bits)
-            fidelity = report.classes.setdefault((_report_class(tensor.name), bits), Fidelity())
-            for part in _encode(tensor, values, encoder.refits):
+            fidelity = report.classes.setdefault((report_class(tensor.name), bits), Fidelity())
+            for part in encode_slices(tensor, values, encoder.refits):
                 packed = pack(part.codes, bits, "msb")
                 writer.write(f"{key}__norms", part.norms, part.start * blocks * 2)
                 writer.write(f"{key}__packed", packed, part.start * blocks * BLOCK * bits // 8)
                 decoded = codec.decode(part.codes, part.norms, values)
                 fidelity.add(part.weight, decoded[:, : tensor.shape[1]])
-                far_blocks += _count_strong_means(part.weight)
+                far_blocks += count_strong_means(part.weight)
                 progress.update(part.weight.size * tensor.spec.item_bytes)
             share = far_blocks / (N * blocks)
-            if share > _MEAN_SHARE:
+            if share > MEAN_SHARE:
                 report.strong_means.append((tensor.name, share))
 
 
@@ -190,14 +194,22 @@ def _published_specs(tensor: PlainTensor, bits: int) -> dict[str, TensorSpec]:
     }
 
 
-def _encode(tensor: PlainTensor, values: NDArray[np.float32], refits: int) -> Iterator[Slice]:
+def float_slices(tensor: PlainTensor) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """Yield a matrix some rows at a time, each slice with its first row's number."""
     step = max(1, _SLICE_WEIGHTS // tensor.shape[1])
     for start in range(0, tensor.shape[0], step):
-        weight = tensor.float_rows(start, start + step)
+        yield start, tensor.float_rows(start, start + step)
+
+
+def encode_slices(
+    tensor: PlainTensor, values: NDArray[np.float32], refits: int = 0
+) -> Iterator[Slice]:
+    """Code a matrix some rows at a time."""
+    for start, weight in float_slices(tensor):
         yield Slice(start, weight, *codec.encode(weight, values, refits))
 
 
-def _count_strong_means(weight: NDArray[np.float32]) -> int:
+def count_strong_means(weight: NDArray[np.float32]) -> int:
     """Count blocks whose first Hadamard coordinate, their mean, lies beyond the tables.
 
     That coordinate of a block is its sum over its norm, where others are about N(0, 1).
@@ -210,7 +222,7 @@ def _count_strong_means(weight: NDArray[np.float32]) -> int:
     return int((np.abs(blocks.sum(axis=1)) > _MEAN_SIGMA * norms).sum())
 
 
-def _report_class(name: str) -> str:
+def report_class(name: str) -> str:
     """Name what a tensor is, without the number of its layer."""
     tower = re.search(r"\.(audio|vision)_tower\.", name)
     if tower:
@@ -223,16 +235,19 @@ def _write_plain(path: Path, plain: list[PlainTensor], progress: "tqdm[Any]") ->
     specs = {tensor.name: TensorSpec("BF16", tensor.shape) for tensor in plain}
     with TensorWriter(path, specs) as writer:
         for tensor in plain:
-            for at, piece in _bfloat16_pieces(tensor):
+            for at, piece in bfloat16_pieces(tensor):
                 writer.write(tensor.name, piece, at)
                 progress.update(piece.size * tensor.spec.item_bytes)
 
 
-def _bfloat16_pieces(tensor: PlainTensor) -> Iterator[tuple[int, NDArray[np.uint16]]]:
+def bfloat16_pieces(tensor: PlainTensor) -> Iterator[tuple[int, NDArray[np.uint16]]]:
     """Yield a tensor's bfloat16 bits as (byte offset, piece)."""
     flat = tensor.file.view(tensor.name).reshape(-1)
     for start in range(0, flat.size, _SLICE_WEIGHTS):
         piece = flat[start : start + _SLICE_WEIGHTS]
-        if tensor.spec.dtype != "BF16":
-            piece = np.array(mx.array(piece).astype(mx.bfloat16).view(mx.uint16))
-        yield 2 * start, piece
+        yield 2 * start, piece if tensor.spec.dtype == "BF16" else bfloat16_bits(piece)
+
+
+def bfloat16_bits(values: NDArray[Any] | mx.array) -> NDArray[np.uint16]:
+    """Round floats to bfloat16, to nearest, and return its bits."""
+    return np.array(mx.array(values).astype(mx.bfloat16).view(mx.uint16))

@@ -24,7 +24,7 @@ CLASSES = {
     "audio": re.compile(r"\.audio_tower\.|\.embed_audio\."),
     "vision": re.compile(r"\.vision_tower\.|\.embed_vision\."),
 }
-_TOWERS = ("audio", "vision")
+TOWERS = ("audio", "vision")
 _LEFT_OUT = ("norm", "embed", "gate", "per_layer", "vision")
 
 
@@ -70,7 +70,7 @@ def parse_bits(text: str) -> dict[str, int]:
 
 def class_of(name: str) -> str | None:
     """Return which class of matrices a tensor belongs to."""
-    for tower in _TOWERS:  # a tower's layers look like the text model's
+    for tower in TOWERS:  # a tower's layers look like the text model's
         if CLASSES[tower].search(name):
             return tower
     return next((kind for kind, pattern in CLASSES.items() if pattern.search(name)), None)

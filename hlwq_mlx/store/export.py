@@ -1,0 +1,203 @@
+"""Write a model for programs that know nothing of HLWQ, a slice of rows at a time.
+
+`export_affine` writes what stock mlx-lm's `gemma4` and programs built on it load: the text model
+under their names, in MLX's own affine quantization. `export_bf16` writes the source's own layout,
+decoded, which is transformers'. Both decode codes exactly and then round: affine is a second
+quantization, bfloat16 rounds once.
+
+Source: mlx-lm 0.32.2, models/gemma4.py and utils.load_model.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from ..gemma4.config import FLAT_IGNORED, Gemma4Config
+from ..gemma4.model import Model
+from . import checkpoint
+from .atomic import building
+from .coded import CodedTensor
+from .output import (
+    Output,
+    Piece,
+    bytes_bar,
+    check_disk,
+    copy_side_files,
+    float_slices,
+    write_json,
+    write_shards,
+)
+from .quantize import bfloat16_bits, bfloat16_pieces
+from .rules import class_of
+from .source import PlainTensor, Source
+from .tensorfile import TensorSpec
+
+AFFINE_BITS = (4, 6, 8)
+_GROUPS = (64, 32)  # columns that share a scale and a bias, the first that divides a row
+_STOCK_TEXT = "language_model.model."
+# 4-bit rows are known to give garbage, and the small matrices beside them are hardly worth it.
+_LEAST_PER_LAYER_BITS = 8
+
+
+@dataclass
+class Exported:
+    """What an export wrote."""
+
+    what: str
+    tensors: int
+    written_bytes: int
+    left_out: int
+    warnings: tuple[str, ...]
+
+    def lines(self) -> Iterator[str]:
+        """Spell it for a person."""
+        yield f"{self.what}: {self.tensors} tensors, {self.written_bytes / 1e9:.3f} GB"
+        if self.left_out:
+            yield f"left out: {self.left_out} tensors that nothing reads"
+        yield from (f"warning: {warning}" for warning in self.warnings)
+
+
+def export_affine(source: Source, output: Path, bits: int) -> Exported:
+    """Write the text model in MLX's affine quantization into the new folder `output`.
+
+    Per-layer embeddings and their matrices have 8 bits at least; a matrix whose rows no group
+    divides stays bfloat16.
+    Raises: SourceError when `output` exists; CheckpointError when the source does not fit its
+    config; DeviceError when the disk is too small.
+    """
+    config = checkpoint.normalize_config(source.config)
+    model = Model(Gemma4Config.from_dict(config))
+    found = _tensors(source)
+    tensors = {checkpoint.canonical_name(name): tensor for name, tensor in found.items()}
+    unread = checkpoint.unread_names(config, tensors)
+    outputs: list[Output] = []
+    quantization: dict[str, Any] = {"group_size": _GROUPS[0], "bits": bits, "mode": "affine"}
+    for name, shape in sorted(checkpoint.text_shapes(model).items()):
+        stock_name = _STOCK_TEXT + name.removeprefix(checkpoint.TEXT)
+        group = next((size for size in _GROUPS if shape[-1] % size == 0), None)
+        if len(shape) != 2 or group is None:
+            outputs.append(_bfloat16(source, stock_name, tensors[name], shape))
+            continue
+        is_per_layer = name == checkpoint.ROW_TABLE or class_of(name) == "ple"
+        own_bits = max(bits, _LEAST_PER_LAYER_BITS) if is_per_layer else bits
+        outputs.append(_affine(source, stock_name, tensors[name], shape, (group, own_bits)))
+        if (group, own_bits) != (_GROUPS[0], bits):
+            module = stock_name.removesuffix(".weight")
+            quantization[module] = {"group_size": group, "bits": own_bits}
+    left_out = len(unread) + sum(not name.startswith(checkpoint.TEXT) for name in tensors)
+    settings = _stock_config(config, model.args) | {
+        "quantization": quantization,
+        "quantization_config": quantization,
+    }
+    return _write(source, output, outputs, settings, f"affine, {bits} bits", left_out)
+
+
+def export_bf16(source: Source, output: Path) -> Exported:
+    """Write every tensor in bfloat16, under the source's own names, into the new folder `output`.
+
+    Padding is cut where the config tells the shape, which is in the text model; no tensor of the
+    towers of a published E4B has any.
+    Raises: as `export_affine`.
+    """
+    config = checkpoint.normalize_config(source.config)
+    shapes = checkpoint.text_shapes(Model(Gemma4Config.from_dict(config)))
+    found = _tensors(source)
+    canonical = {name: checkpoint.canonical_name(name) for name in found}
+    checkpoint.unread_names(config, {canonical[name]: found[name] for name in found})
+    outputs = [
+        _bfloat16(source, name, tensor, shapes.get(canonical[name], tensor.shape))
+        for name, tensor in found.items()
+        if name != checkpoint.TIED_HEAD
+    ]
+    settings = {key: value for key, value in source.config.items() if key not in FLAT_IGNORED}
+    left_out = len(found) - len(outputs)
+    return _write(source, output, outputs, settings, "bfloat16", left_out)
+
+
+def _tensors(source: Source) -> dict[str, CodedTensor | PlainTensor]:
+    found: dict[str, CodedTensor | PlainTensor] = {**source.coded, **source.plain}
+    return dict(sorted(found.items()))
+
+
+def _bfloat16(
+    source: Source, name: str, tensor: CodedTensor | PlainTensor, shape: tuple[int, ...]
+) -> Output:
+    """Plan a tensor in bfloat16, decoded if it is coded."""
+
+    def pieces() -> Iterator[Piece]:
+        if isinstance(tensor, PlainTensor):
+            for at, piece in bfloat16_pieces(tensor):
+                yield name, at, piece
+            return
+        for start, rows in float_slices(tensor, source.readings, shape[1]):
+            yield name, start * shape[1] * 2, bfloat16_bits(rows)
+
+    return Output({name: TensorSpec("BF16", shape)}, pieces)
+
+
+def _affine(
+    source: Source,
+    name: str,
+    tensor: CodedTensor | PlainTensor,
+    shape: tuple[int, ...],
+    grid: tuple[int, int],
+) -> Output:
+    """Plan a matrix as MLX quantizes it, scales and biases in bfloat16; grid is (group, bits)."""
+    group, bits = grid
+    module = name.removesuffix(".weight")
+    N, K = shape
+    word_columns, group_columns = K * bits // 32, K // group
+
+    def pieces() -> Iterator[Piece]:
+        for start, rows in float_slices(tensor, source.readings, K):
+            words, scales, biases = mx.quantize(mx.array(rows), group_size=group, bits=bits)
+            yield name, start * word_columns * 4, np.array(words)
+            for part, values in (("scales", scales), ("biases", biases)):
+                yield f"{module}.{part}", start * group_columns * 2, bfloat16_bits(values)
+
+    grid_spec = TensorSpec("BF16", (N, group_columns))
+    specs = {
+        name: TensorSpec("U32", (N, word_columns)),
+        f"{module}.scales": grid_spec,
+        f"{module}.biases": grid_spec,
+    }
+    return Output(specs, pieces)
+
+
+def _stock_config(config: Mapping[str, Any], args: Gemma4Config) -> dict[str, Any]:
+    """Say in stock keys what the model is: text alone, every key that has another default there."""
+    text = dict(config["text_config"])
+    text.pop("per_layer_config", None)
+    text |= {
+        "layer_types": list(args.text_config.layer_types),
+        "global_head_dim": args.text_config.global_head_dim,
+        "num_global_key_value_heads": args.text_config.num_global_key_value_heads,
+    }
+    kept = ("architectures", "dtype", "eos_token_id", "transformers_version")
+    return {key: config[key] for key in kept if key in config} | {
+        "model_type": "gemma4",
+        "vocab_size": args.text_config.vocab_size,
+        "tie_word_embeddings": True,
+        "text_config": text,
+    }
+
+
+def _write(
+    source: Source,
+    output: Path,
+    outputs: list[Output],
+    config: dict[str, Any],
+    what: str,
+    left_out: int,
+) -> Exported:
+    with building(output) as folder, bytes_bar(outputs, "export") as progress:
+        check_disk(folder, outputs)
+        write_shards(folder, outputs, progress)
+        warnings = copy_side_files(source, folder)
+        write_json(folder / "config.json", config)
+        written = sum(path.stat().st_size for path in folder.iterdir())
+    return Exported(what, len(outputs), written, left_out, warnings)

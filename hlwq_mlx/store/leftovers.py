@@ -1,0 +1,189 @@
+"""Code what a publisher left in 16 bits: which tensors, how narrow, and what that cost.
+
+`keep` codes nothing. Otherwise a class of tensors gets the narrowest width at which the converged
+table loses no more than a share of what the variant's own codes lose: `auto` a twentieth, so that
+nobody can tell, `small` as much again, for Macs with 8 GB. What a width loses is a property of its
+table (tables.error_energy); what a class really lost is measured as it is written. A tensor whose
+blocks have a strong mean stays as it is: the table cuts that off (spec: data.md, finding 4).
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from ..quant import codec
+from ..quant.packing import BLOCK, Codes
+from ..quant.tables import centroids, error_energy
+from .coded import CodedTensor
+from .detect import Reading
+from .quantize import (
+    MEAN_SHARE,
+    Fidelity,
+    Report,
+    count_strong_means,
+    encode_slices,
+    float_slices,
+    report_class,
+)
+from .rules import TOWERS, class_of
+from .source import PlainTensor
+
+AUTO, KEEP, SMALL = CHOICES = ("auto", "keep", "small")
+TABLE = "converged"
+SHARES = {AUTO: 0.05, SMALL: 1.0}  # of the error energy of the variant's own codes
+_PATIENCE_S = 1.0
+
+# A row of the head is a token's score: below 4 bits tokens are confused. Per-layer matrices and
+# towers are small, and what passes through them reaches every layer.
+FLOORS = {"mlp": 1, "attention": 1, "embedding": 4, "ple": 8, "audio": 8, "vision": 8}
+
+Coded = Mapping[str, tuple[CodedTensor, Reading]]
+
+
+def own_energy(coded: Coded) -> float:
+    """Return the error energy of the text model's coded weights over their energy; 0 for none."""
+    energies: dict[tuple[float, ...], float] = {}
+    weights, lost = 0, 0.0
+    for name, (tensor, reading) in coded.items():
+        if class_of(name) in TOWERS:
+            continue
+        table = tuple(reading.centroids.tolist())
+        if table not in energies:
+            energies[table] = error_energy(reading.centroids)
+        weights += tensor.norms.size
+        lost += tensor.norms.size * energies[table]
+    return lost / weights if weights else 0.0
+
+
+def width(choice: str, kind: str, own: float) -> int | None:
+    """Return the bits for a class of tensors; None where it stays as it is.
+
+    `own` is what `own_energy` returns, `kind` a class of rules.CLASSES.
+    """
+    limit = SHARES.get(choice, 0.0) * own
+    narrowest = next((bits for bits in range(1, 9) if _energy(bits) <= limit), None)
+    return None if narrowest is None else max(narrowest, FLOORS[kind])
+
+
+def _energy(bits: int) -> float:
+    return error_energy(centroids(TABLE, bits))
+
+
+@dataclass
+class Leftover:
+    """A 16-bit matrix that is coded as it is written; `fidelity` grows with it."""
+
+    tensor: PlainTensor
+    bits: int
+    fidelity: Fidelity
+
+    @property
+    def blocks(self) -> int:
+        return -(-self.tensor.shape[1] // BLOCK)
+
+    @property
+    def reading(self) -> Reading:
+        return Reading("msb", TABLE, centroids(TABLE, self.bits), "coded as it was written")
+
+    def slices(self) -> Iterator[tuple[int, Codes, NDArray[np.float16]]]:
+        """Code some rows at a time: the first row, codes [n, K], norms [n, K/128]."""
+        values = centroids(TABLE, self.bits)
+        for part in encode_slices(self.tensor, values):
+            decoded = codec.decode(part.codes, part.norms, values)
+            self.fidelity.add(part.weight, decoded[:, : self.tensor.shape[1]])
+            yield part.start, part.codes, part.norms
+
+
+@dataclass
+class Plan:
+    """What will be coded and, when all is written, what that cost."""
+
+    choice: str
+    own: float
+    chosen: dict[str, Leftover] = field(default_factory=dict)
+    report: Report = field(default_factory=Report)
+
+    @property
+    def row_bits(self) -> int:
+        """Of the row store, which is read from disk, and never has less than 8."""
+        return 8 if self.choice == SMALL else 16
+
+    def manifest(self) -> dict[str, Any]:
+        """Say in the folder's manifest what was done."""
+        classes = {
+            name: {
+                "bits": bits,
+                "weights": fidelity.weights,
+                "relative_error": round(fidelity.relative_error, 6),
+            }
+            for (name, bits), fidelity in sorted(self.report.classes.items())
+        }
+        strong = sorted(name for name, _ in self.report.strong_means)
+        return {"choice": self.choice, "classes": classes, "strong_means": strong}
+
+    def lines(self) -> Iterator[str]:
+        """Spell what was done for a person; nothing when nothing was."""
+        if self.chosen:
+            yield (
+                f"leftovers, {self.choice}: coded with the {TABLE} table; the variant's own codes "
+                f"have a relative error of {self.own**0.5:.5f}"
+            )
+            yield from self.report.class_lines()
+        for name, share in self.report.strong_means:
+            yield f"left at 16 bits: {name}, {share:.1%} of whose blocks have a strong mean"
+
+
+def make_plan(choice: str, coded: Coded, plain: Mapping[str, PlainTensor]) -> Plan:
+    """Choose what of the plain tensors to code, reading those that come into question once."""
+    plan = Plan(choice, own_energy(coded))
+    candidates = {
+        name: bits
+        for name, tensor in plain.items()
+        if (bits := width_of(choice, name, tensor.shape, plan.own, tensor.spec.item_bytes))
+        is not None
+    }
+    total = sum(plain[name].spec.nbytes for name in candidates)
+    with tqdm(
+        total=total, unit="B", unit_scale=True, desc="inspect", delay=_PATIENCE_S
+    ) as progress:
+        for name, bits in candidates.items():
+            tensor = plain[name]
+            share = _strong_share(tensor)
+            progress.update(tensor.spec.nbytes)
+            if share > MEAN_SHARE:
+                plan.report.strong_means.append((name, share))
+                continue
+            kind = report_class(name), bits
+            fidelity = plan.report.classes.setdefault(kind, Fidelity())
+            plan.chosen[name] = Leftover(tensor, bits, fidelity)
+    return plan
+
+
+def width_of(
+    choice: str, name: str, shape: tuple[int, ...], own: float, item_bytes: int = 2
+) -> int | None:
+    """Return the bits for one tensor, if it is of a class, and smaller with them.
+
+    `own` is what `own_energy` returns, `item_bytes` what one of its weights takes uncoded.
+    """
+    kind = class_of(name)
+    if kind is None or len(shape) != 2:
+        return None
+    if kind in TOWERS and not name.endswith(".linear.weight"):  # others are not plain products
+        return None
+    bits = width(choice, kind, own)
+    if bits is None:
+        return None
+    blocks = -(-shape[1] // BLOCK)
+    is_smaller = blocks * (BLOCK * bits // 8 + 2) < shape[1] * item_bytes
+    return bits if is_smaller else None
+
+
+def _strong_share(tensor: PlainTensor) -> float:
+    """Return which share of a tensor's blocks has a mean that the tables cut off."""
+    blocks = tensor.shape[0] * -(-tensor.shape[1] // BLOCK)
+    return sum(count_strong_means(weight) for _, weight in float_slices(tensor)) / blocks

@@ -1,0 +1,160 @@
+"""A folder being written: tensors in pieces, shards, their index, JSON and side files.
+
+Knows nothing of what a tensor means; `convert` and `export` say what there is to write. Nothing
+here is whole before the folder gets its name (atomic).
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from ..errors import DeviceError
+from ..quant import codec
+from .checkpoint import INDEX_NAME
+from .coded import CodedTensor
+from .detect import Reading
+from .source import PlainTensor, Source
+from .tensorfile import TensorSpec, TensorWriter
+
+SHARD_BYTES = 5 * 10**9
+_SLICE_BYTES = 1 << 26
+_SPARE_BYTES = 1 << 26
+_HEADER_BYTES = 256  # of a tensor in a file's header, at most
+
+Piece = tuple[str, int, NDArray[Any]]
+"""A part of a tensor: its name, the offset in bytes, what to put there."""
+
+
+@dataclass(frozen=True)
+class Output:
+    """Tensors that are made together, and lie in one file: headers, and pieces when asked."""
+
+    specs: Mapping[str, TensorSpec]
+    pieces: Callable[[], Iterator[Piece]]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(spec.nbytes for spec in self.specs.values())
+
+
+def row_slices(rows: int, row_bytes: int) -> Iterator[tuple[int, int]]:
+    """Cut rows into slices of so many bytes that they never fill memory."""
+    step = max(1, _SLICE_BYTES // max(1, row_bytes))
+    for start in range(0, rows, step):
+        yield start, min(start + step, rows)
+
+
+def whole(name: str, spec: TensorSpec, array: NDArray[Any]) -> Output:
+    """Plan a small tensor that is at hand."""
+    return Output({name: spec}, lambda: iter([(name, 0, array)]))
+
+
+def copy_of(name: str, tensor: PlainTensor) -> Output:
+    """Plan a copy of a tensor, bit by bit."""
+
+    def pieces() -> Iterator[Piece]:
+        if not tensor.spec.shape:
+            yield name, 0, tensor.file.view(tensor.name)
+            return
+        row_bytes = tensor.spec.nbytes // max(1, tensor.spec.shape[0])
+        for start, stop in row_slices(tensor.spec.shape[0], row_bytes):
+            yield name, start * row_bytes, tensor.rows(start, stop)
+
+    return Output({name: tensor.spec}, pieces)
+
+
+def float_slices(
+    tensor: CodedTensor | PlainTensor, readings: Mapping[str, Reading], columns: int
+) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """Yield a table some rows at a time, each slice with its first row's number."""
+    for start, stop in row_slices(tensor.shape[0], 16 * columns):
+        if isinstance(tensor, PlainTensor):
+            yield start, tensor.float_rows(start, stop)
+            continue
+        reading = readings[tensor.name]
+        codes = tensor.rows(start, stop, reading.order)
+        weight = codec.decode(codes, tensor.norms[start:stop], reading.centroids)
+        yield start, weight[:, :columns]
+
+
+def _shards(outputs: list[Output]) -> list[list[Output]]:
+    """Split outputs, in order, into shards that stay below the limit where an output allows it."""
+    shards: list[list[Output]] = [[]]
+    size = 0
+    for output in outputs:
+        file_bytes = output.nbytes + _HEADER_BYTES * len(output.specs)
+        if shards[-1] and size + file_bytes > SHARD_BYTES:
+            shards.append([])
+            size = 0
+        shards[-1].append(output)
+        size += file_bytes
+    return shards
+
+
+def write_shards(folder: Path, outputs: list[Output], progress: "tqdm[Any]") -> None:
+    """Write the shards and their index."""
+    shards = _shards(outputs)
+    weight_map: dict[str, str] = {}
+    for number, shard in enumerate(shards, start=1):
+        file_name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        write_file(folder / file_name, shard, progress)
+        weight_map |= {name: file_name for output in shard for name in output.specs}
+    total = sum(output.nbytes for output in outputs)
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    write_json(folder / INDEX_NAME, index)
+
+
+def write_file(
+    path: Path,
+    outputs: list[Output],
+    progress: "tqdm[Any]",
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write one file, as its pieces come."""
+    specs = {name: spec for output in outputs for name, spec in output.specs.items()}
+    with TensorWriter(path, specs, metadata) as writer:
+        for output in outputs:
+            for name, at, piece in output.pieces():
+                progress.update(writer.write(name, piece, at))
+
+
+def copy_side_files(source: Source, folder: Path) -> tuple[str, ...]:
+    """Copy tokenizer, template and the like; return what to warn of."""
+    for path in source.side_files:
+        shutil.copyfile(path, folder / path.name)
+    has_tokenizer = any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model"))
+    if has_tokenizer:
+        return ()
+    return (f"{source.root} has no tokenizer files; add them to the folder before generating",)
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Write a JSON file."""
+    path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+
+
+def check_disk(folder: Path, outputs: list[Output]) -> None:
+    """Refuse to begin what the disk cannot hold.
+
+    Raises: DeviceError.
+    """
+    needed = sum(output.nbytes for output in outputs) + _SPARE_BYTES
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise DeviceError(
+            f"[output] needed {needed / 1e9:.2f} GB in {folder.parent}, got {free / 1e9:.2f} GB "
+            "free. Free disk space or choose another --output."
+        )
+
+
+def bytes_bar(outputs: list[Output], what: str) -> "tqdm[Any]":
+    """Show the bytes written of all there are."""
+    total = sum(output.nbytes for output in outputs)
+    return tqdm(total=total, unit="B", unit_scale=True, desc=what, mininterval=0.5)
