@@ -18,6 +18,7 @@ from . import library
 from .engine.decode import generate_tokens
 from .engine.sampling import Sampling
 from .errors import RequestError
+from .gemma4.caching import KV_BITS, WHOLE, Caching
 from .gemma4.model import Model
 
 DEFAULT_NEW_TOKENS = 128
@@ -80,11 +81,14 @@ def _with_ids(encoded: Any) -> Any:
 class HLWQModel:
     """A model with what the card's *Full Inference* is known to use."""
 
-    def __init__(self, model: Model, tokenizer: Any, sampling: Sampling) -> None:
+    def __init__(
+        self, model: Model, tokenizer: Any, sampling: Sampling, caching: Caching = WHOLE
+    ) -> None:
         self.model = model
         self.tokenizer = CardTokenizer(tokenizer._tokenizer)
         self._wrapper = tokenizer
         self._sampling = sampling
+        self._caching = caching
 
     @classmethod
     def from_pretrained(
@@ -102,7 +106,8 @@ class HLWQModel:
 
         `dtype`, `torch_dtype` and `trust_remote_code` are taken for the sake of old code: MLX runs
         in the dtype that suits the machine, and code from a model folder is never executed.
-        Raises: RequestError for a device MLX does not have, or for a quantized cache.
+        `kv_cache_nbits` codes keys and values of full attention at 4 or 8 bits.
+        Raises: RequestError for a device MLX does not have, or for another width.
         """
         here = _default_device()
         if device_map not in (None, "auto", *_NAMES[here]):
@@ -110,15 +115,15 @@ class HLWQModel:
                 f"[device_map] needed auto or {here}, where MLX runs, got {device_map!r}. "
                 "Set MLX's default device before loading."
             )
-        if kv_cache_nbits is not None:
+        if kv_cache_nbits not in (None, *KV_BITS):
             raise RequestError(
-                f"[kv_cache_nbits] needed None, got {kv_cache_nbits}. "
-                "A quantized key-value cache is not implemented."
+                f"[kv_cache_nbits] needed None, 4 or 8, got {kv_cache_nbits}. Choose one of these."
             )
         folder = library.converted_folder(str(repo_or_path), variant)
         model, tokenizer = library.load(folder)
         config = library.generation_config(folder)
-        return cls(model, tokenizer, Sampling.from_generation_config(config))
+        caching = Caching(kv_cache_nbits)
+        return cls(model, tokenizer, Sampling.from_generation_config(config), caching)
 
     @property
     def device(self) -> str:
@@ -148,11 +153,18 @@ class HLWQModel:
         if isinstance(inputs, str):
             messages = [{"role": "user", "content": inputs}]
             return library.generate(
-                self.model, self._wrapper, messages, max_tokens=limit, sampling=sampling
+                self.model,
+                self._wrapper,
+                messages,
+                max_tokens=limit,
+                sampling=sampling,
+                caching=self._caching,
             )
         prompt = _one_sequence(inputs)
         ids = list(prompt)
-        for token, _ in generate_tokens(self.model, prompt, sampling, max_tokens=limit):
+        for token, _ in generate_tokens(
+            self.model, prompt, sampling, max_tokens=limit, caching=self._caching
+        ):
             ids.append(token)
             if token in self._wrapper.eos_token_ids:
                 break

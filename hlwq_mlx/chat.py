@@ -270,6 +270,7 @@ def make_parser() -> argparse.ArgumentParser:
     cli.add_answer_args(parser, max_tokens=MAX_TOKENS)
     parser.add_argument("--tools", metavar="FILE", help="JSON list of functions the model may call")
     cli.add_sampling_args(parser)
+    cli.add_memory_args(parser)
     return parser
 
 
@@ -281,24 +282,36 @@ def main(argv: Sequence[str] | None = None) -> None:
         tools=read_tools(arguments.tools) if arguments.tools else (),
         thinking=arguments.think,
     )
+    with cli.tuned():
+        talk(arguments, conversation)
+
+
+def talk(arguments: argparse.Namespace, conversation: Conversation) -> None:
+    """Load the model and lead the conversation until the person leaves."""
     import mlx.core as mx
 
     from . import library
 
-    model, tokenizer, sampling = cli.load_for(arguments)
+    settings = cli.settings_for(arguments, cli.CONTEXT)
+    model, tokenizer, sampling = cli.load_for(arguments, settings)
     if arguments.seed is not None:
         mx.random.seed(arguments.seed)
 
     def stream(prompt: str) -> Iterator[Any]:
         return library.stream_generate(
-            model, tokenizer, prompt, max_tokens=arguments.max_tokens, sampling=sampling
+            model,
+            tokenizer,
+            prompt,
+            max_tokens=arguments.max_tokens,
+            sampling=sampling,
+            prefill_step=settings.prefill_step,
+            caching=settings.caching,
         )
 
     if sys.stdin.isatty():
         cli.note("/help lists the commands; Ctrl-C stops an answer, Ctrl-D leaves.")
     screen = Screen(is_terminal=sys.stdout.isatty())
-    with cli.bounded_cache():
-        Chat(conversation, tokenizer, stream, terminal_reader(), screen).run()
+    Chat(conversation, tokenizer, stream, terminal_reader(), screen).run()
 
 
 if __name__ == "__main__":

@@ -11,11 +11,15 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .errors import HLWQError
 
-CACHE_BYTES = 512 << 20  # holds what a chunk of prefill frees; more would be kept from others
+if TYPE_CHECKING:
+    from .fit import Settings
+
+CONTEXT = 8192  # tokens that a conversation should have room for
+PREFILL_STEP = 512  # of engine.decode; mlx-lm's 2048 would take four times the memory
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
 
@@ -85,6 +89,40 @@ def add_answer_args(parser: argparse.ArgumentParser, *, max_tokens: int) -> None
     )
 
 
+def add_memory_args(parser: argparse.ArgumentParser) -> None:
+    """Add what bounds memory, --max-kv-size too."""
+    group = add_kv_args(parser)
+    group.add_argument(
+        "--max-kv-size",
+        type=int,
+        metavar="N",
+        help="full attention remembers the first 4 positions and the last ones, N in all",
+    )
+
+
+def add_kv_args(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Add --prefill-step-size, --kv-bits, --kv-group-size and --force."""
+    group = parser.add_argument_group("memory (python -m hlwq_mlx.doctor says what is needed)")
+    group.add_argument(
+        "--prefill-step-size",
+        type=int,
+        default=PREFILL_STEP,
+        metavar="N",
+        help=f"prompt tokens at a time (default: {PREFILL_STEP})",
+    )
+    group.add_argument(
+        "--kv-bits", type=int, metavar="B", help="code keys and values of full attention: 4 or 8"
+    )
+    group.add_argument(
+        "--kv-group-size", type=int, default=64, metavar="N", help="values to a scale (default: 64)"
+    )
+    group.add_argument(
+        "--force", action="store_true", help="load a model that this machine has no room for"
+    )
+    parser.set_defaults(max_kv_size=None)
+    return group
+
+
 def run(command: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None = None) -> int:
     """Run a command: an HLWQError becomes one line and 2, Ctrl-C becomes 130."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
@@ -151,23 +189,39 @@ def print_stream(responses: Iterable[Any]) -> str:
 
 
 @contextmanager
-def bounded_cache() -> Iterator[None]:
-    """Let MLX keep no more than CACHE_BYTES of freed memory, by default most of the machine's."""
+def tuned() -> Iterator[None]:
+    """Set how much MLX keeps and hands the GPU at once; enter before a model is loaded."""
     import mlx.core as mx
 
-    before = mx.set_cache_limit(CACHE_BYTES)
-    try:
-        yield
-    finally:
-        mx.set_cache_limit(before)
+    from . import fit
+    from .quant import backend
+
+    # Asking MLX about a GPU is its first use.
+    with fit.many_in_flight(has_metal=backend.has_metal(), ram=fit.ram_bytes()):
+        machine = fit.this_machine(Path.cwd())
+        before = mx.set_cache_limit(machine.cache_bytes)
+        try:
+            yield
+        finally:
+            mx.set_cache_limit(before)
 
 
-def folder_for(arguments: argparse.Namespace) -> Path:
+def settings_for(arguments: argparse.Namespace, context: int) -> "Settings":
+    """Gather what the arguments say that changes how much memory is needed."""
+    from .fit import Settings
+    from .gemma4.caching import Caching
+
+    caching = Caching(arguments.kv_bits, arguments.kv_group_size, arguments.max_kv_size)
+    return Settings(context, arguments.prefill_step_size, caching)
+
+
+def folder_for(arguments: argparse.Namespace, settings: "Settings") -> Path:
     """Return the converted folder of the model that the arguments name.
 
     Without --model it is the demo's, and stderr says so.
+    Raises: DeviceError for a model that this machine has no room for, unless --force is given.
     """
-    from . import library
+    from . import fit, library
 
     model, variant = arguments.model, arguments.variant
     if model is None:
@@ -177,15 +231,20 @@ def folder_for(arguments: argparse.Namespace) -> Path:
             "Name a real one with --model, as in\n"
             "  --model caiovicentino1/Gemma-4-E4B-it-HLWQ-Multi --variant PQ5"
         )
-    return library.converted_folder(model, variant)
+    if not arguments.force:
+        fit.ask_first(model, variant, settings)
+    folder = library.converted_folder(model, variant)
+    if not arguments.force:
+        fit.ask(folder, settings)
+    return folder
 
 
-def load_for(arguments: argparse.Namespace) -> tuple[Any, Any, Any]:
+def load_for(arguments: argparse.Namespace, settings: "Settings") -> tuple[Any, Any, Any]:
     """Load the model that the arguments name, its tokenizer and its sampling."""
     from . import library
     from .engine.sampling import Sampling
 
-    folder = folder_for(arguments)
+    folder = folder_for(arguments, settings)
     recommended = Sampling.from_generation_config(library.generation_config(folder))
     loaded, tokenizer = library.load(folder)
     given = {name: getattr(arguments, name) for name in ("temp", "top_p", "top_k", "min_p")}

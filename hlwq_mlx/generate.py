@@ -14,6 +14,7 @@ from . import cli
 from .errors import RequestError
 
 DEFAULT_PROMPT = "Hello!"
+LETTERS = 3  # of a prompt to a token, before it is known: some more tokens than there will be
 
 
 class _CallableModule(ModuleType):
@@ -50,10 +51,8 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="JSON",
         help="more variables for the chat template",
     )
-    parser.add_argument(
-        "--prefill-step-size", type=int, default=512, metavar="N", help="prompt tokens at a time"
-    )
     cli.add_sampling_args(parser)
+    cli.add_memory_args(parser)
     return parser
 
 
@@ -61,12 +60,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parse, load, answer."""
     arguments = make_parser().parse_args(argv)
     prompt = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
+    with cli.tuned():
+        answer(arguments, prompt)
+
+
+def answer(arguments: argparse.Namespace, prompt: str) -> None:
+    """Load the model and print its answer as it comes."""
     import mlx.core as mx
 
     from . import library
     from .dialog import template
 
-    model, tokenizer, sampling = cli.load_for(arguments)
+    settings = cli.settings_for(arguments, len(prompt) // LETTERS + arguments.max_tokens)
+    model, tokenizer, sampling = cli.load_for(arguments, settings)
     for token in arguments.extra_eos_token:
         add_stop_token(tokenizer, token)
     if arguments.seed is not None:
@@ -81,18 +87,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         text = template.render(
             tokenizer, messages, thinking=arguments.think, options=arguments.chat_template_config
         )
-    with cli.bounded_cache():
-        cli.print_stream(
-            library.stream_generate(
-                model,
-                tokenizer,
-                text,
-                max_tokens=arguments.max_tokens,
-                sampling=sampling,
-                stop=arguments.stop,
-                prefill_step=arguments.prefill_step_size,
-            )
+    cli.print_stream(
+        library.stream_generate(
+            model,
+            tokenizer,
+            text,
+            max_tokens=arguments.max_tokens,
+            sampling=sampling,
+            stop=arguments.stop,
+            prefill_step=settings.prefill_step,
+            caching=settings.caching,
         )
+    )
 
 
 def add_stop_token(tokenizer: Any, token: str) -> None:

@@ -23,6 +23,7 @@ from .dialog.tokenizer import load_tokenizer
 from .engine.decode import PREFILL_STEP, Progress, generate_tokens
 from .engine.sampling import Sampling
 from .errors import RequestError, SourceError
+from .gemma4.caching import Caching
 from .gemma4.model import Model
 from .store import checkpoint, convert, leftovers, source
 
@@ -134,13 +135,15 @@ def stream_generate(
     tools: Tools = (),
     thinking: bool = False,
     prefill_step: int = PREFILL_STEP,
+    caching: Caching | None = None,
     on_prefill: Progress = lambda done, total: None,
     **options: Any,
 ) -> Iterator[GenerationResponse]:
     """Yield the answer piece by piece; the last piece has a `finish_reason`.
 
-    `prompt` is text, token ids or messages, which may offer `tools` in OpenAI's form; `options`
-    are the fields of `Sampling` (temp, top_p, top_k, min_p), greedy by default.
+    `prompt` is text, token ids or messages, which may offer `tools` in OpenAI's form; `caching`
+    says how keys and values are kept; `options` are the fields of `Sampling` (temp, top_p, top_k,
+    min_p), greedy by default.
     Raises: RequestError for a prompt or option that cannot be served.
     """
     ids = prompt_ids(tokenizer, prompt, tools=tools, thinking=thinking)
@@ -153,6 +156,7 @@ def stream_generate(
         chosen,
         max_tokens=max_tokens,
         prefill_step=prefill_step,
+        caching=caching,
         on_prefill=on_prefill,
     ):
         clock.tick()

@@ -10,9 +10,12 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from functools import wraps
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import cli
+
+if TYPE_CHECKING:
+    from .gemma4.caching import Caching
 
 THINKING_OFF = '{"enable_thinking": false}'
 
@@ -32,6 +35,7 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="JSON",
         help=f"variables for the chat template (default: {THINKING_OFF})",
     )
+    cli.add_kv_args(parser)
     return parser
 
 
@@ -46,8 +50,11 @@ def bounded_make_sampler(original: Callable[..., Any], vocab_size: int) -> Calla
     return make_sampler
 
 
-def ready_load(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap mlx-lm's `load` so that a model of ours is ready before the first request."""
+def ready_load(original: Callable[..., Any], caching: "Caching") -> Callable[..., Any]:
+    """Wrap mlx-lm's `load` so that a model of ours is ready before the first request.
+
+    Its caches are coded from the start: mlx-lm would code those of sliding layers too, and cannot.
+    """
     from .gemma4.model import Model
     from .store import checkpoint
 
@@ -55,6 +62,7 @@ def ready_load(original: Callable[..., Any]) -> Callable[..., Any]:
     def load(*args: Any, **options: Any) -> Any:
         loaded = original(*args, **options)
         if isinstance(loaded[0], Model):
+            loaded[0].caching = caching
             checkpoint.prepare(loaded[0])
         return loaded
 
@@ -64,23 +72,32 @@ def ready_load(original: Callable[..., Any]) -> Callable[..., Any]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, convert if needed, serve until interrupted."""
     arguments, passed_on = make_parser().parse_known_args(argv)
+    with cli.tuned():
+        serve(arguments, passed_on)
+
+
+def serve(arguments: argparse.Namespace, passed_on: Sequence[str]) -> None:
+    """Run mlx-lm's server on the model that the arguments name."""
     from mlx_lm import server
 
+    from . import fit
     from .gemma4.config import Gemma4Config
     from .store.source import read_json
 
-    folder = cli.folder_for(arguments)
+    settings = cli.settings_for(arguments, cli.CONTEXT)
+    folder = cli.folder_for(arguments, settings)
     config = Gemma4Config.from_dict(read_json(folder / "config.json"))
     server.make_sampler = bounded_make_sampler(server.make_sampler, config.text_config.vocab_size)
-    server.load = ready_load(server.load)
+    server.load = ready_load(server.load, settings.caching)
     sys.argv = [
         "mlx_lm.server",
         *("--model", str(folder)),
         *("--chat-template-args", arguments.chat_template_args),
+        *("--prefill-step-size", str(settings.prefill_step)),
+        *("--prompt-cache-bytes", str(fit.spare_bytes(folder, settings))),
         *passed_on,
     ]
-    with cli.bounded_cache():
-        server.main()
+    server.main()
 
 
 if __name__ == "__main__":

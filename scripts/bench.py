@@ -2,6 +2,7 @@
 
     python scripts/bench.py ops      our CPU paths beside stock MLX, at E4B's shapes
     python scripts/bench.py model    E4B's decoder with few layers: ours beside stock mlx-lm's
+    python scripts/bench.py rows     per-layer-embedding rows from disk beside a resident table
     python scripts/bench.py m1       bytes, launches and time per token on an M1: a model
 
 Codes are random. Contenders take turns within a run and are compared by their medians, because a
@@ -25,6 +26,7 @@ from typing import Any
 import launches
 import m1
 import mlx.core as mx
+import row_reads
 
 from hlwq_mlx.quant import backend
 from hlwq_mlx.quant.kernels import Coded
@@ -209,16 +211,20 @@ def check_paths() -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one of the benchmarks."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("what", choices=("ops", "model", "m1"))
+    parser.add_argument("what", choices=("ops", "model", "rows", "m1"))
     parser.add_argument("--rounds", type=int, default=5, help="turns of each contender")
     parser.add_argument(
         "--rows", type=int, nargs="+", default=ROWS, help="rows or tokens at once (default: 1 16)"
     )
     parser.add_argument("--layers", type=int, default=2, help="layers of `model`")
+    parser.add_argument("--table-rows", type=int, default=1 << 15, help="rows of `rows`")
     arguments = parser.parse_args(argv)
     mx.set_default_device(mx.cpu)
     if arguments.what == "m1":
         found = m1.print_tables()
+    elif arguments.what == "rows":
+        print(f"Medians of {arguments.rounds} turns, on {machine()}.\n")
+        found = row_reads.bench_rows(arguments.table_rows, arguments.rounds)
     else:
         check_paths()
         load = os.getloadavg()[0]

@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,6 +15,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
+
+from huggingface_hub import constants
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 LARGE = ".safetensors"
@@ -148,11 +151,13 @@ class Handler(BaseHTTPRequestHandler):
             headers |= {"X-Linked-ETag": headers["ETag"], "X-Linked-Size": str(len(content))}
             cdn = f"http://localhost:{self.server.server_port}/cdn"
             return self.answer(302, b"", {"Location": f"{cdn}/{name}/{COMMIT}/{path}", **headers})
-        first = int((self.headers.get("Range") or "bytes=0-")[6:].split("-")[0])
-        if not first:
+        asked = self.headers.get("Range")
+        first, _, last = (asked or "bytes=0-").removeprefix("bytes=").partition("-")
+        start, stop = int(first), min(int(last or len(content)) + 1, len(content))
+        if asked is None or (start, stop) == (0, len(content)):
             return self.answer(200, content, headers)
-        headers["Content-Range"] = f"bytes {first}-{len(content) - 1}/{len(content)}"
-        return self.answer(206, content[first:], headers)
+        headers["Content-Range"] = f"bytes {start}-{stop - 1}/{len(content)}"
+        return self.answer(206, content[start:stop], headers)
 
     def find(self, name: str) -> dict[str, bytes] | None:
         """Return a repository's files, or answer that it has moved or is none."""
@@ -195,6 +200,18 @@ def facts(path: str, content: bytes) -> dict[str, Any]:
         digest = etag(path, content)
         entry["lfs"] = {"oid": digest, "sha256": digest, "size": len(content), "pointerSize": 130}
     return entry
+
+
+def stand_in(running: Hub, monkeypatch: Any, folder: Path) -> None:
+    """Let this process take a hub for the hub, with an empty cache and no login."""
+    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, running.url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "ENDPOINT", running.url)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder / "hub"))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(folder / "token"))
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1024)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)  # before huggingface_hub retries
+    monkeypatch.delenv("HF_TOKEN", raising=False)
 
 
 @contextmanager

@@ -4,7 +4,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten
-from mlx_lm.models.cache import KVCache, RotatingKVCache
+from mlx_lm.models.cache import KVCache, QuantizedKVCache, RotatingKVCache
 from oracle import model
 
 from hlwq_mlx.gemma4.attention import View
@@ -71,7 +71,7 @@ def test_a_view_holds_the_offset_before_and_the_keys_during_the_update():
 @pytest.mark.parametrize("offset", [4, [4, 9]])
 def test_the_last_view_is_that_of_the_last_query(offset):
     keys = mx.zeros((1, 2, 7, 16))
-    view = View(keys, keys, mx.ones((3, 7), mx.bool_), mx.array(offset)).last(3)
+    view = View(keys, keys, mx.ones((3, 7), mx.bool_), mx.array(offset), KVCache()).last(3)
     assert view.keys is view.values is keys
     assert view.mask.shape == (1, 7)
     assert view.offset.tolist() == (mx.array(offset) + 2).tolist()
@@ -83,3 +83,21 @@ def test_the_last_query_alone_gives_the_last_row():
     whole, view = attention.produce(x, "causal", KVCache())
     last = attention(x[:, -1:], view.last(6))
     np.testing.assert_allclose(np.array(whole[:, -1:]), np.array(last), rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("is_array", [False, True])
+@pytest.mark.parametrize("bits", [None, 8])
+def test_many_queries_go_block_by_block(monkeypatch, is_array, bits):
+    cache = QuantizedKVCache(32, bits) if bits else KVCache()
+    keys, values, queries = (
+        mx.random.normal((1, heads, L, 32), key=mx.random.key(heads))
+        for heads, L in ((2, 9), (2, 9), (4, 7))
+    )
+    keys, values = cache.update_and_fetch(keys, values)
+    row, column = mx.arange(7)[:, None] + 2, mx.arange(9)
+    mask = (row >= column) & (column > row - 4) if is_array else "causal"
+    view = View(keys, values, mask, mx.array(2), cache)
+    whole = view.attend(queries)
+    monkeypatch.setattr("hlwq_mlx.gemma4.attention.SCORES", 3 * 4 * 9)
+    np.testing.assert_allclose(np.array(view.attend(queries)), np.array(whole), atol=1e-6)
+    assert not np.allclose(np.array(whole[:, :, 1:]), np.array(whole[:, :, :-1]), atol=1e-2)

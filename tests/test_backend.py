@@ -174,3 +174,20 @@ def test_misuse_is_refused():
             ShapeError, match=r"needed a floating x \[\.\.\., K\], got mlx.core.int"
         ):
             product(mx.zeros((2, 256), dtype=mx.int32))
+
+
+@pytest.mark.parametrize("columns", [128, 384])
+def test_an_image_is_decoded_for_many_rows_alone(monkeypatch, columns):
+    """By blocks of rows whose last is short; the product is the same."""
+    _, _, _, arguments = coded("clip4_100", 5, 37, columns)
+    image = backend.AffineImage(*arguments)
+    x = mx.random.normal((2, backend.DECODED_ROWS, columns), key=mx.random.key(1))
+    few = mx.concatenate([image(x[:, start : start + 8]) for start in range(0, 64, 8)], axis=1)
+    calls = []
+    monkeypatch.setattr(backend, "_SLICE_WEIGHTS", 10 * columns)
+    dequantize = mx.dequantize
+    monkeypatch.setattr(
+        mx, "dequantize", lambda *parts, **options: calls.append(1) or dequantize(*parts, **options)
+    )
+    np.testing.assert_allclose(np.array(image(x)), np.array(few), rtol=0, atol=2e-5)
+    assert len(calls) == 4

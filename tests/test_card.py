@@ -83,7 +83,7 @@ def test_repository_folders_of_one_variant(model, tmp_path):
     [
         ({"device_map": "cuda"}, r"^\[device_map\] needed auto or cpu, where MLX runs, got 'cuda'"),
         ({"device_map": "mps"}, r"^\[device_map\] needed auto or cpu, where MLX runs, got 'mps'"),
-        ({"kv_cache_nbits": 3}, r"^\[kv_cache_nbits\] needed None, got 3\."),
+        ({"kv_cache_nbits": 3}, r"^\[kv_cache_nbits\] needed None, 4 or 8, got 3\."),
     ],
 )
 def test_what_mlx_cannot_do_is_refused(options, message):

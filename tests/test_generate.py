@@ -1,10 +1,13 @@
 """`python -m hlwq_mlx.generate`, as a person runs it."""
 
+import re
+from pathlib import Path
+
 import demo
 import mlx.core as mx
 import pytest
 
-from hlwq_mlx import cli
+from hlwq_mlx import cli, fit
 from hlwq_mlx.generate import main
 from hlwq_mlx.library import CACHE_VARIABLE
 
@@ -165,12 +168,35 @@ def test_ctrl_c_keeps_what_was_said_and_the_statistics(capsys):
 def test_freed_memory_is_kept_within_bounds_while_it_answers(monkeypatch):
     own = 1 << 30
     before = mx.set_cache_limit(own)
+    wanted = fit.this_machine(Path.cwd()).cache_bytes
     seen = []
 
     def print_stream(responses):
-        seen.append(mx.set_cache_limit(cli.CACHE_BYTES))
+        seen.append(mx.set_cache_limit(wanted))
 
     monkeypatch.setattr(cli, "print_stream", print_stream)
     main(["--model", str(demo.folder()), "-p", demo.CARD_QUESTION])
     assert mx.set_cache_limit(before) == own
-    assert seen == [cli.CACHE_BYTES]
+    assert seen == [fit.CACHE_BYTES]
+    assert wanted == fit.CACHE_BYTES
+
+
+def test_coded_keys_and_values_answer_too(capsys):
+    assert answer(capsys, "-p", STORY, "--kv-bits", "8", "--kv-group-size", "32") == "red"
+    assert answer(capsys, "-p", STORY, "--max-kv-size", "512") == "red"
+
+
+def test_a_model_without_room_is_refused_unless_forced(capsys, monkeypatch):
+    small = fit.Machine("a small machine", 1 << 30, 1 << 22, has_metal=False)
+    monkeypatch.setattr(fit, "this_machine", lambda folder: small)
+    arguments = ["--model", str(demo.folder()), "-p", demo.CARD_QUESTION]
+    assert cli.run(main, arguments) == 2
+    said = capsys.readouterr().err
+    assert re.search(
+        r"error: \[memory\] needed 0\.\d\d GB for a context of 260 \(text weights", said
+    )
+    assert (
+        "got 0.00 GB on a small machine. Choose a variant of fewer bits, or convert it with" in said
+    )
+    assert cli.run(main, [*arguments, "--force"]) == 0
+    assert capsys.readouterr().out == "4\n"

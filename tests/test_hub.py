@@ -51,14 +51,7 @@ def server(repository, monkeypatch, tmp_path):
     """A hub that this process takes for the hub, with an empty cache and no login."""
     with hub_server.running() as running:
         running.publish(NAME, repository)
-        template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, running.url)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "ENDPOINT", running.url)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-        monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1024)
-        monkeypatch.setattr(time, "sleep", lambda seconds: None)  # before huggingface_hub retries
-        monkeypatch.delenv("HF_TOKEN", raising=False)
+        hub_server.stand_in(running, monkeypatch, tmp_path)
         yield running
 
 
@@ -376,4 +369,7 @@ def test_generate_from_the_hub_converts_once(server, tmp_path, monkeypatch, capl
     caplog.set_level("INFO", "hlwq_mlx")
     assert library.converted_folder(model) == folder
     assert caplog.messages == [f"using {folder}, converted before"]
-    assert server.ranges("codes.safetensors") == [None]
+    assert server.ranges("codes.safetensors") == [
+        "bytes=0-100000",
+        None,
+    ]  # asked first, then brought

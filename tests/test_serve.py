@@ -11,6 +11,7 @@ import demo
 import openai
 import pytest
 
+from hlwq_mlx.gemma4.caching import Caching
 from hlwq_mlx.serve import THINKING_OFF, make_parser, ready_load
 from hlwq_mlx.store import checkpoint
 
@@ -110,11 +111,16 @@ def test_other_options_are_passed_on():
 
 def test_a_loaded_model_is_made_ready(monkeypatch):
     model, tokenizer = demo.load()
-    prepared = []
+    prepared, caching = [], Caching(kv_bits=8)
+    monkeypatch.setattr(model, "caching", model.caching)
     monkeypatch.setattr(checkpoint, "prepare", prepared.append)
-    assert ready_load(lambda *names, **options: (model, *names, options))("a", b=1) == (
+    assert ready_load(lambda *names, **options: (model, *names, options), caching)("a", b=1) == (
         *(model, "a"),
         {"b": 1},
     )
-    assert ready_load(lambda: ("another model", tokenizer))() == ("another model", tokenizer)
+    assert ready_load(lambda: ("another model", tokenizer), caching)() == (
+        "another model",
+        tokenizer,
+    )
     assert prepared == [model]
+    assert model.caching is caching

@@ -13,6 +13,7 @@ import numpy as np
 from mlx_lm.generate import generate_step, generation_stream, wired_limit
 
 from ..errors import RequestError
+from ..gemma4.caching import Caching
 from ..gemma4.model import Model
 from .sampling import Sampling
 
@@ -27,13 +28,16 @@ def generate_tokens(
     *,
     max_tokens: int,
     prefill_step: int = PREFILL_STEP,
+    caching: Caching | None = None,
     on_prefill: Progress = lambda done, total: None,
 ) -> Iterator[tuple[int, mx.array]]:
     """Yield token ids and their log probabilities, without end when `max_tokens` is -1.
 
-    `on_prefill` is told how many of the prompt's tokens are processed.
+    `caching` says how keys and values are kept; `on_prefill` is told how many of the prompt's
+    tokens are processed.
     Shapes: log probabilities float32 [V].
-    Raises: RequestError for an empty prompt or a length that is neither positive nor -1.
+    Raises: RequestError for an empty prompt, a length that is neither positive nor -1, or a chunk
+    of no tokens.
     """
     if not prompt:
         raise RequestError("[prompt] needed at least one token, got none. Give a prompt.")
@@ -41,9 +45,13 @@ def generate_tokens(
         raise RequestError(
             f"[max_tokens] needed a positive number or -1, got {max_tokens}. -1 means no limit."
         )
+    if prefill_step < 1:
+        raise RequestError(
+            f"[prefill_step] needed at least 1, got {prefill_step}. It counts prompt tokens."
+        )
     sampler = sampling.sampler(model.args.text_config.vocab_size)
     with wired_limit(model, [generation_stream]):
-        cache = model.make_cache()
+        cache = model.make_cache(caching)
         with mx.stream(generation_stream):
             logits = _prefill(model, prompt, cache, prefill_step, on_prefill)
             scores = logits - mx.logsumexp(logits, keepdims=True)

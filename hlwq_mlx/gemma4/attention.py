@@ -10,28 +10,66 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 from mlx import nn
+from mlx.utils import tree_map
+from mlx_lm.models.base import scaled_dot_product_attention
 
 from .config import TextConfig
 from .masks import Mask, last_row
 from .rope import rotate, wavelengths
+
+SCORES = 1 << 25  # of one attention at once: 64 MiB in 16 bits
 
 
 class View(NamedTuple):
     """What the queries of one forward pass see.
 
     Shapes: keys and values [B, kv_heads, K, D] exactly as their producer's attention saw them (a
-    ring buffer forgets positions that a sharing layer still needs), offset [] or [B] of the first
-    query before the cache moved on.
+    ring buffer forgets positions that a sharing layer still needs), as codes where its `cache`
+    codes them; offset [] or [B] of the first query before the cache moved on.
     """
 
-    keys: mx.array
-    values: mx.array
+    keys: Any
+    values: Any
     mask: Mask
     offset: mx.array
+    cache: Any
 
     def last(self, length: int) -> "View":
         """The same view for the last of `length` queries."""
-        return View(self.keys, self.values, last_row(self.mask), self.offset + (length - 1))
+        return self._replace(mask=last_row(self.mask), offset=self.offset + (length - 1))
+
+    def attend(self, queries: mx.array) -> mx.array:
+        """Mix the values by a float32 softmax of unscaled scores.
+
+        All scores of a call may be in memory at once, so many queries go block by block.
+        Shapes: queries [B, heads, L, D], normed and rotated -> [B, heads, L, D].
+        """
+        B, heads, L, _ = queries.shape
+        K = (self.keys[0] if isinstance(self.keys, tuple) else self.keys).shape[2]
+        step = max(1, SCORES // (B * heads * K))
+        blocks = [
+            self._rows(start, min(start + step, L), K - L)._attend(
+                queries[:, :, start : start + step]
+            )
+            for start in range(0, L, step)
+        ]
+        return blocks[0] if len(blocks) == 1 else mx.concatenate(blocks, axis=2)
+
+    def _rows(self, start: int, stop: int, cached: int) -> "View":
+        """The same view for some of the queries; a causal one without the keys behind them."""
+        if isinstance(self.mask, mx.array):
+            return self._replace(mask=self.mask[..., start:stop, :])
+        if self.mask is None:
+            return self
+        seen = (..., slice(cached + stop), slice(None))
+        keys, values = tree_map(lambda array: array[seen], (self.keys, self.values))
+        return self._replace(keys=keys, values=values)
+
+    def _attend(self, queries: mx.array) -> mx.array:
+        mixed: mx.array = scaled_dot_product_attention(
+            queries, self.keys, self.values, self.cache, scale=1.0, mask=self.mask
+        )
+        return mixed
 
 
 class Attention(nn.Module):  # type: ignore[misc]  # nn.Module is untyped
@@ -67,7 +105,7 @@ class Attention(nn.Module):  # type: ignore[misc]  # nn.Module is untyped
         keys = rotate(self.k_norm(self._heads(keys)), self._waves, offset)
         values = mx.fast.rms_norm(self._heads(values), None, self.eps)
         keys, values = cache.update_and_fetch(keys, values)
-        view = View(keys, values, mask, offset)
+        view = View(keys, values, mask, offset, cache)
         return self._attend(queries, view), view
 
     def __call__(self, h: mx.array, view: View) -> mx.array:
@@ -87,12 +125,10 @@ class Attention(nn.Module):  # type: ignore[misc]  # nn.Module is untyped
         return queries, keys, values[0] if values else keys
 
     def _attend(self, queries: mx.array, view: View) -> mx.array:
-        """Softmax is float32: queries [B, L, heads * D] -> [B, L, H]"""
+        """queries [B, L, heads * D] -> [B, L, H]"""
         B, L, _ = queries.shape
         queries = rotate(self.q_norm(self._heads(queries)), self._waves, view.offset)
-        out = mx.fast.scaled_dot_product_attention(
-            queries, view.keys, view.values, scale=1.0, mask=view.mask
-        )
+        out = view.attend(queries)
         mixed: mx.array = self.o_proj(out.transpose(0, 2, 1, 3).reshape(B, L, -1))
         return mixed
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
+from mlx_lm.models.cache import RotatingKVCache
 
 from .config import FULL, SLIDING, TextConfig
 
@@ -30,7 +31,10 @@ def attention_masks(
     has_blocks = is_vision is not None
     masks: dict[str, Mask] = {}
     if FULL in entries:
-        masks[FULL] = entries[FULL].make_mask(length, return_array=False, window_size=None)
+        entry = entries[FULL]
+        # A bounded cache returns only what may be seen: its own window would hide the sinks.
+        window = entry.max_size + length if isinstance(entry, RotatingKVCache) else None
+        masks[FULL] = entry.make_mask(length, return_array=False, window_size=window)
     if SLIDING in entries:
         window = config.sliding_window
         mask = entries[SLIDING].make_mask(length, return_array=has_blocks, window_size=window)

@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 from mlx import nn
-from mlx_lm.models.cache import KVCache, RotatingKVCache
 
 from ..errors import CheckpointError, RequestError, ShapeError
 from ..quant.layers import code_modules
 from .attention import View
-from .config import FLAT, FULL, Gemma4Config
+from .caching import WHOLE, Caching, make_caches
+from .config import FLAT, Gemma4Config
 from .masks import attention_masks
 from .placing import place
 from .text import TextModel
@@ -29,8 +29,9 @@ ModelArgs = Gemma4Config
 Rows = Callable[[np.ndarray], mx.array]
 LoadTower = Callable[[str], Tower]
 
+KEY_VALUE_PARTS = ("k_proj", "v_proj", "k_norm")
 KEY_VALUE = re.compile(
-    r"^model\.language_model\.layers\.(\d+)\.self_attn\.(k_proj|v_proj|k_norm)\."
+    rf"^model\.language_model\.layers\.(\d+)\.self_attn\.({'|'.join(KEY_VALUE_PARTS)})\."
 )
 
 
@@ -65,7 +66,8 @@ class Model(nn.Module):  # type: ignore[misc]  # nn.Module is untyped
     `rows` has to be set before the first call of a model with per-layer embeddings: a callable
     from int ids [B, L] to the rows [B, L, N * d] of `embed_tokens_per_layer`, unscaled.
     `load_tower` has to be set before the first image or sound: a callable from `vision` or `audio`
-    to that tower with its weights, as towers.make_tower builds it.
+    to that tower with its weights, as towers.make_tower builds it. `caching` is how callers that
+    know nothing of it, as mlx-lm, have keys and values kept.
     """
 
     def __init__(self, args: Gemma4Config) -> None:
@@ -75,6 +77,7 @@ class Model(nn.Module):  # type: ignore[misc]  # nn.Module is untyped
         self.model = Parts(args)
         self.rows: Rows = _no_rows
         self.load_tower: LoadTower = _no_loader
+        self.caching = WHOLE
         code_modules(self, args.manifest(lambda name: not name.startswith(TOWERS)))
 
     @property
@@ -83,13 +86,12 @@ class Model(nn.Module):  # type: ignore[misc]  # nn.Module is untyped
         layers: list[nn.Module] = self.model.language_model.layers
         return layers
 
-    def make_cache(self) -> list[Any]:
-        """Make an empty cache entry for each layer that makes keys and values."""
-        text = self.args.text_config
-        return [
-            KVCache() if layer_type == FULL else RotatingKVCache(text.sliding_window, keep=0)
-            for layer_type in text.layer_types[: text.first_shared]
-        ]
+    def make_cache(self, caching: Caching | None = None) -> list[Any]:
+        """Make an empty cache for each layer that makes keys and values, as `self.caching` says.
+
+        Raises: RequestError when they cannot be kept so.
+        """
+        return make_caches(self.args.text_config, caching or self.caching)
 
     def embed(self, inputs: mx.array) -> mx.array:
         """Make input embeddings, scaled; soft tokens get the padding token's.

@@ -104,7 +104,7 @@ def unread_names(
         own = {name for name in tensors if name.startswith(prefixes(kind))}
         if own:
             read |= own
-            expected |= _shapes(make_tower(model.args, kind))
+            expected |= tower_shapes(model.args, kind)
     raise_all(_misfits(expected, {name: tensors[name] for name in sorted(read)}))
     return unread
 
@@ -138,6 +138,11 @@ def text_shapes(model: Model) -> dict[str, Shape]:
 def row_width(args: Gemma4Config) -> int:
     """Return how many columns the per-layer-embedding table has, 0 for a model without one."""
     return args.text_config.num_hidden_layers * args.text_config.hidden_size_per_layer_input
+
+
+def tower_shapes(args: Gemma4Config, kind: str) -> dict[str, Shape]:
+    """List the tensors of one tower and its embedder, with their shapes."""
+    return _shapes(make_tower(args, kind))
 
 
 def _row_table_shape(args: Gemma4Config) -> dict[str, Shape]:

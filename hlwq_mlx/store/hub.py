@@ -11,19 +11,27 @@ import shutil
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from huggingface_hub import HfApi, ModelInfo, constants, snapshot_download
+from huggingface_hub import HfApi, ModelInfo, constants, hf_hub_url, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HFValidationError,
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
+    SafetensorsParsingError,
 )
 from huggingface_hub.hf_api import RepoSibling
-from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # the name of every version
+from huggingface_hub.utils import (  # type: ignore[attr-defined]  # the names of every version
+    build_hf_headers,
+    get_session,
+    hf_raise_for_status,
+    httpx,
+)
 
-from ..errors import DeviceError, HLWQError, SourceError
+from ..errors import CheckpointError, DeviceError, HLWQError, SourceError
 from . import resume
+from .tensorfile import TensorSpec
 
 logger = logging.getLogger("hlwq_mlx")
 
@@ -137,16 +145,72 @@ def download(model: str, variant: str | None) -> tuple[Path, str | None]:
     return _bring(repository, info, variant)
 
 
-def _bring(repository: str, info: ModelInfo, variant: str | None) -> tuple[Path, str | None]:
-    files = {file.rfilename: file for file in info.siblings or ()}
-    variant = choose_variant(repository, list(files), variant)
-    wanted = wanted_files(files, variant)
+def is_cached(model: str, variant: str | None) -> bool:
+    """Say whether a model was downloaded before.
+
+    Raises: SourceError when it is not clear which variant is meant.
+    """
+    repository, variant = split_model(model, variant)
+    return _find_cached(repository, variant) is not None
+
+
+class Headers(NamedTuple):
+    """What a variant's files say of themselves: its config, and one mapping a file of weights."""
+
+    variant: str | None
+    config: dict[str, Any]
+    headers: list[dict[str, TensorSpec]]
+
+
+def read_headers(model: str, variant: str | None) -> Headers:
+    """Read a variant's config and the headers of its files of weights, by range requests.
+
+    Raises: SourceError when the hub cannot be reached or lacks the model or the variant;
+    CheckpointError for a file without a header.
+    """
+    repository, variant = split_model(model, variant)
+    try:
+        info = find_repository(repository)
+        files = [file.rfilename for file in info.siblings or ()]
+        variant = choose_variant(repository, files, variant)
+        wanted = _require_model(repository, wanted_files(files, variant))
+        url = hf_hub_url(info.id, "config.json", revision=info.sha)
+        answer = get_session().get(url, headers=build_hf_headers(), follow_redirects=True)
+        hf_raise_for_status(answer)
+        headers = [_header(info, name) for name in wanted if fnmatchcase(name, "*.safetensors")]
+        return Headers(variant, answer.json(), headers)
+    except (httpx.HTTPError, HFValidationError, OSError) as problem:
+        raise _explain(repository, problem) from problem
+
+
+def _header(info: ModelInfo, name: str) -> dict[str, TensorSpec]:
+    try:
+        found = HfApi().parse_safetensors_file_metadata(info.id, name, revision=info.sha)
+    except SafetensorsParsingError as problem:
+        raise CheckpointError(
+            f"[{name}] needed the header of a safetensors file in {info.id}, got something else. "
+            "Name another variant."
+        ) from problem
+    return {
+        tensor: TensorSpec(about.dtype, tuple(about.shape))
+        for tensor, about in found.tensors.items()
+    }
+
+
+def _require_model(repository: str, wanted: list[str]) -> list[str]:
     for pattern in ("config.json", "*.safetensors"):
         if not any(fnmatchcase(name, pattern) for name in wanted):
             raise SourceError(
                 f"[{repository}] needed {pattern}, got a repository without. "
                 "Name one with an HLWQ checkpoint of Gemma 4."
             )
+    return wanted
+
+
+def _bring(repository: str, info: ModelInfo, variant: str | None) -> tuple[Path, str | None]:
+    files = {file.rfilename: file for file in info.siblings or ()}
+    variant = choose_variant(repository, list(files), variant)
+    wanted = _require_model(repository, wanted_files(files, variant))
     try:
         _require_room(info.id, [files[name] for name in wanted])
         for name in wanted:

@@ -143,7 +143,8 @@ def make_plan(choice: str, coded: Coded, plain: Mapping[str, PlainTensor]) -> Pl
     candidates = {
         name: bits
         for name, tensor in plain.items()
-        if (bits := _candidate_width(plan, name, tensor)) is not None
+        if (bits := width_of(choice, name, tensor.shape, plan.own, tensor.spec.item_bytes))
+        is not None
     }
     total = sum(plain[name].spec.nbytes for name in candidates)
     with tqdm(
@@ -162,18 +163,23 @@ def make_plan(choice: str, coded: Coded, plain: Mapping[str, PlainTensor]) -> Pl
     return plan
 
 
-def _candidate_width(plan: Plan, name: str, tensor: PlainTensor) -> int | None:
-    """Return the bits for one tensor, if it is of a class, and smaller with them."""
+def width_of(
+    choice: str, name: str, shape: tuple[int, ...], own: float, item_bytes: int = 2
+) -> int | None:
+    """Return the bits for one tensor, if it is of a class, and smaller with them.
+
+    `own` is what `own_energy` returns, `item_bytes` what one of its weights takes uncoded.
+    """
     kind = class_of(name)
-    if kind is None or len(tensor.shape) != 2:
+    if kind is None or len(shape) != 2:
         return None
     if kind in TOWERS and not name.endswith(".linear.weight"):  # others are not plain products
         return None
-    bits = width(plan.choice, kind, plan.own)
+    bits = width(choice, kind, own)
     if bits is None:
         return None
-    blocks = -(-tensor.shape[1] // BLOCK)
-    is_smaller = blocks * (BLOCK * bits // 8 + 2) < tensor.shape[1] * tensor.spec.item_bytes
+    blocks = -(-shape[1] // BLOCK)
+    is_smaller = blocks * (BLOCK * bits // 8 + 2) < shape[1] * item_bytes
     return bits if is_smaller else None
 
 

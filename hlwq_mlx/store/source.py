@@ -64,6 +64,18 @@ def find(model: str, variant: str | None) -> tuple[Path, str | None]:
     Returns the folder that holds the weights, and the variant's name if it has one.
     Raises: SourceError when the model or the variant does not exist or several could be meant.
     """
+    local = find_local(model, variant)
+    if local is not None:
+        return local
+    root, variant = hub.download(model, variant)
+    return (root / variant if variant else root), variant
+
+
+def find_local(model: str, variant: str | None) -> tuple[Path, str | None] | None:
+    """Find the folder of a model on this machine as `find` does; None for what is not here.
+
+    Raises: SourceError when the folder lacks the variant or several could be meant.
+    """
     path = Path(model).expanduser()
     if not path.is_dir() and list_variants(path.parent):  # a root and a variant it may lack
         if variant and variant.lower() != path.name.lower():
@@ -73,8 +85,7 @@ def find(model: str, variant: str | None) -> tuple[Path, str | None]:
             )
         return _choose_local(path.parent, path.name)
     if not path.is_dir():
-        root, variant = hub.download(model, variant)
-        return (root / variant if variant else root), variant
+        return None
     if (path / _CODED_FILE).is_file():
         named = _variant_name(path.name)
         if variant and named and variant.lower() != named.lower():

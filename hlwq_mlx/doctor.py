@@ -1,0 +1,152 @@
+"""`python -m hlwq_mlx.doctor`: what a model is made of, what it needs, and whether it fits here.
+
+Loads nothing: of a repository on the hub it reads the headers of one variant's files. Exit code 0
+means that it fits. --table needs no model: it prints what every published variant of Gemma 4 E4B
+needs on 8, 16 and 24 GB Macs.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from . import cli
+
+if TYPE_CHECKING:
+    from .fit import Machine, Settings
+    from .store.inventory import Inventory
+
+EXIT_UNFIT = 1
+LEFTOVERS = ("auto", "keep", "small")
+CARD_GB = {  # the model card's sizes; it says of every variant that a 16 GB M1 runs it
+    **{"PQ1": 10.1, "PQ2": 10.5, "PQ3": 10.9, "PQ4": 11.3},
+    **{"PQ5": 11.7, "PQ6": 12.1, "PQ8": 12.9},
+}
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Build the command's parser."""
+    parser = argparse.ArgumentParser(prog="python -m hlwq_mlx.doctor", description=__doc__)
+    parser.add_argument(
+        "model",
+        nargs="?",
+        metavar="MODEL",
+        help="hub id (owner/name or owner/name/PQ5), source folder, PQ folder or converted folder",
+    )
+    parser.add_argument("--variant", metavar="PQn", help="which variant of the model, as PQ5")
+    parser.add_argument(
+        "--context",
+        type=int,
+        default=cli.CONTEXT,
+        metavar="N",
+        help=f"tokens (default: {cli.CONTEXT})",
+    )
+    parser.add_argument("--table", action="store_true", help="every variant on every Mac")
+    parser.add_argument(
+        "--leftovers",
+        choices=LEFTOVERS,
+        default=LEFTOVERS[0],
+        help="how a source will be converted (default: auto)",
+    )
+    cli.add_memory_args(parser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse, look, print; leave with 1 when the model does not fit."""
+    parser = make_parser()
+    arguments = parser.parse_args(argv)
+    if arguments.table == (arguments.model is not None):
+        parser.error("needed a MODEL or --table")
+    settings = cli.settings_for(arguments, arguments.context)
+    if arguments.table:
+        for line in table(settings, arguments.leftovers):
+            cli.result(line)
+    elif not examine(arguments.model, arguments.variant, settings, arguments.leftovers):
+        sys.exit(EXIT_UNFIT)
+
+
+def examine(model: str, variant: str | None, settings: "Settings", choice: str) -> bool:
+    """Print what is known of a model, and whether it fits this machine; return that.
+
+    Of a source it is judged what `convert` will make of it, by the `choice` for leftovers.
+    """
+    from pathlib import Path
+
+    from . import fit
+    from .store import inventory
+
+    found = inventory.take(model, variant)
+    for line in contents(found):
+        cli.result(line)
+    machine = fit.this_machine(Path.cwd())
+    for line in fit.describe(machine):
+        cli.result(line)
+    verdict = fit.judge(inventory.as_converted(found, choice), settings, machine)
+    for line in verdict.lines():
+        cli.result(line)
+    return verdict.is_fit
+
+
+def contents(found: "Inventory") -> Iterator[str]:
+    """Say what a model is made of and what is odd about it."""
+    from .store import inventory
+
+    sums = found.kinds()
+    for (kind, bits), (count, weights, size) in sorted(sums.items(), key=str):
+        width = "not coded" if bits is None else f"{bits} bits"
+        yield f"{kind:<10}{width:>10}{count:>6} tensors{weights:>16,} weights{size / 1e9:>8.3f} GB"
+    state = "converted" if found.is_converted else "as published"
+    yield f"{len(found.entries)} tensors, {found.stored_bytes / 1e9:.3f} GB on disk, {state}"
+    yield from (f"odd: {doubt}" for doubt in inventory.doubts(found))
+
+
+def table(settings: "Settings", choice: str) -> Iterator[str]:
+    """Print as Markdown what every published variant of E4B needs, and where that fits.
+
+    Sizes are those on disk as published and as converted; needs those without towers and with them.
+    """
+    from . import fit
+    from .store import inventory, rules
+
+    macs = [fit.mac(ram, release) for ram in fit.RAM_GB for release in fit.RELEASES]
+    names = [
+        "variant",
+        "card: GB, 16 GB M1",
+        "GB",
+        "converted",
+        "text",
+        "with towers",
+        *(m.name for m in macs),
+    ]
+    yield f"| {' | '.join(names)} |"
+    yield "|---" * len(names) + "|"
+    for variant in rules.VARIANTS:
+        published = inventory.of_variant(variant)
+        found = inventory.as_converted(published, choice)
+        both = [replace(settings, has_towers=is_there) for is_there in (False, True)]
+        sums = [f"{fit.gb(fit.need(found, each, fit.mac(16, 15)).total)} GB" for each in both]
+        cells = [cell(found, both, machine) for machine in macs]
+        card = f"{CARD_GB.get(variant, '–')}, yes"
+        sizes = [f"{each.stored_bytes / 1e9:.1f}" for each in (published, found)]
+        yield f"| {' | '.join([variant, card, *sizes, *sums, *cells])} |"
+    yield ""
+    yield (
+        f"Text, with towers: memory needed on a 16 GB Mac with {settings.context} tokens. A Mac's "
+        "cell: the longest context that fits with towers, or for text alone, in units of 1024."
+    )
+
+
+def cell(found: "Inventory", both: Sequence["Settings"], machine: "Machine") -> str:
+    """Say how a variant fits a Mac."""
+    from . import fit
+
+    text, towers = (fit.longest_context(found, each, machine) for each in both)
+    if towers >= both[1].context:
+        return f"{towers // 1024}k"
+    return f"text, {text // 1024}k" if text else "no"
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

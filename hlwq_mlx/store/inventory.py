@@ -1,0 +1,294 @@
+"""What a model consists of, told from the headers of its files alone.
+
+Of a repository on the hub (by range requests), a local source or a converted folder. No tensor is
+read and nothing is kept. Not a reader of tensors, which is `source`, nor a judge of what fits.
+`doubts` holds a source against what the publisher's rules lead one to expect.
+
+Source: spec hlwq_format §3, §7.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ..gemma4.config import Gemma4Config
+from ..gemma4.towers import TOWERS
+from ..quant.packing import BLOCK
+from ..quant.tables import centroids, error_energy
+from . import checkpoint, hub, leftovers, published, rules
+from .coded import parse_key
+from .ple import FILE_NAME as ROW_STORE
+from .ple import coded_specs
+from .source import Source, find_local, read_json
+from .tensorfile import TensorFile, TensorSpec
+
+Specs = Mapping[str, TensorSpec]
+Shape = tuple[int, ...]
+_NORM_BYTES = 2
+_PUBLISHERS_TABLE = "clip4_100"
+_NAMED = 3
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A tensor: `bits` is the width of its codes, None when it is not coded."""
+
+    name: str
+    shape: Shape
+    bits: int | None
+    stored_bytes: int
+
+    @property
+    def weights(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def is_row_table(self) -> bool:
+        return self.name == checkpoint.ROW_TABLE
+
+    @property
+    def is_tower(self) -> bool:
+        return self.name.startswith(TOWERS)
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """The tensors of one variant and its config.
+
+    `problems` are what its headers contradict among themselves.
+    """
+
+    variant: str | None
+    config: Mapping[str, Any]
+    entries: tuple[Entry, ...]
+    is_converted: bool = False
+    problems: tuple[str, ...] = ()
+
+    @cached_property
+    def args(self) -> Gemma4Config:
+        """Raises: ConfigError for a config that is incomplete."""
+        return Gemma4Config.from_dict(self.config)
+
+    @property
+    def stored_bytes(self) -> int:
+        return sum(entry.stored_bytes for entry in self.entries)
+
+    @cached_property
+    def live(self) -> tuple[Entry, ...]:
+        """The tensors that some layer reads."""
+        dead = published.dead(self.args)
+        return tuple(entry for entry in self.entries if entry.name not in dead)
+
+    def kinds(self) -> dict[tuple[str, int | None], tuple[int, int, int]]:
+        """Sum tensors, weights and stored bytes by class and width of code."""
+        sums: dict[tuple[str, int | None], tuple[int, int, int]] = {}
+        for entry in self.entries:
+            kind = rules.class_of(entry.name) or ("rows" if entry.is_row_table else "other")
+            count, weights, size = sums.get((kind, entry.bits), (0, 0, 0))
+            total = count + 1, weights + entry.weights, size + entry.stored_bytes
+            sums[kind, entry.bits] = total
+        return sums
+
+
+def take(model: str, variant: str | None = None) -> Inventory:
+    """Take the inventory of a converted folder, a local source or a repository on the hub.
+
+    Raises: SourceError, CheckpointError as opening it would.
+    """
+    path = Path(model).expanduser()
+    if checkpoint.is_ours(path):
+        checkpoint.require_variant(path, variant)
+        return _of_converted(path)
+    local = find_local(model, variant)
+    if local is None:
+        found = hub.read_headers(model, variant)
+        return _of_source(found.variant, found.config, found.headers)
+    opened = Source(*local)
+    headers = [TensorFile(path).specs for path in opened.weight_files]
+    return _of_source(local[1], opened.config, headers)
+
+
+def is_at_hand(model: str, variant: str | None = None) -> bool:
+    """Say whether a model needs no download.
+
+    Raises: SourceError when it is not clear which variant is meant.
+    """
+    if checkpoint.is_ours(Path(model).expanduser()) or find_local(model, variant) is not None:
+        return True
+    return hub.is_cached(model, variant)
+
+
+def of_variant(variant: str) -> Inventory:
+    """List what a published variant of E4B holds, by the rules we infer for the publisher.
+
+    Raises: RequestError for a variant that was never published.
+    """
+    name, rule = rules.variant_rule(variant)
+    config = published.e4b_config()
+    entries = []
+    for tensor, shape in published.tensors(config).items():
+        bits = rule(tensor, shape)
+        entries.append(Entry(tensor, shape, bits, stored_bytes(shape, bits)))
+    return Inventory(name, config, tuple(entries))
+
+
+def as_converted(found: Inventory, choice: str) -> Inventory:
+    """List what `convert` makes of a source; `choice` is one of leftovers.CHOICES.
+
+    Tensors whose blocks have strong means stay as they are, which headers do not tell.
+    """
+    if found.is_converted:
+        return found
+    own = _own_energy(found.live)
+    entries = tuple(_coded_leftover(entry, choice, own) for entry in found.live)
+    return replace(found, entries=entries, is_converted=True)
+
+
+def _own_energy(entries: Iterable[Entry]) -> float:
+    """The error energy of coded weights of the text model over their energy; 0 for none."""
+    weights: Counter[int] = Counter()
+    for entry in entries:
+        if entry.bits is not None and not entry.is_tower:
+            weights[entry.bits] += entry.weights
+    lost = sum(
+        count * error_energy(centroids(_PUBLISHERS_TABLE, bits)) for bits, count in weights.items()
+    )
+    return lost / weights.total() if weights else 0.0
+
+
+def _coded_leftover(entry: Entry, choice: str, own: float) -> Entry:
+    if entry.is_row_table and choice == leftovers.SMALL:
+        size = sum(spec.nbytes for spec in coded_specs((entry.shape[0], entry.shape[1])))
+        return replace(entry, stored_bytes=size)
+    bits = leftovers.width_of(choice, entry.name, entry.shape, own)
+    if entry.bits is not None or bits is None:
+        return entry
+    return replace(entry, bits=bits, stored_bytes=stored_bytes(entry.shape, bits))
+
+
+def stored_bytes(shape: Shape, bits: int | None) -> int:
+    """Return what a tensor takes as codes and norms, or as bfloat16 when it is not coded."""
+    if bits is None:
+        return 2 * math.prod(shape)
+    blocks = math.prod(shape[:-1]) * -(-shape[-1] // BLOCK)
+    return blocks * (BLOCK * bits // 8 + _NORM_BYTES)
+
+
+def doubts(inventory: Inventory) -> Iterator[str]:
+    """Say what is not as the config, and for a published variant its rule, lead one to expect."""
+    yield from inventory.problems
+    dead = published.dead(inventory.args)  # transformers leaves them out when it saves
+    expected = published.tensors(inventory.config)
+    found = {entry.name: entry for entry in inventory.entries}
+    yield from _named("missing", expected.keys() - found.keys() - dead.keys())
+    yield from _named("in no released file", found.keys() - expected.keys())
+    known = found.keys() & expected.keys()
+    misshapen = {name for name in known if not _is_shape(found[name], expected[name])}
+    yield from _named("not of config.json's shape", misshapen)
+    if not inventory.is_converted:
+        yield from _departures(inventory)
+
+
+def _departures(inventory: Inventory) -> Iterator[str]:
+    """Say where a source departs from the rule of the variant that it calls itself."""
+    if inventory.variant not in rules.VARIANTS:
+        return
+    _, rule = rules.variant_rule(inventory.variant)
+    departures: dict[str, set[str]] = {}
+    for entry in inventory.entries:
+        wanted = rule(entry.name, entry.shape)
+        if entry.bits != wanted:
+            key = f"{_width(entry.bits)}, where {inventory.variant} should be {_width(wanted)}"
+            departures.setdefault(key, set()).add(entry.name)
+    for key, names in departures.items():
+        yield from _named(key, names)
+
+
+def _width(bits: int | None) -> str:
+    return "uncoded" if bits is None else f"coded at {bits} bits"
+
+
+def _named(what: str, names: Iterable[str]) -> Iterator[str]:
+    """Say what is the matter with some tensors, if there are any, and name a few."""
+    listed = sorted(names)
+    if listed:
+        more = " ..." if len(listed) > _NAMED else ""
+        yield f"{len(listed)} tensors {what}: {', '.join(listed[:_NAMED])}{more}"
+
+
+def _is_shape(entry: Entry, expected: Shape) -> bool:
+    """Say whether a tensor has a shape, or codes the blocks that the shape fills."""
+    if entry.bits is None or len(expected) != 2:
+        return entry.shape == expected
+    padded = -(-expected[1] // BLOCK) * BLOCK
+    return entry.shape in (expected, (expected[0], padded))
+
+
+def _of_source(
+    variant: str | None, config: Mapping[str, Any], headers: Iterable[Specs]
+) -> Inventory:
+    plain: list[Entry] = []
+    parts: dict[str, dict[str, TensorSpec]] = {}
+    for specs in headers:
+        for name, spec in specs.items():
+            key = parse_key(name)
+            if key is None:
+                name = checkpoint.canonical_name(name)
+                plain.append(Entry(name, spec.shape, None, spec.nbytes))
+            else:
+                parts.setdefault(checkpoint.canonical_name(key.tensor), {})[key.role] = spec
+    problems: list[str] = []
+    coded = [_coded(name, roles, problems) for name, roles in sorted(parts.items())]
+    entries = (*sorted(plain, key=lambda entry: entry.name), *filter(None, coded))
+    return Inventory(
+        variant, checkpoint.normalize_config(config), entries, problems=tuple(problems)
+    )
+
+
+def _coded(name: str, roles: Specs, problems: list[str]) -> Entry | None:
+    """Settle the width of a coded tensor from the sizes of its parts, or say why that fails."""
+    size = sum(spec.nbytes for spec in roles.values())
+    if not {"codes", "norms"} <= roles.keys():
+        problems.append(f"{name} has {' and '.join(sorted(roles))} but not both codes and norms")
+        return None
+    norms = roles["norms"]
+    count = math.prod(norms.shape)
+    bits, rest = divmod(8 * roles["codes"].nbytes, max(1, count * BLOCK))
+    if rest or not 1 <= bits <= 8:
+        problems.append(
+            f"{name} has {roles['codes'].nbytes} bytes of codes for {count} blocks of {BLOCK}, "
+            "which is no whole number of bits a weight"
+        )
+        return None
+    codes, rows = roles["codes"].shape, norms.shape[0] if len(norms.shape) > 1 else 0
+    rows = rows or (codes[0] if len(codes) == 2 else 1)
+    if norms.dtype != "F16" or roles["codes"].dtype != "U8" or "meta" not in roles:
+        problems.append(f"{name} is not the published layout: U8 codes, F16 norms and a meta")
+    return Entry(name, (rows, count // rows * BLOCK), bits, size)
+
+
+def _of_converted(folder: Path) -> Inventory:
+    config = read_json(folder / "config.json")
+    coded = (config.get("quantization_config") or {}).get("tensors", {})
+    specs: dict[str, TensorSpec] = {}
+    for name in sorted(set(read_json(folder / checkpoint.INDEX_NAME)["weight_map"].values())):
+        specs |= TensorFile(folder / name).specs
+    entries = []
+    if (folder / ROW_STORE).is_file():  # in whatever dtype
+        args = Gemma4Config.from_dict(config)
+        shape = (args.text_config.vocab_size_per_layer_input, checkpoint.row_width(args))
+        size = sum(spec.nbytes for spec in TensorFile(folder / ROW_STORE).specs.values())
+        entries.append(Entry(checkpoint.ROW_TABLE, shape, None, size))
+    for name, entry in coded.items():
+        parts = [specs.pop(part) for part in checkpoint.coded_names(name) if part in specs]
+        if len(parts) == len(checkpoint.CodedNames._fields):
+            norms = parts[1].shape
+            size = sum(part.nbytes for part in parts)
+            entries.append(Entry(name, (norms[0], norms[1] * BLOCK), entry["bits"], size))
+    entries += [Entry(name, spec.shape, None, spec.nbytes) for name, spec in specs.items()]
+    variant = (config.get("quantization_config") or {}).get("variant")
+    return Inventory(variant, config, tuple(entries), is_converted=True)

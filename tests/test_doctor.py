@@ -1,0 +1,56 @@
+"""`python -m hlwq_mlx.doctor`, as a person runs it."""
+
+import re
+from pathlib import Path
+
+import demo
+import pytest
+
+from hlwq_mlx import cli, doctor, fit, library
+from hlwq_mlx.store import rules
+
+README = Path(__file__).parent.parent / "README.md"
+
+
+def told(capsys, *arguments):
+    code = cli.run(doctor.main, arguments)
+    return code, capsys.readouterr().out.splitlines()
+
+
+@pytest.mark.parametrize("is_converted", [False, True])
+def test_a_model_that_fits(capsys, is_converted):
+    where = str(demo.folder()) if is_converted else str(library.DEMO / "PQ5")
+    code, lines = told(capsys, where, "--context", "64")
+    assert code == 0
+    text = "\n".join(lines)
+    assert re.search(r"^attention +5 bits +24 tensors +442,368 weights", text, re.MULTILINE)
+    assert re.search(r"^mlp +not coded +7 tensors", text, re.MULTILINE)
+    assert ("converted" if is_converted else "as published") in text
+    assert "odd: " not in text
+    assert re.search(r"^fits: 0\.\d\d GB at a context of 64 \(text weights ", text, re.MULTILINE)
+
+
+def test_a_model_that_does_not(capsys, monkeypatch):
+    small = fit.Machine("a small machine", 1 << 30, 1 << 22, has_metal=False)
+    monkeypatch.setattr(fit, "this_machine", lambda folder: small)
+    with pytest.raises(SystemExit) as left:
+        told(capsys, str(demo.folder()))
+    assert left.value.code == doctor.EXIT_UNFIT
+    assert "does not fit: " in capsys.readouterr().out
+
+
+def test_a_model_or_the_table(capsys):
+    for arguments in ([], [str(library.DEMO), "--table"]):
+        with pytest.raises(SystemExit) as left:
+            doctor.main(arguments)
+        assert left.value.code == 2
+        assert "needed a MODEL or --table" in capsys.readouterr().err
+
+
+def test_the_readme_has_the_table(capsys):
+    code, lines = told(capsys, "--table")
+    assert code == 0
+    assert len([line for line in lines if line.startswith("| PQ")]) == len(rules.VARIANTS)
+    text = README.read_text()
+    for line in filter(None, lines):
+        assert line in text
