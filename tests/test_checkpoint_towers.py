@@ -16,7 +16,7 @@ from hlwq_mlx.gemma4.config import Gemma4Config
 from hlwq_mlx.gemma4.towers import TOWERS, make_tower, prefixes
 from hlwq_mlx.plugin import FOLDER_KEY
 from hlwq_mlx.quant.layers import HLWQLinear
-from hlwq_mlx.store import checkpoint, convert
+from hlwq_mlx.store import checkpoint, convert, output
 from hlwq_mlx.store.source import Source
 
 MEL = mx.random.normal((13, 16), key=mx.random.key(0))
@@ -60,7 +60,7 @@ def made(tmp_path_factory):
     root = tmp_path_factory.mktemp("towers")
     source, decoded = publish(root, make_weights())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(convert, "SHARD_BYTES", 60_000)
+        patch.setattr(output, "SHARD_BYTES", 60_000)
         convert.convert(source, root / "out")
     return root / "out", decoded
 
