@@ -79,7 +79,7 @@ def test_a_clip_tells_the_time_of_each_frame(tokenizer, ids_of):
 def test_a_count_that_does_not_fit_is_named(tokenizer, text, spans, said):
     with pytest.raises(RequestError) as raised:
         expand(tokenizer, text, spans, TOKENS)
-    assert str(raised.value).startswith(f"[prompt] needed one ")
+    assert str(raised.value).startswith("[prompt] needed one ")
     assert said in str(raised.value)
 
 

@@ -12,7 +12,7 @@ from jinja2 import TemplateError
 from ..errors import RequestError
 from .messages import Message, normalize_messages, normalize_tools
 from .parts import Medium, take_media
-from .placeholders import Span, SoftTokens, expand, guard
+from .placeholders import SoftTokens, Span, expand, guard
 
 TURN_END, MODEL_TURN = "<turn|>\n", "<|turn>model\n"
 
