@@ -1,0 +1,185 @@
+"""Images to patches, equal to the bit to transformers' PIL image processor.
+
+Decoding, colour conversion and resizing are Pillow's. Not here: the vision tower, and how many ids
+a placeholder becomes. Letters: h, w = height and width in pixels, p = patch_size,
+k = pooling_kernel_size, P = patches.
+Source: transformers 5.23.0, models/gemma4/image_processing_pil_gemma4.py.
+"""
+
+import math
+import struct
+import zlib
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps
+
+from ..errors import RequestError
+from .origin import LOCAL, Access, Origin, name_of, open_origin
+from .processor import ImageSettings
+
+Pixels = npt.NDArray[np.uint8]
+
+MAX_PIXELS = 89_478_485  # Pillow's own bound of a decompression bomb: 256 MB as RGB
+# What Pillow raises for broken files, depending on the format.
+BROKEN = (
+    *(OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, OverflowError),
+    *(AttributeError, RuntimeError, struct.error, zlib.error, Image.DecompressionBombError),
+    Image.DecompressionBombWarning,
+)
+
+
+@dataclass(frozen=True)
+class Patches:
+    """One image as the vision tower reads it.
+
+    Shapes: patches float32 [P, p*p*3] in 0..1 (rows, columns, colours), row after row of the
+    image; positions int32 [P, 2] as (x, y) in patches; soft_tokens = P / k^2.
+    """
+
+    patches: npt.NDArray[np.float32]
+    positions: npt.NDArray[np.int32]
+    soft_tokens: int
+
+
+def read_image(origin: Origin | npt.NDArray[Any] | Image.Image, access: Access = LOCAL) -> Pixels:
+    """Decode an image to RGB as a person sees it: turned by its EXIF orientation, on white.
+
+    Arrays are [h, w], [h, w, 1], [h, w, 3] or [h, w, 4], uint8 or floating point in 0..1. Of an
+    animation the first picture is taken. Transparency is laid on white, as the reference's
+    processor does; deep grey images are scaled to 8 bits, where the reference saturates.
+    Shapes: -> uint8 [h, w, 3].
+    Raises: RequestError when it is no image, broken, of a size above MAX_PIXELS, or not allowed;
+    SourceError when a file or server cannot be read.
+    """
+    if isinstance(origin, np.ndarray):
+        return _from_array(origin)
+    if isinstance(origin, Image.Image):
+        return _rgb(origin)
+    where = name_of(origin)
+    with open_origin(origin, access) as file:
+        try:
+            with Image.open(file) as image:
+                _check_decodable(image, where)
+                image.load()
+        except RequestError:
+            raise
+        except BROKEN as error:
+            raise RequestError(
+                f"[{where}] needed an image that Pillow reads, got: {error}. "
+                "Check that it is an image and whole."
+            ) from error
+    return _rgb(image)
+
+
+def image_patches(
+    image: Pixels, settings: ImageSettings, max_soft_tokens: int | None = None
+) -> Patches:
+    """Fit an image to its budget of soft tokens and cut it into patches.
+
+    Shapes: image uint8 [h, w, 3] -> Patches.
+    Raises: RequestError when max_soft_tokens is no budget of the model.
+    """
+    return cut(fit(image, settings, max_soft_tokens), settings)
+
+
+def fitted_size(h: int, w: int, settings: ImageSettings, max_soft_tokens: int) -> tuple[int, int]:
+    """Return the (height, width) in whole soft tokens that fills the budget, keeping the aspect."""
+    p, k = settings.patch_size, settings.pooling_kernel_size
+    side = p * k
+    # The reference's own order of operations: another one rounds differently.
+    factor = math.sqrt(max_soft_tokens * k**2 * p**2 / (h * w))
+    height = math.floor(factor * h / side) * side
+    width = math.floor(factor * w / side) * side
+    if height == 0:
+        return side, max(1, min(w // h, max_soft_tokens)) * side
+    if width == 0:
+        return min(h // w, max_soft_tokens) * side, side
+    return height, width
+
+
+def fit(image: Pixels, settings: ImageSettings, max_soft_tokens: int | None = None) -> Pixels:
+    """Resize an image (bicubic, antialiased) to the size that its patches are cut from."""
+    h, w = image.shape[:2]
+    height, width = fitted_size(h, w, settings, settings.budget(max_soft_tokens))
+    if (height, width) == (h, w):
+        return image
+    resized = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)
+    return np.asarray(resized)
+
+
+def cut(image: Pixels, settings: ImageSettings) -> Patches:
+    """Cut a fitted image into patches; h and w are multiples of p * k."""
+    p = settings.patch_size
+    rows, columns = image.shape[0] // p, image.shape[1] // p
+    # All 256 values, each rescaled in float64 and rounded once, as the reference does per pixel.
+    scaled = (np.arange(256) * settings.rescale_factor).astype(np.float32)
+    blocks = image.reshape(rows, p, columns, p, 3).transpose(0, 2, 1, 3, 4)
+    y, x = np.divmod(np.arange(rows * columns, dtype=np.int32), np.int32(columns))
+    return Patches(
+        patches=scaled[blocks.reshape(rows * columns, p * p * 3)],
+        positions=np.stack([x, y], axis=1),
+        soft_tokens=rows * columns // settings.pooling_kernel_size**2,
+    )
+
+
+def check_pixels(h: int, w: int, where: str) -> None:
+    """Raise RequestError for a picture that would fill the memory, or has no pixels."""
+    if not 0 < h * w <= MAX_PIXELS:
+        raise RequestError(
+            f"[{where}] needed 1 to {MAX_PIXELS:,} pixels, got {w} x {h}. Send a smaller image."
+        )
+
+
+def _check_decodable(image: Image.Image, where: str) -> None:
+    check_pixels(image.height, image.width, where)
+    if image.format == "EPS":
+        raise RequestError(
+            f"[{where}] needed a picture made of pixels, got EPS, which is a program. "
+            "Convert it first."
+        )
+
+
+def _rgb(image: Image.Image) -> Pixels:
+    image = ImageOps.exif_transpose(image)
+    if image.mode[0] in "IF":
+        return _from_array(_to_unit(np.asarray(image)))
+    if "A" in image.getbands() or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+    return np.asarray(image.convert("RGB"))
+
+
+def _to_unit(grey: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """Scale deep grey values to 0..1, guessing their full scale from the largest."""
+    values = np.maximum(np.nan_to_num(grey.astype(np.float64)), 0)
+    largest = values.max()
+    scale = next((full for full in (1, 255, 65535) if largest <= full), largest)
+    return values / scale
+
+
+def _from_array(array: npt.NDArray[Any]) -> Pixels:
+    image = array[..., None] if array.ndim == 2 else array
+    is_unit = np.issubdtype(array.dtype, np.floating)
+    if (
+        image.ndim != 3
+        or image.shape[2] not in (1, 3, 4)
+        or not (is_unit or array.dtype == np.uint8)
+    ):
+        raise RequestError(
+            "[image] needed an array [h, w], [h, w, 1], [h, w, 3] or [h, w, 4] of uint8 or "
+            f"floating point, got {array.dtype} {list(array.shape)}. Convert it first."
+        )
+    check_pixels(image.shape[0], image.shape[1], "image")
+    if is_unit:
+        if not (image.min() >= 0 and image.max() <= 1):
+            raise RequestError(
+                f"[image] needed floating point values in 0..1, got {image.min()} to "
+                f"{image.max()}. Divide them by their full scale, or hand over uint8."
+            )
+        image = np.round(image * 255).astype(np.uint8)
+    if image.shape[2] == 4:
+        return _rgb(Image.fromarray(image))
+    return np.ascontiguousarray(np.broadcast_to(image, (*image.shape[:2], 3)))

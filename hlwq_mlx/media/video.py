@@ -1,0 +1,178 @@
+"""Video to a few time-stamped frames, each cut into patches like an image.
+
+Frames are chosen and stamped as the reference does; they are fitted to the model's size as they are
+decoded, so that memory does not grow with the video. Decoding is FFmpeg's, through PyAV. Not here:
+sound tracks, and the text between frames. Letters: n = frames, h, w = height and width in pixels.
+Source: transformers 5.23.0, video_utils.py (default_sample_indices_fn, read_video_pyav) and
+models/gemma4/video_processing_gemma4.py.
+"""
+
+import bisect
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+
+from ..errors import RequestError
+from .images import Patches, Pixels, check_pixels, cut, fit, read_image
+from .origin import LOCAL, Access, Origin, name_of, open_origin
+from .processor import VideoSettings
+
+FALLBACK_FPS = 24.0  # the reference's, where a file does not say
+MAX_FRAMES = 1_000_000  # 4.6 hours at 60 frames per second
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Sampled frames, already at the size that patches are cut from.
+
+    Shapes: frames uint8 [n, h, w, 3]; timestamps in seconds, one per frame.
+    """
+
+    frames: Pixels
+    timestamps: tuple[float, ...]
+
+    @property
+    def stamps(self) -> tuple[str, ...]:
+        """The times as the model reads them, "MM:SS", rounded down."""
+        return tuple(f"{int(s // 60):02d}:{int(s % 60):02d}" for s in self.timestamps)
+
+
+def frame_indices(total: int, num_frames: int) -> list[int]:
+    """Choose frames evenly from the first on; all of them where there are not more than asked."""
+    count = min(total, num_frames)
+    return [index * total // count for index in range(count)]
+
+
+def read_video(
+    origin: Origin,
+    settings: VideoSettings,
+    max_soft_tokens: int | None = None,
+    access: Access = LOCAL,
+) -> Clip:
+    """Sample a video's frames and fit them to the budget of one frame.
+
+    Times are index / average frame rate, as the reference has them. A rotation that a phone wrote
+    into the file is applied. Only the stretches between the nearest key frames and the chosen
+    frames are decoded.
+    Raises: RequestError when it is no video, broken, without frames, too long or too large, or not
+    allowed; SourceError when a file or server cannot be read.
+    """
+    where = name_of(origin)
+    budget = settings.budget(max_soft_tokens)
+    with open_origin(origin, access) as file:
+        try:
+            with av.open(file, mode="r") as container:
+                if not container.streams.video:
+                    raise RequestError(f"[{where}] needed a video, got a file without pictures.")
+                stream = container.streams.video[0]
+                check_pixels(stream.height, stream.width, where)
+                times, keys = _packet_times(container, stream, where)
+                indices = frame_indices(len(times), settings.num_frames)
+                wanted = [times[index] for index in indices]
+                frames = [
+                    fit(_upright(frame), settings, budget)
+                    for frame in _frames_at(container, stream, wanted, keys)
+                ]
+                rate = float(stream.average_rate or FALLBACK_FPS)
+        except (av.FFmpegError, OSError) as error:
+            if isinstance(error, RequestError):
+                raise
+            raise RequestError(
+                f"[{where}] needed a video that FFmpeg reads, got: {error}. "
+                "Check that it is a video and whole."
+            ) from error
+    if not frames or len(frames) < len(indices):
+        raise RequestError(
+            f"[{where}] needed {len(indices) or 'some'} frames, got {len(frames)} that can be "
+            "decoded. Check that the video is whole."
+        )
+    return Clip(np.stack(frames), tuple(index / rate for index in indices))
+
+
+def make_clip(
+    frames: Sequence[Pixels] | Pixels,
+    settings: VideoSettings,
+    fps: float = FALLBACK_FPS,
+    max_soft_tokens: int | None = None,
+) -> Clip:
+    """Sample and fit frames that are arrays already: uint8 [n, h, w, 3] at `fps` per second.
+
+    Raises: RequestError when there is none, or one is no image.
+    """
+    indices = frame_indices(len(frames), settings.num_frames)
+    if not indices:
+        raise RequestError("[video] needed frames, got none. Hand over at least one.")
+    budget = settings.budget(max_soft_tokens)
+    fitted = [fit(read_image(frames[index]), settings, budget) for index in indices]
+    return Clip(np.stack(fitted), tuple(index / fps for index in indices))
+
+
+def clip_patches(clip: Clip, settings: VideoSettings) -> list[Patches]:
+    """Cut every frame of a clip into patches."""
+    return [cut(frame, settings) for frame in clip.frames]
+
+
+def _packet_times(
+    container: InputContainer, stream: VideoStream, where: str
+) -> tuple[list[int], list[int]]:
+    """Read, without decoding, when each frame is shown and which of them are key frames."""
+    times, keys = [], []
+    for packet in container.demux(stream):
+        time = packet.dts if packet.pts is None else packet.pts
+        if time is None or not packet.size or packet.is_discard:
+            continue
+        times.append(time)
+        if packet.is_keyframe:
+            keys.append(time)
+        if len(times) > MAX_FRAMES:
+            raise RequestError(
+                f"[{where}] needed at most {MAX_FRAMES:,} frames, got more. Cut the video."
+            )
+    return sorted(times), sorted(keys)
+
+
+def _frames_at(
+    container: InputContainer, stream: VideoStream, wanted: list[int], keys: list[int]
+) -> Iterator[VideoFrame]:
+    """Decode the frames shown at `wanted`, jumping over stretches that hold none of them."""
+    decoder = _decoder_from(container, stream, None)
+    position: float = -math.inf
+    for time in wanted:
+        key = keys[max(bisect.bisect(keys, time) - 1, 0)] if keys else -math.inf
+        has_jumped = key > position
+        if has_jumped:
+            decoder = _decoder_from(container, stream, int(key))
+        frame = _next_frame(decoder, time)
+        if has_jumped and (frame is None or frame.pts != time):
+            # Some containers land behind the place they were asked for: walk there instead.
+            decoder = _decoder_from(container, stream, None)
+            frame = _next_frame(decoder, time)
+        if frame is None:
+            return
+        position = frame.pts or 0
+        yield frame
+
+
+def _decoder_from(
+    container: InputContainer, stream: VideoStream, time: int | None
+) -> Iterator[VideoFrame]:
+    if time is None:
+        container.seek(container.start_time or 0)
+    else:
+        container.seek(time, stream=stream)
+    return container.decode(stream)
+
+
+def _next_frame(decoder: Iterator[VideoFrame], time: int) -> VideoFrame | None:
+    return next((frame for frame in decoder if frame.pts is not None and frame.pts >= time), None)
+
+
+def _upright(frame: VideoFrame) -> Pixels:
+    pixels = frame.to_ndarray(format="rgb24")
+    return np.rot90(pixels, frame.rotation // 90)
