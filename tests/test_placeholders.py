@@ -35,7 +35,7 @@ def ids_of(tokenizer):
 
 def test_an_image_and_a_sound(tokenizer, ids_of):
     text = "<|turn>a<|image|><|audio|>b<|image|>"
-    spans = [picture_span(2), sound_span(3), picture_span(1)]
+    spans = [picture_span(2), sound_span([3]), picture_span(1)]
     assert expand(tokenizer, text, spans, TOKENS) == [
         *ids_of("<|turn>a"),
         *(60, 61, 61, 62),
@@ -45,14 +45,21 @@ def test_an_image_and_a_sound(tokenizer, ids_of):
     ]
 
 
+def test_a_long_sound_is_heard_in_pieces(tokenizer):
+    assert expand(tokenizer, "<|audio|>", [sound_span([2, 1])], TOKENS) == [
+        *(63, 64, 64, 65),
+        *(63, 64, 65),
+    ]
+
+
 def test_spans_of_different_kinds_may_come_in_any_order(tokenizer):
     text = "<|image|>a<|audio|>"
-    spans = [picture_span(2), sound_span(1)]
+    spans = [picture_span(2), sound_span([1])]
     assert expand(tokenizer, text, spans, TOKENS) == expand(tokenizer, text, spans[::-1], TOKENS)
 
 
 def test_a_clip_tells_the_time_of_each_frame(tokenizer, ids_of):
-    span = clip_span([0.0, 59.99, 61.5, 6000.0], [1, 2, 1, 1])
+    span = clip_span(["00:00", "00:59", "01:01", "100:00"], [1, 2, 1, 1])
     assert expand(tokenizer, "a<|video|>b", [span], TOKENS) == [
         *ids_of("a00:00 "),
         *(60, 66, 62),
@@ -72,7 +79,7 @@ def test_a_clip_tells_the_time_of_each_frame(tokenizer, ids_of):
         ("a", [picture_span(1)], "needed one image for each <|image|>, got 1 for 0."),
         ("<|image|>", [], "needed one image for each <|image|>, got 0 for 1."),
         ("<|image|><|image|>", [picture_span(1)], "got 1 for 2."),
-        ("<|image|>", [sound_span(1)], "needed one image for each <|image|>, got 0 for 1."),
+        ("<|image|>", [sound_span([1])], "needed one image for each <|image|>, got 0 for 1."),
         ("<|video|>", [picture_span(1)], "got 1 for 0."),
     ],
 )

@@ -144,7 +144,7 @@ def test_a_chat_as_ids(tokenizer):
 def test_tools_and_media_become_their_single_tokens(tokenizer):
     parts = [{"type": "image", "path": "a"}, "Where?", {"type": "audio", "path": "b"}]
     text, _ = template.render(tokenizer, [{"role": "user", "content": parts}], tools=[TOOL])
-    spans = [placeholders.picture_span(2), placeholders.sound_span(1)]
+    spans = [placeholders.picture_span(2), placeholders.sound_span([1])]
     ids = template.encode(tokenizer, text, spans, SOFT_TOKENS)
     wanted = {46: 1, 47: 1, 255999: 1, 258880: 2, 258882: 1, 256000: 1, 258881: 1, 258883: 1}
     assert {token: ids.count(token) for token in wanted} == wanted
@@ -157,7 +157,7 @@ def test_tools_and_media_become_their_single_tokens(tokenizer):
 def test_a_video_becomes_the_tokens_of_its_spelling(tokenizer):
     """As the reference does it, which expands the text and encodes it whole."""
     text = "<bos><|turn>user\nCount:<|video|>Well?<turn|>\n<|turn>model\n"
-    span = placeholders.clip_span([0.0, 61.9], [2, 1])
+    span = placeholders.clip_span(["00:00", "01:01"], [2, 1])
     ids = template.encode(tokenizer, text, [span], SOFT_TOKENS)
     spelled = "00:00 <|image><|video|><|video|><image|> 01:01 <|image><|video|><image|>"
     assert ids == to_ids(tokenizer, text.replace("<|video|>", spelled))

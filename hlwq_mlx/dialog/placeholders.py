@@ -13,6 +13,11 @@ from typing import Any, NamedTuple
 from ..errors import RequestError
 
 MARKERS = {"image": "<|image|>", "audio": "<|audio|>", "video": "<|video|>"}
+ENCLOSURES = {
+    "image": ("<|image>", "<image|>"),
+    "audio": ("<|audio>", "<audio|>"),
+    "video": ("<|image>", "<image|>"),
+}
 GUARD = "\ufdd0"  # a noncharacter, which no text may hold
 _KINDS = {marker: kind for kind, marker in MARKERS.items()}
 _MARKER = re.compile("(" + "|".join(map(re.escape, MARKERS.values())) + ")")
@@ -39,16 +44,15 @@ def picture_span(count: int) -> Span:
     return Span("image", (("", count),))
 
 
-def sound_span(count: int) -> Span:
-    """Return the span of a sound of so many soft tokens."""
-    return Span("audio", (("", count),))
+def sound_span(counts: Sequence[int]) -> Span:
+    """Return the span of a sound: a run for each of the pieces that it is heard in."""
+    return Span("audio", tuple(("", count) for count in counts))
 
 
-def clip_span(times_s: Sequence[float], counts: Sequence[int]) -> Span:
-    """Return the span of a video: each frame's time, in minutes and seconds, then the frame."""
-    stamps = (f"{int(time_s) // 60:02d}:{int(time_s) % 60:02d} " for time_s in times_s)
-    runs = zip(stamps, counts, strict=True)
-    return Span("video", tuple((" " * bool(at) + stamp, n) for at, (stamp, n) in enumerate(runs)))
+def clip_span(stamps: Sequence[str], counts: Sequence[int]) -> Span:
+    """Return the span of a video: each frame's time, as "MM:SS", then the frame."""
+    texts = (f"{' ' if at else ''}{stamp} " for at, stamp in enumerate(stamps))
+    return Span("video", tuple(zip(texts, counts, strict=True)))
 
 
 def guard(value: Any) -> Any:
@@ -67,19 +71,41 @@ def expand(
 ) -> list[int]:
     """Turn a rendered prompt into ids, with a span in the place of every marker.
 
-    `spans` are in the order of their markers; `tokens` are those of each kind that the model knows.
+    `spans` of a kind are in the order of its markers; `tokens` are those of the kinds that the
+    model knows.
     Raises: RequestError when there are more or fewer spans of a kind than markers.
     """
-    waiting = _match(text, spans)
     pieces: list[str | list[int]] = []
-    for part in _MARKER.split(text):
-        if part not in _KINDS:
+    for part in _filled(text, spans):
+        if isinstance(part, str):
             pieces.append(part)
             continue
-        begin, soft, end = tokens[_KINDS[part]]
-        for before, count in next(waiting[_KINDS[part]]).runs:
+        begin, soft, end = tokens[part.kind]
+        for before, count in part.runs:
             pieces += [before, [begin, *[soft] * count, end]]
     return list(_encode(tokenizer, pieces))
+
+
+def spell(text: str, spans: Sequence[Span]) -> str:
+    """Write a span's soft tokens in the place of every marker, for those who encode text alone.
+
+    Raises: as `expand`.
+    """
+    spelled = ""
+    for part in _filled(text, spans):
+        if isinstance(part, str):
+            spelled += part
+            continue
+        begin, end = ENCLOSURES[part.kind]
+        for before, count in part.runs:
+            spelled += f"{before}{begin}{MARKERS[part.kind] * count}{end}"
+    return spelled
+
+
+def _filled(text: str, spans: Sequence[Span]) -> Iterator[str | Span]:
+    waiting = _match(text, spans)
+    for part in _MARKER.split(text):
+        yield next(waiting[_KINDS[part]]) if part in _KINDS else part
 
 
 def _match(text: str, spans: Sequence[Span]) -> dict[str, Iterator[Span]]:
