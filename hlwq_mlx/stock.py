@@ -1,8 +1,8 @@
 """Our model as stock mlx-lm meets it, under the name `mlx_lm.models.hlwq_gemma4`.
 
 mlx-lm builds a model from its config alone and does not say where the folder is, which the row
-store needs. `plugin` adds the folder to the config that mlx-lm reads; here it becomes the model's
-rows.
+store and the towers need. `plugin` adds the folder to the config that mlx-lm reads; here the model
+gets what it will read of it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -57,11 +57,11 @@ class ModelArgs(config.Gemma4Config):
 
 
 class Model(model.Model):
-    """Gemma 4 with its rows from the folder's row store."""
+    """Gemma 4 with rows and towers from its folder."""
 
     def __init__(self, args: ModelArgs) -> None:
         super().__init__(args)
-        checkpoint.attach_rows(self, args.folder)
+        checkpoint.attach(self, args.folder)
         self._allow = forbidder(args.media_token_ids, args.text_config.vocab_size)
 
     def __call__(
@@ -83,7 +83,7 @@ class Model(model.Model):
         """
         for span, _ in pixel_values:
             perceive.require_tower(self.args, span.kind)
-        return perceive.embed(self, tokens.tolist(), pixel_values)[0]
+        return perceive.embed(self, np.array(tokens).tolist(), pixel_values)[0]
 
     def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
         """Drop what the tree has no place for, and cast the rest to what this machine runs."""

@@ -1,16 +1,18 @@
 """Gemma 4's config.json as frozen values: every key that fixes a shape or a formula is required.
 
 Reads the released form (`global_head_dim`), the form that transformers re-saves
-(`per_layer_config`) and the flat text-only form (`model_type: gemma4_text`). It does not interpret
-the towers' sections, which stay raw, nor anything about sampling or token text.
+(`per_layer_config`) and the flat text-only form (`model_type: gemma4_text`). The towers' sections
+are tower_config's. It does not interpret anything about sampling or token text.
 Source: transformers 5.23.0, models/gemma4/configuration_gemma4.py.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
 from ..errors import ConfigError
+from .section import check_fixed, check_known, check_sizes, required
+from .tower_config import AUDIO, VISION, AudioConfig, VisionConfig
 
 # The multimodal form: Google's name, and the one our folders carry so that stock tools which know
 # gemma4 do not misread coded tensors.
@@ -34,13 +36,8 @@ FIXED = {
 # Text keys that change neither a shape nor a formula of inference without experts.
 IGNORED = frozenset(
     {
-        *("architectures", "dtype", "torch_dtype", "transformers_version", "use_cache"),
-        *("attention_dropout", "initializer_range", "eos_token_id", "bos_token_id"),
+        *("use_cache", "eos_token_id", "bos_token_id"),
         *("num_experts", "top_k_experts", "moe_intermediate_size"),
-        # What transformers' base class may write into any section.
-        *("_name_or_path", "return_dict", "id2label", "label2id", "cache_implementation"),
-        *("chunk_size_feed_forward", "output_attentions", "output_hidden_states"),
-        *("is_encoder_decoder", "problem_type", "sep_token_id", "decoder_start_token_id"),
     }
 )
 # In a flat file these stand beside the text keys, and are read by others.
@@ -115,21 +112,10 @@ class TextConfig:
         Raises: ConfigError naming the key that is missing, unknown or not implemented.
         """
         values = _released_form(section)
-        for key, (accepted, meaning) in FIXED.items():
-            if _required(values, key) != accepted:
-                raise ConfigError(
-                    f"[text_config.{key}] needed {accepted!r}, got {values[key]!r}. "
-                    f"This would need {meaning}, which is not implemented."
-                )
+        check_fixed(values, FIXED, "text_config")
         names = [field.name for field in fields(cls)]
-        strangers = values.keys() - set(names) - set(FIXED) - IGNORED
-        unknown = sorted(key for key in strangers if values[key] not in (None, False))
-        if unknown:
-            raise ConfigError(
-                f"[text_config] needed known keys, got {', '.join(unknown)}. "
-                "They may stand for a formula that this version lacks."
-            )
-        chosen = {name: _required(values, name) for name in names}
+        check_known(values, {*names, *FIXED, *IGNORED}, "text_config")
+        chosen = {name: required(values, name, "text_config") for name in names}
         chosen["layer_types"] = _layer_types(chosen)
         chosen["rope_parameters"] = _ropes(chosen["rope_parameters"])
         config = cls(**chosen)
@@ -162,12 +148,12 @@ class TextConfig:
 
 @dataclass(frozen=True)
 class Gemma4Config:
-    """The whole config.json, as far as the model needs it; the towers' sections stay raw."""
+    """The whole config.json, as far as the model needs it; a section that is null is no tower."""
 
     model_type: str
     text_config: TextConfig
-    vision_config: Mapping[str, Any] | None
-    audio_config: Mapping[str, Any] | None
+    vision_config: VisionConfig | None
+    audio_config: AudioConfig | None
     image_token_id: int | None
     video_token_id: int | None
     audio_token_id: int | None
@@ -184,7 +170,7 @@ class Gemma4Config:
 
         Raises: ConfigError naming the key that is missing, unknown or not implemented.
         """
-        model_type = _required(config, "model_type", "config")
+        model_type = required(config, "model_type", "config")
         if model_type not in (*MULTIMODAL, FLAT):
             raise ConfigError(
                 f"[config.model_type] needed one of {', '.join((*MULTIMODAL, FLAT))}, "
@@ -194,7 +180,7 @@ class Gemma4Config:
             text = {key: value for key, value in config.items() if key not in FLAT_IGNORED}
             towers: dict[str, Any] = {}
         else:
-            text = dict(_required(config, "text_config", "config"))
+            text = dict(required(config, "text_config", "config"))
             if "tie_word_embeddings" in config:
                 text.setdefault("tie_word_embeddings", config["tie_word_embeddings"])
             towers = dict(config)
@@ -202,18 +188,35 @@ class Gemma4Config:
         return cls(
             model_type=model_type,
             text_config=TextConfig.from_dict(text),
-            vision_config=vision,
-            audio_config=audio,
-            image_token_id=_required(config, "image_token_id", "config") if vision else None,
-            video_token_id=_required(config, "video_token_id", "config") if vision else None,
-            audio_token_id=_required(config, "audio_token_id", "config") if audio else None,
-            boi_token_id=_required(config, "boi_token_id", "config") if vision else None,
-            eoi_token_id=_required(config, "eoi_token_id", "config") if vision else None,
-            boa_token_id=_required(config, "boa_token_id", "config") if audio else None,
-            eoa_token_id=_end_of_audio(config) if audio else None,
+            vision_config=None if vision is None else VisionConfig.from_dict(vision),
+            audio_config=None if audio is None else AudioConfig.from_dict(audio),
+            image_token_id=None if vision is None else required(config, "image_token_id", "config"),
+            video_token_id=None if vision is None else required(config, "video_token_id", "config"),
+            audio_token_id=None if audio is None else required(config, "audio_token_id", "config"),
+            boi_token_id=None if vision is None else required(config, "boi_token_id", "config"),
+            eoi_token_id=None if vision is None else required(config, "eoi_token_id", "config"),
+            boa_token_id=None if audio is None else required(config, "boa_token_id", "config"),
+            eoa_token_id=None if audio is None else _end_of_audio(config),
             media_token_ids=tuple(sorted({config[key] for key in MEDIA_TOKENS if config.get(key)})),
             quantization_config=config.get("quantization_config"),
         )
+
+    @property
+    def towers(self) -> tuple[str, ...]:
+        """The kinds of tower that the model has."""
+        configs = {VISION: self.vision_config, AUDIO: self.audio_config}
+        return tuple(kind for kind, config in configs.items() if config is not None)
+
+    def manifest(self, belongs: Callable[[str], bool]) -> dict[str, Any]:
+        """The HLWQ manifest as far as it is about one part of the model; empty if there is none.
+
+        `belongs` says of a tensor's name whether the part has it.
+        """
+        whole = self.quantization_config
+        if whole is None or whole.get("quant_method") != "hlwq":
+            return {"tensors": {}, "tables": {}}
+        tensors = {name: entry for name, entry in whole["tensors"].items() if belongs(name)}
+        return {**whole, "tensors": tensors}
 
     @property
     def vision_token_ids(self) -> tuple[int, ...]:
@@ -227,18 +230,9 @@ class Gemma4Config:
         return self.vision_token_ids + audio
 
 
-def _required(section: Mapping[str, Any], key: str, where: str = "text_config") -> Any:
-    if key not in section:
-        raise ConfigError(
-            f"[{where}] needed key {key}, got none. "
-            "It fixes a shape or a formula: take the model's complete config.json."
-        )
-    return section[key]
-
-
 def _end_of_audio(config: Mapping[str, Any]) -> Any:
     stated = (key for key in END_OF_AUDIO if key in config)
-    return _required(config, next(stated, END_OF_AUDIO[0]), "config")
+    return required(config, next(stated, END_OF_AUDIO[0]), "config")
 
 
 def _released_form(section: Mapping[str, Any]) -> dict[str, Any]:
@@ -259,7 +253,7 @@ def _released_form(section: Mapping[str, Any]) -> dict[str, Any]:
             f"got {overrides}. Other overrides are not implemented."
         )
     released = {
-        "global_head_dim": _required(entries[0], "head_dim", "text_config.per_layer_config"),
+        "global_head_dim": required(entries[0], "head_dim", "text_config.per_layer_config"),
         "num_global_key_value_heads": entries[0].get("num_key_value_heads"),
     }
     for key, value in released.items():
@@ -276,8 +270,8 @@ def _layer_types(values: Mapping[str, Any]) -> tuple[str, ...]:
 
     Source: transformers 5.23.0, configuration_gemma4.py, Gemma4TextConfig.__post_init__.
     """
-    count = _required(values, "num_hidden_layers")
-    types = _required(values, "layer_types")
+    count = required(values, "num_hidden_layers", "text_config")
+    types = required(values, "layer_types", "text_config")
     if types is None:
         return tuple(FULL if i % 6 == 5 or i == count - 1 else SLIDING for i in range(count))
     unknown = sorted(set(types) - set(LAYER_TYPES))
@@ -294,8 +288,8 @@ def _ropes(parameters: Any) -> dict[str, RopeConfig]:
     where = "text_config.rope_parameters"
     ropes = {}
     for layer_type in LAYER_TYPES:
-        rope = _required(parameters or {}, layer_type, where)
-        rope_type = _required(rope, "rope_type", f"{where}.{layer_type}")
+        rope = required(parameters or {}, layer_type, where)
+        rope_type = required(rope, "rope_type", f"{where}.{layer_type}")
         if rope_type not in ROPE_TYPES:
             raise ConfigError(
                 f"[{where}.{layer_type}.rope_type] needed one of {', '.join(ROPE_TYPES)}, "
@@ -309,21 +303,16 @@ def _ropes(parameters: Any) -> dict[str, RopeConfig]:
             )
         part = 1.0
         if rope_type == "proportional":
-            part = _required(rope, "partial_rotary_factor", f"{where}.{layer_type}")
+            part = required(rope, "partial_rotary_factor", f"{where}.{layer_type}")
         ropes[layer_type] = RopeConfig(
-            rope_theta=_required(rope, "rope_theta", f"{where}.{layer_type}"),
+            rope_theta=required(rope, "rope_theta", f"{where}.{layer_type}"),
             partial_rotary_factor=part,
         )
     return ropes
 
 
 def _check_sizes(config: TextConfig) -> None:
-    for key in SIZES:
-        value = getattr(config, key)
-        if type(value) is not int or value < 1:
-            raise ConfigError(
-                f"[text_config.{key}] needed a positive integer, got {value!r}. Correct the value."
-            )
+    check_sizes(vars(config), SIZES, "text_config")
     for key, heads in (
         ("num_key_value_heads", config.num_key_value_heads),
         ("num_global_key_value_heads", config.num_global_key_value_heads),

@@ -1,7 +1,8 @@
 """The whole model as a caller meets it: token ids and caches in, logits out.
 
-Its module tree carries the checkpoint's names. It reads no files: weights are loaded into it, and
-rows of the per-layer-embedding table come through `Model.rows`. It samples nothing.
+Its module tree carries the checkpoint's names. It reads no files: weights are loaded into it, rows
+of the per-layer-embedding table come through `Model.rows`, and a tower through `Model.load_tower`
+when the first image or sound needs it. It samples nothing.
 B batch, L positions, H hidden size, V vocabulary, N layers, d per-layer input width.
 """
 
@@ -20,14 +21,15 @@ from ..quant.layers import code_modules
 from .attention import View
 from .config import FLAT, FULL, Gemma4Config
 from .masks import attention_masks
+from .placing import place
 from .text import TextModel
+from .tower_config import AUDIO, VISION
+from .towers import TOWERS, Tower, no_tower
 
 ModelArgs = Gemma4Config
 Rows = Callable[[np.ndarray], mx.array]
+LoadTower = Callable[[str], Tower]
 
-TOWERS = tuple(
-    f"model.{tower}." for tower in ("vision_tower", "audio_tower", "embed_vision", "embed_audio")
-)
 KEY_VALUE = re.compile(
     r"^model\.language_model\.layers\.(\d+)\.self_attn\.(k_proj|v_proj|k_norm)\."
 )
@@ -51,7 +53,7 @@ class Step(NamedTuple):
 
 
 class Parts(nn.Module):  # type: ignore[misc]  # nn.Module is untyped
-    """The level `model.` of the checkpoint's names."""
+    """The level `model.` of the checkpoint's names; towers join it when they are needed."""
 
     def __init__(self, args: Gemma4Config) -> None:
         super().__init__()
@@ -59,10 +61,12 @@ class Parts(nn.Module):  # type: ignore[misc]  # nn.Module is untyped
 
 
 class Model(nn.Module):  # type: ignore[misc]  # nn.Module is untyped
-    """Gemma 4, text side; its modules are coded where the config's HLWQ manifest says so.
+    """Gemma 4; its modules are coded where the config's HLWQ manifest says so.
 
     `rows` has to be set before the first call of a model with per-layer embeddings: a callable
     from int ids [B, L] to the rows [B, L, N * d] of `embed_tokens_per_layer`, unscaled.
+    `load_tower` has to be set before the first image or sound: a callable from `vision` or `audio`
+    to that tower with its weights, as towers.make_tower builds it.
     """
 
     def __init__(self, args: Gemma4Config) -> None:
@@ -72,11 +76,8 @@ class Model(nn.Module):  # type: ignore[misc]  # nn.Module is untyped
         self.model = Parts(args)
         self.rows: Rows = _no_rows
         self.folder: Path | None = None  # where loading found it, for what lies beside the weights
-        manifest = args.quantization_config
-        if manifest is not None and manifest.get("quant_method") == "hlwq":
-            coded = manifest["tensors"].items()
-            text = {name: entry for name, entry in coded if not name.startswith(TOWERS)}
-            code_modules(self, {**manifest, "tensors": text})
+        self.load_tower: LoadTower = _no_loader
+        code_modules(self, args.manifest(lambda name: not name.startswith(TOWERS)))
 
     @property
     def layers(self) -> list[nn.Module]:
@@ -101,6 +102,53 @@ class Model(nn.Module):  # type: ignore[misc]  # nn.Module is untyped
         """
         x: mx.array = self.model.language_model.embed(mx.array(self._hard(self._ids(inputs))))
         return x
+
+    def image_features(self, patches: mx.array, positions: mx.array) -> mx.array:
+        """Make the features of one image, or of one frame of a video.
+
+        Shapes: as vision.VisionTower's, but the features are [n, H].
+        Raises: ShapeError; RequestError for a checkpoint without the tower; CheckpointError when
+        it cannot be loaded.
+        """
+        self._require(VISION)
+        features = self.model.vision_tower(patches, positions)
+        rows: mx.array = self.model.embed_vision(features, self.model.language_model.dtype)
+        return rows
+
+    def audio_features(self, mel: mx.array) -> mx.array:
+        """Make the features of one clip.
+
+        Shapes: as audio.AudioTower's, but the features are [n, H].
+        Raises: as `image_features`.
+        """
+        self._require(AUDIO)
+        features = self.model.audio_tower(mel)
+        rows: mx.array = self.model.embed_audio(features, self.model.language_model.dtype)
+        return rows
+
+    def embed_media(
+        self,
+        inputs: mx.array,
+        images: Sequence[mx.array] = (),
+        sounds: Sequence[mx.array] = (),
+        videos: Sequence[mx.array] = (),
+    ) -> mx.array:
+        """Make the input embeddings of a prompt with features in their places.
+
+        Each kind's features stand in order of appearance; of a video they are its frames'.
+        Shapes: inputs int [1, L], features each [n, H] -> [1, L, H].
+        Raises: RequestError when a kind's features are not as many as its soft tokens; ShapeError.
+        """
+        ids = self._ids(inputs)
+        if len(ids) != 1:
+            raise ShapeError(
+                f"[model.inputs] needed one prompt [1, L], got {list(ids.shape)}. "
+                "Embed the prompts one by one."
+            )
+        x: mx.array = self.model.language_model.embed(mx.array(self._hard(ids)))
+        x = place(x, ids, "image", self.args.image_token_id, images)
+        x = place(x, ids, "audio", self.args.audio_token_id, sounds)
+        return place(x, ids, "video", self.args.video_token_id, videos)
 
     def __call__(
         self,
@@ -161,6 +209,15 @@ class Model(nn.Module):  # type: ignore[misc]  # nn.Module is untyped
         """Say whether a tensor makes keys or values in a layer that borrows them."""
         key_value = KEY_VALUE.match(name)
         return key_value is not None and int(key_value[1]) >= self.args.text_config.first_shared
+
+    def _require(self, kind: str) -> None:
+        """Let a tower join the tree, once."""
+        if f"{kind}_tower" in self.model:
+            return
+        if kind not in self.args.towers:
+            raise no_tower(kind)
+        for name, part in self.load_tower(kind).model.children().items():
+            self.model[name] = part
 
     def _begin(
         self, inputs: mx.array, cache: Sequence[Any] | None, input_embeddings: mx.array | None
@@ -247,4 +304,11 @@ def _no_rows(ids: np.ndarray) -> mx.array:
     raise CheckpointError(
         "[model.rows] needed the row store of embed_tokens_per_layer, got none. "
         "Set model.rows before the first call; loading a folder does it."
+    )
+
+
+def _no_loader(kind: str) -> Tower:
+    raise CheckpointError(
+        f"[model.load_tower] needed a loader of the {kind} tower, got none. "
+        "Set model.load_tower before the first image or sound; loading a folder does it."
     )

@@ -6,7 +6,8 @@ lies on disk as `x.codes`, `x.norms` and `x.centroids`; the manifest in config.j
 and table.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +18,8 @@ from tqdm import tqdm
 
 from ..errors import CheckpointError, SourceError
 from ..gemma4.config import FLAT, FLAT_IGNORED, MULTIMODAL, Gemma4Config
-from ..gemma4.model import TOWERS, Model
+from ..gemma4.model import Model
+from ..gemma4.towers import TOWERS, Tower, make_tower, no_tower, prefixes
 from ..quant import backend, fuse
 from ..quant.layers import CodedLayer
 from ..quant.packing import BLOCK
@@ -87,34 +89,43 @@ def unread_names(
     """Check a source's tensors against its config and return the names that no layer reads.
 
     Those are the key and value weights of KV-shared layers, which released files carry, and a copy
-    of the tied head. The towers' tensors are taken as they are.
+    of the tied head. A source may leave out a tower whole; tensors of a tower that its config does
+    not have are taken as they are.
 
-    Raises: ConfigError for a config that is incomplete; CheckpointError listing every text tensor
-    that is missing, unknown or of another shape.
+    Raises: ConfigError for a config that is incomplete; CheckpointError listing every tensor that
+    is missing, unknown or of another shape.
     """
     model = Model(Gemma4Config.from_dict(config))
-    expected = _shapes(model) | _row_table_shape(model.args)
     unread = {name for name in tensors if name == _TIED_HEAD or model.is_dead(name)}
-    text = {name: tensor for name, tensor in tensors.items() if not name.startswith(TOWERS)}
-    problems = [
-        f"[{name}] needed in the source, got no such tensor. Download the variant again."
-        for name in sorted(expected.keys() - text.keys())
-    ]
-    for name in sorted(text.keys() - unread):
-        if name not in expected:
-            problems.append(f"[{name}] needed no such tensor, got one. Check config.json.")
-            continue
-        shape, is_coded = text[name].shape, isinstance(text[name], CodedTensor)
-        if shape != expected[name] and not (is_coded and shape == _padded(expected[name])):
-            problems.append(
-                f"[{name}] needed shape {expected[name]} by config.json, got {shape}. "
-                "The files do not belong together."
-            )
-    raise_all(problems)
+    read = {name for name in tensors.keys() - unread if not name.startswith(TOWERS)}
+    expected = _shapes(model) | _row_table_shape(model.args)
+    for kind in model.args.towers:
+        own = {name for name in tensors if name.startswith(prefixes(kind))}
+        if own:
+            read |= own
+            expected |= _shapes(make_tower(model.args, kind))
+    raise_all(_misfits(expected, {name: tensors[name] for name in sorted(read)}))
     return unread
 
 
-def _shapes(model: Model) -> dict[str, Shape]:
+def _misfits(
+    expected: Mapping[str, Shape], tensors: Mapping[str, CodedTensor | PlainTensor]
+) -> Iterator[str]:
+    for name in sorted(expected.keys() - tensors.keys()):
+        yield f"[{name}] needed in the source, got no such tensor. Download the variant again."
+    for name, tensor in tensors.items():
+        if name not in expected:
+            yield f"[{name}] needed no such tensor, got one. Check config.json."
+            continue
+        shape, is_coded = tensor.shape, isinstance(tensor, CodedTensor)
+        if shape != expected[name] and not (is_coded and shape == _padded(expected[name])):
+            yield (
+                f"[{name}] needed shape {expected[name]} by config.json, got {shape}. "
+                "The files do not belong together."
+            )
+
+
+def _shapes(model: nn.Module) -> dict[str, Shape]:
     return {name: tuple(array.shape) for name, array in tree_flatten(model.parameters())}
 
 
@@ -190,18 +201,34 @@ def load(folder: Path) -> Model:
             f"{manifest.get('quant_method')} {manifest.get('format')}. Convert the model again."
         )
     model = Model(Gemma4Config.from_dict(config))
-    attach_rows(model, folder)
-    _load_weights(model, folder)
+    attach(model, folder)
+    _load_weights(model, folder, lambda name: not (name.startswith(TOWERS) or model.is_dead(name)))
     model.eval()
     prepare(model)
     return model
 
 
-def _load_weights(model: Model, folder: Path) -> None:
-    """Give the model its weights, unread; it alone holds them then, and so may let go of some."""
-    weights = cast(model.sanitize(_read_shards(folder)))
-    _check_weights(model, weights)
-    model.load_weights(list(weights.items()), strict=True)
+def load_tower(args: Gemma4Config, folder: Path, kind: str) -> Tower:
+    """Load a tower of a converted folder, reading its own tensors alone.
+
+    Raises: RequestError when there is no such tower; CheckpointError listing all that is missing,
+    damaged, extra or of another shape.
+    """
+    tower = make_tower(args, kind)
+    mine = prefixes(kind)
+    if not any(name.startswith(mine) for name in _weight_map(folder)):
+        raise no_tower(kind)
+    _load_weights(tower, folder, lambda name: name.startswith(mine))
+    tower.eval()
+    prepare(tower)
+    return tower
+
+
+def _load_weights(module: nn.Module, folder: Path, belongs: Callable[[str], bool]) -> None:
+    """Give a part its weights, unread; it alone holds them then, and so may let go of some."""
+    weights = cast(_read_shards(folder, belongs))
+    _check_weights(module, weights)
+    module.load_weights(list(weights.items()), strict=True)
 
 
 def prepare(model: nn.Module) -> None:
@@ -232,8 +259,8 @@ def cast(weights: Mapping[str, mx.array]) -> dict[str, mx.array]:
     }
 
 
-def attach_rows(model: Model, folder: Path) -> None:
-    """Give a model with per-layer embeddings the row store of its folder.
+def attach(model: Model, folder: Path) -> None:
+    """Give a model what it will read of its folder: its row store, and towers when needed.
 
     Raises: CheckpointError when the store is missing or damaged.
     """
@@ -245,26 +272,34 @@ def attach_rows(model: Model, folder: Path) -> None:
                 "The files do not belong together; convert the model again."
             )
         model.rows = rows
+    model.load_tower = partial(load_tower, model.args, folder)
+    model.folder = folder
 
 
-def _read_shards(folder: Path) -> dict[str, mx.array]:
-    index = read_json(folder / INDEX_NAME)
-    weight_map = index.get("weight_map", {})
+def _weight_map(folder: Path) -> dict[str, str]:
+    """In which shard each tensor is."""
+    weight_map: dict[str, str] = read_json(folder / INDEX_NAME).get("weight_map", {})
+    return weight_map
+
+
+def _read_shards(folder: Path, belongs: Callable[[str], bool]) -> dict[str, mx.array]:
+    """Map the tensors whose names belong to a part; shards without one are not touched."""
+    files = {name: file for name, file in _weight_map(folder).items() if belongs(name)}
     weights: dict[str, mx.array] = {}
-    for name in sorted(set(weight_map.values())):
-        TensorFile(folder / name)  # a clear error for a damaged file, before MLX maps it
-        shard = mx.load(str(folder / name))
+    for file in sorted(set(files.values())):
+        TensorFile(folder / file)  # a clear error for a damaged file, before MLX maps it
+        shard = mx.load(str(folder / file))
         assert isinstance(shard, dict)
-        weights |= shard
+        weights |= {name: weight for name, weight in shard.items() if belongs(name)}
     raise_all(
-        f"[{name}] needed in {weight_map[name]}, got no such tensor. Convert again."
-        for name in sorted(weight_map.keys() - weights.keys())
+        f"[{name}] needed in {files[name]}, got no such tensor. Convert again."
+        for name in sorted(files.keys() - weights.keys())
     )
     return weights
 
 
-def _check_weights(model: Model, weights: Mapping[str, mx.array]) -> None:
-    expected = _shapes(model)
+def _check_weights(module: nn.Module, weights: Mapping[str, mx.array]) -> None:
+    expected = _shapes(module)
     problems = [
         f"[{name}] needed in the folder, got no such tensor. Convert the model again."
         for name in sorted(expected.keys() - weights.keys())
