@@ -160,8 +160,9 @@ def _decoded(file: BinaryIO, settings: SoundSettings, where: str) -> Samples:
         )
         samples = _collected(chain.from_iterable(pieces), settings, where)
         seconds = len(samples) / settings.sampling_rate
-        is_stated = stream.duration and stream.time_base and container.format.name in EXACT
-        stated = float(stream.duration * stream.time_base) if is_stated else 0.0
+        stated = 0.0
+        if container.format.name in EXACT and stream.duration and stream.time_base:
+            stated = float(stream.duration * stream.time_base)
         if seconds < 0.98 * stated - 0.1 or _is_cut_wav(file):
             raise RequestError(
                 f"[{where}] needed the whole sound that the file announces, got {seconds:.1f} s "
