@@ -15,7 +15,6 @@ from hlwq_mlx.dialog.placeholders import (
 from hlwq_mlx.dialog.tokenizer import load_tokenizer
 from hlwq_mlx.errors import RequestError
 
-# Ids of the tiny tokenizer's that stand for themselves; no marker is a token of it.
 TOKENS = {
     "image": SoftTokens(60, 61, 62),
     "audio": SoftTokens(63, 64, 65),
