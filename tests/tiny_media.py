@@ -27,7 +27,9 @@ IDS = {
     **{"boa_token_id": 63, "audio_token_id": 64, "eoa_token_index": 65, "video_token_id": 66},
 }
 BUDGET, FRAME_BUDGET, FRAMES = 6, 4, 3
+SOUND_BUDGET = 20  # soft tokens; 0.8 seconds
 PROCESSOR = {
+    "audio_seq_length": SOUND_BUDGET,
     "image_processor": {"max_soft_tokens": BUDGET},
     "feature_extractor": {"sampling_rate": 16_000},
     "video_processor": {"max_soft_tokens": FRAME_BUDGET, "num_frames": FRAMES},
@@ -71,9 +73,16 @@ def write(folder: Path, *, has_processor: bool = True, towers: bool = True) -> P
     tiny_tokenizer.write(folder)
     (folder / "config.json").write_text(json.dumps(settings))
     if has_processor:
-        (folder / "processor_config.json").write_text(json.dumps(PROCESSOR))
-    tensors = {name: mx.array(weight).astype(mx.bfloat16) for name, weight in make_weights().items()}
+        write_processor(folder)
+    tensors = {
+        name: mx.array(weight).astype(mx.bfloat16) for name, weight in make_weights().items()
+    }
     mx.save_safetensors(str(folder / "model.safetensors"), tensors, {"format": "pt"})
+    return folder
+
+
+def write_processor(folder: Path) -> Path:
+    (folder / "processor_config.json").write_text(json.dumps(PROCESSOR))
     return folder
 
 
@@ -100,7 +109,7 @@ def write_media(folder: Path) -> dict[str, Path]:
     frames = np.stack([picture(seed=seed) for seed in range(8)])
     files = {
         "a.png": image_file(),
-        "b.jpg": image_file("jpeg", width=32, height=96, seed=1),
+        "b.jpg": image_file("jpeg", width=32, height=160, seed=1),
         "a.wav": sound_file(sound(), 16_000, codec="pcm_s16le"),
         "a.mp3": sound_file(sound(rate=44_100), 44_100, form="mp3", codec="libmp3lame"),
         "a.mp4": video_file(frames, fps=2),
