@@ -40,6 +40,7 @@ BOUNDS = {"input_min": -6.0, "input_max": 6.0, "output_min": -6.0, "output_max":
 def config() -> dict:
     settings = oracle.config() | IDS
     settings["text_config"] |= {"vocab_size": VOCAB, "vocab_size_per_layer_input": VOCAB}
+    settings["text_config"]["sliding_window"] = 64
     return settings
 
 
