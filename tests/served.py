@@ -5,7 +5,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,23 +15,26 @@ import openai
 DEADLINE_S = 120
 
 
+OURS = ("-m", "hlwq_mlx.serve")
+
+
 @contextmanager
-def served(folder: Path, *options: str) -> Iterator[Any]:
+def served(folder: Path, server: Sequence[str] = OURS) -> Iterator[Any]:
+    """Serve a model by arguments of Python's; yield a client."""
     port = free_port()
-    command = [sys.executable, "-m", "hlwq_mlx.serve", "--model", str(folder), *options]
     with subprocess.Popen(
-        [*command, "--host", "127.0.0.1", "--port", str(port)],
+        [sys.executable, *server, "--model", str(folder), "--port", str(port)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         env=os.environ | {"HF_HUB_OFFLINE": "1"},
         text=True,
-    ) as server:
+    ) as process:
         try:
-            wait_until_open(port, server)
+            wait_until_open(port, process)
             with openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none") as client:
                 yield client
         finally:
-            server.terminate()
+            process.terminate()
 
 
 def free_port() -> int:
@@ -41,9 +44,9 @@ def free_port() -> int:
         return port
 
 
-def wait_until_open(port: int, server: Any) -> None:
+def wait_until_open(port: int, process: Any) -> None:
     for _ in range(10 * DEADLINE_S):
-        assert server.poll() is None, server.stdout.read()
+        assert process.poll() is None, process.stdout.read()
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
                 return
