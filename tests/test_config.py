@@ -54,7 +54,7 @@ def test_reads_e4b():
     assert text.rope_parameters == {SLIDING: RopeConfig(1e4, 1.0), FULL: RopeConfig(1e6, 0.25)}
     assert e4b.vision_token_ids == (258880, 258884)
     assert e4b.soft_token_ids == (258880, 258884, 258881)
-    assert e4b.vision_config["num_hidden_layers"] == 16
+    assert e4b.towers == ("vision", "audio")
     assert e4b.quantization_config is None
 
 

@@ -42,7 +42,7 @@ IMAGE, AUDIO, VIDEO, BOI, EOI, BOA, EOA = 300, 301, 302, 303, 304, 305, 306
 SOFT = (IMAGE, VIDEO, AUDIO)
 
 
-def build_config(text_changes):
+def build_config(text_changes, vision_changes=(), audio_changes=()):
     sliding, full = "sliding_attention", "full_attention"
     text = dict(
         vocab_size=320,
@@ -69,7 +69,7 @@ def build_config(text_changes):
             sliding: {"rope_type": "default", "rope_theta": 10_000.0},
         },
     )
-    vision = Gemma4VisionConfig(
+    vision = dict(
         hidden_size=48,
         intermediate_size=64,
         num_hidden_layers=2,
@@ -82,7 +82,7 @@ def build_config(text_changes):
         use_clipped_linears=True,
         standardize=False,
     )
-    audio = Gemma4AudioConfig(
+    audio = dict(
         hidden_size=32,
         num_hidden_layers=2,
         num_attention_heads=2,
@@ -96,8 +96,8 @@ def build_config(text_changes):
     )
     config = Gemma4Config(
         text_config=Gemma4TextConfig(**{**text, **text_changes}),
-        vision_config=vision,
-        audio_config=audio,
+        vision_config=Gemma4VisionConfig(**{**vision, **dict(vision_changes)}),
+        audio_config=Gemma4AudioConfig(**{**audio, **dict(audio_changes)}),
         image_token_id=IMAGE,
         audio_token_id=AUDIO,
         video_token_id=VIDEO,

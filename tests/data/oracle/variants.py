@@ -35,3 +35,11 @@ def derive(variant: str, weights: dict[str, np.ndarray]) -> dict[str, np.ndarray
                 axis = 1 if match[1] == "down" else 0
                 weights[name] = np.concatenate([weight, 0.25 * np.flip(weight, (0, 1))], axis)
     return {name: np.ascontiguousarray(weight) for name, weight in weights.items()}
+
+
+def patches_of(picture: np.ndarray, p: int) -> tuple[np.ndarray, np.ndarray]:
+    """Patches [P, 3*p*p] in [0, 1] of uint8 [rows, columns, 3]; positions [P, 2], column first."""
+    rows, columns = picture.shape[0] // p, picture.shape[1] // p
+    cut = picture.reshape(rows, p, columns, p, 3).transpose(0, 2, 1, 3, 4)
+    positions = [(x, y) for y in range(rows) for x in range(columns)]
+    return cut.reshape(rows * columns, -1) / np.float32(255), np.array(positions)
