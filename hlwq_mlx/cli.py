@@ -107,8 +107,8 @@ def add_media_args(parser: argparse.ArgumentParser, *, message: str) -> None:
     """
     group = parser.add_argument_group(
         "media",
-        f"Each can be given more than once; they come before the text of {message}, in the order "
-        "given. FILE may be a path or, with --allow-http, a web address.",
+        f"They come before the text of {message}, in the order given; each can be repeated.\n"
+        "FILE is a path or, with --allow-http, a web address.",
     )
     for kind, what in (
         ("image", "show a picture"),

@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = Gemma4Config.from_dict(read_json(folder / "config.json"))
     server.make_sampler = bounded_make_sampler(server.make_sampler, config.text_config.vocab_size)
     server.load = ready_load(server.load)
-    server_media.teach(server, config.soft_token_ids, http=arguments.allow_http)
+    server_media.teach(server, config, http=arguments.allow_http)
     sys.argv = [
         "mlx_lm.server",
         *("--model", str(folder)),

@@ -14,8 +14,9 @@ from typing import Any
 
 from .dialog.parts import Medium, normalize_part
 from .errors import RequestError
+from .gemma4.config import Gemma4Config
 from .media.origin import Access, open_origin
-from .perceive import View
+from .perceive import View, require_tower
 
 WEB = ("http://", "https://")
 
@@ -31,12 +32,13 @@ class MediaUrl(str):
         return made
 
 
-def teach(server: ModuleType, soft_token_ids: Sequence[int], *, http: bool = False) -> None:
+def teach(server: ModuleType, args: Gemma4Config, *, http: bool = False) -> None:
     """Replace the server's functions; `http` lets it download what a client names."""
+    access = Access(files=False, web=http)
     server._image_url = media_url  # type: ignore[attr-defined]
-    server._inline_image_urls = inliner(Access(files=False, web=http))  # type: ignore[attr-defined]
+    server._inline_image_urls = inliner(args, access)  # type: ignore[attr-defined]
     server._decode_image = as_medium  # type: ignore[attr-defined]
-    server._make_vision = vision_maker(server.Vision, soft_token_ids)  # type: ignore[attr-defined]
+    server._make_vision = vision_maker(server.Vision, args.soft_token_ids)  # type: ignore[attr-defined]
 
 
 def media_url(part: Any) -> MediaUrl | None:
@@ -48,10 +50,10 @@ def media_url(part: Any) -> MediaUrl | None:
     return MediaUrl(medium) if isinstance(medium, Medium) else None
 
 
-def inliner(access: Access) -> Callable[[Sequence[Mapping[str, Any]]], None]:
-    """Make what replaces web addresses in messages by data URLs, and checks all parts on the way.
+def inliner(args: Gemma4Config, access: Access) -> Callable[[Sequence[Mapping[str, Any]]], None]:
+    """Make what replaces web addresses in messages by data URLs.
 
-    Its errors come in the thread that answers the request, with status 400.
+    It checks all parts on the way: its errors reach the client with status 400.
     """
 
     def inline(messages: Sequence[Mapping[str, Any]]) -> None:
@@ -59,7 +61,10 @@ def inliner(access: Access) -> Callable[[Sequence[Mapping[str, Any]]], None]:
             content = message.get("content")
             for part in content if isinstance(content, list) else ():
                 url = media_url(part)
-                if url is not None and url.startswith(WEB):
+                if url is None:
+                    continue
+                require_tower(args, url.kind)
+                if url.startswith(WEB):
                     _replace(part, url, access)
 
     return inline

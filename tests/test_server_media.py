@@ -13,8 +13,10 @@ from hlwq_mlx import library
 from hlwq_mlx.dialog import template
 from hlwq_mlx.dialog.placeholders import clip_span, picture_span
 from hlwq_mlx.errors import RequestError
+from hlwq_mlx.gemma4.config import Gemma4Config
+from hlwq_mlx.media.origin import Access
 from hlwq_mlx.perceive import View, perceive
-from hlwq_mlx.server_media import media_url, vision_maker
+from hlwq_mlx.server_media import inliner, media_url, vision_maker
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +117,15 @@ def test_a_part_says_where_its_medium_comes_from():
     url = media_url({"type": "video", "url": "data:,x"})
     assert (url, url.kind) == ("data:,x", "video")
     assert media_url({"type": "text", "text": "Hi"}) is None
+
+
+def test_a_model_that_cannot_hear_refuses_sounds_at_once():
+    args = Gemma4Config.from_dict(tiny_media.config() | {"audio_config": None})
+    inline = inliner(args, Access(files=False))
+    heard = {"type": "input_audio", "input_audio": {"data": "UklG"}}
+    with pytest.raises(RequestError, match=r"this checkpoint has no audio tower\."):
+        inline([{"role": "user", "content": [heard]}])
+    inline([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": None}])
 
 
 def made(prompt, urls, *spans):
