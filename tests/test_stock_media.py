@@ -19,7 +19,7 @@ from hlwq_mlx.dialog.parts import Medium
 from hlwq_mlx.errors import RequestError
 from hlwq_mlx.perceive import perceive
 
-COMMAND = "import hlwq_mlx, sys; from mlx_lm import {0}; sys.argv[0] = '{0}'; {0}.main()"
+COMMAND = "import hlwq_mlx, importlib; importlib.import_module('mlx_lm.{}').main()"
 THINKING_OFF = '{"enable_thinking": false}'
 
 

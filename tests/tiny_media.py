@@ -20,7 +20,7 @@ from PIL import Image
 from hlwq_mlx.gemma4.model import Model, ModelArgs
 from hlwq_mlx.gemma4.towers import make_tower
 
-VOCAB = 480
+VOCAB = tiny_tokenizer.build().get_vocab_size()
 IMAGE, AUDIO, VIDEO = (60, 61, 62), (63, 64, 65), (60, 66, 62)
 IDS = {
     **{"boi_token_id": 60, "image_token_id": 61, "eoi_token_id": 62},
