@@ -80,7 +80,7 @@ def shards_of(folder, kind):
 
 def test_a_tower_is_not_read_before_the_first_sound(own, tmp_path):
     audio = shards_of(own, "audio")
-    assert len(audio) > 2
+    assert audio
     for file in audio:
         shutil.move(own / file, tmp_path / file)
     model = checkpoint.load(own)

@@ -107,7 +107,8 @@ def make_weights(
 
 
 def as_bfloat16(weight: np.ndarray) -> mx.array:
-    return mx.array(np.ascontiguousarray(weight, dtype=np.float32)).astype(mx.bfloat16)
+    whole = np.ascontiguousarray(weight, dtype=np.float32)
+    return mx.array(whole.reshape(weight.shape)).astype(mx.bfloat16)  # a scalar stays one
 
 
 def as_float(array: mx.array) -> np.ndarray:
