@@ -12,12 +12,15 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from . import cli
 from .dialog.conversation import Conversation
 from .dialog.grammar import BrokenCall, Content, Event, Thought
+from .dialog.parts import URL_SCHEMES
+from .dialog.template import Rendered
 from .errors import HLWQError, RequestError
 
 MAX_TOKENS = 2048
@@ -28,6 +31,7 @@ HELP = f"""\
 /reset            forget the conversation
 /system TEXT      give the model instructions; without TEXT, none
 /think on|off     let the model think before it answers
+/image PATH       show a picture with the next message; /audio and /video likewise
 /save FILE        write the conversation as JSON
 /help             show this
 /exit             leave, as Ctrl-D does
@@ -76,27 +80,33 @@ class Screen:
 class Chat:
     """Leads a conversation: reads lines, follows commands, shows answers.
 
-    `stream` answers a prompt with mlx-lm's responses; `read` returns the next line.
+    `stream` answers a prompt with mlx-lm's responses; `read` returns the next line; `media` are the
+    content parts that the first message begins with.
     """
 
     def __init__(
         self,
         conversation: Conversation,
         tokenizer: Any,
-        stream: Callable[[str], Iterable[Any]],
+        stream: Callable[[Rendered], Iterable[Any]],
         read: Callable[[str], str],
         screen: Screen,
+        media: Iterable[dict[str, Any]] = (),
     ) -> None:
         self._conversation = conversation
         self._tokenizer = tokenizer
         self._stream = stream
         self._read = read
         self._screen = screen
+        self._media = list(media)
         self._finish_reason: str | None = None
         self._commands: dict[str, Callable[[str], None]] = {
             "/reset": self._reset,
             "/system": self._system,
             "/think": self._think,
+            "/image": partial(self._attach, "image"),
+            "/audio": partial(self._attach, "audio"),
+            "/video": partial(self._attach, "video"),
             "/save": self._save,
             "/help": self._help,
             "/exit": self._exit,
@@ -133,7 +143,8 @@ class Chat:
 
         When a result is refused or a prompt cannot be served, the message is taken back.
         """
-        self._conversation.add_user(text)
+        self._conversation.add_user(cli.content_of(self._media, text))
+        self._media = []
         try:
             self._answer()
             while self._conversation.pending:
@@ -148,7 +159,7 @@ class Chat:
 
     def _answer(self) -> None:
         prompt = self._conversation.prompt(self._tokenizer)
-        events = self._conversation.take(self._pieces(prompt), prompt=prompt)
+        events = self._conversation.take(self._pieces(prompt), prompt=prompt.text)
         try:
             with contextlib.closing(events):
                 for event in events:
@@ -161,7 +172,7 @@ class Chat:
         if self._finish_reason == "length":
             cli.note("The answer was cut off; --max-tokens allows longer ones.")
 
-    def _pieces(self, prompt: str) -> Iterator[str]:
+    def _pieces(self, prompt: Rendered) -> Iterator[str]:
         for response in self._stream(prompt):
             self._finish_reason = response.finish_reason
             yield response.text
@@ -173,8 +184,19 @@ class Chat:
             cli.result(json.dumps(stated, ensure_ascii=False))
             self._conversation.add_result(parse_result(self._read(RESULT)))
 
+    def _attach(self, kind: str, rest: str) -> None:
+        if not rest:
+            cli.note(f"Say /{kind} PATH.")
+            return
+        if not rest.startswith(URL_SCHEMES) and not Path(rest).expanduser().is_file():
+            cli.note(f"error: [/{kind}] needed a file, got {rest}. Check the path.")
+            return
+        self._media.append(cli.media_part(kind, rest))
+        cli.note(f"The next message begins with this {kind}.")
+
     def _reset(self, rest: str) -> None:
         self._conversation.reset()
+        self._media = []
         cli.note("The conversation is forgotten.")
 
     def _system(self, rest: str) -> None:
@@ -267,6 +289,7 @@ def make_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     cli.add_model_args(parser)
+    cli.add_media_args(parser, message="your first message")
     cli.add_answer_args(parser, max_tokens=MAX_TOKENS)
     parser.add_argument("--tools", metavar="FILE", help="JSON list of functions the model may call")
     cli.add_sampling_args(parser)
@@ -297,7 +320,7 @@ def talk(arguments: argparse.Namespace, conversation: Conversation) -> None:
     if arguments.seed is not None:
         mx.random.seed(arguments.seed)
 
-    def stream(prompt: str) -> Iterator[Any]:
+    def stream(prompt: Rendered) -> Iterator[Any]:
         return library.stream_generate(
             model,
             tokenizer,
@@ -306,12 +329,14 @@ def talk(arguments: argparse.Namespace, conversation: Conversation) -> None:
             sampling=sampling,
             prefill_step=settings.prefill_step,
             caching=settings.caching,
+            **cli.media_options(arguments),
         )
 
     if sys.stdin.isatty():
         cli.note("/help lists the commands; Ctrl-C stops an answer, Ctrl-D leaves.")
     screen = Screen(is_terminal=sys.stdout.isatty())
-    Chat(conversation, tokenizer, stream, terminal_reader(), screen).run()
+    reader = terminal_reader()
+    Chat(conversation, tokenizer, stream, reader, screen, arguments.media).run()
 
 
 if __name__ == "__main__":

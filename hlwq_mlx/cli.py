@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import HLWQError
+from .media.processor import BUDGETS
 
 if TYPE_CHECKING:
     from .fit import Settings
 
 CONTEXT = 8192  # tokens that a conversation should have room for
 PREFILL_STEP = 512  # of engine.decode; mlx-lm's 2048 would take four times the memory
+PATIENCE_S = 1.0
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
 
@@ -123,6 +125,69 @@ def add_kv_args(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     return group
 
 
+class _AppendMedium(argparse.Action):
+    """Collects what --image, --audio and --video name into one list, in the order given."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        namespace.media = [*namespace.media, media_part(str(self.const), values)]
+
+
+def add_media_args(parser: argparse.ArgumentParser, *, message: str) -> None:
+    """Add what a prompt shows: --image, --audio, --video, --image-tokens, --allow-http.
+
+    `message` says which message they become part of; they stand in `media`, as content parts.
+    """
+    group = parser.add_argument_group(
+        "media",
+        f"They come before the text of {message}, in the order given; each can be repeated.\n"
+        "FILE is a path or, with --allow-http, a web address.",
+    )
+    for kind, what in (
+        ("image", "show a picture"),
+        ("audio", "play a sound"),
+        ("video", "show frames of a video, without its sound"),
+    ):
+        group.add_argument(
+            f"--{kind}", dest="media", action=_AppendMedium, const=kind, metavar="FILE", help=what
+        )
+    parser.set_defaults(media=[])
+    group.add_argument(
+        "--image-tokens",
+        type=int,
+        choices=BUDGETS,
+        metavar="N",
+        help=f"how many tokens a picture may take: {', '.join(map(str, BUDGETS))} "
+        "(default: the model's; more show finer detail and take longer)",
+    )
+    group.add_argument("--allow-http", action="store_true", help="let media be downloaded")
+
+
+def media_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return what the media arguments mean to `library.stream_generate`, with progress shown."""
+    return {
+        "image_tokens": arguments.image_tokens,
+        "http": arguments.allow_http,
+        "on_media": progress("look and listen", "media"),
+        "on_prefill": progress("read the prompt", "tokens"),
+    }
+
+
+def media_part(kind: str, source: str) -> dict[str, Any]:
+    """Make a message's content part of a file's name."""
+    return {"type": kind, "path": source}
+
+
+def content_of(media: Sequence[dict[str, Any]], text: str) -> str | list[dict[str, Any]]:
+    """Make a message's content of media and the text after them."""
+    return [*media, {"type": "text", "text": text}] if media else text
+
+
 def run(command: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None = None) -> int:
     """Run a command: an HLWQError becomes one line and 2, Ctrl-C becomes 130."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
@@ -186,6 +251,24 @@ def print_stream(responses: Iterable[Any]) -> str:
     if interrupted:
         raise KeyboardInterrupt
     return text
+
+
+def progress(what: str, unit: str) -> Callable[[int, int], None]:
+    """Return what shows on stderr how far a step is, when it takes longer than a moment."""
+    from tqdm import tqdm
+
+    bars: list[Any] = []
+
+    def show(done: int, total: int) -> None:
+        if not bars:
+            look = {"desc": what, "unit": f" {unit}", "delay": PATIENCE_S, "leave": False}
+            bars.append(tqdm(total=total, **look))
+        bar = bars[-1]
+        bar.update(done - bar.n)
+        if done == total:
+            bars.pop().close()
+
+    return show
 
 
 @contextmanager

@@ -11,6 +11,8 @@ from types import ModuleType
 from typing import Any
 
 from . import cli
+from .dialog import template
+from .dialog.parts import Medium
 from .errors import RequestError
 
 DEFAULT_PROMPT = "Hello!"
@@ -34,6 +36,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--prompt", "-p", default=DEFAULT_PROMPT, help="what to ask; - reads it from stdin"
     )
+    cli.add_media_args(parser, message="the prompt")
     cli.add_answer_args(parser, max_tokens=256)
     parser.add_argument(
         "--stop", action="append", default=[], metavar="TEXT", help="stop before TEXT; repeatable"
@@ -69,7 +72,6 @@ def answer(arguments: argparse.Namespace, prompt: str) -> None:
     import mlx.core as mx
 
     from . import library
-    from .dialog import template
 
     settings = cli.settings_for(arguments, len(prompt) // LETTERS + arguments.max_tokens)
     model, tokenizer, sampling = cli.load_for(arguments, settings)
@@ -77,27 +79,32 @@ def answer(arguments: argparse.Namespace, prompt: str) -> None:
         add_stop_token(tokenizer, token)
     if arguments.seed is not None:
         mx.random.seed(arguments.seed)
-    if arguments.ignore_chat_template:
-        refuse_template_options(arguments)
-        text = prompt
-    else:
-        messages = [{"role": "user", "content": prompt}]
-        if arguments.system_prompt is not None:
-            messages.insert(0, {"role": "system", "content": arguments.system_prompt})
-        text = template.render(
-            tokenizer, messages, thinking=arguments.think, options=arguments.chat_template_config
-        )
     cli.print_stream(
         library.stream_generate(
             model,
             tokenizer,
-            text,
+            spell(arguments, tokenizer, prompt),
             max_tokens=arguments.max_tokens,
             sampling=sampling,
             stop=arguments.stop,
             prefill_step=settings.prefill_step,
             caching=settings.caching,
+            **cli.media_options(arguments),
         )
+    )
+
+
+def spell(arguments: argparse.Namespace, tokenizer: Any, prompt: str) -> template.Rendered:
+    """Spell the prompt as the model reads it, by its chat template unless that is to be ignored."""
+    if arguments.ignore_chat_template:
+        refuse_template_options(arguments)
+        media = tuple(Medium(part["type"], part["path"]) for part in arguments.media)
+        return template.Rendered(prompt, media)
+    messages = [{"role": "user", "content": cli.content_of(arguments.media, prompt)}]
+    if arguments.system_prompt is not None:
+        messages.insert(0, {"role": "system", "content": arguments.system_prompt})
+    return template.render(
+        tokenizer, messages, thinking=arguments.think, options=arguments.chat_template_config
     )
 
 

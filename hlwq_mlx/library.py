@@ -8,7 +8,7 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ DEFAULT_MAX_TOKENS = 256
 CACHE_VARIABLE = "HLWQ_CACHE"
 
 logger = logging.getLogger("hlwq_mlx")
-Prompt = str | Sequence[int] | Sequence[Message]
+Prompt = str | Sequence[int] | Sequence[Message] | template.Rendered
 Tools = Sequence[Mapping[str, Any]]
 
 
@@ -109,12 +109,22 @@ def generation_config(folder: Path) -> dict[str, Any]:
 def prompt_ids(
     tokenizer: Any, prompt: Prompt, *, tools: Tools = (), thinking: bool = False
 ) -> list[int]:
-    """Turn a prompt into ids: text as it is, messages through the chat template, ids unchanged."""
+    """Turn a prompt without media into ids: text as it is, messages through the chat template."""
+    spelled = _spelled(tokenizer, prompt, tools=tools, thinking=thinking)
+    if isinstance(spelled, template.Rendered):
+        return template.encode(tokenizer, spelled.text)
+    return spelled
+
+
+def _spelled(
+    tokenizer: Any, prompt: Prompt, *, tools: Tools, thinking: bool
+) -> template.Rendered | list[int]:
+    if isinstance(prompt, template.Rendered):
+        return prompt
     if isinstance(prompt, str):
-        return template.encode(tokenizer, prompt)
+        return template.Rendered(prompt)
     if isinstance(prompt, list | tuple) and any(isinstance(item, Mapping) for item in prompt):
-        text = template.render(tokenizer, prompt, tools=tools, thinking=thinking)
-        return template.encode(tokenizer, text)
+        return template.render(tokenizer, prompt, tools=tools, thinking=thinking)
     ids = np.array(prompt)
     if ids.ndim != 1 or ids.dtype.kind not in "iu":
         raise RequestError(
@@ -134,31 +144,60 @@ def stream_generate(
     stop: Sequence[str] = (),
     tools: Tools = (),
     thinking: bool = False,
+    image_tokens: int | None = None,
+    http: bool = False,
     prefill_step: int = PREFILL_STEP,
     caching: Caching | None = None,
+    on_media: Progress = lambda done, total: None,
     on_prefill: Progress = lambda done, total: None,
     **options: Any,
 ) -> Iterator[GenerationResponse]:
     """Yield the answer piece by piece; the last piece has a `finish_reason`.
 
-    `prompt` is text, token ids or messages, which may offer `tools` in OpenAI's form; `caching`
-    says how keys and values are kept; `options` are the fields of `Sampling` (temp, top_p, top_k,
-    min_p), greedy by default.
-    Raises: RequestError for a prompt or option that cannot be served.
+    `prompt` is text, token ids or messages, which may hold images, sounds and videos as parts, and
+    offer `tools` in OpenAI's form. `image_tokens` bounds what an image takes (70, 140, 280, 560 or
+    1120), `http` lets media be downloaded, `caching` says how keys and values are kept. `options`
+    are the fields of `Sampling` (temp, top_p, top_k, min_p), greedy by default.
+    Raises: RequestError for a prompt or option that cannot be served; SourceError for media that
+    cannot be read.
     """
-    ids = prompt_ids(tokenizer, prompt, tools=tools, thinking=thinking)
+    spelled = _spelled(tokenizer, prompt, tools=tools, thinking=thinking)
+    embeddings = None
+    if not isinstance(spelled, template.Rendered):
+        ids = spelled
+    elif spelled.media:
+        from .perceive import perceive  # decoders and towers, which most prompts do not need
+
+        ids, embeddings = perceive(
+            model, tokenizer, spelled, image_tokens=image_tokens, http=http, on_media=on_media
+        )
+    else:
+        ids = template.encode(tokenizer, spelled.text)
     chosen = (sampling or Sampling()).override(**options)
-    text = AnswerText(tokenizer.detokenizer, stop)
-    clock = _Clock(len(ids))
-    for token, scores in generate_tokens(
+    tokens = generate_tokens(
         model,
         ids,
         chosen,
         max_tokens=max_tokens,
+        input_embeddings=embeddings,
         prefill_step=prefill_step,
         caching=caching,
         on_prefill=on_prefill,
-    ):
+    )
+    yield from _answer(tokenizer, tokens, len(ids), stop, max_tokens)
+
+
+def _answer(
+    tokenizer: Any,
+    tokens: Iterable[tuple[int, mx.array]],
+    prompt_tokens: int,
+    stop: Sequence[str],
+    max_tokens: int,
+) -> Iterator[GenerationResponse]:
+    """Turn tokens into pieces of text, up to the answer's end."""
+    text = AnswerText(tokenizer.detokenizer, stop)
+    clock = _Clock(prompt_tokens)
+    for token, scores in tokens:
         clock.tick()
         if token in tokenizer.eos_token_ids:
             yield clock.response(text.finish(), token, scores, "stop")

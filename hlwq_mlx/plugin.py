@@ -18,6 +18,7 @@ from typing import Any
 
 MODEL_TYPE = "hlwq_gemma4"
 FOLDER_KEY = "hlwq_folder"
+PROCESSOR_KEY = "processor_type"  # which of mlx_lm.processors takes the prompt's images
 _MODEL_MODULE = f"mlx_lm.models.{MODEL_TYPE}"
 _UTILS_MODULE = "mlx_lm.utils"
 
@@ -69,14 +70,16 @@ class Finder(MetaPathFinder):
 
 
 def tell_folder(utils: ModuleType) -> None:
-    """Wrap `load_config` of mlx_lm.utils so that a config of ours says where it lies."""
+    """Wrap `load_config` of mlx_lm.utils so that a config of ours says where it lies and whose
+    processor it takes.
+    """
     original: Callable[..., dict[str, Any]] = utils.load_config
 
     @wraps(original)
     def load_config(model_path: Path) -> dict[str, Any]:
         config = original(model_path)
         if config.get("model_type") == MODEL_TYPE:
-            config[FOLDER_KEY] = str(model_path)
+            config |= {FOLDER_KEY: str(model_path), PROCESSOR_KEY: MODEL_TYPE}
         return config
 
     utils.load_config = load_config  # type: ignore[attr-defined]

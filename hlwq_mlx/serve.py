@@ -2,8 +2,9 @@
 
 It is mlx-lm's server with our model registered and thinking off; every option of `mlx_lm.server`
 is passed on. A client names the model `default_model`. What mlx-lm loads is made ready as our own
-loading makes it. One fault of mlx-lm 0.32.2 is put right: a
-request whose top_k is not below the vocabulary's size ends its only generation thread.
+loading makes it. Messages may hold pictures (image_url), sounds (input_audio) and videos, as data
+URLs. One fault of mlx-lm 0.32.2 is put right: a request whose top_k is not below the vocabulary's
+size ends its only generation thread.
 """
 
 import argparse
@@ -34,6 +35,11 @@ def make_parser() -> argparse.ArgumentParser:
         default=THINKING_OFF,
         metavar="JSON",
         help=f"variables for the chat template (default: {THINKING_OFF})",
+    )
+    parser.add_argument(
+        "--allow-http",
+        action="store_true",
+        help="download media from the web addresses that clients name",
     )
     cli.add_kv_args(parser)
     return parser
@@ -80,7 +86,7 @@ def serve(arguments: argparse.Namespace, passed_on: Sequence[str]) -> None:
     """Run mlx-lm's server on the model that the arguments name."""
     from mlx_lm import server
 
-    from . import fit
+    from . import fit, server_media
     from .gemma4.config import Gemma4Config
     from .store.source import read_json
 
@@ -89,6 +95,7 @@ def serve(arguments: argparse.Namespace, passed_on: Sequence[str]) -> None:
     config = Gemma4Config.from_dict(read_json(folder / "config.json"))
     server.make_sampler = bounded_make_sampler(server.make_sampler, config.text_config.vocab_size)
     server.load = ready_load(server.load, settings.caching)
+    server_media.teach(server, config, http=arguments.allow_http)
     sys.argv = [
         "mlx_lm.server",
         *("--model", str(folder)),

@@ -5,21 +5,30 @@ store and the towers need. `plugin` adds the folder to the config that mlx-lm re
 gets what it will read of it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import mlx.core as mx
+import numpy as np
+from mlx_lm.processors import PROCESSORS
 from transformers import AutoConfig, Gemma4Config
 
+from . import perceive
+from .dialog.parts import Medium
+from .dialog.placeholders import MARKERS, spell
 from .dialog.tokenizer import TOOL_PARSER
+from .engine.sampling import forbidder
 from .errors import CheckpointError
 from .gemma4 import config, model
+from .media import processor
+from .media.origin import Access
+from .perceive import View
 from .plugin import FOLDER_KEY, MODEL_TYPE
 from .store import checkpoint
 
-__all__ = ["TOKENIZER_DEFAULTS", "Model", "ModelArgs"]
+__all__ = ["TOKENIZER_DEFAULTS", "Model", "ModelArgs", "Processor"]
 
 TOKENIZER_DEFAULTS = {"tool_parser_type": TOOL_PARSER}
 
@@ -53,10 +62,63 @@ class Model(model.Model):
     def __init__(self, args: ModelArgs) -> None:
         super().__init__(args)
         checkpoint.attach(self, args.folder)
+        self._allow = forbidder(args.media_token_ids, args.text_config.vocab_size)
+
+    def __call__(
+        self,
+        inputs: mx.array,
+        cache: Sequence[Any] | None = None,
+        input_embeddings: mx.array | None = None,
+    ) -> mx.array:
+        """Score every position as the base does, but leave media tokens no chance: stock samplers
+        know nothing of them.
+        """
+        return self._allow(super().__call__(inputs, cache, input_embeddings))
+
+    def embed_inputs(self, tokens: mx.array, *, pixel_values: Sequence[View]) -> mx.array:
+        """Make the embeddings of a prompt and of what `Processor` made of its media.
+
+        Shapes: tokens [L] -> [L, H].
+        Raises: RequestError for a medium whose tower is not there.
+        """
+        for span, _ in pixel_values:
+            perceive.require_tower(self.args, span.kind)
+        return perceive.embed(self, np.array(tokens).tolist(), pixel_values)[0]
 
     def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
         """Drop what the tree has no place for, and cast the rest to what this machine runs."""
         return checkpoint.cast(super().sanitize(weights))
+
+
+@dataclass(frozen=True)
+class Processor:
+    """What mlx-lm calls for the pictures of a prompt; media of other kinds it takes as well."""
+
+    image_token: ClassVar[str] = MARKERS["image"]
+
+    settings: processor.Processor
+
+    @classmethod
+    def from_config(cls, config_: Mapping[str, Any]) -> Self:
+        """Read the processor file of the folder that `plugin` named in the config."""
+        return cls(processor.Processor.from_folder(config_[FOLDER_KEY]))
+
+    def __call__(
+        self, text: str, *, images: Sequence[np.ndarray | Medium]
+    ) -> tuple[str, list[View]]:
+        """Prepare media and write their soft tokens in the place of the text's placeholders.
+
+        An array is an image; other sources have to be data URLs.
+        Shapes: image uint8 [h, w, 3].
+        Raises: RequestError for media that cannot be read, or are not as many as placeholders.
+        """
+        access = Access(files=False)
+        media = [each if isinstance(each, Medium) else Medium("image", each) for each in images]
+        views = [perceive.view(medium, self.settings, access) for medium in media]
+        return spell(text, [span for span, _ in views]), views
+
+
+PROCESSORS[MODEL_TYPE] = Processor
 
 
 class _Config(Gemma4Config):  # type: ignore[misc]  # transformers is untyped

@@ -92,7 +92,7 @@ def unseen_texts(tokenizer: Any) -> list[list[int]]:
         story = tinyworld.make_story(rng)
         question = rng.choice(story.questions)
         messages = [tinyworld.user(tinyworld.ask_story(story, question))]
-        text = template.render(tokenizer, messages) + question.answer + "<turn|>\n"
+        text = template.render(tokenizer, messages).text + question.answer + "<turn|>\n"
         texts.append(template.encode(tokenizer, text))
     return texts
 

@@ -6,6 +6,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+import tiny_media
 import tiny_tokenizer
 
 from hlwq_mlx import chat, cli
@@ -27,9 +28,10 @@ def tokenizer(tmp_path_factory):
 def talk(tokenizer):
     """Lead a chat by scripts; an exception in a script is raised where its turn comes."""
 
-    def lead(lines, answers=(), is_terminal=False, **settings):
+    def lead(lines, answers=(), is_terminal=False, media=(), **settings):
         waiting, left = iter(lines), iter(answers)
-        seen = SimpleNamespace(prompts=[], asked=[], conversation=Conversation(**settings))
+        conversation = Conversation(**settings)
+        seen = SimpleNamespace(prompts=[], media=[], asked=[], conversation=conversation)
 
         def read(prompt):
             seen.asked.append(prompt)
@@ -39,7 +41,8 @@ def talk(tokenizer):
             return line
 
         def stream(prompt):
-            seen.prompts.append(prompt)
+            seen.prompts.append(prompt.text)
+            seen.media.append([tuple(medium) for medium in prompt.media])
             answer = next(left)
             for piece in [answer] if isinstance(answer, str) else answer:
                 if isinstance(piece, BaseException):
@@ -47,7 +50,8 @@ def talk(tokenizer):
                 yield SimpleNamespace(text=piece, finish_reason=None)
             yield SimpleNamespace(text="", finish_reason="stop")
 
-        Chat(seen.conversation, tokenizer, stream, read, Screen(is_terminal=is_terminal)).run()
+        screen = Screen(is_terminal=is_terminal)
+        Chat(seen.conversation, tokenizer, stream, read, screen, media).run()
         assert next(left, None) is None, "an answer was never asked for"
         return seen
 
@@ -167,6 +171,52 @@ def test_an_answer_that_is_cut_off_is_told(tokenizer, capsys):
     assert "The answer was cut off; --max-tokens" in capsys.readouterr().err
 
 
+@pytest.fixture
+def picture(tmp_path):
+    path = tmp_path / "a picture.png"
+    path.write_bytes(b"")
+    return str(path)
+
+
+def test_media_go_with_the_next_message(talk, picture, capsys):
+    clip = f"/video {picture}"
+    lines = [f"/image {picture}", f"/audio {picture}", "Hi", "More", clip, "Last"]
+    seen = talk(lines, ["A", "B", "C"])
+    first = [("image", picture), ("audio", picture)]
+    assert seen.media == [first, first, [*first, ("video", picture)]]
+    assert "<|turn>user\n<|image|><|audio|>Hi<turn|>" in seen.prompts[0]
+    assert seen.prompts[2].endswith("<|turn>user\n<|video|>Last<turn|>\n<|turn>model\n")
+    assert "The next message begins with this image." in capsys.readouterr().err
+
+
+def test_the_first_message_begins_with_the_media_given(talk, picture):
+    seen = talk(["Hi", "/reset", "Hi"], ["A", "B"], media=[{"type": "image", "path": picture}])
+    assert seen.media == [[("image", picture)], []]
+
+
+def test_media_are_saved_by_their_names(talk, picture, tmp_path):
+    path = tmp_path / "talk.json"
+    talk([f"/image {picture}", "Hi", f"/save {path}"], ["A"])
+    message = json.loads(path.read_text())["messages"][0]
+    parts = [{"type": "image", "path": picture}, {"type": "text", "text": "Hi"}]
+    assert message == {"role": "user", "content": parts}
+
+
+def test_a_file_that_is_not_there_is_told_at_once(talk, capsys):
+    web = "https://example.org/a.png"
+    seen = talk(["/image nowhere.png", "/audio", f"/image {web}", "Hi"], ["A"])
+    assert seen.media == [[("image", web)]]
+    told = capsys.readouterr().err
+    assert "error: [/image] needed a file, got nowhere.png. Check the path." in told
+    assert "Say /audio PATH." in told
+
+
+def test_media_of_a_question_that_is_taken_back_are_gone(talk, picture, capsys):
+    problem = RequestError("[image] needed less.")
+    seen = talk([f"/image {picture}", "Hi", "Hi"], [[problem], "A"])
+    assert seen.media == [[("image", picture)], []]
+
+
 def test_reset_system_and_think(talk, capsys):
     lines = ["Hi", "/reset", "/system Be brief.", "/think on", "Hi", "/think off", "/system", "Hi"]
     seen = talk([*lines, "/think maybe"], ["A", "B", "C"])
@@ -226,6 +276,19 @@ def test_read_tools_says_what_is_wrong(tmp_path, text):
 def test_a_bad_option_is_one_line_and_no_model_is_loaded(tmp_path, capsys):
     assert cli.run(chat.main, ["--tools", str(tmp_path / "none.json")]) == 2
     assert capsys.readouterr().err.startswith("error: [--tools] needed a JSON file of tools")
+
+
+def test_chat_about_a_picture(tmp_path, monkeypatch, capsys):
+    folder = tiny_media.write(tmp_path / "model")
+    files = tiny_media.write_media(tmp_path)
+    told = f"Well?\n/audio {files['a.wav']}\nAnd?\n"
+    monkeypatch.setattr(sys, "stdin", io.StringIO(told))
+    image = ["--image", str(files["a.png"]), "--image-tokens", "70"]
+    options = ["--model", str(folder), "--max-tokens", "1", *image]
+    assert cli.run(chat.main, options) == 0
+    printed = capsys.readouterr()
+    assert "error" not in printed.err
+    assert printed.err.count("The answer was cut off") == 2
 
 
 def test_chat_with_the_demo(tmp_path, monkeypatch, capsys):

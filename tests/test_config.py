@@ -294,3 +294,33 @@ def test_both_layer_types_need_a_rotary_embedding(ropes):
 )
 def test_impossible_values_are_refused(change, message):
     refuse(changed(**change), rf"^\[text_config\.(final_logit_)?{message}")
+
+
+def test_the_ids_around_media():
+    e4b = Gemma4Config.from_dict(E4B)
+    assert (e4b.boi_token_id, e4b.eoi_token_id) == (255999, 258882)
+    assert (e4b.boa_token_id, e4b.eoa_token_id) == (256000, 258883)
+    assert e4b.media_token_ids == (255999, 256000, *range(258880, 258885))
+
+
+def test_media_ids_are_known_of_a_model_that_does_not_see():
+    settings = config() | {"vision_config": None, "audio_config": None}
+    blind = Gemma4Config.from_dict(settings)
+    assert blind.boi_token_id is blind.eoa_token_id is None
+    assert blind.media_token_ids == tuple(range(300, 307))
+    assert Gemma4Config.from_dict(config()["text_config"]).media_token_ids == ()
+
+
+@pytest.mark.parametrize("key", ["boi_token_id", "eoi_token_id", "boa_token_id"])
+def test_a_missing_id_around_media_is_named(key):
+    settings = config()
+    del settings[key]
+    refuse(settings, rf"^\[config\] needed key {key}, got none\.")
+
+
+def test_the_end_of_a_sound_in_either_spelling():
+    settings = config()
+    settings["eoa_token_id"] = settings.pop("eoa_token_index")
+    assert Gemma4Config.from_dict(settings).eoa_token_id == 306
+    del settings["eoa_token_id"]
+    refuse(settings, r"^\[config\] needed key eoa_token_id, got none\.")

@@ -60,13 +60,13 @@ def test_calls_wait_for_their_results(tokenizer):
         {"role": "tool", "tool_call_id": "call_1_0", "name": "f", "content": {"n": 1}},
         {"role": "tool", "tool_call_id": "call_1_1", "name": "g", "content": "two"},
     ]
-    assert conversation.prompt(tokenizer).endswith(
+    assert conversation.prompt(tokenizer).text.endswith(
         f"<|turn>model\n{CALLS}<|tool_response>response:f{{n:1}}<tool_response|>"
         f"<|tool_response>response:g{{value:{Q}two{Q}}}<tool_response|>"
     )
     list(conversation.take(["Done."]))
     conversation.add_user("Thanks")
-    assert conversation.prompt(tokenizer).endswith(
+    assert conversation.prompt(tokenizer).text.endswith(
         "Done.<turn|>\n<|turn>user\nThanks<turn|>\n<|turn>model\n"
     )
 
@@ -126,11 +126,11 @@ def test_an_answer_that_never_came_leaves_no_message():
 
 def test_settings_shape_the_prompt(tokenizer):
     conversation = started(system="Be brief.", tools=TOOLS, thinking=True)
-    prompt = conversation.prompt(tokenizer)
+    prompt = conversation.prompt(tokenizer).text
     assert prompt.startswith("<bos><|turn>system\n<|think|>\nBe brief.<|tool>declaration:f{")
     conversation.system, conversation.thinking = "", False
-    assert "<|think|>" not in conversation.prompt(tokenizer)
-    assert "Be brief." not in conversation.prompt(tokenizer)
+    assert "<|think|>" not in conversation.prompt(tokenizer).text
+    assert "Be brief." not in conversation.prompt(tokenizer).text
 
 
 def test_tools_are_checked_at_once():

@@ -1,11 +1,14 @@
 """The engine on a tiny random model: chunks, limits and the greedy path, token for token."""
 
+import dataclasses
+
 import mlx.core as mx
 import numpy as np
 import pytest
+from oracle import TOLERANCE, fresh_model
 from oracle import model as oracle_model
 
-from hlwq_mlx.engine.decode import generate_tokens
+from hlwq_mlx.engine.decode import chunks, generate_tokens
 from hlwq_mlx.engine.sampling import Sampling
 from hlwq_mlx.errors import RequestError
 
@@ -18,12 +21,16 @@ def model():
     return oracle_model()
 
 
-def greedy_by_hand(model):
+def greedy_by_hand(model, prompt=PROMPT, embeddings=None):
     """Take the likeliest token with a full pass for every step and no cache."""
-    ids = list(PROMPT)
+    ids = list(prompt)
     for _ in range(STEPS):
-        ids.append(int(mx.argmax(model(mx.array([ids]))[0, -1]).item()))
-    return ids[len(PROMPT) :]
+        inputs = mx.array([ids])
+        x = model.embed(inputs)
+        if embeddings is not None:
+            x[:, : len(prompt)] = embeddings
+        ids.append(int(mx.argmax(model(inputs, input_embeddings=x)[0, -1]).item()))
+    return ids[len(prompt) :]
 
 
 @pytest.mark.parametrize("prefill_step", [1, 4, 5, 12, 13, 512])
@@ -79,3 +86,59 @@ def test_a_seed_repeats_a_draw(model):
 
     assert draw() == draw()
     assert draw() != greedy_by_hand(model)
+
+
+IMAGE, BEGIN, END = 300, 303, 304
+SHOWN = [2, 11, BEGIN, *[IMAGE] * 6, END, 45, BEGIN, *[IMAGE] * 3, END, 7, 130]
+
+
+def features_for(model, prompt):
+    """Embeddings of a prompt whose soft tokens are some features: all different, of usual size."""
+    rng = np.random.default_rng(1)
+    x = model.embed(mx.array([prompt]))
+    soft = np.flatnonzero(np.isin(prompt, model.args.soft_token_ids))
+    drawn = rng.standard_normal((len(soft), x.shape[-1])).astype(np.float32)
+    x[:, mx.array(soft)] = mx.array(drawn)
+    return x
+
+
+@pytest.mark.parametrize("variant", ["plain", "bidirectional"])
+@pytest.mark.parametrize("prefill_step", [1, 4, 7, 512])
+def test_every_chunking_reads_the_same_embeddings(variant, prefill_step):
+    model = oracle_model(variant)
+    embeddings = features_for(model, SHOWN)
+    found = generate_tokens(
+        model,
+        SHOWN,
+        Sampling(),
+        max_tokens=STEPS,
+        input_embeddings=embeddings,
+        prefill_step=prefill_step,
+    )
+    tokens, scores = zip(*found, strict=True)
+    assert list(tokens) == greedy_by_hand(model, SHOWN, embeddings)
+    wanted = log_probabilities(model, SHOWN, embeddings)
+    assert np.abs(np.array(scores[0]) - wanted).max() < TOLERANCE
+    blind = log_probabilities(model, SHOWN, model.embed(mx.array([SHOWN])))
+    assert np.abs(wanted - blind).max() > 100 * TOLERANCE
+
+
+def log_probabilities(model, prompt, embeddings):
+    logits = model(mx.array([prompt]), input_embeddings=embeddings)[0, -1]
+    return np.array(logits - mx.logsumexp(logits))
+
+
+def test_chunks_hold_runs_whole():
+    ends = [step.stop for step in chunks(SHOWN, 4, inseparable=(IMAGE,))]
+    assert ends == [10, 16, 18]
+    assert [step.stop for step in chunks(SHOWN, 4, inseparable=())] == [4, 8, 12, 16, 18]
+
+
+def test_media_tokens_are_never_chosen():
+    model = fresh_model()
+    favourites = tuple(greedy_by_hand(model))
+    model.args = dataclasses.replace(model.args, media_token_ids=favourites)
+    mx.random.seed(3)
+    for sampling in (Sampling(), Sampling(temp=1.0, top_k=3), Sampling(temp=1.0, top_p=0.5)):
+        found = [token for token, _ in generate_tokens(model, PROMPT, sampling, max_tokens=STEPS)]
+        assert set(favourites).isdisjoint(found)

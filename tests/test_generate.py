@@ -6,10 +6,13 @@ from pathlib import Path
 import demo
 import mlx.core as mx
 import pytest
+import tiny_media
 
-from hlwq_mlx import cli, fit
-from hlwq_mlx.generate import main
+from hlwq_mlx import cli, fit, library
+from hlwq_mlx.dialog import template
+from hlwq_mlx.generate import main, make_parser, spell
 from hlwq_mlx.library import CACHE_VARIABLE
+from hlwq_mlx.perceive import perceive
 
 MODULE = "hlwq_mlx.generate"
 
@@ -142,8 +145,83 @@ def test_help_tells_a_newcomer_what_to_type():
         "--temp",
         "--stop",
         "--seed",
+        "--image",
+        "--audio",
+        "--video",
+        "--image-tokens",
+        "--allow-http",
     ):
         assert option in ran.stdout
+
+
+@pytest.fixture(scope="module")
+def seeing(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("seeing")
+    return tiny_media.write(folder / "model"), tiny_media.write_media(folder)
+
+
+def test_media_from_files_in_the_order_given(seeing):
+    """The prompt's length is told, and tells that every medium took its place."""
+    folder, files = seeing
+    order = ["--image", "a.png", "--audio", "a.mp3", "--video", "a.mp4", "--image", "b.jpg"]
+    order += ["--audio", "a.wav"]
+    paths = [str(files.get(each, each)) for each in order]
+    ran = demo.run(MODULE, "--model", str(folder), *paths, "-p", "Well?", "--max-tokens", "2")
+    assert ran.returncode == 0, ran.stderr
+    loaded, tokenizer = library.load(folder)
+    kinds = [each.removeprefix("--") for each in order[::2]]
+    parts = [{"type": k, "path": str(files[n])} for k, n in zip(kinds, order[1::2], strict=True)]
+    messages = [{"role": "user", "content": [*parts, {"type": "text", "text": "Well?"}]}]
+    spelled = template.render(tokenizer, messages)
+    ids, _ = perceive(loaded, tokenizer, spelled)
+    assert f"Prompt: {len(ids)} tokens, " in ran.stderr
+    arguments = make_parser().parse_args([*paths, "-p", "Well?"])
+    assert spell(arguments, tokenizer, "Well?") == spelled
+    assert [medium.kind for medium in spelled.media] == kinds
+
+
+def test_a_plain_prompt_names_the_places_of_its_media(seeing, capsys):
+    folder, files = seeing
+    arguments = ["--model", str(folder), "--image", str(files["a.png"]), "--ignore-chat-template"]
+    main([*arguments, "-p", "a<|image|>b", "--max-tokens", "1", "--image-tokens", "70"])
+    told = capsys.readouterr().err
+    tokens = int(told.partition("Prompt: ")[2].split()[0])
+    assert 10 < tokens <= 70 + 5  # around the picture: <bos>, a, b and its begin and end
+    assert cli.run(main, [*arguments, "-p", "ab"]) == 2
+    assert "needed one image for each <|image|>, got 1 for 0." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (["--image", "nowhere.png"], "error: [nowhere.png] needed a file that can be read, got: "),
+        (["--audio", __file__], f"error: [{__file__}] needed a sound that FFmpeg reads, got: "),
+        (["--image", "https://127.0.0.1/a.png"], "error: [https://127.0.0.1/a.png] needed a file"),
+    ],
+)
+def test_media_that_cannot_be_used_end_in_one_line(seeing, option, message, capsys):
+    assert cli.run(main, ["--model", str(seeing[0]), *option]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.splitlines()[-1].startswith(message)
+
+
+def test_a_model_that_cannot_see_says_so(seeing, capsys):
+    image = str(seeing[1]["a.png"])
+    assert cli.run(main, ["--model", str(demo.folder("bf16")), "--image", image]) == 2
+    assert "this checkpoint has no vision tower." in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(("patience_s", "shows"), [(0.0, True), (3600.0, False)])
+def test_progress_shows_after_a_moment_alone(monkeypatch, capsys, patience_s, shows):
+    monkeypatch.setattr(cli, "PATIENCE_S", patience_s)
+    show = cli.progress("read the prompt", "tokens")
+    for _ in range(2):
+        for done in (0, 5, 10):
+            show(done, 10)
+    told = capsys.readouterr().err
+    assert ("read the prompt" in told) == shows
+    assert bool(told) == shows
 
 
 def test_ctrl_c_keeps_what_was_said_and_the_statistics(capsys):

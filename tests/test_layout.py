@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "engine": {"errors", "gemma4"},
     "dialog": {"errors"},
     "media": {"errors"},
+    "perceive": {"errors", "gemma4", "engine", "dialog", "media"},
 }
 NEVER_NAMED = {"utils.py", "helpers.py", "common.py", "types.py"}
 

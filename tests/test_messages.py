@@ -7,6 +7,7 @@ import re
 import pytest
 
 from hlwq_mlx.dialog.messages import normalize_messages, normalize_tools
+from hlwq_mlx.dialog.parts import Medium
 from hlwq_mlx.errors import RequestError
 
 HI = {"role": "user", "content": "Hi"}
@@ -24,8 +25,7 @@ def result(content="r", **more):
     return {"role": "tool", "content": content, **more}
 
 
-def image(kind="image_url"):
-    return {"type": kind, "image_url": {"url": "data:,"}}
+IMAGE = {"type": "image_url", "image_url": {"url": "data:,"}}
 
 
 def test_what_is_given_stays_as_it_is():
@@ -41,11 +41,14 @@ def test_an_absent_content_is_empty(content):
     assert normalize_messages([{"role": "user"}])[0]["content"] == ""
 
 
-def test_parts_pass_as_they_are():
-    parts = [image(), image("image"), {"type": "input_audio", "input_audio": {}}, {"type": "video"}]
-    parts += [{"type": "audio", "audio": "x"}, {"type": "text", "text": " a "}]
-    (message,) = normalize_messages([{"role": "user", "content": [*parts, "bare"]}])
-    assert message["content"] == [*parts, {"type": "text", "text": "bare"}]
+def test_parts_become_texts_and_media():
+    parts = [IMAGE, {"type": "text", "text": " a "}, "bare"]
+    (message,) = normalize_messages([{"role": "user", "content": parts}])
+    assert message["content"] == [
+        Medium("image", "data:,"),
+        {"type": "text", "text": " a "},
+        {"type": "text", "text": "bare"},
+    ]
 
 
 def test_instructions_become_plain_text():
@@ -122,9 +125,9 @@ def test_a_structured_result_moves_all_results_of_its_turn():
 
 
 def test_a_structured_result_beside_media_becomes_json():
-    messages = [HI, asked("f", "g"), result([image()], name="f"), result({"a": "é"})]
+    messages = [HI, asked("f", "g"), result([IMAGE], name="f"), result({"a": "é"})]
     _, _, seen, told = normalize_messages(messages)
-    assert seen["content"] == [image()]
+    assert seen["content"] == [Medium("image", "data:,")]
     assert json.loads(told["content"]) == {"a": "é"}
     assert "é" in told["content"]
 
@@ -156,7 +159,7 @@ def test_native_tool_responses_pass():
         ([{"role": "user", "content": [{"type": "text"}]}], "needed a part of type text (with its"),
         ([{"role": "user", "content": [7]}], "[messages[0].content[0]] needed a part of type"),
         (
-            [{"role": "system", "content": [image()]}],
+            [{"role": "system", "content": [IMAGE]}],
             "[messages[0].content] needed text in a s",
         ),
         (

@@ -3,7 +3,10 @@
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
+
+import tiny_media
 
 from hlwq_mlx import library
 
@@ -11,15 +14,29 @@ README = Path(__file__).parent.parent / "README.md"
 REAL_MODEL = '"caiovicentino1/Gemma-4-E4B-it-HLWQ-Multi"'
 
 
+def blocks():
+    return re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+
+
 def test_the_python_examples_run():
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    assert len(blocks) == 2
-    text = "\n".join(blocks).replace(REAL_MODEL, repr(str(library.DEMO)))
+    first, second, _ = blocks()
+    text = f"{first}\n{second}".replace(REAL_MODEL, repr(str(library.DEMO)))
     ran = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
     answered, rest = ran.stdout.split("\n", 1)
     assert answered == "4"
     assert rest == "4The answer is 7006652.\n"
+
+
+def test_the_example_with_media_runs(tmp_path, monkeypatch, capsys):
+    files = tiny_media.write_media(tmp_path)
+    files["b.jpg"].rename(tmp_path / "cat.jpg")
+    files["a.mp3"].rename(tmp_path / "question.mp3")
+    monkeypatch.chdir(tmp_path)
+    model, tokenizer = library.load(tiny_media.write(tmp_path / "model"))
+    generate = partial(library.generate, max_tokens=2)  # it has nothing to say
+    exec(blocks()[2], {"model": model, "tokenizer": tokenizer, "generate": generate})
+    assert capsys.readouterr().out.endswith("\n")
 
 
 def test_every_command_of_the_readme_exists():

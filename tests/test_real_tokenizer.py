@@ -5,7 +5,7 @@ import random
 import pytest
 import real_tokenizer
 
-from hlwq_mlx.dialog import template
+from hlwq_mlx.dialog import placeholders, template
 from hlwq_mlx.dialog.stop import AnswerText
 from hlwq_mlx.dialog.tokenizer import load_tokenizer
 
@@ -37,6 +37,11 @@ SPECIALS = {
     "<|video|>": 258884,
 }
 BOS, FIRST_BYTE = 2, 238
+SOFT_TOKENS = {
+    "image": placeholders.SoftTokens(255999, 258880, 258882),
+    "audio": placeholders.SoftTokens(256000, 258881, 258883),
+    "video": placeholders.SoftTokens(255999, 258884, 258882),
+}
 TEXTS = [
     "👩‍👩‍👧‍👦 ok 🏳️‍🌈 \U0001fae8",
     "日本語のテキスト、漢字。\U00020bb7野家 籙",
@@ -119,7 +124,7 @@ def test_plain_text_begins_once(tokenizer, prompt):
     ids=["user", "system", "history"],
 )
 def test_chats_begin_once_and_end_in_the_models_turn(tokenizer, messages, thinking):
-    text = template.render(tokenizer, messages, thinking=thinking)
+    text = template.render(tokenizer, messages, thinking=thinking).text
     ids = template.encode(tokenizer, text)
     assert text.startswith("<bos><|turn>")
     assert text.endswith("<turn|>\n<|turn>model\n")
@@ -131,18 +136,41 @@ def test_chats_begin_once_and_end_in_the_models_turn(tokenizer, messages, thinki
 
 
 def test_a_chat_as_ids(tokenizer):
-    text = template.render(tokenizer, [{"role": "user", "content": "Hello"}])
+    text = template.render(tokenizer, [{"role": "user", "content": "Hello"}]).text
     assert text == "<bos><|turn>user\nHello<turn|>\n<|turn>model\n"
     assert template.encode(tokenizer, text) == [2, 105, 2364, 107, 9259, 106, 107, 105, 4368, 107]
 
 
 def test_tools_and_media_become_their_single_tokens(tokenizer):
-    parts = [{"type": "image"}, {"type": "text", "text": "Where?"}, {"type": "audio"}]
-    text = template.render(tokenizer, [{"role": "user", "content": parts}], tools=[TOOL])
-    ids = template.encode(tokenizer, text)
-    assert [ids.count(token) for token in (46, 47, 258880, 258881)] == [1, 1, 1, 1]
+    parts = [{"type": "image", "path": "a"}, "Where?", {"type": "audio", "path": "b"}]
+    text, _ = template.render(tokenizer, [{"role": "user", "content": parts}], tools=[TOOL])
+    spans = [placeholders.picture_span(2), placeholders.sound_span([1])]
+    ids = template.encode(tokenizer, text, spans, SOFT_TOKENS)
+    wanted = {46: 1, 47: 1, 255999: 1, 258880: 2, 258882: 1, 256000: 1, 258881: 1, 258883: 1}
+    assert {token: ids.count(token) for token in wanted} == wanted
     assert ids.count(52) == text.count('<|"|>') > 0
-    assert tokenizer.decode(ids) == text
+    assert tokenizer.decode(ids) == text.replace(
+        "<|image|>", "<|image><|image|><|image|><image|>"
+    ).replace("<|audio|>", "<|audio><|audio|><audio|>")
+
+
+def test_a_video_becomes_the_tokens_of_its_spelling(tokenizer):
+    """As the reference does it, which expands the text and encodes it whole."""
+    text = "<bos><|turn>user\nCount:<|video|>Well?<turn|>\n<|turn>model\n"
+    span = placeholders.clip_span(["00:00", "01:01"], [2, 1])
+    ids = template.encode(tokenizer, text, [span], SOFT_TOKENS)
+    spelled = "00:00 <|image><|video|><|video|><image|> 01:01 <|image><|video|><image|>"
+    assert ids == to_ids(tokenizer, text.replace("<|video|>", spelled))
+    assert ids.count(258884) == 3
+
+
+def test_a_marker_that_someone_wrote_is_no_placeholder(tokenizer):
+    said = "What is <|image|> and <|video|>?"
+    text, media = template.render(tokenizer, [{"role": "user", "content": said}])
+    ids = template.encode(tokenizer, text)
+    assert media == ()
+    assert tokenizer.decode(ids) == f"<bos><|turn>user\n{said}<turn|>\n<|turn>model\n"
+    assert {258880, 258884}.isdisjoint(ids)
 
 
 @pytest.mark.parametrize("text", TEXTS)

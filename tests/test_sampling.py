@@ -1,7 +1,7 @@
 import mlx.core as mx
 import pytest
 
-from hlwq_mlx.engine.sampling import Sampling
+from hlwq_mlx.engine.sampling import Sampling, forbidder
 from hlwq_mlx.errors import RequestError
 
 
@@ -52,3 +52,22 @@ def test_more_than_there_are_keeps_all(top_k):
     scores = mx.log(mx.array([[0.4, 0.3, 0.2, 0.1]]))
     sampler = Sampling(temp=1.0, top_k=top_k).sampler(4)
     assert {sampler(scores).item() for _ in range(100)} == {0, 1, 2, 3}
+
+
+def test_forbidden_ids_are_not_drawn_and_the_rest_keeps_its_chances():
+    mx.random.seed(0)
+    scores = mx.log(mx.array([[0.4, 0.3, 0.2, 0.1]]))
+    assert Sampling().sampler(4, forbidden=[0])(scores).item() == 1
+    assert Sampling(temp=1.0, top_k=1).sampler(4, forbidden=[0, 1])(scores).item() == 2
+    # Of what is left, 1 has half: the least that top_p=0.5 keeps; of all, it would be 0 and 1.
+    nucleus = Sampling(temp=1.0, top_p=0.5).sampler(4, forbidden=[0, 900])
+    assert {nucleus(scores).item() for _ in range(50)} <= {1, 2}
+    wide = Sampling(temp=1.0).sampler(4, forbidden=[0])
+    assert {wide(scores).item() for _ in range(100)} == {1, 2, 3}
+
+
+def test_forbidder_passes_logits_where_nothing_is_forbidden():
+    logits = mx.array([[1.0, 2.0]])
+    assert forbidder([], 2)(logits) is logits
+    assert forbidder([5], 2)(logits) is logits
+    assert forbidder([0], 2)(logits).tolist() == [[-float("inf"), 2.0]]

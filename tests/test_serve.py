@@ -1,56 +1,20 @@
 """`python -m hlwq_mlx.serve`, spoken to by the openai client."""
 
-import os
 import re
-import socket
-import subprocess
-import sys
-import time
 
 import demo
-import openai
 import pytest
+from served import served
 
 from hlwq_mlx.gemma4.caching import Caching
 from hlwq_mlx.serve import THINKING_OFF, make_parser, ready_load
 from hlwq_mlx.store import checkpoint
 
-DEADLINE_S = 120
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
 
 @pytest.fixture(scope="module")
 def client():
-    port = free_port()
-    command = [sys.executable, "-m", "hlwq_mlx.serve", "--model", str(demo.folder())]
-    with subprocess.Popen(
-        [*command, "--host", "127.0.0.1", "--port", str(port)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        env=os.environ | {"HF_HUB_OFFLINE": "1"},
-        text=True,
-    ) as server:
-        try:
-            wait_until_open(port, server)
-            with openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none") as made:
-                yield made
-        finally:
-            server.terminate()
-
-
-def wait_until_open(port, server):
-    for _ in range(10 * DEADLINE_S):
-        assert server.poll() is None, server.stdout.read()
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.1)
-    raise AssertionError(f"the server did not listen within {DEADLINE_S} s")
+    with served(demo.folder()) as made:
+        yield made
 
 
 QUESTION = [{"role": "user", "content": demo.CARD_QUESTION}]

@@ -3,10 +3,12 @@
 Expected strings are gemma4_architecture §5.1's, which are the canonical template's output.
 """
 
+import re
+
 import pytest
 import tiny_tokenizer
 
-from hlwq_mlx.dialog.template import encode, render
+from hlwq_mlx.dialog import template
 from hlwq_mlx.dialog.tokenizer import load_tokenizer
 from hlwq_mlx.errors import RequestError
 
@@ -55,6 +57,10 @@ def tokenizer(tmp_path_factory):
     return load_tokenizer(tiny_tokenizer.write(tmp_path_factory.mktemp("tokenizer")))
 
 
+def render(*arguments, **options):
+    return template.render(*arguments, **options).text
+
+
 def call(arguments=ARGUMENTS, **more):
     function = {"name": "get_weather", "arguments": arguments}
     return {"role": "assistant", "tool_calls": [{"id": "c1", "function": function}], **more}
@@ -92,14 +98,31 @@ def test_render_instructions_in_any_form(tokenizer, role, content):
 @pytest.mark.parametrize(("image", "audio"), [("image", "audio"), ("image_url", "input_audio")])
 def test_render_media(tokenizer, image, audio):
     parts = [
-        {"type": image, "image_url": {"url": "a.png"}},
+        {"type": image, image: {"url": "https://x/a.png"}},
         {"type": "text", "text": " What? "},
-        {"type": audio, "input_audio": {"data": ""}},
-        {"type": "video"},
+        {"type": audio, audio: {"data": "UklGRg==", "format": "wav"}},
+        {"type": "video", "path": "a.mp4"},
     ]
-    assert render(tokenizer, [{"role": "user", "content": parts}]) == (
+    found = template.render(tokenizer, [{"role": "user", "content": parts}])
+    assert found.text == (
         "<bos><|turn>user\n<|image|>What?<|audio|><|video|><turn|>\n<|turn>model\n"
     )
+    assert [medium.kind for medium in found.media] == ["image", "audio", "video"]
+
+
+def test_media_are_in_the_order_in_which_they_are_spelled(tokenizer):
+    messages = [
+        {"role": "user", "content": [{"type": "image", "path": "first"}, "Hi"]},
+        {"role": "assistant", "content": "A"},
+        {"role": "user", "content": ["Hi", {"type": "audio", "path": "second"}]},
+        {"role": "assistant", "content": "A"},
+        {"role": "user", "content": [{"type": "image", "path": "third"}]},
+    ]
+    found = template.render(tokenizer, messages)
+    assert [medium.source for medium in found.media] == ["first", "second", "third"]
+    assert re.findall(r"<\|(?:image|audio)\|>", found.text) == [
+        *("<|image|>", "<|audio|>", "<|image|>")
+    ]
 
 
 def test_render_history_without_its_thoughts(tokenizer):
@@ -225,12 +248,12 @@ def test_render_says_what_a_template_refuses(tmp_path):
 
 
 def test_encode_begins_with_bos_once(tokenizer):
-    ids = encode(tokenizer, "<bos>Hi")
-    assert ids == encode(tokenizer, "Hi")
+    ids = template.encode(tokenizer, "<bos>Hi")
+    assert ids == template.encode(tokenizer, "Hi")
     assert ids.count(2) == 1
     assert ids[0] == 2
 
 
 def test_encode_refuses_nothing(tokenizer):
     with pytest.raises(RequestError, match=r"\[prompt\] needed some text, got none"):
-        encode(tokenizer, "")
+        template.encode(tokenizer, "")

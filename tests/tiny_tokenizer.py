@@ -9,14 +9,24 @@ from tokenizers import Tokenizer
 import hlwq_mlx
 
 TEMPLATE = Path(hlwq_mlx.__file__).parent / "demo" / "chat_template.jinja"
+MEDIA = {
+    60: "<|image>",
+    61: "<|image|>",
+    62: "<image|>",
+    63: "<|audio>",
+    64: "<|audio|>",
+    65: "<audio|>",
+    66: "<|video|>",
+}
 LETTERS = [chr(code) for code in range(33, 127)]
 
 
 def build() -> Tokenizer:
-    vocabulary = gemma_tokenizer.first_vocabulary()
+    first = gemma_tokenizer.first_vocabulary()
+    vocabulary = {MEDIA.get(token, piece): token for piece, token in first.items()}
     for piece in ["▁", *LETTERS]:
         vocabulary[piece] = len(vocabulary)
-    return gemma_tokenizer.build(vocabulary, [], list(gemma_tokenizer.SPECIALS))
+    return gemma_tokenizer.build(vocabulary, [], [*gemma_tokenizer.SPECIALS, *MEDIA.values()])
 
 
 def write(folder: Path, *, has_template: bool = True) -> Path:

@@ -2,7 +2,7 @@
 nothing, so a terminal, a test or a server can lead it.
 
     conversation.add_user("Hi")
-    for event in conversation.take(pieces): ...  # the text that answers conversation.prompt()
+    for event in conversation.take(pieces): ...  # what answers conversation.prompt(tokenizer)
     for call in conversation.pending: conversation.add_result(result)
 """
 
@@ -75,7 +75,7 @@ class Conversation:
         del self._messages[users[-1] if users else 0 :]
         self._pending = []
 
-    def prompt(self, tokenizer: Any) -> str:
+    def prompt(self, tokenizer: Any) -> template.Rendered:
         """Spell the conversation and the opening of the answer.
 
         Raises: RequestError when a call still waits for its result.

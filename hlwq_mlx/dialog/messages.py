@@ -11,13 +11,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import RequestError
+from .parts import MEDIA_TYPES, Medium, Normal, normalize_part
 from .values import is_name
 
 Message = Mapping[str, Any]
-Normal = dict[str, Any]
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
-MEDIA_TYPES = ("image", "image_url", "audio", "input_audio", "video")
 
 
 def normalize_messages(messages: Sequence[Message]) -> list[Normal]:
@@ -65,7 +64,7 @@ def _normal(message: Message, index: int) -> Normal:
     return normal
 
 
-def _content(content: Any, where: str) -> str | list[Normal]:
+def _content(content: Any, where: str) -> str | list[Normal | Medium]:
     """Return text as it is and parts checked; an absent content is an empty text."""
     if content is None or content == []:
         return ""
@@ -75,19 +74,7 @@ def _content(content: Any, where: str) -> str | list[Normal]:
         raise RequestError(
             f"[{where}.content] needed text or a list of parts, got {content!r}. Make it text."
         )
-    return [_part(part, f"{where}.content[{at}]") for at, part in enumerate(content)]
-
-
-def _part(part: Any, where: str) -> Normal:
-    if isinstance(part, str):
-        return {"type": "text", "text": part}
-    kind = part.get("type") if isinstance(part, Mapping) else None
-    if kind in MEDIA_TYPES or (kind == "text" and isinstance(part.get("text"), str)):
-        return dict(part)
-    raise RequestError(
-        f"[{where}] needed a part of type text (with its text), {', '.join(MEDIA_TYPES)}, "
-        f"got {part!r}. Correct it."
-    )
+    return [normalize_part(part, f"{where}.content[{at}]") for at, part in enumerate(content)]
 
 
 def _plain_text(content: Any, where: str) -> str:
@@ -95,13 +82,15 @@ def _plain_text(content: Any, where: str) -> str:
     checked = _content(content, where)
     if isinstance(checked, str):
         return checked
-    media = [part["type"] for part in checked if part["type"] != "text"]
-    if media:
-        raise RequestError(
-            f"[{where}.content] needed text in a system message, got {media[0]}. "
-            "Put media into a user message."
-        )
-    return "\n".join(part["text"] for part in checked)
+    texts = []
+    for part in checked:
+        if isinstance(part, Medium):
+            raise RequestError(
+                f"[{where}.content] needed text in a system message, got {part.kind}. "
+                "Put media into a user message."
+            )
+        texts.append(part["text"])
+    return "\n".join(texts)
 
 
 def _call(call: Any, where: str, default_id: str) -> Normal:
@@ -145,10 +134,10 @@ def _result_content(content: Any, where: str) -> Any:
     )
     if content is None or not is_parts or content == []:
         return "" if content is None else content
-    parts = [_part(part, f"{where}.content[{at}]") for at, part in enumerate(content)]
-    if any(part["type"] != "text" for part in parts):
+    parts = [normalize_part(part, f"{where}.content[{at}]") for at, part in enumerate(content)]
+    if _has_media(parts):
         return parts
-    return "".join(part["text"] for part in parts)
+    return "".join(part["text"] for part in parts if not isinstance(part, Medium))
 
 
 def _attach_results(messages: list[Normal]) -> list[Normal]:
@@ -225,7 +214,7 @@ def _placed(message: Normal, results: list[Normal]) -> list[Normal]:
     Templates die of an object in a tool message, and only `tool_responses` spell it natively; they
     drop media there, so next to media an object becomes JSON text.
     """
-    has_media = any(_is_media(result["content"]) for result in results)
+    has_media = any(_has_media(result["content"]) for result in results)
     if all(isinstance(result["content"], str) for result in results):
         return [message, *results]
     if has_media:
@@ -236,17 +225,12 @@ def _placed(message: Normal, results: list[Normal]) -> list[Normal]:
     return [{**message, "tool_responses": responses}]
 
 
-def _is_media(content: Any) -> bool:
-    return (
-        isinstance(content, list)
-        and bool(content)
-        and all(isinstance(part, Mapping) and "type" in part for part in content)
-        and any(part["type"] in MEDIA_TYPES for part in content)
-    )
+def _has_media(content: Any) -> bool:
+    return isinstance(content, list) and any(isinstance(part, Medium) for part in content)
 
 
 def _as_text(content: Any) -> Any:
-    is_spelled = isinstance(content, str) or _is_media(content)
+    is_spelled = isinstance(content, str) or _has_media(content)
     return content if is_spelled else json.dumps(content, ensure_ascii=False, default=str)
 
 

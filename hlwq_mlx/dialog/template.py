@@ -5,14 +5,23 @@ itself, so nothing else may.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from jinja2 import TemplateError
 
 from ..errors import RequestError
 from .messages import Message, normalize_messages, normalize_tools
+from .parts import Medium, take_media
+from .placeholders import SoftTokens, Span, expand, guard
 
 TURN_END, MODEL_TURN = "<turn|>\n", "<|turn>model\n"
+
+
+class Rendered(NamedTuple):
+    """A prompt as text, with a placeholder for each medium, and the media in that order."""
+
+    text: str
+    media: tuple[Medium, ...] = ()
 
 
 def render(
@@ -22,14 +31,14 @@ def render(
     tools: Sequence[Mapping[str, Any]] | None = None,
     thinking: bool = False,
     options: Mapping[str, Any] | None = None,
-) -> str:
+) -> Rendered:
     """Spell messages and the opening of the model's turn as text.
 
-    Messages and tools are repaired first (see dialog.messages); media parts become the template's
-    placeholders. `options` are further template variables.
+    Messages and tools are repaired first (see dialog.messages); media become the template's
+    placeholders, and texts that look like one do not. `options` are further template variables.
     Raises: RequestError when there is no template or it refuses the messages.
     """
-    normal = normalize_messages(messages)
+    normal, media = take_media(normalize_messages(messages))
     if not tokenizer.has_chat_template:
         raise RequestError(
             "[template] needed a chat template, got a tokenizer without one. "
@@ -37,8 +46,8 @@ def render(
         )
     try:
         text = tokenizer.apply_chat_template(
-            normal,
-            tools=normalize_tools(tools) or None,
+            guard(normal),
+            tools=guard(normalize_tools(tools)) or None,
             tokenize=False,
             add_generation_prompt=True,
             **{"enable_thinking": thinking, **(options or {})},
@@ -49,16 +58,23 @@ def render(
             "Check roles and contents."
         ) from problem
     # Some templates forget the model's turn after a message with content, calls and results.
-    return f"{text}{MODEL_TURN}" if str(text).endswith(TURN_END) else str(text)
+    opening = MODEL_TURN if str(text).endswith(TURN_END) else ""
+    return Rendered(f"{text}{opening}", media)
 
 
-def encode(tokenizer: Any, text: str) -> list[int]:
+def encode(
+    tokenizer: Any,
+    text: str,
+    spans: Sequence[Span] = (),
+    tokens: Mapping[str, SoftTokens] | None = None,
+) -> list[int]:
     """Turn text into ids, with `<bos>` at the front exactly once.
 
-    Raises: RequestError for an empty text.
+    `spans` stand in for the text's placeholders, written in the soft `tokens` of their kinds.
+    Raises: RequestError for an empty text, or as many spans as there are no placeholders for.
     """
     begins = tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token)
-    ids = list(tokenizer.encode(text, add_special_tokens=False))
+    ids = expand(tokenizer, text, spans, tokens or {})
     if not ids:
         raise RequestError("[prompt] needed some text, got none. Give a prompt.")
     if not begins and tokenizer.bos_token_id is not None:

@@ -5,7 +5,7 @@ run for the last position alone. The decode loop is mlx-lm's. Knows ids, never t
 L prompt length, V vocabulary.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -27,15 +27,16 @@ def generate_tokens(
     sampling: Sampling,
     *,
     max_tokens: int,
+    input_embeddings: mx.array | None = None,
     prefill_step: int = PREFILL_STEP,
     caching: Caching | None = None,
     on_prefill: Progress = lambda done, total: None,
 ) -> Iterator[tuple[int, mx.array]]:
     """Yield token ids and their log probabilities, without end when `max_tokens` is -1.
 
-    `caching` says how keys and values are kept; `on_prefill` is told how many of the prompt's
-    tokens are processed.
-    Shapes: log probabilities float32 [V].
+    Media tokens are never chosen. `caching` says how keys and values are kept; `on_prefill` is told
+    how many of the prompt's tokens are processed.
+    Shapes: input_embeddings [1, L, H], of a prompt with media; log probabilities float32 [V].
     Raises: RequestError for an empty prompt, a length that is neither positive nor -1, or a chunk
     of no tokens.
     """
@@ -49,11 +50,13 @@ def generate_tokens(
         raise RequestError(
             f"[prefill_step] needed at least 1, got {prefill_step}. It counts prompt tokens."
         )
-    sampler = sampling.sampler(model.args.text_config.vocab_size)
+    vocab_size = model.args.text_config.vocab_size
+    sampler = sampling.sampler(vocab_size, forbidden=model.args.media_token_ids)
     with wired_limit(model, [generation_stream]):
         cache = model.make_cache(caching)
         with mx.stream(generation_stream):
-            logits = _prefill(model, prompt, cache, prefill_step, on_prefill)
+            steps = chunks(prompt, prefill_step, _inseparable(model))
+            logits = _prefill(model, prompt, input_embeddings, cache, steps, on_prefill)
             scores = logits - mx.logsumexp(logits, keepdims=True)
             token = sampler(scores)
             mx.eval(token)
@@ -69,21 +72,45 @@ def generate_tokens(
         )
 
 
+def chunks(prompt: Sequence[int], step: int, inseparable: Container[int]) -> Iterator[slice]:
+    """Cut a prompt into pieces of `step` tokens, longer where a piece would end on a token that
+    its successors must come with.
+    """
+    begin = 0
+    while begin < len(prompt):
+        end = min(begin + step, len(prompt))
+        while end < len(prompt) and prompt[end - 1] in inseparable:
+            end += 1
+        yield slice(begin, end)
+        begin = end
+
+
+def _inseparable(model: Model) -> tuple[int, ...]:
+    """The tokens whose runs see each other whole, and so must be in one chunk."""
+    is_causal = model.args.text_config.use_bidirectional_attention is None
+    return () if is_causal else model.args.vision_token_ids
+
+
 def _prefill(
-    model: Model, prompt: Sequence[int], cache: list[Any], step: int, on_prefill: Progress
+    model: Model,
+    prompt: Sequence[int],
+    input_embeddings: mx.array | None,
+    cache: list[Any],
+    steps: Iterable[slice],
+    on_prefill: Progress,
 ) -> mx.array:
     """Fill the caches and return the scores of what follows the prompt: float32 [1, V]."""
     ids = mx.array(list(prompt))[None]
     total = len(prompt)
-    done = 0
     on_prefill(0, total)
-    while total - done > step:
-        model.fill_cache(ids[:, done : done + step], cache)
-        mx.eval([entry.state for entry in cache])
-        done += step
-        on_prefill(done, total)
-        mx.clear_cache()
-    logits = model.prefill(ids[:, done:], cache)[:, -1]
-    mx.eval(logits)
-    on_prefill(total, total)
+    for step in steps:
+        x = None if input_embeddings is None else input_embeddings[:, step]
+        if step.stop == total:
+            logits = model.prefill(ids[:, step], cache, x)[:, -1]
+            mx.eval(logits)
+        else:
+            model.fill_cache(ids[:, step], cache, x)
+            mx.eval([entry.state for entry in cache])
+            mx.clear_cache()
+        on_prefill(step.stop, total)
     return logits

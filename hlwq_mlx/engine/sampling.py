@@ -3,11 +3,12 @@
 mlx-lm's samplers do the choosing.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
 import mlx.core as mx
+import numpy as np
 from mlx_lm.sample_utils import make_sampler
 
 from ..errors import RequestError
@@ -16,6 +17,19 @@ from ..errors import RequestError
 def bounded_top_k(top_k: int, vocab_size: int) -> int:
     """Say "keep all" as mlx-lm 0.32.2 does, which raises for more than there are."""
     return top_k if top_k < vocab_size else 0
+
+
+def forbidder(ids: Iterable[int], vocab_size: int) -> Callable[[mx.array], mx.array]:
+    """Make what leaves some ids no chance, as media tokens must have none in an answer.
+
+    A model reads a soft token that it wrote as padding, and then the next.
+    Shapes: logits [..., V] -> [..., V].
+    """
+    inside = [token for token in ids if token < vocab_size]
+    if not inside:
+        return lambda logits: logits
+    is_forbidden = mx.array(np.isin(np.arange(vocab_size), inside))
+    return lambda logits: mx.where(is_forbidden, -mx.inf, logits)
 
 
 @dataclass(frozen=True)
@@ -69,12 +83,23 @@ class Sampling:
             )
         return replace(self, **{key: value for key, value in given.items() if value is not None})
 
-    def sampler(self, vocab_size: int) -> Callable[[mx.array], mx.array]:
-        """Build mlx-lm's sampler for these options."""
+    def sampler(
+        self, vocab_size: int, forbidden: Iterable[int] = ()
+    ) -> Callable[[mx.array], mx.array]:
+        """Build mlx-lm's sampler for these options; it never chooses a forbidden id.
+
+        Shapes: log probabilities [B, V] -> ids [B].
+        """
         chosen: Callable[[mx.array], mx.array] = make_sampler(
             temp=self.temp,
             top_p=self.top_p,
             top_k=bounded_top_k(self.top_k, vocab_size),
             min_p=self.min_p,
         )
-        return chosen
+        allow = forbidder(forbidden, vocab_size)
+
+        def sample(scores: mx.array) -> mx.array:
+            allowed = allow(scores)
+            return chosen(allowed - mx.logsumexp(allowed, axis=-1, keepdims=True))
+
+        return sample

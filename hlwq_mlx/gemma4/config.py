@@ -43,6 +43,13 @@ IGNORED = frozenset(
 # In a flat file these stand beside the text keys, and are read by others.
 FLAT_IGNORED = frozenset({"quantization_config", "quantization", "model_file"})
 
+# The second spelling of `eoa_token_id` is the only one in files that transformers re-saves.
+END_OF_AUDIO = ("eoa_token_id", "eoa_token_index")
+MEDIA_TOKENS = (
+    *("image_token_id", "video_token_id", "audio_token_id"),
+    *("boi_token_id", "eoi_token_id", "boa_token_id", *END_OF_AUDIO),
+)
+
 SIZES = (
     *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "sliding_window"),
     *("num_attention_heads", "num_key_value_heads", "head_dim", "global_head_dim"),
@@ -150,6 +157,11 @@ class Gemma4Config:
     image_token_id: int | None
     video_token_id: int | None
     audio_token_id: int | None
+    boi_token_id: int | None
+    eoi_token_id: int | None
+    boa_token_id: int | None
+    eoa_token_id: int | None
+    media_token_ids: tuple[int, ...]  # soft tokens and what encloses them, towers or not
     quantization_config: Mapping[str, Any] | None
 
     @classmethod
@@ -181,6 +193,11 @@ class Gemma4Config:
             image_token_id=None if vision is None else required(config, "image_token_id", "config"),
             video_token_id=None if vision is None else required(config, "video_token_id", "config"),
             audio_token_id=None if audio is None else required(config, "audio_token_id", "config"),
+            boi_token_id=None if vision is None else required(config, "boi_token_id", "config"),
+            eoi_token_id=None if vision is None else required(config, "eoi_token_id", "config"),
+            boa_token_id=None if audio is None else required(config, "boa_token_id", "config"),
+            eoa_token_id=None if audio is None else _end_of_audio(config),
+            media_token_ids=tuple(sorted({config[key] for key in MEDIA_TOKENS if config.get(key)})),
             quantization_config=config.get("quantization_config"),
         )
 
@@ -211,6 +228,11 @@ class Gemma4Config:
         """The ids whose embeddings come from a tower."""
         audio = () if self.audio_token_id is None else (self.audio_token_id,)
         return self.vision_token_ids + audio
+
+
+def _end_of_audio(config: Mapping[str, Any]) -> Any:
+    stated = (key for key in END_OF_AUDIO if key in config)
+    return required(config, next(stated, END_OF_AUDIO[0]), "config")
 
 
 def _released_form(section: Mapping[str, Any]) -> dict[str, Any]:

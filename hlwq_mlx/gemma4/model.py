@@ -8,6 +8,7 @@ B batch, L positions, H hidden size, V vocabulary, N layers, d per-layer input w
 
 import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -76,6 +77,7 @@ class Model(nn.Module):  # type: ignore[misc]  # nn.Module is untyped
         self.model_type = args.model_type
         self.model = Parts(args)
         self.rows: Rows = _no_rows
+        self.folder: Path | None = None  # where loading found it, for what lies beside the weights
         self.load_tower: LoadTower = _no_loader
         self.caching = WHOLE
         code_modules(self, args.manifest(lambda name: not name.startswith(TOWERS)))

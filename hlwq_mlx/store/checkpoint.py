@@ -284,6 +284,7 @@ def attach(model: Model, folder: Path) -> None:
             )
         model.rows = rows
     model.load_tower = partial(load_tower, model.args, folder)
+    model.folder = folder
 
 
 def _weight_map(folder: Path) -> dict[str, str]:
