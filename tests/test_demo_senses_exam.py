@@ -65,3 +65,10 @@ def test_questions_are_spread_over_what_there_is():
 def test_exams_ask_the_same_every_time():
     first, second = (demo_senses_exam.clip_orders(make_data(), 20) for _ in range(2))
     np.testing.assert_equal(first, second)
+
+
+def test_controls_are_fewer_than_questions_and_spread_over_them():
+    questions = demo_senses_exam.digits(make_data(), 10) * 300
+    kept = demo_senses_exam.shuffled(questions)
+    assert len(kept) == demo_senses_exam.MOST_SHUFFLED
+    assert {item.answer for item in kept} == set("0123456789")
