@@ -98,5 +98,5 @@ def load_tokenizer(folder: Path) -> Any:
 IDS = special_names() | {
     piece: token
     for piece, token in build_tokenizer().get_vocab().items()
-    if piece in ("\n", "model")
+    if piece in ("\n", "model", *"0123456789")
 }
