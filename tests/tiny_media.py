@@ -8,7 +8,6 @@ import json
 from functools import cache
 from pathlib import Path
 
-import mlx.core as mx
 import numpy as np
 import oracle
 import tiny
@@ -75,10 +74,7 @@ def write(folder: Path, *, has_processor: bool = True, towers: bool = True) -> P
     (folder / "config.json").write_text(json.dumps(settings))
     if has_processor:
         write_processor(folder)
-    tensors = {
-        name: mx.array(weight).astype(mx.bfloat16) for name, weight in make_weights().items()
-    }
-    mx.save_safetensors(str(folder / "model.safetensors"), tensors, {"format": "pt"})
+    tiny.save_plain(folder / "model.safetensors", make_weights())
     return folder
 
 
