@@ -20,8 +20,9 @@ def sound_file(samples, rate, form="wav", codec="pcm_f32le", layout=None, **opti
         stream.codec_context.open()
         to_format = av.AudioResampler(stream.codec_context.format, layout, rate)
         queue = av.AudioFifo()
-        for piece in to_format.resample(frame) + to_format.resample(None):
-            queue.write(piece)
+        if frame.samples:  # FFmpeg may refuse an empty frame
+            for piece in to_format.resample(frame) + to_format.resample(None):
+                queue.write(piece)
         while piece := queue.read(stream.codec_context.frame_size or 1024, partial=True):
             container.mux(stream.encode(piece))
         container.mux(stream.encode(None))
