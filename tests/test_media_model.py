@@ -81,16 +81,16 @@ def test_16_bit_logits_are_finite(variant, dtype):
 def test_features_are_placed_as_they_are_and_the_rest_is_text():
     model, _ = ready("clipped")
     ids = mx.array([[2, 300, 301, 9, 302, 300]])
-    rows = {kind: mx.full((n, 64), n) for kind, n in {"image": 2.0, "audio": 1.0}.items()}
+    rows = {kind: mx.full((n, 64), float(n)) for kind, n in {"image": 2, "audio": 1}.items()}
     made = model.embed_media(
         ids,
         images=[rows["image"][:1], 3 * rows["image"][:1]],
         sounds=[rows["audio"]],
         videos=[7 * rows["audio"]],
     )
-    plain = model.embed(ids)
-    assert made[0, (1, 5, 2, 4), 0].tolist() == [2.0, 6.0, 1.0, 7.0]
-    assert mx.array_equal(made[:, (0, 3)], plain[:, (0, 3)])
+    found, plain = np.array(made)[0], np.array(model.embed(ids))[0]
+    assert found[[1, 5, 2, 4], 0].tolist() == [2.0, 6.0, 1.0, 7.0]
+    assert np.array_equal(found[[0, 3]], plain[[0, 3]])
 
 
 def test_a_prompt_without_media_is_text():
