@@ -1,12 +1,13 @@
 """Print how faithful every variant of the demo is, as the model card does for the real model.
 
-    python scripts/fidelity.py [--work build/fidelity] [--count 100]
+    python scripts/fidelity.py [--work build/fidelity] [--count 100] [--data DIR]
     python scripts/fidelity.py --variants PQ2 PQ5 --leftovers keep auto small
 
 Makes each variant from the demo's bf16 weights with our encoder, in the published layout, converts
 it, with what was left in 16 bits coded as `--leftovers` says, and asks it what it asks bf16:
 perplexity and KL divergence on unseen stories, exact answers, and how many answers are bf16's own,
-token by token.
+token by token. With the folder of digits that train_demo.py reads (`--data`) it also asks about
+pictures, sounds and clips.
 """
 
 import argparse
@@ -16,9 +17,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import demo_exam
+import demo_senses_exam
 import mlx.core as mx
 import numpy as np
 import tinyworld
+from demo_data import Data, read_data
 from mlx_lm import batch_generate
 from numpy.typing import NDArray
 from tqdm import tqdm
@@ -48,6 +51,28 @@ class Row(NamedTuple):
     count: int
 
 
+class Exams(NamedTuple):
+    """How many questions of each kind are asked, and the digits to ask about, if they are there."""
+
+    count: int
+    data: Data | None
+
+    def names(self) -> list[str]:
+        senses = [] if self.data is None else list(demo_senses_exam.EXAMS)
+        return [*demo_exam.EXAMS, *senses]
+
+    def sit(self, subject: "Subject") -> dict[str, int]:
+        """Return how many answers of each kind are right."""
+        shares = {
+            kind: exam(subject.answerer, self.count) for kind, exam in demo_exam.EXAMS.items()
+        }
+        if self.data is not None:
+            for kind, exam in demo_senses_exam.EXAMS.items():
+                questions = exam(self.data, self.count)
+                shares[kind] = demo_senses_exam.share_right(subject.media_answerer, questions)
+        return {kind: round(self.count * share) for kind, share in shares.items()}
+
+
 class Subject:
     """A loaded variant that sits exams and scores texts."""
 
@@ -69,6 +94,13 @@ class Subject:
     def answerer(self, conversations: list[tinyworld.Conversation], limit: int) -> list[str]:
         """Answer as an exam asks: raw texts."""
         return [self.tokenizer.decode(ids) for ids in self.answers(conversations, limit)]
+
+    def media_answerer(self, conversations: list[tinyworld.Conversation], limit: int) -> list[str]:
+        """Answer about media, one conversation at a time."""
+        return [
+            library.generate(self.model, self.tokenizer, conversation["messages"], max_tokens=limit)
+            for conversation in conversations
+        ]
 
     def _prompt(self, conversation: tinyworld.Conversation) -> list[int]:
         return library.prompt_ids(
@@ -119,7 +151,7 @@ def pooled(*reports: Report) -> Fidelity:
 
 
 def measure(
-    work: Path, count: int, encoder: Encoder, variants: Sequence[str], choices: Sequence[str]
+    work: Path, exams: Exams, encoder: Encoder, variants: Sequence[str], choices: Sequence[str]
 ) -> Iterator[Row]:
     """Make, convert and measure variants, bf16 first, each with every choice for its leftovers."""
     source = Source(library.DEMO)
@@ -127,9 +159,9 @@ def measure(
     subject = Subject(work / BASE)
     texts = unseen_texts(subject.tokenizer)
     reference = [subject.scores(ids) for ids in texts]
-    questions = [conversation for conversation, _ in demo_exam.story_conversations(count)]
+    questions = [conversation for conversation, _ in demo_exam.story_conversations(exams.count)]
     wanted = subject.answers(questions, demo_exam.LONGEST_ANSWER)
-    yield row_of(BASE, Fidelity(), subject, texts, reference, questions, wanted)
+    yield row_of(BASE, Fidelity(), subject, texts, reference, questions, wanted, exams)
     for variant in tqdm(variants, desc="variants"):
         name, rule = rules.variant_rule(variant)
         published = work / "published" / name
@@ -139,7 +171,7 @@ def measure(
             summary = convert(Source(published, name), work / f"{name}-{choice}", choice)
             fidelity = pooled(report, summary.plan.report)
             subject = Subject(work / f"{name}-{choice}")
-            yield row_of(label, fidelity, subject, texts, reference, questions, wanted)
+            yield row_of(label, fidelity, subject, texts, reference, questions, wanted, exams)
 
 
 def row_of(
@@ -150,28 +182,24 @@ def row_of(
     reference: list[NDArray[np.float32]],
     questions: list[tinyworld.Conversation],
     wanted: list[list[int]],
+    exams: Exams,
 ) -> Row:
-    count = len(questions)
     perplexity, divergence = compare(subject, texts, reference)
     answers = subject.answers(questions, demo_exam.LONGEST_ANSWER)
-    exact = {
-        kind: round(count * exam(subject.answerer, count)) for kind, exam in demo_exam.EXAMS.items()
-    }
     return Row(
         name,
         fidelity.cos_sim,
         fidelity.relative_error,
         perplexity,
         divergence,
-        exact,
+        exams.sit(subject),
         sum(mine == theirs for mine, theirs in zip(answers, wanted, strict=True)),
-        count,
+        exams.count,
     )
 
 
-def print_table(rows: Iterator[Row]) -> None:
+def print_table(rows: Iterator[Row], exams: list[str]) -> None:
     """Print Markdown, a line as soon as it is known."""
-    exams = list(demo_exam.EXAMS)
     head = ["variant", "cos_sim", "rel. error", "perplexity", "KL to bf16", *exams, "equal to bf16"]
     print("| " + " | ".join(head) + " |")
     print("|" + "---|" * len(head))
@@ -202,12 +230,13 @@ def main() -> None:
         default=[leftovers.KEEP],
         help="a line for each: what becomes of the matrices left in 16 bits (default: keep)",
     )
+    parser.add_argument("--data", type=Path, help="folder of the digits, to ask about them too")
     arguments = parser.parse_args()
+    data = None if arguments.data is None else read_data(arguments.data)
+    exams = Exams(arguments.count, data)
     encoder = Encoder(arguments.table, arguments.refits)
-    rows = measure(
-        arguments.work, arguments.count, encoder, arguments.variants, arguments.leftovers
-    )
-    print_table(rows)
+    rows = measure(arguments.work, exams, encoder, arguments.variants, arguments.leftovers)
+    print_table(rows, exams.names())
 
 
 if __name__ == "__main__":
