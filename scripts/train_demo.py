@@ -12,6 +12,7 @@ which need the two files of DIR that demo_data.py names with origin and sha256.
 """
 
 import argparse
+import itertools
 import json
 import sys
 from collections.abc import Iterator
@@ -28,7 +29,7 @@ from demo_lessons import batch_loss, batches_from, stories_told
 from demo_model import make_model, write_checkpoint
 from demo_tokenizer import load_tokenizer, write_tokenizer
 from fitting import Plan, fit
-from train_senses import TOGETHER, train_senses
+from train_senses import TOGETHER, WATCHING, train_senses
 from transformers import Gemma4ForConditionalGeneration
 
 TEXT = Plan(
@@ -66,7 +67,7 @@ def train(work: Path, data: Path | None, threads: int) -> None:
 
 def evaluate_text(answerer: Answerer, count: int) -> Iterator[tuple[str, float]]:
     """Ask `count` questions of each kind and yield the share of right answers."""
-    told = stories_told(demo_lessons.STEPS + TOGETHER.steps)
+    told = stories_told(demo_lessons.STEPS + TOGETHER.steps + WATCHING.steps)
     seen = told & {story.text for story, _ in demo_exam.unseen_stories(count)}
     if seen:
         raise SystemExit(f"error: {len(seen)} stories of the exam are in the lessons")
@@ -91,12 +92,16 @@ def write_answers(answerer: Answerer, count: int, path: Path) -> None:
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
-    """Print the share of right answers in every exam as JSON."""
+    """Print the share of right answers in every exam as JSON, and each when it is known."""
     answerer = Answerer(arguments.model, getattr(torch, arguments.dtype))
-    shares = dict(evaluate_text(answerer, arguments.count))
+    results = evaluate_text(answerer, arguments.count)
     if arguments.data is not None:
-        data = read_data(arguments.data)
-        shares |= evaluate_senses(answerer, data, arguments.media_count)
+        asked = evaluate_senses(answerer, read_data(arguments.data), arguments.media_count)
+        results = itertools.chain(results, asked)
+    shares = {}
+    for name, share in results:
+        print(f"{name}: {share:.4f}", file=sys.stderr, flush=True)
+        shares[name] = share
     json.dump(shares, sys.stdout, indent=1)
     print()
     if arguments.answers is not None:

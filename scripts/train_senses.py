@@ -5,6 +5,7 @@ is quick because the text model need not run; then all learns together from conv
 """
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,15 +34,19 @@ from demo_model import (
     standardize,
 )
 from fitting import Plan, fit
+from tinyworld import Conversation
 from transformers import Gemma4ForConditionalGeneration
 
 from hlwq_mlx.media.images import Patches
 from hlwq_mlx.media.processor import ImageSettings
 
 TOWERS = Plan("towers", 2e-3, ((0, 1 / 50), (49, 1.0), (600, 1.0), (1200, 0.05)))
-TOGETHER = Plan("together", 8e-4, ((0, 1 / 20), (19, 1.0), (200, 1.0), (500, 0.0)))
+TOGETHER = Plan("together", 8e-4, ((0, 1 / 20), (19, 1.0), (200, 1.0), (383, (500 - 383) / 300)))
+WATCHING = Plan("watching", 8e-4, ((0, 0.3), (19, 1.0), (170, 1.0), (340, 0.0)))
 PICTURES, FRAMES, SOUNDS = 32, 20, 32
-CHAT_ROWS = {"picture": 12, "sound": 12, "clip": 12}
+# How many conversations of each kind a step has, in the second stage and in the third.
+TOGETHER_ROWS = {"picture": 12, "sound": 12, "clip": 12}
+WATCHING_ROWS = {"picture": 6, "sound": 6, "clip": 24}
 # Of the text lessons, which go on where they stopped, one row in so many is learnt from.
 TEXT_SHARE = 3
 CALIBRATION_BATCHES = 8
@@ -125,26 +130,32 @@ def chat_example(tokenizer: Any, conversation: Any) -> tuple[Example, Prepared]:
 
 
 def chats_loss(
-    model: Gemma4ForConditionalGeneration, tokenizer: Any, senses: Senses, step: int, kind: str
+    model: Gemma4ForConditionalGeneration,
+    tokenizer: Any,
+    conversations: list[Conversation],
 ) -> torch.Tensor:
-    rng = draw(step, list(CHAT_ROWS).index(kind))
-    pairs = [
-        chat_example(tokenizer, tinymedia.draw_conversation(rng, senses, kind))
-        for _ in range(CHAT_ROWS[kind])
-    ]
+    pairs = [chat_example(tokenizer, conversation) for conversation in conversations]
     media = media_inputs([prepared for _, prepared in pairs])
     return batch_loss(model, [example for example, _ in pairs], **media)
 
 
-def together_losses(
-    model: Gemma4ForConditionalGeneration, tokenizer: Any, senses: Senses, step: int
+def lessons_from(
+    model: Gemma4ForConditionalGeneration,
+    tokenizer: Any,
+    senses: Senses,
+    rows: dict[str, int],
+    lesson: int,
 ) -> Iterator[torch.Tensor]:
-    """Yield the loss of every step from `step` on: chats about media, and text as before."""
-    for text in batches_from(tokenizer, demo_lessons.STEPS + step):
-        losses = [chats_loss(model, tokenizer, senses, step, kind) for kind in CHAT_ROWS]
+    """Yield the loss of every lesson from this one on: chats about media, and text as before."""
+    for text in batches_from(tokenizer, demo_lessons.STEPS + lesson):
+        losses = []
+        for number, (kind, count) in enumerate(rows.items()):
+            rng = draw(lesson, number)
+            chats = [tinymedia.draw_conversation(rng, senses, kind) for _ in range(count)]
+            losses.append(chats_loss(model, tokenizer, chats))
         losses.append(batch_loss(model, text[::TEXT_SHARE]))
         yield torch.stack(losses).sum()
-        step += 1
+        lesson += 1
 
 
 def train_senses(
@@ -161,11 +172,12 @@ def train_senses(
 
     fit(model, sense_parameters(model), TOWERS, towers_losses, work / "towers.pt")
     calibrate_clipping(model, senses)
-    fit(
-        model,
-        list(model.named_parameters()),
-        TOGETHER,
-        lambda step: together_losses(model, tokenizer, senses, step),
-        work / "together.pt",
-    )
+    parameters = list(model.named_parameters())
+    lessons = partial(lessons_from, model, tokenizer, senses)
+    fit(model, parameters, TOGETHER, partial(lessons, TOGETHER_ROWS), work / "together.pt")
+
+    def watching_losses(step: int) -> Iterator[torch.Tensor]:
+        return lessons(WATCHING_ROWS, TOGETHER.steps + step)
+
+    fit(model, parameters, WATCHING, watching_losses, work / "watching.pt")
     return model
