@@ -19,7 +19,7 @@ STORY = (
 STORY_QUESTION, STORY_ANSWER = "What color was the ball?", "red"
 STORY_THOUGHT = "Tom had a red ball."
 SHIPPED = (
-    *("config.json", "generation_config.json", "model.safetensors"),
+    *("config.json", "generation_config.json", "processor_config.json", "model.safetensors"),
     *("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"),
     *("PQ5/codes.safetensors", "PQ5/bf16.safetensors"),
 )

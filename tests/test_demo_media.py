@@ -6,9 +6,8 @@ from pathlib import Path
 import demo
 import numpy as np
 import pytest
-import tinymedia
 from media_files import sound_file, video_file
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from hlwq_mlx.media.processor import SoundSettings
 from hlwq_mlx.media.sound import read_sound
@@ -16,6 +15,11 @@ from hlwq_mlx.media.sound import read_sound
 SAMPLES = Path(__file__).parent.parent / "scripts" / "samples"
 PICTURE, SOUND = SAMPLES / "seven.png", SAMPLES / "three.wav"
 SHOWN = (4, None, 7, 1)  # the digits of a clip's frames
+STROKES = {
+    1: [[(14, 5), (14, 23)]],
+    4: [[(17, 23), (17, 5), (7, 17), (21, 17)]],
+    7: [[(8, 6), (20, 6), (12, 23)]],
+}
 
 
 def jpeg():
@@ -30,8 +34,12 @@ def mp3():
 
 
 def frame(digit):
-    glyph = np.zeros((56, 56), np.uint8) if digit is None else tinymedia.print_digit(digit)
-    return np.repeat(glyph[..., None], 3, axis=2)
+    """Draw a digit with a pen of our own, white on black."""
+    drawn = Image.new("RGB", (56, 56))
+    for stroke in STROKES.get(digit, ()):
+        points = [(2 * x, 2 * y) for x, y in stroke]
+        ImageDraw.Draw(drawn).line(points, "white", 5, "curve")
+    return np.asarray(drawn)
 
 
 def mp4():
