@@ -22,6 +22,17 @@ from hlwq_mlx.store.source import Source
 MEL = mx.random.normal((13, 16), key=mx.random.key(0))
 IMAGE = mx.random.uniform(shape=(9, 48), key=mx.random.key(1))
 PLACES = mx.array([(x, y) for y in range(3) for x in range(3)])
+MEDIA_KEYS = (
+    "vision_config",
+    "audio_config",
+    "image_",
+    "video_",
+    "audio_",
+    "boi_",
+    "eoi_",
+    "boa_",
+    "eoa_",
+)
 BIAS = "model.audio_tower.output_proj.bias"
 QUERY = "model.audio_tower.layers.0.self_attn.q_proj.linear"
 
@@ -29,8 +40,8 @@ QUERY = "model.audio_tower.layers.0.self_attn.q_proj.linear"
 def settings():
     """The tiny model's config with the oracle's towers."""
     towers = oracle.config("clipped")
-    names = ("vision_config", "audio_config", "image_token_id", "video_token_id", "audio_token_id")
-    return tiny.config() | {name: towers[name] for name in names}
+    media = {name: towers[name] for name in towers if name.startswith(MEDIA_KEYS)}
+    return tiny.config() | media
 
 
 def make_weights():

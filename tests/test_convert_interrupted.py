@@ -55,7 +55,7 @@ def test_an_exception_amid_the_tensors(published, tmp_path, monkeypatch, problem
     assert_runs_again(published, tmp_path)
 
 
-@pytest.mark.parametrize("stage", ["_write_shards", "_copy_side_files", "_write_json"])
+@pytest.mark.parametrize("stage", ["write_shards", "copy_side_files", "write_json"])
 def test_an_interruption_between_the_files(published, tmp_path, monkeypatch, stage):
     def interrupted(*arguments):
         raise KeyboardInterrupt
