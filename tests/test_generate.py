@@ -1,6 +1,8 @@
 """`python -m hlwq_mlx.generate`, as a person runs it."""
 
+import json
 import re
+import shutil
 from pathlib import Path
 
 import demo
@@ -23,7 +25,7 @@ def test_the_demo_answers_without_a_model(tmp_path):
     assert (first.returncode, first.stdout) == (0, "4\n")
     assert first.stderr.startswith("This is the demo model (PQ5)")
     assert "--model caiovicentino1/Gemma-4-E4B-it-HLWQ-Multi --variant PQ5" in first.stderr
-    assert "converting " in first.stderr and "coded at 5 bits: 38 tensors" in first.stderr
+    assert "converting " in first.stderr and "coded at 5 bits: 62 tensors" in first.stderr
     assert "Prompt: 16 tokens, " in first.stderr and "Peak memory: " in first.stderr
     second = demo.run(MODULE, "-p", demo.CARD_QUESTION, **cache)
     assert second.stdout == "4\n"
@@ -206,9 +208,12 @@ def test_media_that_cannot_be_used_end_in_one_line(seeing, option, message, caps
     assert printed.err.splitlines()[-1].startswith(message)
 
 
-def test_a_model_that_cannot_see_says_so(seeing, capsys):
+def test_a_model_that_cannot_see_says_so(seeing, tmp_path, capsys):
+    folder = shutil.copytree(demo.folder("bf16"), tmp_path / "blind")
+    config = json.loads((folder / "config.json").read_text()) | {"vision_config": None}
+    (folder / "config.json").write_text(json.dumps(config))
     image = str(seeing[1]["a.png"])
-    assert cli.run(main, ["--model", str(demo.folder("bf16")), "--image", image]) == 2
+    assert cli.run(main, ["--model", str(folder), "--image", image]) == 2
     assert "this checkpoint has no vision tower." in capsys.readouterr().err.splitlines()[-1]
 
 
