@@ -310,7 +310,7 @@ def folder_for(arguments: argparse.Namespace, settings: "Settings") -> Path:
     if model is None:
         model, variant = str(library.DEMO), variant or library.DEMO_VARIANT
         note(
-            f"This is the demo model ({variant}), which knows only toy stories, small sums and digits. "
+            f"This is the demo model ({variant}), which knows toy stories, small sums and digits. "
             "Name a real one with --model, as in\n"
             "  --model caiovicentino1/Gemma-4-E4B-it-HLWQ-Multi --variant PQ5"
         )
