@@ -3,7 +3,6 @@
 from collections import Counter
 from contextlib import contextmanager
 
-import demo
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -13,6 +12,8 @@ from hlwq_mlx import cli, library, quantize
 from hlwq_mlx.engine.decode import generate_tokens
 from hlwq_mlx.engine.sampling import Sampling
 from hlwq_mlx.quant import backend, fuse, kernels, selftest
+from hlwq_mlx.store import convert
+from hlwq_mlx.store.source import Source
 
 QUESTION = [{"role": "user", "content": "Tell me a story about a cat."}]
 TOKENS = 6
@@ -48,10 +49,11 @@ LAUNCHES = {
 
 @pytest.fixture(scope="module", params=LAUNCHES)
 def variant(request, tmp_path_factory):
-    """The name of a variant of the demo and its converted folder."""
-    if "=" not in request.param:
-        return request.param, demo.folder(request.param)
+    """The name of a variant of the demo and its converted folder, leftovers kept."""
     folder = tmp_path_factory.mktemp("mixture") / "model"
+    if "=" not in request.param:
+        convert.convert(Source(library.DEMO / request.param, request.param), folder)
+        return request.param, folder
     command = ["--model", str(library.DEMO), "--bits", request.param, "--output", str(folder)]
     assert cli.run(quantize.main, command) == 0
     return request.param, folder

@@ -119,10 +119,11 @@ def test_prefill_runs_the_sharing_layers_for_one_position():
     class Watched:
         def __init__(self, layer):
             self.layer, self.layer_type = layer, layer.layer_type
+            self.input_layernorm = layer.input_layernorm
 
-        def __call__(self, x, view, per_layer_input):
+        def __call__(self, x, opened, view, per_layer_input, following):
             seen.append((x.shape[1], per_layer_input.shape[1]))
-            return self.layer(x, view, per_layer_input)
+            return self.layer(x, opened, view, per_layer_input, following)
 
     layers = tiny.model.language_model.layers
     layers[5:] = [Watched(layer) for layer in layers[5:]]

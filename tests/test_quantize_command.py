@@ -154,7 +154,9 @@ def test_better_encoders_have_less_error(tmp_path):
     for kind in published.classes:
         errors = [made.classes[kind].relative_error for made in (published, converged, refitted)]
         assert errors[0] > errors[1] > errors[2] > 0
-        assert 0.9980 < published.classes[kind].cos_sim < converged.classes[kind].cos_sim < 1
+        # Some blocks of the audio tower have a mean that the tables cut off.
+        lowest = 0.9970 if "audio_tower" in kind else 0.9980
+        assert lowest < published.classes[kind].cos_sim < converged.classes[kind].cos_sim < 1
 
 
 def test_fidelity_is_what_it_says():
@@ -200,7 +202,9 @@ def test_rules_of_the_publisher():
         names = TensorFile(library.DEMO / "model.safetensors").specs
         return {name for name, spec in names.items() if rule(name, spec.shape) is not None}
 
-    assert len(chosen("PQ5")) == 5 * 4 + 2 * 2 + 7 * 2  # q, k, v, o; q, o alone; up, down
+    text = 5 * 4 + 2 * 2 + 7 * 2  # q, k, v, o; q, o alone; up, down
+    sound = 2 * (4 + 5 + 2) + 2  # feed forward, attention, convolution; into and out of the tower
+    assert len(chosen("PQ5")) == text + sound
     assert not any("gate" in name or "embed" in name for name in chosen("PQ5"))
     assert any("mlp.gate_proj" in name for name in chosen("PQ2-Mixed"))
 
@@ -248,7 +252,7 @@ def test_bad_arguments_end_in_one_line(arguments, message, tmp_path, capsys):
 
 
 def test_a_coded_source_is_refused(tmp_path):
-    with pytest.raises(RequestError, match=r"needed uncoded matrices, got 38 that are coded"):
+    with pytest.raises(RequestError, match=r"needed uncoded matrices, got 62 that are coded"):
         write_published(
             Source(library.DEMO / "PQ5", "PQ5"),
             rules.variant_rule("PQ4")[1],
