@@ -1,6 +1,7 @@
 """Sound and video files for the media tests, written by FFmpeg's own encoders through PyAV."""
 
 import io
+import wave
 from fractions import Fraction
 
 import av
@@ -20,12 +21,21 @@ def sound_file(samples, rate, form="wav", codec="pcm_f32le", layout=None, **opti
         stream.codec_context.open()
         to_format = av.AudioResampler(stream.codec_context.format, layout, rate)
         queue = av.AudioFifo()
-        if frame.samples:  # FFmpeg may refuse an empty frame
-            for piece in to_format.resample(frame) + to_format.resample(None):
-                queue.write(piece)
+        for piece in to_format.resample(frame) + to_format.resample(None):
+            queue.write(piece)
         while piece := queue.read(stream.codec_context.frame_size or 1024, partial=True):
             container.mux(stream.encode(piece))
         container.mux(stream.encode(None))
+    return file.getvalue()
+
+
+def empty_sound():
+    """Write a wav file that has a header and nothing behind it."""
+    file = io.BytesIO()
+    with wave.open(file, "wb") as writer:
+        writer.setnchannels(1)
+        writer.setsampwidth(2)
+        writer.setframerate(16_000)
     return file.getvalue()
 
 
