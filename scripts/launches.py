@@ -9,12 +9,10 @@ its functions and our kernels are replaced by stand-ins of one primitive each.
 
 import copy
 import io
-import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -27,9 +25,9 @@ from mlx_lm.models import gemma4_text
 from hlwq_mlx.gemma4.model import Model, ModelArgs
 from hlwq_mlx.quant import backend, fuse, selftest
 from hlwq_mlx.quant.tables import centroids
+from hlwq_mlx.store import published
 from hlwq_mlx.store.rules import Rule
 
-E4B_CONFIG = Path(__file__).parent.parent / "tests" / "data" / "e4b_config.json"
 WINDOW = 8
 SMALL = {
     "vocab_size": 256,
@@ -57,7 +55,7 @@ LAUNCH = "Depends"  # how a stand-in appears in the graph
 
 def e4b_config(**text: Any) -> dict[str, Any]:
     """Return E4B's config.json, with other values for some keys of its text model."""
-    config: dict[str, Any] = json.loads(E4B_CONFIG.read_text())
+    config = published.e4b_config()
     config["text_config"] |= text
     if "vocab_size" in text:
         for name in ("image_token_id", "video_token_id", "audio_token_id"):

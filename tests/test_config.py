@@ -1,17 +1,16 @@
 """Every form of config.json that is accepted, and the message of each refusal."""
 
 import dataclasses
-import json
 from copy import deepcopy
-from pathlib import Path
 
 import pytest
 from oracle import VARIANTS, config
 
 from hlwq_mlx.errors import ConfigError
 from hlwq_mlx.gemma4.config import FULL, SLIDING, Gemma4Config, RopeConfig, TextConfig
+from hlwq_mlx.store import published
 
-E4B = json.loads((Path(__file__).parent / "data" / "e4b_config.json").read_text())
+E4B = published.e4b_config()
 
 
 def released(variant="plain"):

@@ -1,8 +1,6 @@
 """The model against transformers' logits, its prompt shortcuts against itself, and its refusals."""
 
-import json
 from itertools import pairwise
-from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
@@ -15,6 +13,7 @@ from hlwq_mlx.errors import CheckpointError, RequestError, ShapeError
 from hlwq_mlx.gemma4.model import Model, ModelArgs
 from hlwq_mlx.quant import codec, tables
 from hlwq_mlx.quant.packing import pack_p32
+from hlwq_mlx.store import published
 
 IMAGE, AUDIO, VIDEO = 300, 301, 302
 TEXT = mx.array(array("text_ids"))
@@ -212,7 +211,7 @@ def test_a_model_without_per_layer_embeddings_asks_for_no_rows():
 
 
 def test_e4b_tree_has_the_released_names_and_shapes():
-    settings = json.loads((Path(__file__).parent / "data" / "e4b_config.json").read_text())
+    settings = published.e4b_config()
     e4b = Model(ModelArgs.from_dict(settings))
     shapes = {name: value.shape for name, value in tree_flatten(e4b.parameters())}
     assert len(shapes) == 2130 - 658 - 751 - 2 - 1 - 54

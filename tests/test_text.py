@@ -1,8 +1,6 @@
 """The text stack's own formulas: scales and their rounding, gating, per-layer inputs, the head."""
 
-import json
 from dataclasses import replace
-from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
@@ -11,8 +9,9 @@ from oracle import fresh_model, model
 
 from hlwq_mlx.gemma4.config import Gemma4Config
 from hlwq_mlx.gemma4.text import TextModel, gated, scaled
+from hlwq_mlx.store import published
 
-E4B = json.loads((Path(__file__).parent / "data" / "e4b_config.json").read_text())
+E4B = published.e4b_config()
 
 
 def bfloat16(x):

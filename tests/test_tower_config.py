@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from pathlib import Path
 
 import pytest
 from oracle import config
@@ -10,8 +9,9 @@ from oracle import config
 from hlwq_mlx.errors import ConfigError
 from hlwq_mlx.gemma4.config import Gemma4Config
 from hlwq_mlx.gemma4.tower_config import AudioConfig, VisionConfig
+from hlwq_mlx.store import published
 
-E4B = json.loads((Path(__file__).parent / "data" / "e4b_config.json").read_text())
+E4B = published.e4b_config()
 VISION = config("clipped")["vision_config"]
 AUDIO = config("clipped")["audio_config"]
 SECTIONS = {"vision_config": (VisionConfig, VISION), "audio_config": (AudioConfig, AUDIO)}

@@ -18,14 +18,12 @@ from .checkpoint import TEXT, text_shapes, tower_shapes
 
 Shape = tuple[int, ...]
 
-_HERE = Path(__file__).parent.parent
-_CONFIGS = (_HERE / "e4b_config.json", _HERE.parent / "tests" / "data" / "e4b_config.json")
+E4B_CONFIG = Path(__file__).with_name("e4b_config.json")
 
 
 def e4b_config() -> dict[str, Any]:
     """Return Gemma 4 E4B's config.json."""
-    path = next(path for path in _CONFIGS if path.is_file())
-    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    config: dict[str, Any] = json.loads(E4B_CONFIG.read_text(encoding="utf-8"))
     return config
 
 
