@@ -1,9 +1,9 @@
 """What a model needs and what a machine has: the arithmetic, before anything is loaded.
 
 Sums are of MLX's arrays: weights as they lie in memory, keys and values at a context, the largest
-set of activations alive during one chunk of prefill, and freed memory that MLX keeps. Not a
-measurement, and not the process: the interpreter and its libraries come on top, outside of what a
-GPU is given. `doctor` prints it; `generate`, `chat` and `serve` ask it first.
+set of activations alive during one chunk of prefill or in a tower, and freed memory that MLX keeps.
+Not a measurement, and not the process: the interpreter and its libraries come on top, outside of
+what a GPU is given. `doctor` prints it; `generate`, `chat` and `serve` ask it first.
 
 S positions of a chunk, T positions of context, H hidden size, N layers, d per-layer input width.
 """
@@ -23,7 +23,9 @@ from .engine.decode import PREFILL_STEP
 from .errors import DeviceError
 from .gemma4.attention import SCORES
 from .gemma4.caching import KV_BITS, WHOLE, Caching
-from .gemma4.config import FULL, TextConfig
+from .gemma4.config import FULL, Gemma4Config, TextConfig
+from .gemma4.tower_config import AudioConfig, VisionConfig
+from .media.processor import FRAMES_PER_TOKEN, ImageSettings, SoundSettings
 from .quant import backend
 from .store import leftovers
 from .store.inventory import (
@@ -40,6 +42,7 @@ CACHE_BYTES = 512 * MIB  # holds what a chunk of prefill frees; more would be ke
 CACHE_SHARE = 20  # a machine of 8 GB gives it less
 OS_BYTES = 4 * GIB  # what a raised limit has to leave to macOS and to other programs
 KV_STEP = 256  # by which mlx-lm's caches grow
+PICTURES, SOUNDS = ImageSettings(), SoundSettings()
 
 # Launches and megabytes that MLX hands the GPU at once: others report 5 to 13 % more tokens a
 # second for models of many launches, as this one. What is under way stays in memory, so that small
@@ -212,11 +215,14 @@ def need(inventory: Inventory, settings: Settings, machine: Machine) -> Need:
         elif settings.has_towers:
             towers += _resident_bytes(entry, item_bytes, machine)
     config = inventory.args.text_config
+    activations = activation_bytes(config, settings, item_bytes)
+    if settings.has_towers:  # they have answered before a prefill begins
+        activations = max(activations, tower_bytes(inventory.args, item_bytes))
     return Need(
         text,
         towers,
         kv_bytes(config, settings, item_bytes),
-        activation_bytes(config, settings, item_bytes),
+        activations,
         machine.cache_bytes + machine.in_flight_bytes,
         rows,
     )
@@ -281,6 +287,39 @@ def activation_bytes(config: TextConfig, settings: Settings, item_bytes: int) ->
     )
     logits = 3 * 4 * config.vocab_size
     return inputs * item_bytes + 6 * S * H * item_bytes + max(stages) + logits
+
+
+def tower_bytes(args: Gemma4Config, item_bytes: int) -> int:
+    """Bound what is alive at once while a tower looks at one picture or hears one clip.
+
+    A picture has as many patches, and a clip as many frames, as the processor allows by default.
+    """
+    P = PICTURES.max_soft_tokens * PICTURES.pooling_kernel_size**2
+    frames = SOUNDS.max_soft_tokens * FRAMES_PER_TOKEN
+    vision, audio = args.vision_config, args.audio_config
+    picture = 0 if vision is None else vision_bytes(vision, P, item_bytes)
+    return max(picture, 0 if audio is None else audio_bytes(audio, frames))
+
+
+def vision_bytes(config: VisionConfig, P: int, item_bytes: int) -> int:
+    """Bound what a picture of P patches takes: a layer's attention, scores and all, or its MLP.
+
+    Whether Metal keeps all scores in memory is its own choice, so that they are counted.
+    """
+    scores = 2 * config.num_attention_heads * P**2 * item_bytes
+    heads = 16 * P * config.num_attention_heads * config.head_dim * 4  # turned in float32
+    stream = 12 * P * config.hidden_size * 4
+    return stream + max(scores + heads, 4 * P * config.intermediate_size * item_bytes)
+
+
+def audio_bytes(config: AudioConfig, frames: int) -> int:
+    """Bound what a clip of so many mel frames takes: the convolutions in front, in float32.
+
+    They keep more alive than any layer behind them: half as many frames and mel bins as the clip
+    has, in several copies, and of what the second takes in nine times a quarter.
+    """
+    first = frames // 2 * 2 * config.mel_groups * config.subsampling_conv_channels[0] * 4
+    return 4 * first + 2 * 9 * first // 4
 
 
 def longest_context(inventory: Inventory, settings: Settings, machine: Machine) -> int:

@@ -14,7 +14,9 @@ from mlx.utils import tree_flatten
 from hlwq_mlx import cli, doctor, fit
 from hlwq_mlx.engine.decode import PREFILL_STEP
 from hlwq_mlx.errors import DeviceError
+from hlwq_mlx.gemma4.audio import AudioTower
 from hlwq_mlx.gemma4.caching import WHOLE, Caching
+from hlwq_mlx.gemma4.vision import VisionTower
 from hlwq_mlx.store import checkpoint, convert, leftovers
 from hlwq_mlx.store.inventory import as_converted, of_variant, take
 from hlwq_mlx.store.source import Source
@@ -162,6 +164,34 @@ def test_bytes_of_a_loaded_model(tmp_path):
     held = sum(entry.nbytes for entry in cache)
     one = fit.kv_bytes(model.args.text_config, fit.Settings(64, prefill_step=16), 4)
     assert held <= one <= 1.6 * held
+
+
+def peak_of(tower, *inputs):
+    """What running a tower takes beside its weights."""
+    mx.eval(tower.parameters(), *inputs)
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    mx.eval(tower(*inputs))
+    return mx.get_peak_memory() - before
+
+
+def test_activations_of_towers_as_wide_as_e4b(pq5):
+    """Bounds that hold and are not twice too large; more layers keep no more alive."""
+    side, frames = 15, 400
+    vision = replace(pq5.args.vision_config, num_hidden_layers=2)
+    grid = mx.array([(column, row) for row in range(side) for column in range(side)])
+    patches = mx.random.uniform(shape=(side**2, 3 * vision.patch_size**2))
+    seen = peak_of(VisionTower(vision), patches, grid)
+    assert seen <= fit.vision_bytes(vision, side**2, 4) <= 1.5 * seen
+    audio = replace(pq5.args.audio_config, num_hidden_layers=1)
+    heard = peak_of(AudioTower(audio), mx.random.uniform(shape=(frames, 128)))
+    assert heard <= fit.audio_bytes(audio, frames) <= 1.5 * heard
+
+
+def test_towers_are_through_before_a_prefill_begins(pq5):
+    text, towers = (fit.need(pq5, replace(LONG, has_towers=t), MAC) for t in (False, True))
+    assert towers.activations == max(text.activations, fit.tower_bytes(pq5.args, 2))
+    assert towers.activations > text.activations
 
 
 def test_mlx_keeps_its_own_settings_afterwards(monkeypatch):
