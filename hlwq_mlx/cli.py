@@ -295,7 +295,8 @@ def settings_for(arguments: argparse.Namespace, context: int) -> "Settings":
     from .gemma4.caching import Caching
 
     caching = Caching(arguments.kv_bits, arguments.kv_group_size, arguments.max_kv_size)
-    return Settings(context, arguments.prefill_step_size, caching)
+    has_towers = bool(getattr(arguments, "media", ()))
+    return Settings(context, arguments.prefill_step_size, caching, has_towers)
 
 
 def folder_for(arguments: argparse.Namespace, settings: "Settings") -> Path:

@@ -10,6 +10,7 @@ size ends its only generation thread.
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
@@ -91,6 +92,7 @@ def serve(arguments: argparse.Namespace, passed_on: Sequence[str]) -> None:
     from .store.source import read_json
 
     settings = cli.settings_for(arguments, cli.CONTEXT)
+    with_media = replace(settings, has_towers=True)  # a request may bring a picture at any time
     folder = cli.folder_for(arguments, settings)
     config = Gemma4Config.from_dict(read_json(folder / "config.json"))
     server.make_sampler = bounded_make_sampler(server.make_sampler, config.text_config.vocab_size)
@@ -101,7 +103,7 @@ def serve(arguments: argparse.Namespace, passed_on: Sequence[str]) -> None:
         *("--model", str(folder)),
         *("--chat-template-args", arguments.chat_template_args),
         *("--prefill-step-size", str(settings.prefill_step)),
-        *("--prompt-cache-bytes", str(fit.spare_bytes(folder, settings))),
+        *("--prompt-cache-bytes", str(fit.spare_bytes(folder, with_media))),
         *passed_on,
     ]
     server.main()

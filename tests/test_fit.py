@@ -17,6 +17,7 @@ from hlwq_mlx.errors import DeviceError
 from hlwq_mlx.gemma4.audio import AudioTower
 from hlwq_mlx.gemma4.caching import WHOLE, Caching
 from hlwq_mlx.gemma4.vision import VisionTower
+from hlwq_mlx.generate import make_parser
 from hlwq_mlx.store import checkpoint, convert, leftovers
 from hlwq_mlx.store.inventory import as_converted, of_variant, take
 from hlwq_mlx.store.source import Source
@@ -192,6 +193,13 @@ def test_towers_are_through_before_a_prefill_begins(pq5):
     text, towers = (fit.need(pq5, replace(LONG, has_towers=t), MAC) for t in (False, True))
     assert towers.activations == max(text.activations, fit.tower_bytes(pq5.args, 2))
     assert towers.activations > text.activations
+
+
+def test_media_ask_for_the_towers_too():
+    parser = make_parser()
+    for options, has_towers in (([], False), (["--image", "a.png"], True)):
+        arguments = parser.parse_args(["--prompt", "hello", *options])
+        assert cli.settings_for(arguments, 100).has_towers is has_towers
 
 
 def test_mlx_keeps_its_own_settings_afterwards(monkeypatch):
