@@ -6,7 +6,9 @@ import bench
 import launches
 import m1
 import mlx.core as mx
+import numpy as np
 import pytest
+import row_reads
 
 from hlwq_mlx.store import rules
 
@@ -108,6 +110,23 @@ def test_model_times_every_contender(capsys):
         *("hlwq_mlx, 4 bits", "hlwq_mlx, 5 bits"),
     ]
     assert "2 of 42 layers" in capsys.readouterr().out
+
+
+def test_rows_are_the_same_from_disk_and_from_memory(tmp_path):
+    readers = row_reads.contenders(tmp_path, 40)
+    ids = np.array([39, 0, 39])
+    wanted = readers["row store, 16 bits"][1]()(ids)
+    for name in ("the same, told ahead", "pread, 16 bits", "resident, 16 bits"):
+        assert mx.array_equal(readers[name][1]()(ids).view(mx.uint16), wanted.view(mx.uint16))
+    assert readers["row store, 8 bits"][1]()(ids).shape == wanted.shape
+
+
+def test_rows_print_every_contender(capsys):
+    found = row_reads.bench_rows(40, rounds=1)
+    assert all(row["ms"] > 0 for row in found["rows"]) and found["graph_ms"] > 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split(" | ")[1:4] == ["a token, cold", "a token, warm", "a token, again"]
+    assert len([line for line in lines if line.startswith("| ")]) == 1 + 6
 
 
 def test_m1_prints_tables_and_a_line_of_json(monkeypatch, capsys, pq5):

@@ -27,6 +27,28 @@ def test_rows_come_by_id_in_the_dtype_of_the_table(tmp_path, dtype):
     np.testing.assert_array_equal(np.array(rows.astype(mx.float32)), TABLE[ids])
 
 
+def test_a_row_read_alone_is_kept(tmp_path):
+    """It comes from memory the next time, whatever became of the file's pages."""
+    path = tmp_path / FILE_NAME
+    with TensorWriter(path, {"rows": TensorSpec("F32", TABLE.shape)}) as writer:
+        writer.write("rows", TABLE, 0)
+    store = RowStore(path)
+    first = store(np.array([[3]]))
+    assert first.shape == (1, 1, 4)
+    with path.open("r+b") as file:
+        file.seek(-TABLE.nbytes, 2)
+        file.write(bytes(TABLE.nbytes))
+    np.testing.assert_array_equal(np.array(store(np.array([3]))), TABLE[[3]])
+    np.testing.assert_array_equal(np.array(store(np.array([4]))), 0 * TABLE[[4]])
+
+
+def test_no_more_rows_are_kept_than_said(tmp_path):
+    store = RowStore(write(tmp_path, {"rows": mx.zeros((ple.KEPT_ROWS + 9, 4))}))
+    for row in range(store.shape[0]):
+        store(np.array([row]))
+    assert store._kept.cache_info().currsize == ple.KEPT_ROWS
+
+
 def test_rows_outlive_the_store(tmp_path):
     path = write(tmp_path, {"rows": mx.array(TABLE)})
     rows = RowStore(path)(np.array([9]))
