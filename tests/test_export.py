@@ -1,6 +1,7 @@
 """Folders for others: loaded by stock mlx-lm, and compared with what the source decodes to."""
 
 import json
+from pathlib import Path
 
 import demo
 import mlx.core as mx
@@ -13,7 +14,7 @@ from mlx_lm.utils import load_model
 from hlwq_mlx import cli, library
 from hlwq_mlx import export as command
 from hlwq_mlx.errors import CheckpointError
-from hlwq_mlx.store import export
+from hlwq_mlx.store import checkpoint, convert, export
 from hlwq_mlx.store.source import Source
 from hlwq_mlx.store.tensorfile import TensorFile
 
@@ -21,6 +22,7 @@ from hlwq_mlx.store.tensorfile import TensorFile
 # 64, its square over 12; at 8 bits half of it is the rounding of scales and biases to bfloat16.
 ENERGY = {4: (5e-3, 1.3e-2), 6: (3e-4, 8e-4), 8: (1.5e-5, 9e-5)}
 STOCK_TEXT = "language_model.model."
+REFERENCE = Path(__file__).parent / "data" / "export" / "logits.npy"
 PER_LAYER = ("per_layer_model_projection", "per_layer_input_gate", "embed_tokens_per_layer")
 
 
@@ -140,6 +142,16 @@ def test_bf16_of_a_bf16_model_is_that_model(tmp_path):
         np.testing.assert_array_equal(after.view(name), before.view(name))
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config == json.loads((library.DEMO / "config.json").read_text())
+
+
+def test_transformers_computes_the_same_with_an_exported_bf16_model(tmp_path):
+    """Its own logits, of the very folder that the demo's PQ5 is exported to: tests/data/export."""
+    wanted = np.load(REFERENCE)
+    ids = np.random.default_rng(0).integers(20, 1000, len(wanted))
+    export.export_bf16(Source(library.DEMO / "PQ5", "PQ5"), tmp_path / "exported")
+    convert.convert(Source(tmp_path / "exported"), tmp_path / "out")
+    got = np.array(checkpoint.load(tmp_path / "out")(mx.array(ids)[None])[0])
+    np.testing.assert_allclose(got, wanted, rtol=0, atol=2e-5)  # seen 1.3e-5 of 17
 
 
 def test_the_command_exports(tmp_path, capsys):
