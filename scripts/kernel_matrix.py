@@ -131,9 +131,8 @@ def run_layer(layer: Layer) -> Record:
     rows = np.unique([0, outputs - 1, *rng.integers(0, outputs, CHECKED_ROWS)])
     entries = levels if layer.bits == 1 else levels.astype(np.float16)
     if layer.kernel == "qmm":
-        weight = test_kernels.rotated_weight(codes[rows], norms[rows], levels)
         wide_x = test_kernels.rounded_tile(test_kernels.wide(x))
-        expected = wide_x @ weight.astype(np.float16).astype(np.float64).T
+        expected = wide_x @ test_kernels.half_weight(codes[rows], norms[rows], levels).T
     else:
         wide_x = test_kernels.wide(x)
         halves = [

@@ -4,10 +4,11 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten
+from mlx_lm.models.base import scaled_dot_product_attention
 from mlx_lm.models.cache import KVCache, QuantizedKVCache, RotatingKVCache
 from oracle import model
 
-from hlwq_mlx.gemma4.attention import View
+from hlwq_mlx.gemma4.attention import View, attend_coded
 
 
 def normed(x, weight=1.0):
@@ -83,6 +84,36 @@ def test_the_last_query_alone_gives_the_last_row():
     whole, view = attention.produce(x, "causal", KVCache())
     last = attention(x[:, -1:], view.last(6))
     np.testing.assert_allclose(np.array(whole[:, -1:]), np.array(last), rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("kind", ["none", "causal", "window", "batch"])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_coded_attention_is_that_of_mlx_lm(kind, bits):
+    cache = QuantizedKVCache(32, bits)
+    keys, values, queries = (
+        mx.random.normal((2, heads, L, 32), key=mx.random.key(heads))
+        for heads, L in ((2, 9), (2, 9), (6, 7))
+    )
+    keys, values = cache.update_and_fetch(keys, values)
+    window = mx.tri(7, 9, 2, mx.bool_) & ~mx.tri(7, 9, -2, mx.bool_)
+    batch = mx.stack([window, mx.tri(7, 9, 2, mx.bool_)])[:, None]
+    mask = {"none": None, "causal": "causal", "window": window, "batch": batch}[kind]
+    got = attend_coded(queries, View(keys, values, mask, mx.array(2), cache))
+    wanted = scaled_dot_product_attention(queries, keys, values, cache, 1.0, mask)
+    np.testing.assert_allclose(np.array(got), np.array(wanted), atol=1e-6)
+
+
+def test_coded_keys_are_not_copied_for_the_heads_that_share_them():
+    """Peak memory beside the caches: of eight heads that share one, scores and no more."""
+    heads, K = 8, 8192
+    cache = QuantizedKVCache(64, 8)
+    kept = cache.update_and_fetch(*(mx.random.normal((1, 1, K, 512)) for _ in range(2)))
+    queries = mx.random.normal((1, heads, 2, 512))
+    mx.eval(kept, queries)
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    mx.eval(attend_coded(queries, View(*kept, "causal", mx.array(K - 2), cache)))
+    assert mx.get_peak_memory() - before < 8 * heads * 2 * K * 4
 
 
 @pytest.mark.parametrize("is_array", [False, True])

@@ -33,8 +33,9 @@ TOL = {
     "gated": 1e-6,
     "tail": 1e-6,  # sums of K squares
 }
-# What the float16 of tables and tiles costs against the twin, which has neither.
-HALF_TABLE = 4e-4
+# What the float16 of tables and tiles costs against the twin, which has neither: up to 4.9e-4 of
+# each centroid, and more of few outputs that have cancelled (seen 6e-4 of 9).
+HALF_TABLE = 1e-3
 HALF_TILES = 5e-4
 ROUNDING = {F32: 0.0, F16: 2**-11, BF16: 2**-8}  # half a step at most
 
@@ -68,6 +69,13 @@ def rotated_weight(codes, norms, levels):
     """The weight in the basis of its codes, in float64."""
     blocks = levels.astype(np.float64)[codes].reshape(*norms.shape, 128)
     return (blocks * norms.astype(np.float64)[..., None] / np.sqrt(128)).reshape(codes.shape)
+
+
+def half_weight(codes, norms, levels):
+    """The same rounded to float16 as qmm does, by way of float32."""
+    scales = norms.astype(np.float32) * np.float32(128**-0.5)
+    blocks = levels[codes].reshape(*norms.shape, 128) * scales[..., None]
+    return blocks.reshape(codes.shape).astype(np.float16).astype(np.float64)
 
 
 def hadamard(x):
@@ -219,8 +227,7 @@ def test_qmm(bits, M, dtypes, K, N):
     with device(ALIGNED):
         y = kernels.qmm(x, *arguments, dtype=dtypes[1])
     assert y.dtype == dtypes[1]
-    weight = rotated_weight(*parts).astype(np.float16).astype(np.float64)
-    assert_close(y, rounded_tile(wide(x)) @ weight.T, TOL["qmm"])
+    assert_close(y, rounded_tile(wide(x)) @ half_weight(*parts).T, TOL["qmm"])
     assert_close(y, codec.qmm(x.astype(F32), *arguments), TOL["qmm"] + HALF_TILES)
 
 
@@ -243,8 +250,7 @@ def test_qmm_holds_the_largest_rows():
     x[0, 127] = 3e38
     with device(ALIGNED):
         y = kernels.qmm(x, *arguments)
-    weight = rotated_weight(*parts).astype(np.float16).astype(np.float64)
-    assert_close(y, rounded_tile(wide(x)) @ weight.T, TOL["qmm"])
+    assert_close(y, rounded_tile(wide(x)) @ half_weight(*parts).T, TOL["qmm"])
 
 
 @pytest.mark.parametrize(("bits", "dtype", "N"), each_width(**FACTORS["dequantize"]))

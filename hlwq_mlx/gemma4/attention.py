@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 from mlx import nn
 from mlx.utils import tree_map
-from mlx_lm.models.base import scaled_dot_product_attention
 
 from .config import TextConfig
 from .masks import Mask, last_row
@@ -66,10 +65,35 @@ class View(NamedTuple):
         return self._replace(keys=keys, values=values)
 
     def _attend(self, queries: mx.array) -> mx.array:
-        mixed: mx.array = scaled_dot_product_attention(
-            queries, self.keys, self.values, self.cache, scale=1.0, mask=self.mask
+        if isinstance(self.keys, tuple):
+            return attend_coded(queries, self)
+        return mx.fast.scaled_dot_product_attention(
+            queries, self.keys, self.values, scale=1.0, mask=self.mask
         )
-        return mixed
+
+
+def attend_coded(queries: mx.array, view: View) -> mx.array:
+    """Mix coded values by a float32 softmax of unscaled scores.
+
+    Heads that share keys are rows of one product. As a batch, which is mlx-lm's way, each of them
+    reads the keys again, and on a CPU MLX copies them for each.
+    Shapes: queries [B, heads, L, D] -> [B, heads, L, D].
+    """
+    B, heads, L, D = queries.shape
+    keys, key_scales, key_biases = view.keys
+    values, value_scales, value_biases = view.values
+    kv_heads, K = keys.shape[1:3]
+    how = {"group_size": view.cache.group_size, "bits": view.cache.bits}
+    rows = queries.reshape(B, kv_heads, -1, D)
+    scores = mx.quantized_matmul(rows, keys, key_scales, key_biases, **how)
+    if view.mask is not None:
+        seen = mx.tri(L, K, K - L, mx.bool_) if isinstance(view.mask, str) else view.mask
+        if seen.ndim == 4:  # [B, 1, L, K]
+            seen = seen[:, :, None]
+        scores = mx.where(seen, scores.reshape(B, kv_heads, -1, L, K), -mx.inf)
+    weights = mx.softmax(scores.reshape(B, kv_heads, -1, K), axis=-1, precise=True)
+    mixed = mx.quantized_matmul(weights, values, value_scales, value_biases, transpose=False, **how)
+    return mixed.reshape(B, heads, L, D)
 
 
 class Attention(nn.Module):  # type: ignore[misc]  # nn.Module is untyped
