@@ -254,7 +254,8 @@ def kv_bytes(config: TextConfig, settings: Settings, item_bytes: int) -> int:
         else:
             size = min(T, config.sliding_window + chunk - 1) * width * item_bytes
         total += size
-    return int(total + largest)  # one array is there twice while it grows
+    # One array is there twice while it grows, and a coded one while a CPU reads it.
+    return int(total + largest * (1 if settings.caching.kv_bits is None else 2))
 
 
 def _positions(settings: Settings) -> int:
@@ -280,10 +281,11 @@ def activation_bytes(config: TextConfig, settings: Settings, item_bytes: int) ->
     H, wide = config.hidden_size, config.intermediate_size
     inputs = S * config.num_hidden_layers * config.hidden_size_per_layer_input
     scores = min(SCORES, config.num_attention_heads * S * _positions(settings))
+    copies = 2 if settings.caching.kv_bits is None else 3
     stages = (
         inputs * (3 * item_bytes + 4),
         S * wide * (3 * item_bytes + 4),
-        scores * 2 * item_bytes + S * config.num_attention_heads * config.global_head_dim * 8,
+        scores * copies * item_bytes + S * config.num_attention_heads * config.global_head_dim * 8,
     )
     logits = 3 * 4 * config.vocab_size
     return inputs * item_bytes + 6 * S * H * item_bytes + max(stages) + logits

@@ -81,7 +81,7 @@ def full_size(variant: str, context: int) -> list[dict[str, Any]]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measure, compute, print."""
+    """Measure, compute, print; fail when more was measured than computed."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--context", type=int, default=131072)
     parser.add_argument("--step", type=int, default=64, help="tokens of the chunk")
@@ -102,6 +102,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     for row in computed:
         print(f"- {row['kept in']}: {fit.gb(row['total'])} GB ({row['parts']})")
     print(json.dumps({"long_context": measured, "full_size": computed}))
+    if any(row["measured"] > row["kv"] + row["activations"] for row in measured):
+        raise SystemExit("error: more memory was taken than fit.py computes")
 
 
 if __name__ == "__main__":

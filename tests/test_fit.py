@@ -56,7 +56,7 @@ def test_keys_and_values_of_e4b(pq5):
     growing = 1 / 8  # one of the four layers' two arrays
     assert fit.kv_bytes(text, LONG, 2) == 131072 * 16384 * (1 + growing) + window
     coded = fit.kv_bytes(text, replace(LONG, caching=Caching(8)), 2)
-    assert coded == 131072 * 8192 * (1 + 4 / 64) * (1 + growing) + window
+    assert coded == 131072 * 8192 * (1 + 4 / 64) * (1 + 2 * growing) + window
     bounded = fit.kv_bytes(text, replace(LONG, caching=Caching(max_kv_size=4096)), 2)
     assert bounded == (4096 + 511) * 16384 * (1 + growing) + window
 
@@ -85,7 +85,7 @@ def test_the_longest_context_is_the_longest(pq5, release):
     [
         (7.1, 16, ""),
         (7.0, 16, "--kv-bits 8 makes it fit"),
-        (6.7, 16, "--kv-bits 4 makes it fit"),
+        (6.75, 16, "--kv-bits 4 makes it fit"),
         (6.5, 16, "--max-kv-size "),
         (3.5, 16, "`sudo sysctl iogpu.wired_limit_mb="),
         (3.5, 9, "choose a variant of fewer bits"),
