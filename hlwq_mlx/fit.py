@@ -284,7 +284,7 @@ def activation_bytes(config: TextConfig, settings: Settings, item_bytes: int) ->
     copies = 2 if settings.caching.kv_bits is None else 3
     stages = (
         inputs * (3 * item_bytes + 4),
-        S * wide * (3 * item_bytes + 4),
+        S * wide * (6 * item_bytes + 12),
         scores * copies * item_bytes + S * config.num_attention_heads * config.global_head_dim * 8,
     )
     logits = 3 * 4 * config.vocab_size

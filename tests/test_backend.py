@@ -98,6 +98,18 @@ def test_one_bit_grid_is_exact():
     np.testing.assert_allclose(step * (levels - 127.5), table, rtol=1e-15)
 
 
+def test_only_a_slice_of_an_image_is_decoded_at_a_time():
+    *_, arguments = coded("clip4_100", 5, 16384, 1024)
+    image = backend.AffineImage(*arguments)
+    x = mx.random.normal((backend.DECODED_ROWS, 1024))
+    mx.eval(x)
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    mx.eval(image(x))
+    products = 2 * 4 * backend.DECODED_ROWS * 16384
+    assert mx.get_peak_memory() - before < products + 2 * 4 * backend._SLICE_WEIGHTS
+
+
 @pytest.mark.parametrize("bits", [5, 8])
 def test_image_in_slices_is_the_image(bits, monkeypatch):
     *_, arguments = coded("converged", bits, 11, 256)

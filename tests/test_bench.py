@@ -116,7 +116,7 @@ def test_rows_are_the_same_from_disk_and_from_memory(tmp_path):
     readers = row_reads.contenders(tmp_path, 40)
     ids = np.array([39, 0, 39])
     wanted = readers["row store, 16 bits"][1]()(ids)
-    for name in ("the same, told ahead", "pread, 16 bits", "resident, 16 bits"):
+    for name in ("memory map, 16 bits", "the same, told ahead", "resident, 16 bits"):
         assert mx.array_equal(readers[name][1]()(ids).view(mx.uint16), wanted.view(mx.uint16))
     assert readers["row store, 8 bits"][1]()(ids).shape == wanted.shape
 

@@ -1,5 +1,7 @@
 """Rows of the per-layer-embedding table from disk."""
 
+import os
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -46,7 +48,7 @@ def test_no_more_rows_are_kept_than_said(tmp_path):
     store = RowStore(write(tmp_path, {"rows": mx.zeros((ple.KEPT_ROWS + 9, 4))}))
     for row in range(store.shape[0]):
         store(np.array([row]))
-    assert store._kept.cache_info().currsize == ple.KEPT_ROWS
+    assert store._read_one.cache_info().currsize == ple.KEPT_ROWS
 
 
 def test_rows_outlive_the_store(tmp_path):
@@ -75,6 +77,23 @@ def test_a_missing_store_is_refused(tmp_path):
         CheckpointError, match=r"\[ple.safetensors\] needed the row store .*no such"
     ):
         RowStore(tmp_path / FILE_NAME)
+
+
+def test_a_store_cut_off_while_open_is_an_error(tmp_path):
+    path = write(tmp_path, {"rows": mx.array(TABLE)})
+    store = RowStore(path)
+    with path.open("r+b") as file:
+        file.truncate(path.stat().st_size - 1)
+    assert store(np.array([8, 0])).shape == (2, 4)
+    with pytest.raises(CheckpointError, match=r"needed 16 bytes of row 9, got 15.*convert the"):
+        store(np.array([0, 9]))
+
+
+def test_a_store_that_is_gone_closes_its_file(tmp_path):
+    path = write(tmp_path, {"rows": mx.array(TABLE)})
+    handle = RowStore(path)._read.args[0]._handle
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(handle)
 
 
 def test_a_cut_off_store_is_refused(tmp_path):

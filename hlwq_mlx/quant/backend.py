@@ -167,6 +167,7 @@ class AffineImage:
             )
             weight = mx.dequantize(image, scales, biases, group_size=self._group_size, bits=8)
             products.append(rotated @ weight.T)
+            mx.eval(products[-1])  # or all slices would be in memory at once
         return mx.concatenate(products, axis=-1)
 
 

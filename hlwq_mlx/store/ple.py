@@ -10,16 +10,19 @@ handed `RowStore` as a callable.
 V vocabulary, W width of a row (layers times per-layer width).
 """
 
-from collections.abc import Mapping
-from functools import lru_cache
+import os
+from collections.abc import Mapping, Sequence
+from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
+from weakref import finalize
 
 import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CheckpointError, RequestError
-from .tensorfile import TensorFile, TensorSpec
+from .tensorfile import DTYPES, TensorFile, TensorSpec
 
 FILE_NAME = "ple.safetensors"
 VERSION_KEY = "hlwq_rows"
@@ -93,12 +96,11 @@ class RowStore:
             )
         name = _find_coded(path, file.specs) if version == CODED else _find_plain(path, file.specs)
         spec = file.specs[name]
-        self._rows = file.view(name)
-        self._dtype = spec.dtype
         self.shape: tuple[int, int] = (spec.shape[0], spec.shape[1])
-        scales = [other for other in file.specs if other != name]
-        self._scales = file.view(scales[0]) if scales else None
-        self._kept = lru_cache(KEPT_ROWS)(self._read_one)
+        others = [other for other in file.specs if other != name]
+        scales = _Rows(file, others[0]) if others else None
+        self._read = partial(_read, _Rows(file, name), scales)
+        self._read_one = lru_cache(KEPT_ROWS)(self._read)
 
     def __call__(self, ids: NDArray[np.integer]) -> mx.array:
         """Read one row for each id.
@@ -111,18 +113,46 @@ class RowStore:
                 f"[{FILE_NAME}] needed ids from 0 to {self.shape[0] - 1}, got {ids.min()} to "
                 f"{ids.max()}. The tokenizer does not belong to this model."
             )
-        if ids.size == 1:
-            return self._kept(int(ids.item())).reshape(*ids.shape, -1)
-        return self._read(ids)
+        flat = tuple(ids.ravel().tolist())
+        rows = (self._read_one if len(flat) == 1 else self._read)(flat)
+        return rows.reshape(*ids.shape, self.shape[1])
 
-    def _read_one(self, row: int) -> mx.array:
-        return self._read(np.array(row))
 
-    def _read(self, ids: NDArray[np.integer]) -> mx.array:
-        if self._scales is not None:
-            return mx.array(decode_rows(self._rows[ids], self._scales[ids]))
-        rows = mx.array(self._rows[ids])
-        return rows.view(mx.bfloat16) if self._dtype == "BF16" else rows
+class _Rows:
+    """Rows of one tensor, each read by itself.
+
+    Through a memory map a row that is not in the page cache costs the pages around it too, tens of
+    times as much (scripts/bench.py rows), and a file that was cut off the whole process.
+    """
+
+    def __init__(self, file: TensorFile, name: str) -> None:
+        spec = file.specs[name]
+        self.dtype = spec.dtype
+        self._name = file.path.name
+        self._start = file.start(name)
+        self._row = np.empty(spec.shape[1:], dtype=DTYPES[spec.dtype])
+        self._handle = os.open(file.path, os.O_RDONLY)
+        finalize(self, os.close, self._handle)
+
+    def __call__(self, ids: Sequence[int]) -> NDArray[Any]:
+        rows = np.empty((len(ids), *self._row.shape), dtype=self._row.dtype)
+        size = self._row.nbytes
+        for at, row in enumerate(ids):
+            contents = os.pread(self._handle, size, self._start + row * size)
+            if len(contents) != size:
+                raise CheckpointError(
+                    f"[{self._name}] needed {size} bytes of row {row}, got {len(contents)}. "
+                    "The file was cut off since it was opened; convert the model again."
+                )
+            rows[at] = np.frombuffer(contents, dtype=rows.dtype)
+        return rows
+
+
+def _read(table: _Rows, scales: _Rows | None, ids: Sequence[int]) -> mx.array:
+    if scales is not None:
+        return mx.array(decode_rows(table(ids), scales(ids)))
+    rows = mx.array(table(ids))
+    return rows.view(mx.bfloat16) if table.dtype == "BF16" else rows
 
 
 def _find_plain(path: Path, specs: Mapping[str, TensorSpec]) -> str:

@@ -83,10 +83,14 @@ class TensorFile:
             )
         return TensorSpec(entry["dtype"], tuple(entry["shape"]))
 
+    def start(self, name: str) -> int:
+        """Say at which byte of the file a tensor begins."""
+        return self._data_start + self._offsets[name]
+
     def view(self, name: str) -> NDArray[Any]:
         """Return a tensor as a read-only view of the file; bfloat16 as its uint16 bits."""
         spec = self.specs[name]
-        start = self._data_start + self._offsets[name]
+        start = self.start(name)
         raw = self._map[start : start + spec.nbytes]
         if start % spec.item_bytes:  # a view must be aligned; only small foreign files are not
             raw = raw.copy()
