@@ -156,7 +156,7 @@ def rehearsing() -> Iterator[None]:
     sys.path.insert(0, str(TESTS))
     from metal_host import Checks, device
 
-    selftest.is_sound.cache_clear()
+    _forget_trials()
     try:
         with (
             device(Checks(is_watched=False)),
@@ -165,8 +165,13 @@ def rehearsing() -> Iterator[None]:
         ):
             yield
     finally:
-        selftest.is_sound.cache_clear()
+        _forget_trials()
         sys.path.remove(str(TESTS))
+
+
+def _forget_trials() -> None:
+    selftest.is_sound.cache_clear()
+    selftest.is_sound_on.cache_clear()
 
 
 def explore(sizes: mac_steps.Sizes, arguments: argparse.Namespace) -> dict[str, Any]:

@@ -15,8 +15,8 @@ import mlx.core as mx
 import pytest
 
 from hlwq_mlx.quant import backend, selftest
-from hlwq_mlx.quant.kernels import Tile
 from hlwq_mlx.quant.packing import UNIT
+from hlwq_mlx.store import published
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "first_mac_run"
 NO_MODEL = list(mac_steps.steps(mac_steps.REHEARSAL, None, None))
@@ -39,7 +39,10 @@ def test_a_rehearsal_takes_every_step(folder):
         assert step["error"] == ""
     tests = report["steps"][NO_MODEL[0]]["rows"]
     assert {row["faults"] for row in tests} == {0}
-    assert {row["path"] for row in tests} >= {"few_rows", "few_gated", "many_rows", "decoded"}
+    assert {row["path"]: row["variants"] for row in tests} == {
+        **{"few_rows": 1, "few_gated": 1, "many_rows": 1, "decoded": 1, "rows_of": 1},
+        **{"tail": 2, "gated": 1, "hadamard": 1},
+    }
     answered = report["steps"]["The demo model"]["rows"][-1]
     assert answered["answer"] == "4"
     assert answered["answer, tokens/s"] > 0
@@ -65,10 +68,15 @@ def test_a_report_names_no_one(folder):
             assert name not in text
 
 
-def test_nothing_of_a_rehearsal_stays(folder):
-    assert not mx.metal.is_available() or backend.has_metal()
-    assert mac_report.TESTS.name not in sys.path
+def test_nothing_of_a_rehearsal_stays():
+    path = list(sys.path)
+    with mac_report.rehearsing():
+        assert backend.has_metal()
+        assert list(mac_steps.self_tests(mac_steps.REHEARSAL))
+    assert not backend.has_metal()
+    assert sys.path == path
     assert selftest.is_sound.cache_info().currsize == 0
+    assert selftest.is_sound_on.cache_info().currsize == 0
 
 
 def test_a_step_that_fails_keeps_its_rows_and_stops_no_other(tmp_path, monkeypatch):
@@ -148,6 +156,22 @@ def test_with_a_model_there_is_one_more_step():
     assert names == [*NO_MODEL, "The model"]
 
 
+def test_a_kernel_that_is_wrong_is_a_fault_at_every_shape(monkeypatch):
+    with mac_report.rehearsing():
+        right = mx.fast.metal_kernel
+
+        def wrong(*texts, **more):
+            kernel = right(*texts, **more)
+            return lambda **call: [1.1 * output for output in kernel(**call)]
+
+        monkeypatch.setattr(mx.fast, "metal_kernel", wrong)
+        rows = {row["path"]: row for row in mac_steps.self_tests(mac_steps.REHEARSAL)}
+    assert all(row["faults"] == row["variants"] for row in rows.values())
+    assert rows["tail"]["first fault"].startswith("((2, 256), (2, 256), (256,), (1,), 1e-06, None)")
+    assert "needed gated on ((2, 256), (2, 256)) in mlx" in rows["gated"]["first fault"]
+    assert rows["hadamard"]["bits"] is None
+
+
 def test_the_full_run_tries_what_exists():
     sizes = mac_steps.FULL
     assert set(sizes.timed_bits) >= mac_steps.TARGET_MS.keys()
@@ -155,6 +179,22 @@ def test_the_full_run_tries_what_exists():
         assert any(K // UNIT % tile.lanes == 0 for K, _ in sizes.shapes)
     variants = list(mac_steps._variants(sizes, 5))
     assert len(variants[0][2]) > 5
+    assert {tile.lanes for tile in variants[0][2]} == {8, 16}
+
+
+def test_the_full_run_tries_every_width_of_e4b():
+    text = published.e4b_config()["text_config"]
+    heads = text["num_attention_heads"]
+    widths = {heads * text["head_dim"], heads * text["global_head_dim"]}
+    widths |= {text["hidden_size"], text["intermediate_size"], text["hidden_size_per_layer_input"]}
+    assert widths == set(mac_steps.FULL.widths)
+    tried = {kernel.__name__: cases for kernel, _, cases in mac_steps._between(mac_steps.FULL)}
+    assert {case[0][1] for case in tried["gated"]} == widths
+    assert {case[0][1] for case in tried["hadamard"]} == widths
+    assert {case[-1] for case in tried["tail"] if case[0][1] == text["hidden_size"]} == {
+        None,
+        (text["hidden_size"],),
+    }
 
 
 def test_tiles_that_do_not_work_are_not_timed(monkeypatch):
@@ -162,7 +202,7 @@ def test_tiles_that_do_not_work_are_not_timed(monkeypatch):
         pytest.skip(reason)
     bad = mac_steps.REHEARSAL.tiles[0]
 
-    def fault(path, twin, bits, dtype, tile: Tile):
+    def fault(tile, trial):
         return "wrong" if tile == bad else ""
 
     monkeypatch.setattr(mac_steps, "_fault", fault)
