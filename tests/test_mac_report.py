@@ -6,7 +6,9 @@ import os
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import mac_report
 import mac_steps
@@ -210,3 +212,33 @@ def test_tiles_that_do_not_work_are_not_timed(monkeypatch):
         (row,) = mac_steps.time_tiles(mac_steps.REHEARSAL)
     assert row["unsound"] == 1
     assert list(row["all"]) == [row["fastest"]]
+
+
+def test_where_no_tile_works_the_next_matrix_is_tried(monkeypatch):
+    monkeypatch.setattr(mac_steps, "_fault", lambda tile, trial: "wrong")
+    two = replace(mac_steps.REHEARSAL, tile_bits=(3, 5))
+    with mac_report.rehearsing():
+        rows = list(mac_steps.time_tiles(two))
+    assert [(row["unsound"], row["ms"], row["its ms"]) for row in rows] == [(2, None, None)] * 2
+
+
+def test_peak_memory_is_that_of_each_part_alone(monkeypatch):
+    def take(floats, made):
+        def taken(*arguments):
+            mx.eval(mx.zeros(floats))
+            return made
+
+        return taken
+
+    answered = SimpleNamespace(
+        **{"prompt_tokens": 1, "prompt_tps": 1.0, "generation_tokens": 1, "generation_tps": 1.0},
+        text="4",
+    )
+    monkeypatch.setattr(mac_steps.library, "converted_folder", take(1 << 22, Path("converted")))
+    monkeypatch.setattr(mac_steps.library, "load", take(1 << 20, (None, None)))
+    monkeypatch.setattr(mac_steps.library, "stream_generate", lambda *_, **__: [answered])
+    held = mx.get_active_memory() / 1e9
+    rows = mac_steps.answers("model", "PQ5", mac_steps.REHEARSAL)
+    converting, loading, _ = (row["peak memory, GB"] - held for row in rows)
+    assert converting > 0.016
+    assert 0.004 < loading < 0.008
