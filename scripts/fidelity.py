@@ -222,7 +222,9 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=100, help="questions of each kind")
     parser.add_argument("--table", default="clip4_100", help="clip4_100, inf_100 or converged")
     parser.add_argument("--refits", type=int, default=0, help="least-squares refits of the norms")
-    parser.add_argument("--variants", nargs="+", default=rules.VARIANTS, metavar="PQn")
+    parser.add_argument(
+        "--variants", nargs="+", default=rules.VARIANTS, metavar="PQn", help="default: all"
+    )
     parser.add_argument(
         "--leftovers",
         nargs="+",

@@ -202,7 +202,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--model", help="a model to convert and ask, as for hlwq_mlx.generate")
     parser.add_argument("--variant", default="PQ5", help="its variant (default: PQ5)")
-    parser.add_argument("--output", type=Path, default=Path("build/mac-report"), metavar="FOLDER")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("build/mac-report"),
+        metavar="FOLDER",
+        help="where the report is written (default: build/mac-report)",
+    )
     parser.add_argument(
         "--rehearse", action="store_true", help="try this script itself, in tiny sizes, anywhere"
     )
