@@ -1,7 +1,8 @@
 """Compile the kernels by Apple's compiler, where it is installed; elsewhere say that it is not.
 
-What is compiled is what MLX would build, every variant at one row and at eight, collected into one
-translation unit a kernel: the texts come from tests/metal_host, which is compared with MLX's own.
+What is compiled is what MLX would build, every kernel at every width and dtype, products at one row
+and at eight, collected into one translation unit a kernel: the texts come from tests/metal_host,
+which is compared with MLX's own.
 """
 
 import shutil

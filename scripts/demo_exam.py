@@ -122,7 +122,7 @@ def continuations(answerer: Answerer, count: int) -> float:
     """Stories to be continued: the rest has to keep hero and thing and end as stories do."""
     drawn = unseen_stories(count)
     conversations: list[Conversation] = [
-        {"messages": [tinyworld.user("Continue the story: " + " ".join(story.sentences[:2]))]}
+        {"messages": [tinyworld.user(tinyworld.CONTINUE + " ".join(story.sentences[:2]))]}
         for story, _ in drawn
     ]
     rests = answerer(conversations, LONGEST_REST)

@@ -46,7 +46,7 @@ class Row(NamedTuple):
     relative_error: float
     perplexity: float
     divergence: float
-    exact: dict[str, int]
+    exact: dict[str, str]
     equal: int
     count: int
 
@@ -61,16 +61,22 @@ class Exams(NamedTuple):
         senses = [] if self.data is None else list(demo_senses_exam.EXAMS)
         return [*demo_exam.EXAMS, *senses]
 
-    def sit(self, subject: "Subject") -> dict[str, int]:
-        """Return how many answers of each kind are right."""
-        shares = {
-            kind: exam(subject.answerer, self.count) for kind, exam in demo_exam.EXAMS.items()
-        }
+    def sit(self, subject: "Subject") -> dict[str, str]:
+        """Return how many answers of each kind are right, and of how many."""
+        exact = {}
+        for kind, exam in demo_exam.EXAMS.items():
+            exact[kind] = spelled(exam(subject.answerer, self.count), self.count)
         if self.data is not None:
-            for kind, exam in demo_senses_exam.EXAMS.items():
-                questions = exam(self.data, self.count)
-                shares[kind] = demo_senses_exam.share_right(subject.media_answerer, questions)
-        return {kind: round(self.count * share) for kind, share in shares.items()}
+            for kind, about_media in demo_senses_exam.EXAMS.items():
+                questions = about_media(self.data, self.count)  # there may be fewer
+                share = demo_senses_exam.share_right(subject.media_answerer, questions)
+                exact[kind] = spelled(share, len(questions))
+        return exact
+
+
+def spelled(share: float, count: int) -> str:
+    """Spell a share of right answers as a fraction."""
+    return f"{round(count * share)}/{count}"
 
 
 class Subject:
@@ -210,7 +216,7 @@ def print_table(rows: Iterator[Row], exams: list[str]) -> None:
             f"{row.relative_error:.4f}",
             f"{row.perplexity:.3f}",
             f"{row.divergence:.5f}",
-            *(f"{row.exact[kind]}/{row.count}" for kind in exams),
+            *(row.exact[kind] for kind in exams),
             f"{row.equal}/{row.count}",
         ]
         print("| " + " | ".join(cells) + " |", flush=True)
@@ -222,7 +228,9 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=100, help="questions of each kind")
     parser.add_argument("--table", default="clip4_100", help="clip4_100, inf_100 or converged")
     parser.add_argument("--refits", type=int, default=0, help="least-squares refits of the norms")
-    parser.add_argument("--variants", nargs="+", default=rules.VARIANTS, metavar="PQn")
+    parser.add_argument(
+        "--variants", nargs="+", default=rules.VARIANTS, metavar="PQn", help="default: all"
+    )
     parser.add_argument(
         "--leftovers",
         nargs="+",

@@ -156,7 +156,7 @@ def rehearsing() -> Iterator[None]:
     sys.path.insert(0, str(TESTS))
     from metal_host import Checks, device
 
-    selftest.is_sound.cache_clear()
+    _forget_trials()
     try:
         with (
             device(Checks(is_watched=False)),
@@ -165,8 +165,13 @@ def rehearsing() -> Iterator[None]:
         ):
             yield
     finally:
-        selftest.is_sound.cache_clear()
+        _forget_trials()
         sys.path.remove(str(TESTS))
+
+
+def _forget_trials() -> None:
+    selftest.is_sound.cache_clear()
+    selftest.is_sound_on.cache_clear()
 
 
 def explore(sizes: mac_steps.Sizes, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -197,7 +202,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--model", help="a model to convert and ask, as for hlwq_mlx.generate")
     parser.add_argument("--variant", default="PQ5", help="its variant (default: PQ5)")
-    parser.add_argument("--output", type=Path, default=Path("build/mac-report"), metavar="FOLDER")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("build/mac-report"),
+        metavar="FOLDER",
+        help="where the report is written (default: build/mac-report)",
+    )
     parser.add_argument(
         "--rehearse", action="store_true", help="try this script itself, in tiny sizes, anywhere"
     )

@@ -190,8 +190,10 @@ def add_size_args(parser: argparse.ArgumentParser) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, write."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--variant", required=True, choices=rules.VARIANTS)
-    parser.add_argument("--output", required=True, type=Path, metavar="DIR")
+    parser.add_argument("--variant", required=True, choices=rules.VARIANTS, help="a published one")
+    parser.add_argument(
+        "--output", required=True, type=Path, metavar="DIR", help="new, or to be finished"
+    )
     add_size_args(parser)
     arguments = parser.parse_args(argv)
     settings = config(arguments.layers, arguments.vocabulary)

@@ -12,6 +12,7 @@ import hashlib
 import random
 from collections.abc import Callable, Iterator
 from functools import cache
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 NAMES = "Tom Lily Ben Sue Max Anna Sam Mia Tim Lucy Jack Rose".split()
@@ -26,6 +27,7 @@ FEELINGS = {
     "scared": "ran home",
 }
 LARGEST_ADDEND = 49
+CONTINUE = "Continue the story: "
 SYSTEM_PROMPTS = ("You are a helpful assistant.", "Be brief.", "Answer in a few words.")
 SMALL_TALK = (
     ("Hello!", "Hello! Tell me a story and ask me about it."),
@@ -216,7 +218,17 @@ def continuation_chat(rng: random.Random, asked: Asked) -> Conversation:
     story = make_story(rng)
     cut = rng.randint(1, 3)
     beginning, rest = " ".join(story.sentences[:cut]), " ".join(story.sentences[cut:])
-    return {"messages": [user(f"Continue the story: {beginning}"), assistant(rest)]}
+    return {"messages": [user(CONTINUE + beginning), assistant(rest)]}
+
+
+def stories_in(conversation: Conversation) -> set[str]:
+    """Collect every story that a conversation tells, in one piece or in two; other texts too."""
+    contents = [str(message["content"]) for message in conversation["messages"]]
+    told = {content.partition("\n")[0] for content in contents}
+    for beginning, rest in pairwise(contents):
+        if beginning.startswith(CONTINUE):
+            told.add(f"{beginning.removeprefix(CONTINUE)} {rest}")
+    return told
 
 
 def sum_question(rng: random.Random, first: int, second: int) -> str:

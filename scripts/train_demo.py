@@ -114,7 +114,7 @@ def main() -> None:
     training = verbs.add_parser("train", help="train, or go on training")
     training.add_argument("--work", type=Path, required=True, help="folder for state and result")
     training.add_argument("--data", type=Path, help="folder of the media sets; without it: text")
-    training.add_argument("--threads", type=int, default=2)
+    training.add_argument("--threads", type=int, default=2, help="of torch (default: 2)")
     evaluation = verbs.add_parser("evaluate", help="ask questions it has never seen")
     evaluation.add_argument("--model", type=Path, required=True, help="a folder `train` wrote")
     evaluation.add_argument("--data", type=Path, help="folder of the media sets, to ask about them")
@@ -123,7 +123,9 @@ def main() -> None:
         "--media-count", type=int, default=10_000, help="most media questions of each kind"
     )
     evaluation.add_argument("--answers", type=Path, help="write the story answers as JSON too")
-    evaluation.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
+    evaluation.add_argument(
+        "--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="default: bfloat16"
+    )
     arguments = parser.parse_args()
     if arguments.verb == "train":
         train(arguments.work, arguments.data, arguments.threads)

@@ -75,7 +75,7 @@ def test_our_bf16_answers_as_transformers_does(answered):
     assert equal(answered, reference) >= 0.99 * COUNT
 
 
-def test_the_exam_was_not_in_the_lessons():
+def test_exam_stories_differ_and_no_exam_sum_was_in_the_lessons():
     told = {story.text for story, _ in demo_exam.unseen_stories(COUNT)}
     assert len(told) == COUNT
     asked = set(demo_exam.unseen_sums(COUNT))

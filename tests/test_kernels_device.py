@@ -1,9 +1,12 @@
 """What only a GPU can tell: that every variant in use compiles there and is sound."""
 
+from dataclasses import replace
+
+import mac_steps
 import mlx.core as mx
 import pytest
 
-from hlwq_mlx.quant import backend, codec, kernels, selftest
+from hlwq_mlx.quant import backend
 
 pytestmark = [
     pytest.mark.metal,
@@ -12,17 +15,10 @@ pytestmark = [
 
 
 @pytest.mark.parametrize("bits", range(1, 9))
-@pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16])
+@pytest.mark.parametrize("dtype", mac_steps.FULL.dtypes)
 def test_every_variant_passes_its_self_test(bits, dtype):
-    product, twin = backend.rotated_product, backend.rotated_geglu
-    for M in range(1, 9):
-        for N in (256, 4096):
-            tile = kernels.qmv_tile(bits, M, N, 512)
-            assert selftest.is_sound(backend.few_rows, product, bits, dtype, tile)
-            assert selftest.is_sound(backend.few_gated, twin, bits, dtype, tile)
-    assert selftest.is_sound(backend.many_rows, product, bits, dtype)
-    assert selftest.is_sound(backend.decoded, product, bits, dtype)
-    assert selftest.is_sound(backend.rows_of, codec.embed, bits, dtype)
+    sizes = replace(mac_steps.FULL, bits=(bits,), dtypes=(dtype,))
+    assert [row for row in mac_steps.self_tests(sizes) if row["faults"]] == []
 
 
 def test_the_chip_is_known():

@@ -6,7 +6,9 @@ import os
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import mac_report
 import mac_steps
@@ -15,8 +17,8 @@ import mlx.core as mx
 import pytest
 
 from hlwq_mlx.quant import backend, selftest
-from hlwq_mlx.quant.kernels import Tile
 from hlwq_mlx.quant.packing import UNIT
+from hlwq_mlx.store import published
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "first_mac_run"
 NO_MODEL = list(mac_steps.steps(mac_steps.REHEARSAL, None, None))
@@ -39,7 +41,10 @@ def test_a_rehearsal_takes_every_step(folder):
         assert step["error"] == ""
     tests = report["steps"][NO_MODEL[0]]["rows"]
     assert {row["faults"] for row in tests} == {0}
-    assert {row["path"] for row in tests} >= {"few_rows", "few_gated", "many_rows", "decoded"}
+    assert {row["path"]: row["variants"] for row in tests} == {
+        **{"few_rows": 1, "few_gated": 1, "many_rows": 1, "decoded": 1, "rows_of": 1},
+        **{"tail": 2, "gated": 1, "hadamard": 1},
+    }
     answered = report["steps"]["The demo model"]["rows"][-1]
     assert answered["answer"] == "4"
     assert answered["answer, tokens/s"] > 0
@@ -65,10 +70,15 @@ def test_a_report_names_no_one(folder):
             assert name not in text
 
 
-def test_nothing_of_a_rehearsal_stays(folder):
-    assert not mx.metal.is_available() or backend.has_metal()
-    assert mac_report.TESTS.name not in sys.path
+def test_nothing_of_a_rehearsal_stays():
+    path = list(sys.path)
+    with mac_report.rehearsing():
+        assert backend.has_metal()
+        assert list(mac_steps.self_tests(mac_steps.REHEARSAL))
+    assert not backend.has_metal()
+    assert sys.path == path
     assert selftest.is_sound.cache_info().currsize == 0
+    assert selftest.is_sound_on.cache_info().currsize == 0
 
 
 def test_a_step_that_fails_keeps_its_rows_and_stops_no_other(tmp_path, monkeypatch):
@@ -148,6 +158,22 @@ def test_with_a_model_there_is_one_more_step():
     assert names == [*NO_MODEL, "The model"]
 
 
+def test_a_kernel_that_is_wrong_is_a_fault_at_every_shape(monkeypatch):
+    with mac_report.rehearsing():
+        right = mx.fast.metal_kernel
+
+        def wrong(*texts, **more):
+            kernel = right(*texts, **more)
+            return lambda **call: [1.1 * output for output in kernel(**call)]
+
+        monkeypatch.setattr(mx.fast, "metal_kernel", wrong)
+        rows = {row["path"]: row for row in mac_steps.self_tests(mac_steps.REHEARSAL)}
+    assert all(row["faults"] == row["variants"] for row in rows.values())
+    assert rows["tail"]["first fault"].startswith("((2, 256), (2, 256), (256,), (1,), 1e-06, None)")
+    assert "needed gated on ((2, 256), (2, 256)) in mlx" in rows["gated"]["first fault"]
+    assert rows["hadamard"]["bits"] is None
+
+
 def test_the_full_run_tries_what_exists():
     sizes = mac_steps.FULL
     assert set(sizes.timed_bits) >= mac_steps.TARGET_MS.keys()
@@ -155,6 +181,22 @@ def test_the_full_run_tries_what_exists():
         assert any(K // UNIT % tile.lanes == 0 for K, _ in sizes.shapes)
     variants = list(mac_steps._variants(sizes, 5))
     assert len(variants[0][2]) > 5
+    assert {tile.lanes for tile in variants[0][2]} == {8, 16}
+
+
+def test_the_full_run_tries_every_width_of_e4b():
+    text = published.e4b_config()["text_config"]
+    heads = text["num_attention_heads"]
+    widths = {heads * text["head_dim"], heads * text["global_head_dim"]}
+    widths |= {text["hidden_size"], text["intermediate_size"], text["hidden_size_per_layer_input"]}
+    assert widths == set(mac_steps.FULL.widths)
+    tried = {kernel.__name__: cases for kernel, _, cases in mac_steps._between(mac_steps.FULL)}
+    assert {case[0][1] for case in tried["gated"]} == widths
+    assert {case[0][1] for case in tried["hadamard"]} == widths
+    assert {case[-1] for case in tried["tail"] if case[0][1] == text["hidden_size"]} == {
+        None,
+        (text["hidden_size"],),
+    }
 
 
 def test_tiles_that_do_not_work_are_not_timed(monkeypatch):
@@ -162,7 +204,7 @@ def test_tiles_that_do_not_work_are_not_timed(monkeypatch):
         pytest.skip(reason)
     bad = mac_steps.REHEARSAL.tiles[0]
 
-    def fault(path, twin, bits, dtype, tile: Tile):
+    def fault(tile, trial):
         return "wrong" if tile == bad else ""
 
     monkeypatch.setattr(mac_steps, "_fault", fault)
@@ -170,3 +212,33 @@ def test_tiles_that_do_not_work_are_not_timed(monkeypatch):
         (row,) = mac_steps.time_tiles(mac_steps.REHEARSAL)
     assert row["unsound"] == 1
     assert list(row["all"]) == [row["fastest"]]
+
+
+def test_where_no_tile_works_the_next_matrix_is_tried(monkeypatch):
+    monkeypatch.setattr(mac_steps, "_fault", lambda tile, trial: "wrong")
+    two = replace(mac_steps.REHEARSAL, tile_bits=(3, 5))
+    with mac_report.rehearsing():
+        rows = list(mac_steps.time_tiles(two))
+    assert [(row["unsound"], row["ms"], row["its ms"]) for row in rows] == [(2, None, None)] * 2
+
+
+def test_peak_memory_is_that_of_each_part_alone(monkeypatch):
+    def take(floats, made):
+        def taken(*arguments):
+            mx.eval(mx.zeros(floats))
+            return made
+
+        return taken
+
+    answered = SimpleNamespace(
+        **{"prompt_tokens": 1, "prompt_tps": 1.0, "generation_tokens": 1, "generation_tps": 1.0},
+        text="4",
+    )
+    monkeypatch.setattr(mac_steps.library, "converted_folder", take(1 << 22, Path("converted")))
+    monkeypatch.setattr(mac_steps.library, "load", take(1 << 20, (None, None)))
+    monkeypatch.setattr(mac_steps.library, "stream_generate", lambda *_, **__: [answered])
+    held = mx.get_active_memory() / 1e9
+    rows = mac_steps.answers("model", "PQ5", mac_steps.REHEARSAL)
+    converting, loading, _ = (row["peak memory, GB"] - held for row in rows)
+    assert converting > 0.016
+    assert 0.004 < loading < 0.008

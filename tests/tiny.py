@@ -33,7 +33,7 @@ SIDE_FILES = ("tokenizer.json", "chat_template.jinja", "generation_config.json")
 
 
 def config(even: bool = True) -> dict[str, Any]:
-    """A config.json; when not `even`, no matrix but one has whole blocks of 128 columns."""
+    """A config.json; when not `even`, no matrix has whole blocks of 128 columns."""
     H, heads, d = (128, 2, 64) if even else (96, 3, 24)
     text = {
         "model_type": "gemma4_text",
