@@ -148,7 +148,7 @@ def _between(
         codec.tail,
         [
             ((2, K), (2, K), (K,), (1,), 1e-6, following)
-            for K in filter(kernels.can_rotate, sizes.widths)
+            for K in filter(kernels.can_close, sizes.widths)
             for following in (None, (K,))
         ],
     )

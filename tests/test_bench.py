@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import row_reads
 
+from hlwq_mlx.quant import kernels
 from hlwq_mlx.store import rules
 
 LAYERS, OWN_KV = 42, 24
@@ -66,6 +67,15 @@ def test_launches_of_a_token(pq5):
     assert pq5["hlwq_hadamard"] == LAYERS + 2
     assert pq5["Compiled"] == 0
     assert "Transpose" not in pq5
+
+
+def test_small_widths_take_the_kernels_that_e4b_s_do():
+    real = launches.e4b_config()["text_config"]
+    for key in ("hidden_size", "hidden_size_per_layer_input", "intermediate_size"):
+        assert kernels.can_rotate(launches.SMALL[key]) and kernels.can_rotate(real[key])
+    assert kernels.can_close(launches.SMALL["hidden_size"]) and kernels.can_close(
+        real["hidden_size"]
+    )
 
 
 def test_a_launch_of_what_is_fused_is_saved(pq5):

@@ -69,6 +69,12 @@ def test_a_fused_block_computes_the_same():
     assert mx.allclose(block(x), before, rtol=1e-5, atol=1e-6)
 
 
+def test_a_gate_as_wide_as_e4b_s_is_a_kernel():
+    block = MLP(128, 10240)
+    assert fuse_all(block) == 1
+    assert block.gated is backend.gated
+
+
 def test_a_fused_block_on_metal(monkeypatch):
     block = mlp(columns=256)
     x = mx.random.normal((1, 1, 256), key=mx.random.key(0))

@@ -259,7 +259,7 @@ def tail(
     K = x.shape[-1]
     norm = None if next_weight is None else (K,)
     case = ((2, K), (2, K), (K,), (1,), epsilon, norm)
-    is_for_kernel = has_metal() and kernels.can_rotate(K)
+    is_for_kernel = has_metal() and kernels.can_close(K)
     if is_for_kernel and selftest.is_sound_on(kernels.tail, codec.tail, case, x.dtype):
         h, opened, rotated = kernels.tail(x, update, weight, scale, epsilon, next_weight)
         return h, Rotated(opened, rotated)

@@ -57,7 +57,7 @@ def _fuse_gated(block: nn.Module) -> bool:
 
 
 def _fuse_tail(block: nn.Module) -> bool:
-    if "mlp" not in block or not kernels.can_rotate(block.input_layernorm.weight.size):
+    if "mlp" not in block or not kernels.can_close(block.input_layernorm.weight.size):
         return False
     for owner, names in ((block.self_attn, QKV), (block.mlp, GATE_UP), (block, PER_LAYER[:1])):
         for name in names:

@@ -361,8 +361,13 @@ def tail(
 
 
 def can_rotate(K: int) -> bool:
-    """Say whether `gated`, and `tail` too, take rows of K columns."""
-    return K % BLOCK == 0 and 0 < K <= BLOCK * TAIL_SIMDGROUPS * TAIL_BLOCKS
+    """Say whether `gated` takes rows of K columns."""
+    return K % BLOCK == 0 and K > 0
+
+
+def can_close(K: int) -> bool:
+    """Say whether `tail` takes rows of K columns, of which a threadgroup holds one."""
+    return can_rotate(K) and K <= BLOCK * TAIL_SIMDGROUPS * TAIL_BLOCKS
 
 
 def can_address(matrix: Coded) -> bool:
