@@ -23,6 +23,9 @@ from typing import Any
 
 import bench
 import make_fullsize
+from row_reads import forget
+
+from hlwq_mlx.store.leftovers import AUTO, CHOICES
 
 VARIANTS = ("PQ5", "PQ2-Mixed")
 CONVERT_LIMIT = 1.5 * 2**30
@@ -60,16 +63,6 @@ def folder_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def forget_pages(path: Path) -> None:
-    """Let the system drop a file from its page cache."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-        os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
-    finally:
-        os.close(handle)
-
-
 class TimedRows:
     """A row store that notes how long each call took."""
 
@@ -99,7 +92,7 @@ def answer(folder: Path, prompt_tokens: int, new_tokens: int) -> dict[str, Any]:
     begun = time.perf_counter()
     model = checkpoint.load(folder)
     load_s = time.perf_counter() - begun
-    forget_pages(folder / FILE_NAME)
+    forget(folder / FILE_NAME)
     rows = model.rows = TimedRows(model.rows)
     vocabulary = model.args.text_config.vocab_size
     ids = np.random.default_rng(0).integers(2, vocabulary - 8, prompt_tokens).tolist()
@@ -134,8 +127,8 @@ def run(variant: str, arguments: argparse.Namespace) -> dict[str, Any]:
     maker = [str(HERE / "make_fullsize.py"), "--variant", variant, "--output", str(root), *size]
     made = measured(maker)
     source = root / variant
-    arguments_of_convert = ["--model", str(source), "--output", str(output), *arguments.convert]
-    converted = measured(["-m", "hlwq_mlx.convert", *arguments_of_convert])
+    converter = ["-m", "hlwq_mlx.convert", "--leftovers", arguments.leftovers]
+    converted = measured([*converter, "--model", str(source), "--output", str(output)])
     found = {
         "variant": variant,
         "source": folder_bytes(source),
@@ -177,12 +170,12 @@ def print_table(rows: list[dict[str, Any]], prompt: int, new: int) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run every variant in turn; fail when one takes too much or scores without end."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--variants", nargs="+", default=VARIANTS)
+    parser.add_argument("--variants", nargs="+", default=VARIANTS, help="in turn")
     parser.add_argument("--work", type=Path, default=Path("fullsize"), help="must not exist")
     parser.add_argument("--prompt", type=int, default=512, help="tokens of the prompt")
     parser.add_argument("--new", type=int, default=16, help="tokens of the answer")
     parser.add_argument("--openblas", metavar="PATH", help="library to preload while answering")
-    parser.add_argument("--convert", nargs="*", default=[], help="more options of convert")
+    parser.add_argument("--leftovers", choices=CHOICES, default=AUTO, help="as convert's")
     parser.add_argument("--answer", type=Path, help=argparse.SUPPRESS)
     make_fullsize.add_size_args(parser)
     arguments = parser.parse_args(argv)

@@ -5,8 +5,9 @@
     python scripts/kernel_matrix.py --shapes    the layers of E4B, unwatched; --full: every width
     python scripts/kernel_matrix.py --mutations damaged kernels; writes metal/MUTATIONS.md
 
-Resumable: what a run has found is in build/, and is not run again while kernels and tests are the
-same. Exits with 1 if anything is wrong, or a mutant survives that nobody has explained.
+Resumable: what a run has found is in build/, and is not run again while kernels, tests and host are
+the same; a mutant not while its text and its cases are. Exits with 1 if anything is wrong, or a
+mutant survives that nobody has explained.
 """
 
 import argparse
@@ -183,7 +184,9 @@ def run_new(
     known = {(record["name"], record["digest"]): record for record in read_records(path)}
     todo = [key for key in keys if key not in known][:limit]
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(record) + "\n" for record in known.values()))
+    partial = path.with_suffix(".partial")
+    partial.write_text("".join(json.dumps(record) + "\n" for record in known.values()))
+    partial.replace(path)
     with path.open("a") as file:
         futures = {pool.submit(run, keys[key]): key for key in todo}
         for future in tqdm(as_completed(futures), total=len(todo), desc=path.stem):
@@ -341,7 +344,9 @@ def main() -> None:
     parser.add_argument("--mutations", action="store_true", help="damaged kernels")
     parser.add_argument("--limit", type=int, help="at most so many new ones in this run")
     parser.add_argument("--jobs", type=int, default=1, help="processes at once")
-    parser.add_argument("--out", type=Path, default=ROOT / "build" / "kernel_matrix.jsonl")
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "build" / "kernel_matrix.jsonl", help="file of records"
+    )
     arguments = parser.parse_args()
     if reason := missing():
         parser.error(reason)
