@@ -1,6 +1,6 @@
 """The first run on a Mac: try everything that was written without one, and write down what happens.
 
-    scripts/first_mac_run [--model MODEL] [--variant PQ5] [--output FOLDER]
+    scripts/first_mac_run [--model MODEL] [--variant PQ5] [--prompt TEXT ...] [--output FOLDER]
 
 Writes FOLDER/mac-report.md, for a person to read and send back, and mac-report.json, with all
 numbers. Both are written again after every step, so that a crash leaves what came before, and hold
@@ -20,6 +20,7 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -185,6 +186,8 @@ def explore(sizes: mac_steps.Sizes, arguments: argparse.Namespace) -> dict[str, 
         "steps": {},
     }
     save(report, arguments.output)
+    if arguments.prompt:
+        sizes = replace(sizes, prompts=tuple(arguments.prompt))
     for name, run in mac_steps.steps(sizes, model, arguments.variant).items():
         print(f"{name} ...", file=sys.stderr, flush=True)
         step = run_step(run)
@@ -202,6 +205,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--model", help="a model to convert and ask, as for hlwq_mlx.generate")
     parser.add_argument("--variant", default="PQ5", help="its variant (default: PQ5)")
+    parser.add_argument(
+        "--prompt",
+        action="append",
+        metavar="TEXT",
+        help="ask this, as a prompt on the model's card; repeat it for more "
+        "(default: three of ours)",
+    )
     parser.add_argument(
         "--output",
         type=Path,

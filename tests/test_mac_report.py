@@ -100,6 +100,21 @@ def test_a_step_that_fails_keeps_its_rows_and_stops_no_other(tmp_path, monkeypat
     assert str(tmp_path) not in (tmp_path / "mac-report.md").read_text()
 
 
+def test_a_person_s_own_prompts_are_asked(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        mac_steps,
+        "steps",
+        lambda sizes, *_: {"Asked": lambda: iter([{"prompts": " | ".join(sizes.prompts)}])},
+    )
+    monkeypatch.setattr(mx.metal, "is_available", lambda: True)
+    asked = {}
+    for name, options in {"ours": [], "theirs": ["--prompt", "One", "--prompt", "Two"]}.items():
+        assert mac_report.main(["--output", str(tmp_path), *options]) == 0
+        report = json.loads((tmp_path / "mac-report.json").read_text())
+        asked[name] = report["steps"]["Asked"]["rows"][0]["prompts"]
+    assert asked == {"ours": " | ".join(mac_steps.PROMPTS), "theirs": "One | Two"}
+
+
 def test_what_came_before_a_crash_is_written(tmp_path, monkeypatch):
     def crashing():
         raise KeyboardInterrupt
