@@ -45,6 +45,7 @@ def video_file(frames, fps=10, form="mp4", codec="mpeg4", pixels="yuv420p", **op
     with av.open(file, "w", format=form) as container:
         stream = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001))
         stream.height, stream.width = frames.shape[1:3]
+        stream.bit_rate = 4_000_000
         stream.pix_fmt, stream.options = pixels, {k: str(v) for k, v in options.items()}
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))

@@ -64,6 +64,7 @@ def read_image(origin: Origin | npt.NDArray[Any] | Image.Image, access: Access =
             with Image.open(file) as image:
                 _check_decodable(image, where)
                 image.load()
+                return _rgb(image)
         except RequestError:
             raise
         except BROKEN as error:
@@ -71,7 +72,6 @@ def read_image(origin: Origin | npt.NDArray[Any] | Image.Image, access: Access =
                 f"[{where}] needed an image that Pillow reads, got: {error}. "
                 "Check that it is an image and whole."
             ) from error
-    return _rgb(image)
 
 
 def image_patches(
