@@ -215,6 +215,14 @@ def test_a_decompression_bomb_is_refused_unopened(side):
         read_image(bomb)
 
 
+@pytest.mark.parametrize("size", [(1, 65_536), (65_536, 1)])
+def test_a_stroke_is_refused_before_it_is_resized(size):
+    stroke = Image.new("1", size)
+    for origin in (encoded(stroke, "PNG"), stroke, np.zeros(size[::-1], np.uint8)):
+        with pytest.raises(RequestError, match=f"sides of at most 65,535, got {size[0]} x"):
+            read_image(origin)
+
+
 def test_a_budget_is_one_of_the_five_or_the_files_own():
     picture = inputs.picture(60, 80)
     assert image_patches(picture, ImageSettings(), 70).soft_tokens <= 70
