@@ -98,6 +98,14 @@ def test_the_older_separate_files_are_read(tmp_path):
     assert found.image.max_soft_tokens == 560
     assert found.video.num_frames == 8
     assert (found.sound.frame_length, found.sound.fft_length) == (512, 512)
+    assert found.sound.max_soft_tokens == 750
+
+
+def test_an_older_file_about_images_says_nothing_of_sound(tmp_path, caplog):
+    flat = {**SAVED["image_processor"], "max_soft_tokens": 560}
+    found = Processor.from_folder(folder_with(tmp_path, preprocessor_config=flat))
+    assert found.sound == SoundSettings()
+    assert "no processor settings for sound, video: using" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -112,6 +120,8 @@ def test_the_older_separate_files_are_read(tmp_path):
         ("video_processor", {"num_frames": -1}, "got -1"),
         ("feature_extractor", {"preemphasis": 0.97}, "preemphasis"),
         ("feature_extractor", {"per_bin_mean": [0.0] * 128}, "per_bin_mean"),
+        ("feature_extractor", {"fft_overdrive": True}, "fft_overdrive"),
+        ("feature_extractor", {"padding_side": "left"}, r"padding_side\] needed 'right'"),
         ("feature_extractor", {"mel_floor": "low"}, "got 'low'"),
         ("feature_extractor", {"sampling_rate": "16k"}, "got '16k'"),
         ("feature_extractor", {"hop_length": None, "hop_length_ms": "ten"}, "got 'ten'"),

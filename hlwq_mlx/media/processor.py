@@ -32,6 +32,7 @@ FIXED_PICTURE = {
 FIXED_SOUND = {
     **{"dither": 0.0, "preemphasis": 0.0, "input_scale_factor": 1.0, "padding_value": 0.0},
     **{"per_bin_mean": None, "per_bin_stddev": None},
+    **{"fft_overdrive": False, "padding_side": "right"},
 }
 
 
@@ -113,7 +114,8 @@ class Processor:
         _check_fixed("feature_extractor", sounds, FIXED_SOUND)
         _check_fixed("video_processor", videos, FIXED_PICTURE)
         image = _chosen(ImageSettings, pictures)
-        sound = _chosen(SoundSettings, _in_samples(sounds))
+        # In an older file, which is about all kinds, the budget is the image's.
+        sound = _chosen(SoundSettings, _in_samples(sounds) | {"max_soft_tokens": None})
         video = _chosen(VideoSettings, videos)
         kinds = {"image": image, "sound": sound, "video": video}
         missing = [kind for kind, found in kinds.items() if not found]
