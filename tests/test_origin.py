@@ -154,6 +154,12 @@ def test_downloads_that_fail(place, error, message):
         open_origin(f"{address}{place}", access)
 
 
+@pytest.mark.parametrize("url", ["http://[", "http://a b/", "http://", f"http://{'a' * 70}.test/"])
+def test_an_address_that_is_none(url):
+    with pytest.raises(SourceError, match=r"needed a download, got: .*\. Check the address"):
+        open_origin(url, WEB)
+
+
 def test_a_server_that_is_not_there():
     with server() as address:
         pass

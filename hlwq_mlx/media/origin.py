@@ -6,7 +6,6 @@ Gives an open binary file, so that a long video on disk is never read whole. It 
 import binascii
 import io
 import time
-import urllib.error
 import urllib.parse
 import urllib.request
 from dataclasses import dataclass
@@ -148,7 +147,9 @@ def _downloaded(url: str, access: Access) -> bytes:
                 _check_size(len(content), url, access)
                 if time.monotonic() > deadline:
                     raise TimeoutError(f"more than {access.timeout_s:g} s")
-    except (HTTPException, urllib.error.URLError, TimeoutError, OSError) as error:
+    except RequestError:
+        raise
+    except (HTTPException, OSError, ValueError) as error:  # ValueError: an address that is none
         raise SourceError(
             f"[{url[:200]}] needed a download, got: {error}. Check the address, or try again."
         ) from error
