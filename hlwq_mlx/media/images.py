@@ -66,6 +66,7 @@ def read_image(origin: Origin | npt.NDArray[Any] | Image.Image, access: Access =
             with Image.open(file) as image:
                 _check_decodable(image, where)
                 image.load()
+                check_pixels(image.height, image.width, where)  # an icon may hold more than it says
                 return _rgb(image)
         except RequestError:
             raise
