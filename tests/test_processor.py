@@ -2,6 +2,7 @@ import json
 import logging
 
 import pytest
+from media_data import FOLDER
 
 from hlwq_mlx.errors import ConfigError, RequestError
 from hlwq_mlx.media.processor import (
@@ -11,33 +12,7 @@ from hlwq_mlx.media.processor import (
     VideoSettings,
 )
 
-# As Gemma4Processor.save_pretrained of transformers 5.23.0 writes it; see make_media.py.
-SAVED = {
-    "audio_ms_per_token": 40,
-    "audio_seq_length": 750,
-    "feature_extractor": {
-        **{"dither": 0.0, "feature_extractor_type": "Gemma4AudioFeatureExtractor"},
-        **{"feature_size": 128, "fft_length": 512, "fft_overdrive": False, "frame_length": 320},
-        **{"hop_length": 160, "input_scale_factor": 1.0, "max_frequency": 8000.0},
-        **{"mel_floor": 0.001, "min_frequency": 0.0, "padding_side": "right"},
-        **{"padding_value": 0.0, "per_bin_mean": None, "per_bin_stddev": None},
-        **{"preemphasis": 0.0, "preemphasis_htk_flavor": True, "return_attention_mask": True},
-        "sampling_rate": 16000,
-    },
-    "image_processor": {
-        **{"do_convert_rgb": True, "do_normalize": False, "do_rescale": True, "do_resize": True},
-        **{"image_mean": [0.0] * 3, "image_std": [1.0] * 3, "max_soft_tokens": 280},
-        **{"image_processor_type": "Gemma4ImageProcessor", "patch_size": 16},
-        **{"pooling_kernel_size": 3, "resample": 3, "rescale_factor": 0.00392156862745098},
-    },
-    "video_processor": {
-        **{"do_convert_rgb": True, "do_normalize": True, "do_rescale": True, "do_resize": True},
-        **{"image_mean": [0.0] * 3, "image_std": [1.0] * 3, "max_soft_tokens": 70},
-        **{"num_frames": 32, "patch_size": 16, "pooling_kernel_size": 3, "resample": 3},
-        **{"rescale_factor": 0.00392156862745098, "video_processor_type": "Gemma4VideoProcessor"},
-    },
-    "processor_class": "Gemma4Processor",
-}
+SAVED = json.loads((FOLDER / "processor" / "default" / "processor_config.json").read_text())
 
 
 def folder_with(tmp_path, **files):
@@ -50,9 +25,17 @@ def changed(section, **values):
     return {**SAVED, section: {**SAVED[section], **values}}
 
 
-def test_the_saved_form_is_the_documented_constants(tmp_path, caplog):
-    found = Processor.from_folder(folder_with(tmp_path, processor_config=SAVED))
-    assert found == Processor()
+def test_the_saved_form_is_the_documented_constants(caplog):
+    assert Processor.from_folder(FOLDER / "processor" / "default") == Processor()
+    assert caplog.text == ""
+
+
+def test_every_setting_of_the_saved_form_is_read(caplog):
+    """The file differs in each, so that one under another name would show."""
+    found = Processor.from_folder(FOLDER / "processor" / "other")
+    assert found.image == ImageSettings(8, 2, 560, rescale_factor=1 / 128)
+    assert found.video == VideoSettings(4, 5, 140, rescale_factor=1 / 64, num_frames=8)
+    assert found.sound == SoundSettings(8000, 64, 256, 128, 256, 50.0, 3500.0, 0.01, 500)
     assert caplog.text == ""
 
 

@@ -4,7 +4,7 @@ import av
 import numpy as np
 import pytest
 from av.stream import Disposition
-from media_data import inputs, references
+from media_data import arrays, digest, inputs, references
 from media_files import sound_file, video_file
 from PIL import Image
 
@@ -85,6 +85,19 @@ def test_only_what_is_needed_is_decoded(monkeypatch):
     assert len(seen) <= 4 * 5
 
 
+def test_a_container_that_cannot_jump_is_walked_once(monkeypatch):
+    file = video_file(ramp(60), 10, "mp4", "libx264", g=5)
+    decoder_from, starts = video._decoder_from, []
+
+    def lost(container, stream, time):
+        starts.append(time)
+        return decoder_from(container, stream, None) if time is None else iter(())
+
+    monkeypatch.setattr(video, "_decoder_from", lost)
+    assert indices_of(read_video(file, TINY)) == [0, 15, 30, 45]
+    assert (len(starts), starts.count(None)) == (3, 2)
+
+
 def test_frames_are_fitted_and_cut_like_images():
     frame = np.asarray(Image.linear_gradient("L").resize((90, 60)).convert("RGB"))
     clip = make_clip([frame, frame], TINY, fps=2.0)
@@ -94,6 +107,31 @@ def test_frames_are_fitted_and_cut_like_images():
     assert np.array_equal(second.positions, expected.positions)
     assert first.soft_tokens == expected.soft_tokens <= 16
     assert clip.timestamps == (0.0, 0.5)
+
+
+def compared(number):
+    """A reference clip's row, its patches and ours, of the frames that stand in the file."""
+    row = references("clips")[number]
+    settings = VideoSettings(row["patch_size"], row["pooling_kernel_size"], row["max_soft_tokens"])
+    film = inputs.film(row["height"], row["width"])
+    return row, arrays("clips")[str(number)], clip_patches(make_clip(film, settings), settings)
+
+
+@pytest.mark.parametrize("number", range(len(references("clips"))))
+def test_pixels_come_as_close_to_the_reference_as_two_resizers_do(number):
+    """The reference resizes video with torch, we with Pillow; both call it bicubic."""
+    row, wanted, found = compared(number)
+    assert {frame.soft_tokens for frame in found} == {row["soft_tokens"]}
+    assert digest(np.stack([frame.positions for frame in found])) == row["positions"]
+    got = np.stack([frame.patches[row["chosen"]] for frame in found])
+    errors = np.abs(np.rint(got * 255) - wanted)
+    assert errors.max() <= 2
+    assert errors.mean() < 0.01
+
+
+def test_pixels_equal_the_reference_where_nothing_is_resized():
+    row, _, found = compared(2)
+    assert digest(np.stack([frame.patches for frame in found])) == row["patches"]
 
 
 def test_the_documented_constants_are_70_tokens_for_32_frames():

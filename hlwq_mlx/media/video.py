@@ -154,7 +154,8 @@ def _frames_at(
             decoder = _decoder_from(container, stream, int(key))
         frame = _next_frame(decoder, time)
         if has_jumped and (frame is None or frame.pts != time):
-            # Some containers land behind the place they were asked for: walk there instead.
+            # Some containers land behind the place they were asked for: walk, from now on.
+            keys = []
             decoder = _decoder_from(container, stream, None)
             frame = _next_frame(decoder, time)
         if frame is None:
