@@ -24,8 +24,8 @@ CHUNK_BYTES = 1 << 16
 class Access:
     """What a caller may name: a server lets its clients name neither files nor the web.
 
-    `max_bytes` bounds what is taken into memory (bytes, data URLs and downloads), `timeout_s` a
-    whole download.
+    `max_bytes` bounds what is taken into memory (bytes, data URLs and downloads), `timeout_s` each
+    wait for a server and the whole of what it sends after its header.
     """
 
     files: bool = True
