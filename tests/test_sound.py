@@ -217,6 +217,13 @@ def test_a_playlist_opens_no_other_file(tmp_path, monkeypatch, playlist):
             read_sound(origin, SETTINGS)
 
 
+def test_a_codec_that_nobody_knows_is_named():
+    file = bytearray(sound_file(tone(440, 16_000), 16_000))
+    file[20:22] = b"\x99\x99"  # the codec in a WAV's header
+    with pytest.raises(RequestError, match="needed a sound in a codec that FFmpeg knows"):
+        read_sound(bytes(file), SETTINGS)
+
+
 def test_a_wrong_extension_does_not_matter(tmp_path):
     path = tmp_path / "speech.mp3"
     path.write_bytes(sound_file(tone(440, 16_000), 16_000, "flac", "flac"))

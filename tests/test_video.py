@@ -199,7 +199,7 @@ def test_an_mp4_whose_end_is_missing_is_refused(is_clean_cut):
     ("content", "message"),
     [
         (b"hello, I am text and no film", "needed a video that FFmpeg reads"),
-        (sound_file(np.zeros(4000), 16_000), "a file without one"),
+        (sound_file(np.zeros(4000), 16_000), "a file without any"),
     ],
     ids=["text", "sound"],
 )
@@ -210,6 +210,12 @@ def test_what_is_no_video_is_named(tmp_path, content, message, name):
     with pytest.raises(RequestError, match=message) as caught:
         read_video(path, TINY)
     assert f"{name}]" in str(caught.value)
+
+
+def test_a_codec_that_nobody_knows_is_named():
+    file = video_file(ramp(3), 10, "avi").replace(b"FMP4", b"QQ7?")
+    with pytest.raises(RequestError, match="needed a video in a codec that FFmpeg knows"):
+        read_video(file, TINY)
 
 
 def test_too_many_frames_are_refused(monkeypatch):
@@ -252,5 +258,5 @@ def test_the_cover_of_a_song_is_no_video():
         picture = av.VideoFrame.from_ndarray(ramp(1, 16, 16)[0], format="rgb24")
         container.mux(cover.encode(picture) + cover.encode(None))
         container.mux(stream.encode(frame) + stream.encode(None))
-    with pytest.raises(RequestError, match="a file without one"):
+    with pytest.raises(RequestError, match="a file without any"):
         read_video(song.getvalue(), TINY)

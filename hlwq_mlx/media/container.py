@@ -4,15 +4,18 @@ FFmpeg also reads playlists and scripts, which name other files and servers; of 
 those are allowed that hold their media themselves, and of its protocols none.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 import av
 from av.container import InputContainer
+from av.stream import Stream
 
 from ..errors import RequestError
 from .origin import Access, Origin, name_of, open_origin
+
+Some = TypeVar("Some", bound=Stream)
 
 FORMATS = (
     *("wav", "w64", "aiff", "au", "caf", "mp3", "flac", "ogg", "aac", "ac3", "eac3", "amr"),
@@ -40,3 +43,17 @@ def open_container(
                 f"[{name_of(origin)}] needed a {kind} that FFmpeg reads, got: {error}. "
                 f"Check that it is a {kind} and whole."
             ) from error
+
+
+def first(streams: Sequence[Some], kind: str, where: str) -> Some:
+    """Choose the stream of a file that is read.
+
+    Raises: RequestError when there is none, or FFmpeg does not know its codec.
+    """
+    if not streams:
+        raise RequestError(f"[{where}] needed a {kind}, got a file without any. Check the file.")
+    if streams[0].codec_context is None:
+        raise RequestError(
+            f"[{where}] needed a {kind} in a codec that FFmpeg knows, got another. Encode it again."
+        )
+    return streams[0]

@@ -23,7 +23,7 @@ from av.container import InputContainer
 from av.filter import Graph
 
 from ..errors import RequestError
-from .container import open_container
+from .container import first, open_container
 from .origin import LOCAL, Access, Origin, name_of
 from .processor import FRAMES_PER_TOKEN, SoundSettings
 
@@ -148,9 +148,7 @@ def mel_frames(samples: Samples, settings: SoundSettings) -> npt.NDArray[np.floa
 
 
 def _decoded(container: InputContainer, settings: SoundSettings, where: str) -> Samples:
-    if not container.streams.audio:
-        raise RequestError(f"[{where}] needed a sound, got a file without any. Check the file.")
-    stream = container.streams.audio[0]
+    stream = first(container.streams.audio, "sound", where)
     # A stream may change its rate half-way, as files that were strung together do.
     pieces = (
         _resampled((chunk for _, chunk in run), rate, settings.sampling_rate)

@@ -19,7 +19,7 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from ..errors import RequestError
-from .container import open_container
+from .container import first, open_container
 from .images import Patches, Pixels, check_pixels, cut, fit, read_image
 from .origin import LOCAL, Access, Origin, name_of
 from .processor import VideoSettings
@@ -117,10 +117,9 @@ def _clip(frames: list[Pixels], indices: list[int], fps: float, where: str) -> C
 def _pictures(container: InputContainer, where: str) -> VideoStream:
     """The video stream of a file; the cover of a piece of music is none."""
     streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
-    if not streams:
-        raise RequestError(f"[{where}] needed a video, got a file without one. Check the file.")
-    check_pixels(streams[0].height, streams[0].width, where)
-    return streams[0]
+    stream = first(streams, "video", where)
+    check_pixels(stream.height, stream.width, where)
+    return stream
 
 
 def _packet_times(
