@@ -188,11 +188,21 @@ def _frames(container: InputContainer, stream: AudioStream) -> Iterator[tuple[in
             frames = packet.decode()
         except av.InvalidDataError:
             continue
-        for frame in frames:
+        for frame in chain.from_iterable(map(_readable, frames)):
             values = frame.to_ndarray()
             is_planar = frame.format.is_planar
             channels = values.T if is_planar else values.reshape(frame.samples, -1)
             yield frame.sample_rate, _mono(channels)
+
+
+def _readable(frame: av.AudioFrame) -> list[av.AudioFrame]:
+    """Pack the channels of a frame that PyAV 18.1 reads past the end of: planes are counted up to
+    a null pointer, which does not follow eight.
+    """
+    if frame.layout.nb_channels < 8 or not frame.format.is_planar:
+        return [frame]
+    packer = av.AudioResampler(frame.format.packed, frame.layout, frame.sample_rate)
+    return packer.resample(frame)
 
 
 def _mono(values: npt.NDArray[Any]) -> Samples:
