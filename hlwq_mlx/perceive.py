@@ -17,6 +17,7 @@ from .dialog import template
 from .dialog.parts import Medium
 from .dialog.placeholders import SoftTokens, Span, clip_span, picture_span, sound_span
 from .engine.decode import Progress
+from .errors import RequestError
 from .gemma4.config import Gemma4Config
 from .gemma4.model import Model
 from .gemma4.tower_config import AUDIO, VISION
@@ -57,7 +58,8 @@ def perceive(
     for medium in prompt.media:
         require_tower(model.args, medium.kind)
     settings, access = processor(model), Access(web=http)
-    views = [view(medium, settings, access, image_tokens) for medium in prompt.media]
+    context = model.args.text_config.max_position_embeddings
+    views = view_all(prompt.media, settings, access, context, image_tokens)
     spans = [each.span for each in views]
     ids = template.encode(tokenizer, prompt.text, spans, soft_tokens(model.args))
     return ids, embed(model, ids, views, on_media)
@@ -91,6 +93,31 @@ def soft_tokens(args: Gemma4Config) -> dict[str, SoftTokens]:
         if begin is not None and soft is not None and end is not None:
             known[kind] = SoftTokens(begin, soft, end)
     return known
+
+
+def view_all(
+    media: Sequence[Medium],
+    settings: Processor,
+    access: Access,
+    context: int,
+    image_tokens: int | None = None,
+) -> list[View]:
+    """Read media one by one and prepare each for its tower.
+
+    A picture of one pixel is soon sent, and takes as much memory here as any other.
+    Raises: RequestError as soon as they take more soft tokens than `context`.
+    """
+    views: list[View] = []
+    taken = 0
+    for medium in media:
+        views.append(view(medium, settings, access, image_tokens))
+        taken += sum(count for _, count in views[-1].span.runs)
+        if taken > context:
+            raise RequestError(
+                f"[prompt] needed media of at most {context:,} soft tokens, the model's context, "
+                f"got {taken:,} or more. Send fewer, or shorter ones."
+            )
+    return views
 
 
 def view(

@@ -97,11 +97,14 @@ class Processor:
     image_token: ClassVar[str] = MARKERS["image"]
 
     settings: processor.Processor
+    context: int  # soft tokens that media may take
 
     @classmethod
     def from_config(cls, config_: Mapping[str, Any]) -> Self:
         """Read the processor file of the folder that `plugin` named in the config."""
-        return cls(processor.Processor.from_folder(config_[FOLDER_KEY]))
+        args = ModelArgs.from_dict(config_)
+        settings = processor.Processor.from_folder(args.folder)
+        return cls(settings, args.text_config.max_position_embeddings)
 
     def __call__(
         self, text: str, *, images: Sequence[np.ndarray | Medium]
@@ -114,7 +117,7 @@ class Processor:
         """
         access = Access(files=False)
         media = [each if isinstance(each, Medium) else Medium("image", each) for each in images]
-        views = [perceive.view(medium, self.settings, access) for medium in media]
+        views = perceive.view_all(media, self.settings, access, self.context)
         return spell(text, [span for span, _ in views]), views
 
 

@@ -1,15 +1,29 @@
 """References of the media tests, and the pictures and sounds they were computed from."""
 
+import hashlib
 import importlib.util
 import json
 from pathlib import Path
+
+import numpy as np
 
 FOLDER = Path(__file__).parent / "data" / "media"
 
 
 def references(name):
-    """The rows of one reference file; make_media.py wrote them."""
+    """The rows of one reference file; the scripts beside it wrote them."""
     return json.loads((FOLDER / f"{name}.json").read_text())["rows"]
+
+
+def arrays(name):
+    """The arrays of one reference file, by row."""
+    with np.load(FOLDER / f"{name}.npz") as file:
+        return dict(file)
+
+
+def digest(array):
+    """What the references hold instead of a long array."""
+    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()[:32]
 
 
 def _inputs():

@@ -10,9 +10,9 @@ import numpy as np
 
 def sound_file(samples, rate, form="wav", codec="pcm_f32le", layout=None, **options):
     """Encode float samples [N] or [N, channels] at `rate`."""
-    channels = np.atleast_2d(np.asarray(samples, np.float32).T)
-    layout = layout or {1: "mono", 2: "stereo", 6: "5.1"}[len(channels)]
-    frame = av.AudioFrame.from_ndarray(channels.copy(), format="fltp", layout=layout)
+    channels = np.asarray(samples, np.float32).reshape(len(samples), -1)
+    layout = layout or {1: "mono", 2: "stereo", 6: "5.1", 8: "7.1"}[channels.shape[1]]
+    frame = av.AudioFrame.from_ndarray(channels.reshape(1, -1), format="flt", layout=layout)
     frame.sample_rate, frame.pts, frame.time_base = rate, 0, Fraction(1, rate)
     file = io.BytesIO()
     with av.open(file, "w", format=form) as container:
@@ -45,6 +45,7 @@ def video_file(frames, fps=10, form="mp4", codec="mpeg4", pixels="yuv420p", **op
     with av.open(file, "w", format=form) as container:
         stream = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001))
         stream.height, stream.width = frames.shape[1:3]
+        stream.bit_rate = 4_000_000
         stream.pix_fmt, stream.options = pixels, {k: str(v) for k, v in options.items()}
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))

@@ -295,6 +295,72 @@ def test_impossible_values_are_refused(change, message):
     refuse(changed(**change), rf"^\[text_config\.(final_logit_)?{message}")
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"attention_k_eq_v": 1}, r"attention_k_eq_v\] needed true or false, got 1\."),
+        ({"rms_norm_eps": "1e-6"}, r"rms_norm_eps\] needed a number, got '1e-6'\."),
+        ({"num_kv_shared_layers": None}, r"shared_layers\] needed a whole number, got None\."),
+        ({"hidden_size_per_layer_input": 1.5}, r"layer_input\] needed a whole number, got 1\.5\."),
+        (
+            {"use_bidirectional_attention": True},
+            r"attention\] needed a text or null, got True\.",
+        ),
+        ({"pad_token_id": 320}, r"pad_token_id\] needed 0 to 319, got 320\."),
+        ({"layer_types": 7}, r"layer_types\] needed 8 entries out of .*, got 7\."),
+        ({"per_layer_config": 7}, r"per_layer_config\] needed a JSON object, got 7\."),
+    ],
+)
+def test_values_of_another_kind_are_refused(change, message):
+    refuse(changed(**change), rf"^\[text_config\..*{message}")
+
+
+@pytest.mark.parametrize("change", [{"rope_theta": 0}, {"partial_rotary_factor": 1.5}])
+def test_impossible_angles_are_refused(change):
+    settings = released()
+    settings["text_config"]["rope_parameters"][FULL] |= change
+    refuse(
+        settings, r"full_attention\] needed a positive rope_theta and a partial_rotary_factor of"
+    )
+
+
+def places(section, path=()):
+    """Every key of a config, as the keys that lead to it."""
+    for key, value in section.items():
+        yield (*path, key)
+        if isinstance(value, dict):
+            yield from places(value, (*path, key))
+
+
+@pytest.mark.parametrize("value", [None, "x", -1, 1.5, True, [], [[]], {}, {"a": 1}], ids=repr)
+@pytest.mark.parametrize("settings", [config("clipped"), released(), E4B], ids=["re", "old", "e4b"])
+def test_nothing_but_a_config_error_comes_of_a_value(settings, value):
+    refused = 0
+    for *path, last in places(settings):
+        edited = deepcopy(settings)
+        section = edited
+        for key in path:
+            section = section[key]
+        section[last] = value
+        try:
+            Gemma4Config.from_dict(edited)
+        except ConfigError:
+            refused += 1
+    assert refused > 30
+
+
+def test_a_null_override_is_none():
+    settings = released()
+    settings["text_config"]["per_layer_config"] = None
+    assert Gemma4Config.from_dict(settings) == Gemma4Config.from_dict(released())
+
+
+def test_a_manifest_without_tensors_is_named():
+    empty = Gemma4Config.from_dict(config() | {"quantization_config": {"quant_method": "hlwq"}})
+    with pytest.raises(ConfigError, match=r"^\[quantization_config.tensors\] needed a JSON object"):
+        empty.manifest(lambda name: True)
+
+
 def test_the_ids_around_media():
     e4b = Gemma4Config.from_dict(E4B)
     assert (e4b.boi_token_id, e4b.eoi_token_id) == (255999, 258882)

@@ -1,19 +1,15 @@
-import hashlib
 import io
 import platform
+import struct
 
 import numpy as np
 import pytest
-from media_data import inputs, references
+from media_data import digest, inputs, references
 from PIL import Image, ImageCms
 
 from hlwq_mlx.errors import RequestError
 from hlwq_mlx.media.images import image_patches, read_image
 from hlwq_mlx.media.processor import BUDGETS, ImageSettings
-
-
-def digest(array):
-    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()[:32]
 
 
 def grids(row):
@@ -213,6 +209,22 @@ def test_a_decompression_bomb_is_refused_unopened(side):
     assert len(bomb) < 100_000
     with pytest.raises(RequestError, match=r"89,478,485 pixels|decompression bomb"):
         read_image(bomb)
+
+
+@pytest.mark.filterwarnings("ignore:Image was not the expected size")
+def test_an_icon_is_as_large_as_the_picture_in_it():
+    png = encoded(Image.new("1", (1, 65_536)), "PNG")
+    entry = struct.pack("<4B2H2I", 16, 16, 0, 0, 1, 32, len(png), 22)
+    with pytest.raises(RequestError, match="sides of at most 65,535, got 1 x 65536"):
+        read_image(struct.pack("<3H", 0, 1, 1) + entry + png)
+
+
+@pytest.mark.parametrize("size", [(1, 65_536), (65_536, 1)])
+def test_a_stroke_is_refused_before_it_is_resized(size):
+    stroke = Image.new("1", size)
+    for origin in (encoded(stroke, "PNG"), stroke, np.zeros(size[::-1], np.uint8)):
+        with pytest.raises(RequestError, match=f"sides of at most 65,535, got {size[0]} x"):
+            read_image(origin)
 
 
 def test_a_budget_is_one_of_the_five_or_the_files_own():

@@ -86,6 +86,12 @@ def test_only_the_commands_print():
     assert printing <= {"cli.py"}
 
 
+def test_media_are_opened_in_one_place():
+    """FFmpeg follows playlists to other files unless it is told not to."""
+    opening = {path.name for path in FILES if "av.open(" in path.read_text()}
+    assert opening == {"container.py"}
+
+
 def test_exported_names_exist():
     for name in hlwq_mlx.__all__:
         assert callable(getattr(hlwq_mlx, name)), name

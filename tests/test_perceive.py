@@ -10,12 +10,14 @@ import tiny_media
 
 from hlwq_mlx import library
 from hlwq_mlx.dialog import template
+from hlwq_mlx.dialog.parts import Medium
 from hlwq_mlx.errors import RequestError, SourceError
 from hlwq_mlx.media.images import image_patches, read_image
+from hlwq_mlx.media.origin import Access
 from hlwq_mlx.media.processor import Processor
 from hlwq_mlx.media.sound import mel_frames, read_sound
 from hlwq_mlx.media.video import clip_patches, read_video
-from hlwq_mlx.perceive import perceive
+from hlwq_mlx.perceive import VIEWERS, perceive, view_all
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +143,16 @@ def test_media_in_every_spelling_are_the_same(loaded, settings, files):
     for other_ids, embeddings in others:
         assert other_ids == ids
         assert np.array_equal(np.array(embeddings), np.array(wanted))
+
+
+def test_media_stop_being_read_where_the_context_ends(settings, monkeypatch):
+    media = [Medium("image", tiny_media.picture())] * 4  # of 4 soft tokens
+    assert len(view_all(media, settings, Access(), context=16)) == 4
+    seen, viewed = [], VIEWERS["image"]
+    monkeypatch.setitem(VIEWERS, "image", lambda *given: seen.append(given) or viewed(*given))
+    with pytest.raises(RequestError, match=r"at most 7 soft tokens, .* got 8 or more\."):
+        view_all(media, settings, Access(), context=7)
+    assert len(seen) == 2
 
 
 def test_a_video_may_be_frames(loaded):

@@ -1,6 +1,7 @@
 """Pictures through stock mlx-lm's processor hook: its library, its command and its server."""
 
 import base64
+import dataclasses
 import subprocess
 import sys
 
@@ -65,6 +66,13 @@ def test_the_hook_takes_no_files_and_counts(stock):
         processor("<|image|>", images=[Medium("image", "/etc/hostname")])
     with pytest.raises(RequestError, match=r"needed one image for each <\|image\|>, got 1 for 0\."):
         processor("Well?", images=[tiny_media.picture()])
+
+
+def test_the_hook_takes_no_more_than_the_context_holds(stock):
+    _, _, processor = stock
+    assert processor.context == 4096
+    with pytest.raises(RequestError, match="at most 3 soft tokens, the model's context, got 4 or"):
+        dataclasses.replace(processor, context=3)("<|image|>", images=[tiny_media.picture()])
 
 
 def test_stock_samplers_never_see_media_tokens(stock, folder):

@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Self
 
 from ..errors import ConfigError
-from .section import check_fixed, check_known, check_sizes, required
+from .section import as_section, check_fixed, check_known, check_sizes, check_types, required
 from .tower_config import AUDIO, VISION, AudioConfig, VisionConfig
 
 # The multimodal form: Google's name, and the one our folders carry so that stock tools which know
@@ -118,6 +118,8 @@ class TextConfig:
         chosen = {name: required(values, name, "text_config") for name in names}
         chosen["layer_types"] = _layer_types(chosen)
         chosen["rope_parameters"] = _ropes(chosen["rope_parameters"])
+        check_sizes(chosen, SIZES, "text_config")
+        check_types(cls, chosen, "text_config")
         config = cls(**chosen)
         _check_sizes(config)
         _check_sharing(config)
@@ -180,12 +182,14 @@ class Gemma4Config:
             text = {key: value for key, value in config.items() if key not in FLAT_IGNORED}
             towers: dict[str, Any] = {}
         else:
-            text = dict(required(config, "text_config", "config"))
+            text = dict(as_section(required(config, "text_config", "config"), "text_config"))
             if "tie_word_embeddings" in config:
                 text.setdefault("tie_word_embeddings", config["tie_word_embeddings"])
             towers = dict(config)
         vision, audio = towers.get("vision_config"), towers.get("audio_config")
-        return cls(
+        media = {config[key] for key in MEDIA_TOKENS if type(config.get(key)) is int}
+        manifest = config.get("quantization_config")
+        read = cls(
             model_type=model_type,
             text_config=TextConfig.from_dict(text),
             vision_config=None if vision is None else VisionConfig.from_dict(vision),
@@ -197,9 +201,11 @@ class Gemma4Config:
             eoi_token_id=None if vision is None else required(config, "eoi_token_id", "config"),
             boa_token_id=None if audio is None else required(config, "boa_token_id", "config"),
             eoa_token_id=None if audio is None else _end_of_audio(config),
-            media_token_ids=tuple(sorted({config[key] for key in MEDIA_TOKENS if config.get(key)})),
-            quantization_config=config.get("quantization_config"),
+            media_token_ids=tuple(sorted(media)),
+            quantization_config=manifest and as_section(manifest, "quantization_config"),
         )
+        check_types(cls, vars(read), "config")
+        return read
 
     @property
     def towers(self) -> tuple[str, ...]:
@@ -211,11 +217,13 @@ class Gemma4Config:
         """The HLWQ manifest as far as it is about one part of the model; empty if there is none.
 
         `belongs` says of a tensor's name whether the part has it.
+        Raises: ConfigError when it names no tensors.
         """
         whole = self.quantization_config
         if whole is None or whole.get("quant_method") != "hlwq":
             return {"tensors": {}, "tables": {}}
-        tensors = {name: entry for name, entry in whole["tensors"].items() if belongs(name)}
+        named = as_section(whole.get("tensors"), "quantization_config.tensors")
+        tensors = {name: entry for name, entry in named.items() if belongs(name)}
         return {**whole, "tensors": tensors}
 
     @property
@@ -238,15 +246,17 @@ def _end_of_audio(config: Mapping[str, Any]) -> Any:
 def _released_form(section: Mapping[str, Any]) -> dict[str, Any]:
     """Turn `per_layer_config`, which overrides full layers one by one, into the released keys."""
     values = dict(section)
-    if "per_layer_config" not in values:
+    overrides = values.pop("per_layer_config", None)
+    if overrides is None:
         return values
-    overrides = values.pop("per_layer_config")
+    overrides = as_section(overrides, "text_config.per_layer_config")
     types = _layer_types(values)
     full = {str(i) for i, layer_type in enumerate(types) if layer_type == FULL}
     entries = list(overrides.values())
     uniform = all(entry == entries[0] for entry in entries)
-    known = uniform and entries and entries[0].keys() <= {"head_dim", "num_key_value_heads"}
-    if not known or {str(i) for i in overrides} != full:
+    is_known = uniform and entries and isinstance(entries[0], dict)
+    is_known = is_known and entries[0].keys() <= {"head_dim", "num_key_value_heads"}
+    if not is_known or {str(i) for i in overrides} != full:
         raise ConfigError(
             "[text_config.per_layer_config] needed one equal entry of head_dim and "
             f"num_key_value_heads for each of the layers {', '.join(sorted(full, key=int))}, "
@@ -271,14 +281,15 @@ def _layer_types(values: Mapping[str, Any]) -> tuple[str, ...]:
     Source: transformers 5.23.0, configuration_gemma4.py, Gemma4TextConfig.__post_init__.
     """
     count = required(values, "num_hidden_layers", "text_config")
+    check_sizes(values, ("num_hidden_layers",), "text_config")
     types = required(values, "layer_types", "text_config")
     if types is None:
         return tuple(FULL if i % 6 == 5 or i == count - 1 else SLIDING for i in range(count))
-    unknown = sorted(set(types) - set(LAYER_TYPES))
-    if unknown or len(types) != count or types[-1] != FULL:
+    is_list = isinstance(types, list | tuple) and len(types) == count and types[-1] == FULL
+    if not is_list or any(each not in LAYER_TYPES for each in types):
         raise ConfigError(
             f"[text_config.layer_types] needed {count} entries out of {', '.join(LAYER_TYPES)}, "
-            f"the last one {FULL}, got {list(types)}. Correct the list."
+            f"the last one {FULL}, got {types}. Correct the list."
         )
     return tuple(types)
 
@@ -288,7 +299,8 @@ def _ropes(parameters: Any) -> dict[str, RopeConfig]:
     where = "text_config.rope_parameters"
     ropes = {}
     for layer_type in LAYER_TYPES:
-        rope = required(parameters or {}, layer_type, where)
+        rope = required(as_section(parameters or {}, where), layer_type, where)
+        rope = as_section(rope, f"{where}.{layer_type}")
         rope_type = required(rope, "rope_type", f"{where}.{layer_type}")
         if rope_type not in ROPE_TYPES:
             raise ConfigError(
@@ -304,15 +316,23 @@ def _ropes(parameters: Any) -> dict[str, RopeConfig]:
         part = 1.0
         if rope_type == "proportional":
             part = required(rope, "partial_rotary_factor", f"{where}.{layer_type}")
-        ropes[layer_type] = RopeConfig(
-            rope_theta=required(rope, "rope_theta", f"{where}.{layer_type}"),
-            partial_rotary_factor=part,
-        )
+        theta = required(rope, "rope_theta", f"{where}.{layer_type}")
+        ropes[layer_type] = RopeConfig(rope_theta=theta, partial_rotary_factor=part)
+        check_types(RopeConfig, vars(ropes[layer_type]), f"{where}.{layer_type}")
+        if not (theta > 0 and 0 <= part <= 1):
+            raise ConfigError(
+                f"[{where}.{layer_type}] needed a positive rope_theta and a partial_rotary_factor "
+                f"of 0 to 1, got {theta} and {part}. Correct the values."
+            )
     return ropes
 
 
 def _check_sizes(config: TextConfig) -> None:
-    check_sizes(vars(config), SIZES, "text_config")
+    if not 0 <= config.pad_token_id < config.vocab_size:
+        raise ConfigError(
+            f"[text_config.pad_token_id] needed 0 to {config.vocab_size - 1}, got "
+            f"{config.pad_token_id}. Soft tokens are embedded as it."
+        )
     for key, heads in (
         ("num_key_value_heads", config.num_key_value_heads),
         ("num_global_key_value_heads", config.num_global_key_value_heads),

@@ -4,7 +4,9 @@ Knows no key but those that transformers' base class may write into any section.
 """
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from dataclasses import fields
+from types import NoneType, UnionType
+from typing import Any, get_args
 
 from ..errors import ConfigError
 
@@ -18,6 +20,25 @@ COMMON = frozenset(
         *("is_encoder_decoder", "problem_type", "sep_token_id", "decoder_start_token_id"),
     }
 )
+
+
+# What JSON writes for the types that fields have; other types are for their readers to check.
+SPELLED = {
+    **{int: "a whole number", float: "a number", bool: "true or false", str: "a text"},
+    NoneType: "null",
+}
+
+
+def as_section(value: Any, where: str) -> Mapping[str, Any]:
+    """Return a section, or a part of one.
+
+    Raises: ConfigError when it is no object.
+    """
+    if not isinstance(value, Mapping):
+        raise ConfigError(
+            f"[{where}] needed a JSON object, got {value!r}. Take the model's own config.json."
+        )
+    return value
 
 
 def required(section: Mapping[str, Any], key: str, where: str) -> Any:
@@ -60,6 +81,22 @@ def check_known(section: Mapping[str, Any], known: Iterable[str], where: str) ->
             f"[{where}] needed known keys, got {', '.join(unknown)}. "
             "They may stand for a formula that this version lacks."
         )
+
+
+def check_types(kind: type, values: Mapping[str, Any], where: str) -> None:
+    """Check that values have the types of a dataclass's fields; a whole number is a number too.
+
+    Raises: ConfigError naming the first key whose value has another type.
+    """
+    for field in fields(kind):
+        value = values[field.name]
+        options = get_args(field.type) if isinstance(field.type, UnionType) else (field.type,)
+        found = {type(value), float} if type(value) is int else {type(value)}
+        if SPELLED.keys() >= set(options) and found.isdisjoint(options):
+            raise ConfigError(
+                f"[{where}.{field.name}] needed {' or '.join(SPELLED[each] for each in options)}, "
+                f"got {value!r}. Correct the value."
+            )
 
 
 def check_sizes(values: Mapping[str, Any], keys: Iterable[str], where: str) -> None:

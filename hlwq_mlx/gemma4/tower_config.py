@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Self
 
 from ..errors import ConfigError
-from .section import check_fixed, check_known, check_sizes, required
+from .section import as_section, check_fixed, check_known, check_sizes, check_types, required
 
 # The two kinds of tower, and the sections that describe them.
 VISION = "vision"
@@ -67,9 +67,9 @@ class VisionConfig:
 
         Raises: ConfigError naming the key that is missing, unknown or not implemented.
         """
-        values = dict(section)
-        rope = required(values, "rope_parameters", VISION_SECTION) or {}
+        values = dict(as_section(section, VISION_SECTION))
         where = f"{VISION_SECTION}.rope_parameters"
+        rope = as_section(required(values, "rope_parameters", VISION_SECTION) or {}, where)
         rope_type = required(rope, "rope_type", where)
         if rope_type not in ROPE_TYPES or rope.keys() - {"rope_type", "rope_theta"}:
             raise ConfigError(
@@ -82,12 +82,12 @@ class VisionConfig:
         names = [field.name for field in fields(cls)]
         check_known(values, {*names, *VISION_FIXED, *VISION_IGNORED}, VISION_SECTION)
         config = cls(**{name: required(values, name, VISION_SECTION) for name in names})
+        check_sizes(vars(config), VISION_SIZES, VISION_SECTION)
+        check_types(cls, vars(config), VISION_SECTION)
         config._check()
         return config
 
     def _check(self) -> None:
-        check_sizes(vars(self), VISION_SIZES, VISION_SECTION)
-        _check_switches(VISION_SECTION, vars(self), ("use_clipped_linears", "standardize"))
         if self.num_attention_heads % self.num_key_value_heads:
             raise ConfigError(
                 f"[{VISION_SECTION}.num_key_value_heads] needed a divisor of num_attention_heads "
@@ -125,12 +125,15 @@ class AudioConfig:
 
         Raises: ConfigError naming the key that is missing, unknown or not implemented.
         """
+        section = as_section(section, AUDIO_SECTION)
         check_fixed(section, AUDIO_FIXED, AUDIO_SECTION)
         names = [field.name for field in fields(cls)]
         check_known(section, {*names, *AUDIO_FIXED}, AUDIO_SECTION)
         chosen = {name: required(section, name, AUDIO_SECTION) for name in names}
         chosen["subsampling_conv_channels"] = _channels(chosen["subsampling_conv_channels"])
         config = cls(**chosen)
+        check_sizes(chosen, AUDIO_SIZES, AUDIO_SECTION)
+        check_types(cls, chosen, AUDIO_SECTION)
         config._check()
         return config
 
@@ -145,8 +148,6 @@ class AudioConfig:
         return self.subsampling_conv_channels[0] // 4
 
     def _check(self) -> None:
-        check_sizes(vars(self), AUDIO_SIZES, AUDIO_SECTION)
-        _check_switches(AUDIO_SECTION, vars(self), ("use_clipped_linears",))
         if self.hidden_size % (2 * self.num_attention_heads):
             raise ConfigError(
                 f"[{AUDIO_SECTION}.hidden_size] needed an even multiple of num_attention_heads "
@@ -174,11 +175,3 @@ def _channels(value: Any) -> tuple[int, int]:
             f"of them at least 4, got {value!r}. Correct the value."
         )
     return value[0], value[1]
-
-
-def _check_switches(where: str, values: Mapping[str, Any], keys: tuple[str, ...]) -> None:
-    for key in keys:
-        if not isinstance(values[key], bool):
-            raise ConfigError(
-                f"[{where}.{key}] needed true or false, got {values[key]!r}. Correct the value."
-            )

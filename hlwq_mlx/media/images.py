@@ -23,6 +23,7 @@ from .processor import ImageSettings
 Pixels = npt.NDArray[np.uint8]
 
 MAX_PIXELS = 89_478_485  # Pillow's own bound of a decompression bomb: 256 MB as RGB
+MAX_SIDE = 65_535  # JPEG's; resizing a long stroke of few pixels would take gigabytes
 # What Pillow raises for broken files, depending on the format.
 BROKEN = (
     *(OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, OverflowError),
@@ -51,12 +52,13 @@ def read_image(origin: Origin | npt.NDArray[Any] | Image.Image, access: Access =
     animation the first picture is taken. Transparency is laid on white, as the reference's
     processor does; deep grey images are scaled to 8 bits, where the reference saturates.
     Shapes: -> uint8 [h, w, 3].
-    Raises: RequestError when it is no image, broken, of a size above MAX_PIXELS, or not allowed;
-    SourceError when a file or server cannot be read.
+    Raises: RequestError when it is no image, broken, larger than MAX_PIXELS or MAX_SIDE, or not
+    allowed; SourceError when a file or server cannot be read.
     """
     if isinstance(origin, np.ndarray):
         return _from_array(origin)
     if isinstance(origin, Image.Image):
+        check_pixels(origin.height, origin.width, "image")
         return _rgb(origin)
     where = name_of(origin)
     with open_origin(origin, access) as file:
@@ -64,6 +66,8 @@ def read_image(origin: Origin | npt.NDArray[Any] | Image.Image, access: Access =
             with Image.open(file) as image:
                 _check_decodable(image, where)
                 image.load()
+                check_pixels(image.height, image.width, where)  # an icon may hold more than it says
+                return _rgb(image)
         except RequestError:
             raise
         except BROKEN as error:
@@ -71,7 +75,6 @@ def read_image(origin: Origin | npt.NDArray[Any] | Image.Image, access: Access =
                 f"[{where}] needed an image that Pillow reads, got: {error}. "
                 "Check that it is an image and whole."
             ) from error
-    return _rgb(image)
 
 
 def image_patches(
@@ -127,9 +130,10 @@ def cut(image: Pixels, settings: ImageSettings) -> Patches:
 
 def check_pixels(h: int, w: int, where: str) -> None:
     """Raise RequestError for a picture that would fill the memory, or has no pixels."""
-    if not 0 < h * w <= MAX_PIXELS:
+    if not 0 < h * w <= MAX_PIXELS or max(h, w) > MAX_SIDE:
         raise RequestError(
-            f"[{where}] needed 1 to {MAX_PIXELS:,} pixels, got {w} x {h}. Send a smaller image."
+            f"[{where}] needed 1 to {MAX_PIXELS:,} pixels and sides of at most {MAX_SIDE:,}, got "
+            f"{w} x {h}. Send a smaller image."
         )
 
 

@@ -6,7 +6,6 @@ Gives an open binary file, so that a long video on disk is never read whole. It 
 import binascii
 import io
 import time
-import urllib.error
 import urllib.parse
 import urllib.request
 from dataclasses import dataclass
@@ -25,8 +24,8 @@ CHUNK_BYTES = 1 << 16
 class Access:
     """What a caller may name: a server lets its clients name neither files nor the web.
 
-    `max_bytes` bounds what is taken into memory (bytes, data URLs and downloads), `timeout_s` a
-    whole download.
+    `max_bytes` bounds what is taken into memory (bytes, data URLs and downloads), `timeout_s` each
+    wait for a server and the whole of what it sends after its header.
     """
 
     files: bool = True
@@ -148,7 +147,9 @@ def _downloaded(url: str, access: Access) -> bytes:
                 _check_size(len(content), url, access)
                 if time.monotonic() > deadline:
                     raise TimeoutError(f"more than {access.timeout_s:g} s")
-    except (HTTPException, urllib.error.URLError, TimeoutError, OSError) as error:
+    except RequestError:
+        raise
+    except (HTTPException, OSError, ValueError) as error:  # ValueError: an address that is none
         raise SourceError(
             f"[{url[:200]}] needed a download, got: {error}. Check the address, or try again."
         ) from error

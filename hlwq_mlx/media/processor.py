@@ -32,6 +32,7 @@ FIXED_PICTURE = {
 FIXED_SOUND = {
     **{"dither": 0.0, "preemphasis": 0.0, "input_scale_factor": 1.0, "padding_value": 0.0},
     **{"per_bin_mean": None, "per_bin_stddev": None},
+    **{"fft_overdrive": False, "padding_side": "right"},
 }
 
 
@@ -104,14 +105,17 @@ class Processor:
         folder = Path(folder)
         nested = _read(folder / "processor_config.json")
         flat = _read(folder / "preprocessor_config.json")
-        pictures = nested.get("image_processor") or flat
-        sounds = nested.get("feature_extractor") or flat
-        videos = nested.get("video_processor") or _read(folder / "video_preprocessor_config.json")
+        pictures = _section(nested, "image_processor") or flat
+        sounds = _section(nested, "feature_extractor") or flat
+        videos = _section(nested, "video_processor") or _read(
+            folder / "video_preprocessor_config.json"
+        )
         _check_fixed("image_processor", pictures, FIXED_PICTURE)
         _check_fixed("feature_extractor", sounds, FIXED_SOUND)
         _check_fixed("video_processor", videos, FIXED_PICTURE)
         image = _chosen(ImageSettings, pictures)
-        sound = _chosen(SoundSettings, _in_samples(sounds))
+        # In an older file, which is about all kinds, the budget is the image's.
+        sound = _chosen(SoundSettings, _in_samples(sounds) | {"max_soft_tokens": None})
         video = _chosen(VideoSettings, videos)
         kinds = {"image": image, "sound": sound, "video": video}
         missing = [kind for kind, found in kinds.items() if not found]
@@ -140,36 +144,54 @@ def _read(path: Path) -> dict[str, Any]:
     return found
 
 
+def _section(nested: Mapping[str, Any], name: str) -> dict[str, Any]:
+    found = nested.get(name) or {}
+    if not isinstance(found, dict):
+        raise ConfigError(
+            f"[{name}] needed a JSON object, got {found!r}. Fetch the processor file again."
+        )
+    return found
+
+
 def _chosen(
     kind: type[ImageSettings | SoundSettings], section: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Pick what a section says of a settings class, and check that numbers are positive."""
-    chosen = {}
-    for field in fields(kind):
-        value = section.get(field.name)
-        if value is None:
-            continue
-        is_whole = field.type is int
-        is_number = type(value) is int or (type(value) is float and not is_whole)
-        if not is_number or value < 0 or (value == 0 and field.name != "min_frequency"):
-            raise ConfigError(
-                f"[{field.name}] needed a positive {'whole ' if is_whole else ''}number, "
-                f"got {value!r}. Fetch the processor file again."
-            )
-        chosen[field.name] = value
-    return chosen
+    """Pick what a section says of a settings class."""
+    return {
+        field.name: _positive(section, field.name, field.type is int)
+        for field in fields(kind)
+        if section.get(field.name) is not None
+    }
+
+
+def _positive(section: Mapping[str, Any], name: str, is_whole: bool) -> int | float:
+    value = section[name]
+    is_number = type(value) is int or (type(value) is float and not is_whole)
+    if not is_number or value < 0 or (value == 0 and name != "min_frequency"):
+        raise ConfigError(
+            f"[{name}] needed a positive {'whole ' if is_whole else ''}number, got {value!r}. "
+            "Fetch the processor file again."
+        )
+    number: int | float = value
+    return number
 
 
 def _in_samples(section: Mapping[str, Any]) -> dict[str, Any]:
     """Complete the lengths, which an older file holds in milliseconds or leaves out."""
-    rate = section.get("sampling_rate")
-    if rate is None:
+    if section.get("sampling_rate") is None:
         return dict(section)
-    frame_length = round(rate * section.get("frame_length_ms", 20.0) / 1000)
-    hop_length = round(rate * section.get("hop_length_ms", 10.0) / 1000)
-    lengths = {"frame_length": frame_length, "hop_length": hop_length}
-    lengths |= {key: section[key] for key in lengths if key in section}
-    return {"fft_length": 1 << (lengths["frame_length"] - 1).bit_length(), **lengths, **section}
+    rate = _positive(section, "sampling_rate", is_whole=True)
+    spans = {"frame_length_ms": 20.0, "hop_length_ms": 10.0} | dict(section)
+    lengths = {
+        name: round(rate * _positive(spans, f"{name}_ms", is_whole=False) / 1000)
+        for name in ("frame_length", "hop_length")
+        if section.get(name) is None
+    }
+    found = {**section, **lengths}
+    if found.get("fft_length") is None:
+        frame_length = int(_positive(found, "frame_length", is_whole=True))
+        found["fft_length"] = 1 << (frame_length - 1).bit_length()
+    return found
 
 
 def _check_fixed(where: str, section: Mapping[str, Any], fixed: Mapping[str, Any]) -> None:

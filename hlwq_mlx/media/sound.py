@@ -18,10 +18,13 @@ from typing import Any, BinaryIO
 import av
 import numpy as np
 import numpy.typing as npt
+from av.audio.stream import AudioStream
+from av.container import InputContainer
 from av.filter import Graph
 
 from ..errors import RequestError
-from .origin import LOCAL, Access, Origin, name_of, open_origin
+from .container import first, open_container
+from .origin import LOCAL, Access, Origin, name_of
 from .processor import FRAMES_PER_TOKEN, SoundSettings
 
 logger = logging.getLogger("hlwq_mlx")
@@ -29,6 +32,7 @@ logger = logging.getLogger("hlwq_mlx")
 Samples = npt.NDArray[np.float32]
 
 MAX_SECONDS = 3600.0
+RATES_HZ = (1_000, 1_000_000)
 CHUNK = 1 << 16  # samples
 # Flat up to 7.5 kHz and below -100 dB from 8.2 kHz on, where FFmpeg's default lets through -15 dB.
 RESAMPLER = "filter_size=256:cutoff=0.97"
@@ -72,18 +76,13 @@ def read_sound(
     if isinstance(origin, np.ndarray):
         samples = _mono(origin)
         chunks = (samples[i : i + CHUNK] for i in range(0, len(samples), CHUNK))
-        rate = rate_hz or settings.sampling_rate
+        rate = settings.sampling_rate if rate_hz is None else rate_hz
         return _collected(_resampled(chunks, rate, settings.sampling_rate), settings, where)
-    with open_origin(origin, access) as file:
-        try:
-            return _decoded(file, settings, where)
-        except (av.FFmpegError, OSError) as error:
-            if isinstance(error, RequestError):
-                raise
-            raise RequestError(
-                f"[{where}] needed a sound that FFmpeg reads, got: {error}. "
-                "Check that it is a sound and whole."
-            ) from error
+    with open_container(origin, access, "sound") as (container, file):
+        samples = _decoded(container, settings, where)
+        if _is_cut_wav(file):
+            raise _cut_short(len(samples) / settings.sampling_rate, where)
+        return samples
 
 
 def split(samples: Samples, settings: SoundSettings) -> list[Samples]:
@@ -148,27 +147,28 @@ def mel_frames(samples: Samples, settings: SoundSettings) -> npt.NDArray[np.floa
     return np.log(spectrum @ filters + settings.mel_floor).astype(np.float32)
 
 
-def _decoded(file: BinaryIO, settings: SoundSettings, where: str) -> Samples:
-    with av.open(file, mode="r") as container:
-        if not container.streams.audio:
-            raise RequestError(f"[{where}] needed a sound, got a file without any. Check it.")
-        stream = container.streams.audio[0]
-        # A stream may change its rate half-way, as files that were strung together do.
-        pieces = (
-            _resampled((chunk for _, chunk in run), rate, settings.sampling_rate)
-            for rate, run in groupby(_frames(container, stream), key=itemgetter(0))
-        )
-        samples = _collected(chain.from_iterable(pieces), settings, where)
-        seconds = len(samples) / settings.sampling_rate
-        stated = 0.0
-        if container.format.name in EXACT and stream.duration and stream.time_base:
-            stated = float(stream.duration * stream.time_base)
-        if seconds < 0.98 * stated - 0.1 or _is_cut_wav(file):
-            raise RequestError(
-                f"[{where}] needed the whole sound that the file announces, got {seconds:.1f} s "
-                "and the end of the file. Fetch the file again."
-            )
-        return samples
+def _decoded(container: InputContainer, settings: SoundSettings, where: str) -> Samples:
+    stream = first(container.streams.audio, "sound", where)
+    # A stream may change its rate half-way, as files that were strung together do.
+    pieces = (
+        _resampled((chunk for _, chunk in run), rate, settings.sampling_rate)
+        for rate, run in groupby(_frames(container, stream), key=itemgetter(0))
+    )
+    samples = _collected(chain.from_iterable(pieces), settings, where)
+    seconds = len(samples) / settings.sampling_rate
+    stated = 0.0
+    if container.format.name in EXACT and stream.duration and stream.time_base:
+        stated = float(stream.duration * stream.time_base)
+    if seconds < 0.98 * stated - 0.1:
+        raise _cut_short(seconds, where)
+    return samples
+
+
+def _cut_short(seconds: float, where: str) -> RequestError:
+    return RequestError(
+        f"[{where}] needed the whole sound that the file announces, got {seconds:.1f} s and the "
+        "end of the file. Fetch the file again."
+    )
 
 
 def _is_cut_wav(file: BinaryIO) -> bool:
@@ -181,18 +181,28 @@ def _is_cut_wav(file: BinaryIO) -> bool:
     return header[:4] == b"RIFF" and header[8:] == b"WAVE" and not is_streamed and size < stated
 
 
-def _frames(container: Any, stream: Any) -> Iterator[tuple[int, Samples]]:
+def _frames(container: InputContainer, stream: AudioStream) -> Iterator[tuple[int, Samples]]:
     """Decode to (rate, mono samples), skipping single broken packets as players do."""
     for packet in container.demux(stream):
         try:
             frames = packet.decode()
         except av.InvalidDataError:
             continue
-        for frame in frames:
+        for frame in chain.from_iterable(map(_readable, frames)):
             values = frame.to_ndarray()
             is_planar = frame.format.is_planar
             channels = values.T if is_planar else values.reshape(frame.samples, -1)
             yield frame.sample_rate, _mono(channels)
+
+
+def _readable(frame: av.AudioFrame) -> list[av.AudioFrame]:
+    """Pack the channels of a frame that PyAV 18.1 reads past the end of: planes are counted up to
+    a null pointer, which does not follow eight.
+    """
+    if frame.layout.nb_channels < 8 or not frame.format.is_planar:
+        return [frame]
+    packer = av.AudioResampler(frame.format.packed, frame.layout, frame.sample_rate)
+    return packer.resample(frame)
 
 
 def _mono(values: npt.NDArray[Any]) -> Samples:
@@ -235,6 +245,11 @@ def _resampled(chunks: Iterable[Samples], rate: int, to_rate: int) -> Iterator[S
     if rate == to_rate:
         yield from chunks
         return
+    if not RATES_HZ[0] <= rate <= RATES_HZ[1]:
+        raise RequestError(
+            f"[sound] needed a rate of {RATES_HZ[0]:,} to {RATES_HZ[1]:,} Hz, got {rate:,}. "
+            "Check what the sound was recorded at."
+        )
     graph = Graph()
     source = graph.add_abuffer(
         sample_rate=rate, format="fltp", layout="mono", time_base=Fraction(1, rate)

@@ -12,15 +12,16 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import av
 import numpy as np
 from av.container import InputContainer
+from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from ..errors import RequestError
+from .container import first, open_container
 from .images import Patches, Pixels, check_pixels, cut, fit, read_image
-from .origin import LOCAL, Access, Origin, name_of, open_origin
+from .origin import LOCAL, Access, Origin, name_of
 from .processor import VideoSettings
 
 FALLBACK_FPS = 24.0  # the reference's, where a file does not say
@@ -65,34 +66,19 @@ def read_video(
     """
     where = name_of(origin)
     budget = settings.budget(max_soft_tokens)
-    with open_origin(origin, access) as file:
-        try:
-            with av.open(file, mode="r") as container:
-                if not container.streams.video:
-                    raise RequestError(f"[{where}] needed a video, got a file without pictures.")
-                stream = container.streams.video[0]
-                check_pixels(stream.height, stream.width, where)
-                times, keys = _packet_times(container, stream, where)
-                indices = frame_indices(len(times), settings.num_frames)
-                wanted = [times[index] for index in indices]
-                frames = [
-                    fit(_upright(frame), settings, budget)
-                    for frame in _frames_at(container, stream, wanted, keys)
-                ]
-                rate = float(stream.average_rate or FALLBACK_FPS)
-        except (av.FFmpegError, OSError) as error:
-            if isinstance(error, RequestError):
-                raise
-            raise RequestError(
-                f"[{where}] needed a video that FFmpeg reads, got: {error}. "
-                "Check that it is a video and whole."
-            ) from error
-    if not frames or len(frames) < len(indices):
+    with open_container(origin, access, "video") as (container, _):
+        stream = _pictures(container, where)
+        times, keys = _packet_times(container, stream, where)
+        indices = frame_indices(len(times), settings.num_frames)
+        decoded = _frames_at(container, stream, [times[index] for index in indices], keys)
+        frames = [fit(_upright(frame, where), settings, budget) for frame in decoded]
+        rate = float(stream.average_rate or FALLBACK_FPS)
+    if len(frames) < len(indices):
         raise RequestError(
-            f"[{where}] needed {len(indices) or 'some'} frames, got {len(frames)} that can be "
-            "decoded. Check that the video is whole."
+            f"[{where}] needed {len(indices)} frames, got {len(frames)} that can be decoded. "
+            "Check that the video is whole."
         )
-    return Clip(np.stack(frames), tuple(index / rate for index in indices))
+    return _clip(frames, indices, rate, where)
 
 
 def make_clip(
@@ -105,17 +91,35 @@ def make_clip(
 
     Raises: RequestError when there is none, or one is no image.
     """
+    if not fps > 0:
+        raise RequestError(f"[fps] needed a positive number, got {fps}. Check the frame rate.")
     indices = frame_indices(len(frames), settings.num_frames)
-    if not indices:
-        raise RequestError("[video] needed frames, got none. Hand over at least one.")
     budget = settings.budget(max_soft_tokens)
     fitted = [fit(read_image(frames[index]), settings, budget) for index in indices]
-    return Clip(np.stack(fitted), tuple(index / fps for index in indices))
+    return _clip(fitted, indices, fps, "video")
 
 
 def clip_patches(clip: Clip, settings: VideoSettings) -> list[Patches]:
     """Cut every frame of a clip into patches."""
     return [cut(frame, settings) for frame in clip.frames]
+
+
+def _clip(frames: list[Pixels], indices: list[int], fps: float, where: str) -> Clip:
+    sizes = {frame.shape for frame in frames}
+    if len(sizes) != 1:
+        raise RequestError(
+            f"[{where}] needed frames of one size, got {len(sizes) or 'no'} sizes. "
+            "Encode the video again."
+        )
+    return Clip(np.stack(frames), tuple(index / fps for index in indices))
+
+
+def _pictures(container: InputContainer, where: str) -> VideoStream:
+    """The video stream of a file; the cover of a piece of music is none."""
+    streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+    stream = first(streams, "video", where)
+    check_pixels(stream.height, stream.width, where)
+    return stream
 
 
 def _packet_times(
@@ -128,8 +132,7 @@ def _packet_times(
         if time is None or not packet.size or packet.is_discard:
             continue
         times.append(time)
-        if packet.is_keyframe:
-            keys.append(time)
+        keys += [time] if packet.is_keyframe else []
         if len(times) > MAX_FRAMES:
             raise RequestError(
                 f"[{where}] needed at most {MAX_FRAMES:,} frames, got more. Cut the video."
@@ -150,7 +153,8 @@ def _frames_at(
             decoder = _decoder_from(container, stream, int(key))
         frame = _next_frame(decoder, time)
         if has_jumped and (frame is None or frame.pts != time):
-            # Some containers land behind the place they were asked for: walk there instead.
+            # Some containers land behind the place they were asked for: walk, from now on.
+            keys = []
             decoder = _decoder_from(container, stream, None)
             frame = _next_frame(decoder, time)
         if frame is None:
@@ -163,7 +167,7 @@ def _decoder_from(
     container: InputContainer, stream: VideoStream, time: int | None
 ) -> Iterator[VideoFrame]:
     if time is None:
-        container.seek(container.start_time or 0)
+        container.seek(min(container.start_time or 0, 0))
     else:
         container.seek(time, stream=stream)
     return container.decode(stream)
@@ -173,6 +177,6 @@ def _next_frame(decoder: Iterator[VideoFrame], time: int) -> VideoFrame | None:
     return next((frame for frame in decoder if frame.pts is not None and frame.pts >= time), None)
 
 
-def _upright(frame: VideoFrame) -> Pixels:
-    pixels = frame.to_ndarray(format="rgb24")
-    return np.rot90(pixels, frame.rotation // 90)
+def _upright(frame: VideoFrame, where: str) -> Pixels:
+    check_pixels(frame.height, frame.width, where)
+    return np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))

@@ -19,6 +19,11 @@ VIDEO_LENGTHS = (
     *((32, 32, 24.0), (33, 32, 30.0), (100, 32, 25.0), (240, 32, 23.976), (7201, 32, 29.97)),
     *((200_000, 32, 30.0), (50, 4, 10.0), (4, 4, 2.0), (7, 3, 1.0)),
 )
+# Films: (height, width, patch_size, pooling_kernel_size, max_soft_tokens); the third fits as it is.
+CLIPS = (
+    *((90, 160, 16, 3, 70), (480, 640, 16, 3, 70), (336, 480, 16, 3, 70), (720, 1280, 16, 3, 70)),
+    *((33, 47, 16, 3, 140), (28, 28, 4, 2, 16), (200, 300, 4, 3, 9)),
+)
 
 
 def noise(count, seed):
@@ -36,6 +41,12 @@ def picture(height, width):
     ramp = np.stack([x * 255 // max(width - 1, 1), y * 255 // max(height - 1, 1), x ^ y], -1) % 256
     speckle = noise(height * width * 3, height * 10_000 + width).reshape(height, width, 3)
     return ((3 * ramp + speckle.astype(np.int64)) // 4).astype(np.uint8)
+
+
+def film(height, width):
+    """A picture, and the same moved to the side: uint8 [2, height, width, 3]."""
+    first = picture(height, width)
+    return np.stack([first, np.roll(first, 5, axis=1)])
 
 
 def samples(length):

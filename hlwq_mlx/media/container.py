@@ -1,0 +1,59 @@
+"""Sound and video files, opened with FFmpeg through PyAV and kept away from everything else.
+
+FFmpeg also reads playlists and scripts, which name other files and servers; of its formats only
+those are allowed that hold their media themselves, and of its protocols none.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import BinaryIO, TypeVar
+
+import av
+from av.container import InputContainer
+from av.stream import Stream
+
+from ..errors import RequestError
+from .origin import Access, Origin, name_of, open_origin
+
+Some = TypeVar("Some", bound=Stream)
+
+FORMATS = (
+    *("wav", "w64", "aiff", "au", "caf", "mp3", "flac", "ogg", "aac", "ac3", "eac3", "amr"),
+    *("ape", "wv", "tta", "loas", "mov", "mp4", "m4a", "3gp", "3g2", "matroska", "webm"),
+    *("avi", "asf", "flv", "mpeg", "mpegts", "mpegvideo", "m4v", "h264", "hevc", "ivf", "gif"),
+    *("apng", "mxf", "dv", "rm", "nut"),
+)
+OPTIONS = {"format_whitelist": ",".join(FORMATS), "protocol_whitelist": "none"}
+
+
+@contextmanager
+def open_container(
+    origin: Origin, access: Access, kind: str
+) -> Iterator[tuple[InputContainer, BinaryIO]]:
+    """Open a file of `kind` ("sound", "video"): the container, and the file it is read from.
+
+    Raises: RequestError when FFmpeg cannot read it, here or in the block that uses it.
+    """
+    with open_origin(origin, access) as file:
+        try:
+            with av.open(file, "r", options=OPTIONS, metadata_errors="ignore") as container:
+                yield container, file
+        except (av.FFmpegError, OSError) as error:
+            raise RequestError(
+                f"[{name_of(origin)}] needed a {kind} that FFmpeg reads, got: {error}. "
+                f"Check that it is a {kind} and whole."
+            ) from error
+
+
+def first(streams: Sequence[Some], kind: str, where: str) -> Some:
+    """Choose the stream of a file that is read.
+
+    Raises: RequestError when there is none, or FFmpeg does not know its codec.
+    """
+    if not streams:
+        raise RequestError(f"[{where}] needed a {kind}, got a file without any. Check the file.")
+    if streams[0].codec_context is None:
+        raise RequestError(
+            f"[{where}] needed a {kind} in a codec that FFmpeg knows, got another. Encode it again."
+        )
+    return streams[0]
