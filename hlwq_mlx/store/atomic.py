@@ -1,9 +1,11 @@
 """Folders that appear whole or not at all."""
 
+import fcntl
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..errors import DeviceError, HLWQError, SourceError
@@ -38,17 +40,18 @@ def scratch(output: Path) -> Iterator[Path]:
     """Yield a folder beside `output`, for what leads to it, that vanishes when the block ends.
 
     What a killed run left behind is removed by the next run for the same output; what a live one is
-    still writing is left alone.
+    still writing, in whatever thread, process or container, is left alone. Where the file system
+    has no locks the two look alike, and both are left.
     Raises: SourceError when `output` exists; DeviceError when the disk does not take what the block
     writes.
     """
     require_new(output)
+    prefix = f".{output.name}.partial-"
     try:
-        folder = _begin(output)
-        try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        _clear(output.parent, prefix)
+        with _locked_folder(output.parent, prefix) as folder:
             yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
     except HLWQError:
         raise
     except OSError as problem:
@@ -70,26 +73,44 @@ def place(path: Path, output: Path) -> None:
         raise
 
 
-def _begin(output: Path) -> Path:
-    """Clear what dead runs left and make this run's folder."""
-    prefix = f".{output.name}.partial-"
-    output.parent.mkdir(parents=True, exist_ok=True)
-    for path in output.parent.iterdir():
-        if path.name.startswith(prefix) and not _is_alive(path.name.removeprefix(prefix)):
-            shutil.rmtree(path)
-    folder = output.parent / f"{prefix}{os.getpid()}"
-    folder.mkdir()
-    return folder
+def _clear(parent: Path, prefix: str) -> None:
+    """Remove what dead runs left: a lock ends with its process."""
+    for path in parent.iterdir():
+        if path.name.startswith(prefix):
+            with suppress(FileNotFoundError), _opened(path) as handle:  # another run may clear too
+                if _take_lock(handle):
+                    shutil.rmtree(path, ignore_errors=True)
 
 
-def _is_alive(process_id: str) -> bool:
-    """Say whether another process of that id runs; this one is about to begin anew."""
-    if not process_id.isdigit() or int(process_id) == os.getpid():
-        return False
+@contextmanager
+def _locked_folder(parent: Path, prefix: str) -> Iterator[Path]:
+    """Make a folder that others see locked from the first, and remove it in the end."""
+    number = secrets.token_hex(4)
+    unlocked, folder = parent / f".{number}.unlocked", parent / f"{prefix}{number}"
+    unlocked.mkdir()
+    with _opened(unlocked) as handle:
+        _take_lock(handle)
+        os.rename(unlocked, folder)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    """Open a file or a folder, which alone can be locked or flushed."""
+    handle = os.open(path, os.O_RDONLY)
     try:
-        os.kill(int(process_id), 0)
-    except ProcessLookupError:
+        yield handle
+    finally:
+        os.close(handle)
+
+
+def _take_lock(handle: int) -> bool:
+    """Lock a folder unless another run has, or its file system cannot."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
         return False
-    except PermissionError:
-        return True
     return True
