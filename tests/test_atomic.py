@@ -4,9 +4,11 @@ import errno
 import fcntl
 import os
 import signal
+import stat
 import subprocess
 import sys
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -98,6 +100,68 @@ def test_a_parent_that_is_a_file_is_named(tmp_path):
     message = r"\[output\] needed to write .*file"
     with pytest.raises(DeviceError, match=message), building(tmp_path / "file" / "model"):
         raise AssertionError("the block must not run")
+
+
+@pytest.fixture
+def on_disk(monkeypatch):
+    """Return what makes paths known, and the steps: what of them was flushed and renamed."""
+    known, steps = {}, []
+    fsync, rename = os.fsync, Path.rename
+
+    def flushed(handle):
+        fsync(handle)
+        steps.append(("flush", known[os.fstat(handle).st_ino]))
+
+    def renamed(path, target):
+        steps.append(("rename", path.name))
+        return rename(path, target)
+
+    def know(*paths):
+        known.update({path.stat().st_ino: path.name for path in paths})
+
+    monkeypatch.setattr(os, "fsync", flushed)
+    monkeypatch.setattr(Path, "rename", renamed)
+    return know, steps
+
+
+def test_all_is_on_the_disk_before_it_gets_its_name(tmp_path, on_disk):
+    know, steps = on_disk
+    with building(tmp_path / "model") as folder:
+        (folder / "a").write_text("1")
+        (folder / "inner").mkdir()
+        (folder / "inner" / "b").write_text("1")
+        know(tmp_path, folder, *folder.rglob("*"))
+    *before, renamed, last = steps
+    flushed = [name for _, name in before]
+    assert sorted(flushed) == sorted(["a", "b", "inner", folder.name])
+    assert flushed.index("b") < flushed.index("inner") < flushed.index(folder.name)
+    assert renamed == ("rename", folder.name)
+    assert last == ("flush", tmp_path.name)
+
+
+def test_a_disk_that_does_not_take_it_leaves_nothing_of_that_name(tmp_path, monkeypatch):
+    def fsync(handle):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    message = r"\[output\] needed to write .*model, got .*Input/output error"
+    with pytest.raises(DeviceError, match=message), building(tmp_path / "model") as folder:
+        (folder / "a").write_text("1")
+    assert names(tmp_path) == []
+
+
+def test_a_file_system_that_cannot_flush_folders_will_do(tmp_path, monkeypatch):
+    fsync = os.fsync
+
+    def files_alone(handle):
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", files_alone)
+    with building(tmp_path / "model") as folder:
+        (folder / "a").write_text("1")
+    assert names(tmp_path / "model") == ["a"]
 
 
 WAITING = (

@@ -1,5 +1,6 @@
 """Folders that appear whole or not at all."""
 
+import errno
 import fcntl
 import os
 import secrets
@@ -9,6 +10,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..errors import DeviceError, HLWQError, SourceError
+
+_NOTHING_TO_FLUSH = (errno.EINVAL, errno.ENOTSUP)  # as some network file systems say of folders
 
 
 def require_new(output: Path) -> None:
@@ -62,15 +65,37 @@ def scratch(output: Path) -> Iterator[Path]:
 
 
 def place(path: Path, output: Path) -> None:
-    """Give what is finished its name.
+    """Give what is finished its name, once all of it is on the disk.
 
-    Raises: SourceError when `output` exists: another process made it meanwhile; OSError.
+    A crash of the system then leaves either nothing of that name or the whole. A file replaces a
+    file that another process made meanwhile.
+    Raises: SourceError when `output` is a folder that another process made meanwhile; OSError.
     """
+    _flush_all(path)
     try:
         path.rename(output)
     except OSError:
         require_new(output)
         raise
+    _flush(output.parent)
+
+
+def _flush_all(path: Path) -> None:
+    """Bring a file, or a folder with what is in it, to the disk."""
+    if path.is_dir():
+        for inner in path.iterdir():
+            _flush_all(inner)
+    _flush(path)
+
+
+def _flush(path: Path) -> None:
+    """Bring a file's bytes, or a folder's names, to the disk."""
+    with _opened(path) as handle:
+        try:
+            os.fsync(handle)
+        except OSError as problem:
+            if problem.errno not in _NOTHING_TO_FLUSH:
+                raise
 
 
 def _clear(parent: Path, prefix: str) -> None:
