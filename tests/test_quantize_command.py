@@ -1,11 +1,13 @@
 """`python -m hlwq_mlx.quantize`: both layouts, both ways of saying what to code, and the report."""
 
 import math
+import re
 import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -107,6 +109,20 @@ def test_a_disk_that_is_full_at_the_last_file_ends_in_one_line(
     assert last.startswith("error: [output] needed to write ") and "No space left" in last
     left = {path.name for path in tmp_path.rglob("*") if path.is_file()}
     assert left == ({"codes.safetensors", "bf16.safetensors"} if layout == "published" else set())
+
+
+@pytest.mark.parametrize("layout", ["mlx", "published"])
+def test_a_disk_that_is_too_small_is_told_before_work_begins(layout, tmp_path, monkeypatch, capsys):
+    def encode(*arguments):
+        raise AssertionError("a matrix was coded")
+
+    monkeypatch.setattr(codec, "encode", encode)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=50_000_000))
+    command = ["--model", DEMO, "--variant", "PQ4", "--output", str(tmp_path / "out")]
+    assert cli.run(main, [*command, "--layout", layout]) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert re.search(r"error: \[output\] needed 0\.\d\d GB in \S+, got 0\.05 GB free\. Free", last)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 KILLED = """

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ..errors import DeviceError, HLWQError, SourceError
 
+_SPARE_BYTES = 1 << 26
 _NOTHING_TO_FLUSH = (errno.EINVAL, errno.ENOTSUP)  # as some network file systems say of folders
 
 
@@ -62,6 +63,20 @@ def scratch(output: Path) -> Iterator[Path]:
             f"[output] needed to write {output}, got '{problem}'. "
             "Free disk space or choose another --output."
         ) from problem
+
+
+def require_room(folder: Path, size: int) -> None:
+    """Refuse to begin what the disk cannot hold; `folder` is what `building` yields.
+
+    Raises: DeviceError.
+    """
+    needed = size + _SPARE_BYTES
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise DeviceError(
+            f"[output] needed {needed / 1e9:.2f} GB in {folder.parent}, got {free / 1e9:.2f} GB "
+            "free. Free disk space or choose another --output."
+        )
 
 
 def place(path: Path, output: Path) -> None:

@@ -19,15 +19,15 @@ import numpy as np
 from ..gemma4.config import FLAT_IGNORED, Gemma4Config
 from ..gemma4.model import Model
 from . import checkpoint
-from .atomic import building
+from .atomic import building, require_room
 from .coded import CodedTensor
 from .output import (
     Output,
     Piece,
     bytes_bar,
-    check_disk,
     copy_side_files,
     float_slices,
+    total_bytes,
     write_json,
     write_shards,
 )
@@ -195,7 +195,7 @@ def _write(
     left_out: int,
 ) -> Exported:
     with building(output) as folder, bytes_bar(outputs, "export") as progress:
-        check_disk(folder, outputs)
+        require_room(folder, total_bytes(outputs))
         write_shards(folder, outputs, progress)
         warnings = copy_side_files(source, folder)
         write_json(folder / "config.json", config)
