@@ -29,7 +29,7 @@ from .hub import PLAIN
 from .leftovers import Leftover
 from .ple import FILE_NAME as ROW_STORE
 from .ple import RowStore
-from .source import PlainTensor, read_json
+from .source import PlainTensor, Source, read_json
 from .tensorfile import TensorFile
 
 MODEL_TYPE = MULTIMODAL[1]
@@ -42,6 +42,7 @@ TIED_HEAD = "lm_head.weight"
 _PATIENCE_S = 1.0
 
 Shape = tuple[int, ...]
+Tensors = dict[str, CodedTensor | PlainTensor]
 
 
 class CodedNames(NamedTuple):
@@ -82,6 +83,26 @@ def canonical_name(name: str) -> str:
     if name.startswith("model.") and not name.startswith((TEXT, *TOWERS)):
         return TEXT + name.removeprefix("model.")
     return name
+
+
+def canonical_tensors(source: Source) -> Tensors:
+    """Return every tensor of a source under its canonical name.
+
+    Raises: CheckpointError listing the tensors that would share one.
+    """
+    found: Tensors = {**source.coded, **source.plain}
+    tensors: Tensors = {}
+    problems: list[str] = []
+    for spelled in sorted(found):
+        name = canonical_name(spelled)
+        if name in tensors:
+            problems.append(
+                f"[{name}] needed one tensor of that meaning, got {tensors[name].name} and "
+                f"{spelled}. The files do not belong together."
+            )
+        tensors[name] = found[spelled]
+    raise_all(problems)
+    return tensors
 
 
 def unread_names(

@@ -19,6 +19,7 @@ from ..quant.layers import pad_table
 from ..quant.packing import BLOCK, UNIT, Codes, p32_plane_offsets, p32_planes
 from . import checkpoint, leftovers, ple
 from .atomic import building, require_room
+from .checkpoint import Tensors
 from .coded import CodedTensor
 from .detect import Reading, is_odd
 from .leftovers import Leftover
@@ -41,8 +42,6 @@ from .source import PlainTensor, Source
 from .tensorfile import TensorSpec
 
 _NAMED = 3
-
-Tensors = dict[str, CodedTensor | PlainTensor]
 
 
 @dataclass
@@ -87,7 +86,7 @@ def convert(source: Source, output: Path, choice: str = leftovers.KEEP) -> Summa
     config; DeviceError when the disk is too small.
     """
     config = checkpoint.normalize_config(source.config)
-    tensors = _canonical(source)
+    tensors = checkpoint.canonical_tensors(source)
     unread = checkpoint.unread_names(config, tensors)
     for name in unread:
         del tensors[name]
@@ -174,12 +173,6 @@ def _doubts(source: Source, tensors: Tensors) -> tuple[str, ...]:
         f"{len(names)} tensors have not the energy of coded weights: {named}. If answers make no "
         "sense, they were read wrongly: try another --bit-order or --centroids",
     )
-
-
-def _canonical(source: Source) -> Tensors:
-    """Name every tensor of a source as our folder does."""
-    found: Tensors = {**source.coded, **source.plain}
-    return {checkpoint.canonical_name(name): found[name] for name in sorted(found)}
 
 
 def _coded(
