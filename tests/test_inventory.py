@@ -72,6 +72,26 @@ def test_faults_of_the_hub(server):
         inventory.take(NAME, "PQ5")
 
 
+@pytest.mark.parametrize(
+    ("content", "got"),
+    [(b"{", "Expecting property name"), (b"[1]", "a list"), (b"\xff", "'utf-8' codec")],
+)
+def test_a_config_of_the_hub_that_is_none(server, content, got):
+    server.repositories[NAME]["config.json"] = content
+    message = rf"^\[config.json\] needed a JSON object in {NAME}, got {got}.* ask its publisher"
+    with pytest.raises(SourceError, match=message):
+        inventory.take(NAME, "PQ5")
+
+
+def test_a_dtype_of_the_hub_that_is_not_known(server):
+    header = b'{"odd":{"dtype":"F8_E4M3","shape":[1],"data_offsets":[0,1]}}'
+    content = len(header).to_bytes(8, "little") + header + b"\0"
+    server.repositories[NAME]["PQ5/bf16.safetensors"] = content
+    message = r"^\[PQ5/bf16.safetensors\] needed a dtype of BF16, .* got F8_E4M3 for odd\. Store"
+    with pytest.raises(CheckpointError, match=message):
+        inventory.take(NAME, "PQ5")
+
+
 @pytest.fixture
 def damaged(tmp_path):
     """Return a function that writes a variant whose tensors were changed, and takes its doubts."""

@@ -6,6 +6,7 @@ were renamed from PolarQuant to HLWQ, and either name finds them.
 """
 
 import errno
+import json
 import logging
 import shutil
 from collections.abc import Iterable
@@ -31,7 +32,7 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]  # the names o
 
 from ..errors import CheckpointError, DeviceError, HLWQError, SourceError
 from . import resume
-from .tensorfile import TensorSpec
+from .tensorfile import TensorSpec, checked_spec
 
 logger = logging.getLogger("hlwq_mlx")
 
@@ -166,7 +167,7 @@ def read_headers(model: str, variant: str | None) -> Headers:
     """Read a variant's config and the headers of its files of weights, by range requests.
 
     Raises: SourceError when the hub cannot be reached or lacks the model or the variant;
-    CheckpointError for a file without a header.
+    CheckpointError for a file without a header, or with a tensor of unknown dtype.
     """
     repository, variant = split_model(model, variant)
     try:
@@ -178,7 +179,8 @@ def read_headers(model: str, variant: str | None) -> Headers:
         answer = get_session().get(url, headers=build_hf_headers(), follow_redirects=True)
         hf_raise_for_status(answer)
         headers = [_header(info, name) for name in wanted if fnmatchcase(name, "*.safetensors")]
-        return Headers(variant, answer.json(), headers)
+        config = parse_json(answer.content, "config.json", info.id)
+        return Headers(variant, config, headers)
     except (httpx.HTTPError, HFValidationError, OSError) as problem:
         raise _explain(repository, problem) from problem
 
@@ -192,9 +194,27 @@ def _header(info: ModelInfo, name: str) -> dict[str, TensorSpec]:
             "Name another variant."
         ) from problem
     return {
-        tensor: TensorSpec(about.dtype, tuple(about.shape))
+        tensor: checked_spec(name, tensor, about.dtype, about.shape)
         for tensor, about in found.tensors.items()
     }
+
+
+def parse_json(content: bytes, name: str, origin: object) -> dict[str, Any]:
+    """Read a JSON object of a model; `origin` is where it lies.
+
+    Raises: SourceError when it is not one.
+    """
+    try:
+        value = json.loads(content)
+        got = f"a {type(value).__name__}"
+    except ValueError as problem:
+        value, got = None, str(problem)
+    if not isinstance(value, dict):
+        raise SourceError(
+            f"[{name}] needed a JSON object in {origin}, got {got}. "
+            "Download it again, or ask its publisher for a whole one."
+        )
+    return value
 
 
 def _require_model(repository: str, wanted: list[str]) -> list[str]:

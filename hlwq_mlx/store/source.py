@@ -5,7 +5,6 @@ turns what a user names (a hub id, `id/PQ5`, a folder) into a folder and a varia
 them. Nothing is written and no tensor is held.
 """
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -154,17 +153,12 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises: SourceError when the file is not one.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as problem:
+        content = path.read_bytes()
+    except OSError as problem:
         raise SourceError(
             f"[{path.name}] needed a JSON object in {path}, got {problem}. Download it again."
         ) from problem
-    if not isinstance(value, dict):
-        raise SourceError(
-            f"[{path.name}] needed a JSON object in {path}, got a {type(value).__name__}. "
-            "Download it again."
-        )
-    return value
+    return hub.parse_json(content, path.name, path)
 
 
 def _twice(what: str) -> str:
