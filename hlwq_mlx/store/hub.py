@@ -74,7 +74,7 @@ def find_repository(repository: str) -> ModelInfo:
     """
     for name in _names(repository):
         try:
-            return HfApi().model_info(name, files_metadata=True)
+            return HfApi().model_info(name, files_metadata=True, timeout=_patience())
         except GatedRepoError:
             raise
         except RepositoryNotFoundError:
@@ -83,6 +83,11 @@ def find_repository(repository: str) -> ModelInfo:
         f"[{repository}] needed a repository on the hub, got none of that name. "
         "Check the spelling, or log in with `hf auth login` if it is private."
     )
+
+
+def _patience() -> float:
+    """How many seconds the hub may say nothing; huggingface_hub would wait for ever."""
+    return constants.HF_HUB_DOWNLOAD_TIMEOUT
 
 
 def _names(repository: str) -> list[str]:
@@ -176,7 +181,9 @@ def read_headers(model: str, variant: str | None) -> Headers:
         variant = choose_variant(repository, files, variant)
         wanted = _require_model(repository, wanted_files(files, variant))
         url = hf_hub_url(info.id, "config.json", revision=info.sha)
-        answer = get_session().get(url, headers=build_hf_headers(), follow_redirects=True)
+        answer = get_session().get(
+            url, headers=build_hf_headers(), follow_redirects=True, timeout=_patience()
+        )
         hf_raise_for_status(answer)
         headers = [_header(info, name) for name in wanted if fnmatchcase(name, "*.safetensors")]
         config = parse_json(answer.content, "config.json", info.id)
