@@ -247,7 +247,7 @@ def test_a_hub_that_says_nothing_more_is_not_waited_for(server, monkeypatch, pat
     hold = threading.Event()
     server.faults = [Fault(path, hold=hold, times=99)]
     try:
-        with pytest.raises(SourceError, match=r"needed the hub, got ReadTimeout: .* timed out\."):
+        with pytest.raises(SourceError, match=r"needed the hub, got ReadTimeout: .*timed out\."):
             hub.read_headers(NAME, "PQ5")
     finally:
         hold.set()

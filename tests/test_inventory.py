@@ -1,6 +1,7 @@
 """What headers tell: the same of a hub, a folder and what it is converted into."""
 
 import json
+import shutil
 
 import hub_server
 import numpy as np
@@ -54,6 +55,20 @@ def test_a_converted_folder_is_its_source_without_the_dead(repository):
     assert len(source.entries) - len(source.live) == len(tiny.dead_names())
     assert (found.variant, found.is_converted) == ("PQ5", True)
     assert list(inventory.doubts(found)) == []
+
+
+def test_a_converted_folder_whose_index_is_damaged(repository, tmp_path):
+    folder = shutil.copytree(repository / "converted", tmp_path / "own")
+    (folder / checkpoint.INDEX_NAME).write_text('{"weight_map": 5}')
+    with pytest.raises(
+        SourceError, match=r"needed a weight_map from tensors to files in .* got 5\."
+    ):
+        inventory.take(str(folder))
+
+
+def test_a_home_folder_that_nobody_has():
+    with pytest.raises(SourceError, match=r"\[~nobody/x\] needed a folder that exists"):
+        inventory.take("~nobody/x")
 
 
 def test_coded_sizes_are_those_of_the_format(repository):

@@ -29,7 +29,7 @@ from .hub import PLAIN
 from .leftovers import Leftover
 from .ple import FILE_NAME as ROW_STORE
 from .ple import RowStore
-from .source import PlainTensor, Source, read_json
+from .source import PlainTensor, Source, read_json, weight_map
 from .tensorfile import TensorFile
 
 MODEL_TYPE = MULTIMODAL[1]
@@ -248,7 +248,7 @@ def load_tower(args: Gemma4Config, folder: Path, kind: str) -> Tower:
     """
     tower = make_tower(args, kind)
     mine = prefixes(kind)
-    if not any(name.startswith(mine) for name in _weight_map(folder)):
+    if not any(name.startswith(mine) for name in weight_map(folder / INDEX_NAME)):
         raise no_tower(kind)
     _load_weights(tower, folder, lambda name: name.startswith(mine))
     tower.eval()
@@ -308,15 +308,10 @@ def attach(model: Model, folder: Path) -> None:
     model.folder = folder
 
 
-def _weight_map(folder: Path) -> dict[str, str]:
-    """In which shard each tensor is."""
-    weight_map: dict[str, str] = read_json(folder / INDEX_NAME).get("weight_map", {})
-    return weight_map
-
-
 def _read_shards(folder: Path, belongs: Callable[[str], bool]) -> dict[str, mx.array]:
     """Map the tensors whose names belong to a part; shards without one are not touched."""
-    files = {name: file for name, file in _weight_map(folder).items() if belongs(name)}
+    index = weight_map(folder / INDEX_NAME)
+    files = {name: file for name, file in index.items() if belongs(name)}
     weights: dict[str, mx.array] = {}
     for file in sorted(set(files.values())):
         TensorFile(folder / file)  # a clear error for a damaged file, before MLX maps it

@@ -23,7 +23,7 @@ from . import checkpoint, hub, leftovers, published, rules
 from .coded import parse_key
 from .ple import FILE_NAME as ROW_STORE
 from .ple import coded_specs
-from .source import Source, find_local, read_json
+from .source import Source, find_local, local_path, read_json, weight_map
 from .tensorfile import TensorFile, TensorSpec
 
 Specs = Mapping[str, TensorSpec]
@@ -99,7 +99,7 @@ def take(model: str, variant: str | None = None) -> Inventory:
 
     Raises: SourceError, CheckpointError as opening it would.
     """
-    path = Path(model).expanduser()
+    path = local_path(model)
     if checkpoint.is_ours(path):
         checkpoint.require_variant(path, variant)
         return _of_converted(path)
@@ -117,7 +117,7 @@ def is_at_hand(model: str, variant: str | None = None) -> bool:
 
     Raises: SourceError when it is not clear which variant is meant.
     """
-    if checkpoint.is_ours(Path(model).expanduser()) or find_local(model, variant) is not None:
+    if checkpoint.is_ours(local_path(model)) or find_local(model, variant) is not None:
         return True
     return hub.is_cached(model, variant)
 
@@ -275,7 +275,7 @@ def _of_converted(folder: Path) -> Inventory:
     config = read_json(folder / "config.json")
     coded = (config.get("quantization_config") or {}).get("tensors", {})
     specs: dict[str, TensorSpec] = {}
-    for name in sorted(set(read_json(folder / checkpoint.INDEX_NAME)["weight_map"].values())):
+    for name in sorted(set(weight_map(folder / checkpoint.INDEX_NAME).values())):
         specs |= TensorFile(folder / name).specs
     entries = []
     if (folder / ROW_STORE).is_file():  # in whatever dtype

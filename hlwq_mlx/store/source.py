@@ -5,6 +5,7 @@ turns what a user names (a hub id, `id/PQ5`, a folder) into a folder and a varia
 them. Nothing is written and no tensor is held.
 """
 
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -26,6 +27,7 @@ from .tensorfile import TensorFile, TensorSpec
 TABLE_KEY = "hlwq_table"  # where our own encoder says, in a file's metadata, which table it used
 _CODED_FILE = "codes.safetensors"
 _PLAIN_DTYPES = ("BF16", "F16", "F32")
+_SHOWN = 60  # characters of what was found instead
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,11 @@ def list_variants(root: Path) -> list[str]:
     return sorted(path.parent.name for path in root.glob(f"*/{_CODED_FILE}"))
 
 
+def local_path(model: str) -> Path:
+    """Return where a model is if it is a folder; a home folder that nobody has stays as it is."""
+    return Path(os.path.expanduser(model))
+
+
 def find(model: str, variant: str | None) -> tuple[Path, str | None]:
     """Find the folder of a model, local or on the hub, and settle which variant is meant.
 
@@ -75,7 +82,7 @@ def find_local(model: str, variant: str | None) -> tuple[Path, str | None] | Non
 
     Raises: SourceError when the folder lacks the variant or several could be meant.
     """
-    path = Path(model).expanduser()
+    path = local_path(model)
     if not path.is_dir() and list_variants(path.parent):  # a root and a variant it may lack
         if variant and variant.lower() != path.name.lower():
             raise SourceError(
@@ -159,6 +166,20 @@ def read_json(path: Path) -> dict[str, Any]:
             f"[{path.name}] needed a JSON object in {path}, got {problem}. Download it again."
         ) from problem
     return hub.parse_json(content, path.name, path)
+
+
+def weight_map(index: Path) -> dict[str, str]:
+    """Read in which file each tensor is.
+
+    Raises: SourceError when the file does not say that.
+    """
+    files = read_json(index).get("weight_map", {})
+    if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):
+        raise SourceError(
+            f"[{index.name}] needed a weight_map from tensors to files in {index}, got "
+            f"{str(files)[:_SHOWN]}. Download it again."
+        )
+    return files
 
 
 def _twice(what: str) -> str:
@@ -279,8 +300,7 @@ class Source:
             return [codes, plain]
         index = self.folder / "model.safetensors.index.json"
         if index.is_file():
-            names = sorted(set(read_json(index).get("weight_map", {}).values()))
-            paths = [self.folder / name for name in names]
+            paths = [self.folder / name for name in sorted(set(weight_map(index).values()))]
         else:
             paths = _root_weights(self.folder)
         missing = [path.name for path in paths if not path.is_file()]
