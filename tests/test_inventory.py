@@ -10,7 +10,7 @@ import tiny
 from safetensors.numpy import save_file
 
 from hlwq_mlx.errors import CheckpointError, SourceError
-from hlwq_mlx.store import checkpoint, convert, inventory
+from hlwq_mlx.store import checkpoint, convert, inventory, leftovers
 from hlwq_mlx.store.source import Source
 
 NAME = "owner/Tiny-HLWQ"
@@ -69,6 +69,20 @@ def test_a_converted_folder_whose_index_is_damaged(repository, tmp_path):
 def test_a_home_folder_that_nobody_has():
     with pytest.raises(SourceError, match=r"\[~nobody/x\] needed a folder that exists"):
         inventory.take("~nobody/x")
+
+
+@pytest.mark.parametrize("choice", leftovers.CHOICES)
+@pytest.mark.parametrize("rule", [tiny.pure(5), tiny.all_coded], ids=["plain rows", "coded rows"])
+def test_what_converting_will_make_of_the_rows(choice, rule, tmp_path):
+    root = tiny.write_root(tmp_path, tiny.config())
+    tiny.publish(root / "PQ5", tiny.make_weights(tiny.config(), has_towers=False), rule)
+    convert.convert(Source(root / "PQ5", "PQ5"), root / "out", choice)
+
+    def rows(found):
+        return next(entry for entry in found.entries if entry.is_row_table)
+
+    source = inventory.take(str(root / "PQ5"))
+    assert rows(inventory.as_converted(source, choice)) == rows(inventory.take(str(root / "out")))
 
 
 def test_coded_sizes_are_those_of_the_format(repository):

@@ -161,9 +161,11 @@ def _own_energy(entries: Iterable[Entry]) -> float:
 
 
 def _coded_leftover(entry: Entry, choice: str, own: float) -> Entry:
-    if entry.is_row_table and choice == leftovers.SMALL:
-        size = sum(spec.nbytes for spec in coded_specs((entry.shape[0], entry.shape[1])))
-        return replace(entry, stored_bytes=size)
+    if entry.is_row_table:  # the row store has no codes of ours
+        size = entry.stored_bytes if entry.bits is None else stored_bytes(entry.shape, None)
+        if choice == leftovers.SMALL:
+            size = sum(spec.nbytes for spec in coded_specs((entry.shape[0], entry.shape[1])))
+        return replace(entry, bits=None, stored_bytes=size)
     bits = leftovers.width_of(choice, entry.name, entry.shape, own)
     if entry.bits is not None or bits is None:
         return entry
