@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from hlwq_mlx import cli, library
-from hlwq_mlx.errors import RequestError, SourceError
+from hlwq_mlx.errors import CheckpointError, RequestError, SourceError
 from hlwq_mlx.quant import codec
 from hlwq_mlx.quant.tables import centroids
 from hlwq_mlx.quantize import add_variant, main
@@ -212,6 +212,21 @@ def test_strong_means_are_named(tmp_path):
     assert warning.startswith("warning: 100.0% of the blocks of ") and "up_proj" in warning
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e6])
+def test_weights_that_cannot_be_coded_are_named(value, tmp_path):
+    name = LAYER + "mlp.up_proj.weight"
+    with TensorWriter(
+        tmp_path / "model.safetensors", {name: TensorSpec("F32", (64, 128))}
+    ) as writer:
+        writer.write(name, np.full((64, 128), value, dtype=np.float32))
+    message = (
+        rf"^\[{name}\] needed weights that can be coded, got these: .* block norms up to 65504"
+    )
+    with pytest.raises(CheckpointError, match=message):
+        write_published(Source(tmp_path), rules.variant_rule("PQ5")[1], tmp_path / "PQ5", Encoder())
+    assert not (tmp_path / "PQ5").exists()
+
+
 def test_rules_of_the_publisher():
     def chosen(variant):
         rule = rules.variant_rule(variant)[1]
@@ -231,6 +246,8 @@ def test_rules_of_the_publisher():
         ("mlp=9", r"^\[bits\] needed class=1\.\.8 with a class of mlp, .* got 'mlp=9'"),
         ("mpl=2", r"got 'mpl=2'"),
         ("mlp", r"got 'mlp'"),
+        ("mlp=²", r"got 'mlp=²'"),
+        ("mlp=2,mlp=4", r"^\[bits\] needed each class once, got mlp twice\."),
     ],
 )
 def test_widths_that_make_no_sense(text, message):

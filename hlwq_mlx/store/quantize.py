@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from ..errors import RequestError
+from ..errors import CheckpointError, RequestError, ShapeError
 from ..quant import codec
 from ..quant.packing import BLOCK, Codes, pack
 from ..quant.tables import centroids
@@ -212,9 +212,18 @@ def float_slices(tensor: PlainTensor) -> Iterator[tuple[int, NDArray[np.float32]
 def encode_slices(
     tensor: PlainTensor, values: NDArray[np.float32], refits: int = 0
 ) -> Iterator[Slice]:
-    """Code a matrix some rows at a time."""
+    """Code a matrix some rows at a time.
+
+    Raises: CheckpointError for weights that are not finite or too large for the norms.
+    """
     for start, weight in float_slices(tensor):
-        yield Slice(start, weight, *codec.encode(weight, values, refits))
+        try:
+            codes, norms = codec.encode(weight, values, refits)
+        except ShapeError as problem:
+            raise CheckpointError(
+                f"[{tensor.name}] needed weights that can be coded, got these: {problem}"
+            ) from problem
+        yield Slice(start, weight, codes, norms)
 
 
 def count_strong_means(weight: NDArray[np.float32]) -> int:
