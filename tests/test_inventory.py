@@ -67,8 +67,8 @@ def test_a_converted_folder_whose_index_is_damaged(repository, tmp_path):
 
 
 def test_a_home_folder_that_nobody_has():
-    with pytest.raises(SourceError, match=r"\[~nobody/x\] needed a folder that exists"):
-        inventory.take("~nobody/x")
+    with pytest.raises(SourceError, match=r"\[~no-such-user/x\] needed a folder that exists"):
+        inventory.take("~no-such-user/x")
 
 
 @pytest.mark.parametrize("choice", leftovers.CHOICES)

@@ -155,7 +155,11 @@ def test_chunks_are_found(tmp_path):
         ("PQ6", "PQ5", r"needed one variant, got PQ6 in the name and --variant PQ5"),
         ("PQ5", "PQ4", r"needed variant PQ4, got the folder of PQ5\. Name the repository root"),
         ("../none/of/this", None, r"needed a folder that exists, or a hub id"),
-        ("~nobody/model", None, r"\[~nobody/model\] needed a folder that exists, or a hub id"),
+        (
+            "~no-such-user/model",
+            None,
+            r"\[~no-such-user/model\] needed a folder that exists, or a hub id",
+        ),
     ],
 )
 def test_a_variant_that_is_not_there_is_refused(repository, name, variant, message):
