@@ -275,7 +275,7 @@ def _coded(name: str, roles: Specs, problems: list[str]) -> Entry | None:
 
 def _of_converted(folder: Path) -> Inventory:
     config = read_json(folder / "config.json")
-    coded = (config.get("quantization_config") or {}).get("tensors", {})
+    manifest = checkpoint.manifest_of(folder, config)
     specs: dict[str, TensorSpec] = {}
     for name in sorted(set(weight_map(folder / checkpoint.INDEX_NAME).values())):
         specs |= TensorFile(folder / name).specs
@@ -285,12 +285,11 @@ def _of_converted(folder: Path) -> Inventory:
         shape = (args.text_config.vocab_size_per_layer_input, checkpoint.row_width(args))
         size = sum(spec.nbytes for spec in TensorFile(folder / ROW_STORE).specs.values())
         entries.append(Entry(checkpoint.ROW_TABLE, shape, None, size))
-    for name, entry in coded.items():
+    for name, entry in manifest["tensors"].items():
         parts = [specs.pop(part) for part in checkpoint.coded_names(name) if part in specs]
         if len(parts) == len(checkpoint.CodedNames._fields):
             norms = parts[1].shape
             size = sum(part.nbytes for part in parts)
             entries.append(Entry(name, (norms[0], norms[1] * BLOCK), entry["bits"], size))
     entries += [Entry(name, spec.shape, None, spec.nbytes) for name, spec in specs.items()]
-    variant = (config.get("quantization_config") or {}).get("variant")
-    return Inventory(variant, config, tuple(entries), is_converted=True)
+    return Inventory(manifest.get("variant"), config, tuple(entries), is_converted=True)
