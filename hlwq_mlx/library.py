@@ -50,7 +50,7 @@ def converted_folder(model: str, variant: str | None = None) -> Path:
 
     Raises: SourceError, CheckpointError, DeviceError as `find` and `convert` do.
     """
-    given = Path(model).expanduser()
+    given = source.local_path(model)
     if checkpoint.is_ours(given):
         checkpoint.require_variant(given, variant)
         return given

@@ -1,14 +1,18 @@
 """Folders that appear whole or not at all."""
 
+import errno
+import fcntl
 import os
 import signal
+import stat
 import subprocess
 import sys
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
 from hlwq_mlx.errors import DeviceError, SourceError
-from hlwq_mlx.store import atomic
 from hlwq_mlx.store.atomic import building, place, scratch
 
 
@@ -98,65 +102,155 @@ def test_a_parent_that_is_a_file_is_named(tmp_path):
         raise AssertionError("the block must not run")
 
 
-def dead_process_id():
-    child = subprocess.Popen([sys.executable, "-c", ""])
-    child.wait()
-    return child.pid
+@pytest.fixture
+def on_disk(monkeypatch):
+    """Return what makes paths known, and the steps: what of them was flushed and renamed."""
+    known, steps = {}, []
+    fsync, rename = os.fsync, Path.rename
+
+    def flushed(handle):
+        fsync(handle)
+        steps.append(("flush", known[os.fstat(handle).st_ino]))
+
+    def renamed(path, target):
+        steps.append(("rename", path.name))
+        return rename(path, target)
+
+    def know(*paths):
+        known.update({path.stat().st_ino: path.name for path in paths})
+
+    monkeypatch.setattr(os, "fsync", flushed)
+    monkeypatch.setattr(Path, "rename", renamed)
+    return know, steps
 
 
-def test_remains_of_dead_runs_are_cleared_and_live_ones_kept(tmp_path):
-    output = tmp_path / "model[1]"  # no glob pattern may be made of it
-    alive = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    try:
-        dead = tmp_path / f".model[1].partial-{dead_process_id()}"
-        live = tmp_path / f".model[1].partial-{alive.pid}"
-        other = tmp_path / f".other.partial-{dead_process_id()}"
-        for folder in (dead, live, other):
-            folder.mkdir()
-            (folder / "big").write_text("1")
-        with building(output):
-            assert not dead.exists()
-    finally:
-        alive.kill()
-        alive.wait()
-    assert live.is_dir()
-    assert other.is_dir()
-    assert output.is_dir()
+def test_all_is_on_the_disk_before_it_gets_its_name(tmp_path, on_disk):
+    know, steps = on_disk
+    with building(tmp_path / "model") as folder:
+        (folder / "a").write_text("1")
+        (folder / "inner").mkdir()
+        (folder / "inner" / "b").write_text("1")
+        know(tmp_path, folder, *folder.rglob("*"))
+    *before, renamed, last = steps
+    flushed = [name for _, name in before]
+    assert sorted(flushed) == sorted(["a", "b", "inner", folder.name])
+    assert flushed.index("b") < flushed.index("inner") < flushed.index(folder.name)
+    assert renamed == ("rename", folder.name)
+    assert last == ("flush", tmp_path.name)
 
 
-def test_a_run_clears_what_another_of_its_own_id_left(tmp_path):
-    mine = tmp_path / f".model.partial-{os.getpid()}"
-    mine.mkdir()
-    (mine / "old").write_text("1")
-    with building(tmp_path / "model"):
-        pass
-    assert names(tmp_path / "model") == []
+def test_a_disk_that_does_not_take_it_leaves_nothing_of_that_name(tmp_path, monkeypatch):
+    def fsync(handle):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    message = r"\[output\] needed to write .*model, got .*Input/output error"
+    with pytest.raises(DeviceError, match=message), building(tmp_path / "model") as folder:
+        (folder / "a").write_text("1")
+    assert names(tmp_path) == []
 
 
-def test_a_process_of_another_user_counts_as_alive(monkeypatch):
-    def kill(pid, number):
-        raise PermissionError
+def test_a_file_system_that_cannot_flush_folders_will_do(tmp_path, monkeypatch):
+    fsync = os.fsync
 
-    monkeypatch.setattr(os, "kill", kill)
-    assert atomic._is_alive("1")
-    assert not atomic._is_alive("copy of 1")
+    def files_alone(handle):
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", files_alone)
+    with building(tmp_path / "model") as folder:
+        (folder / "a").write_text("1")
+    assert names(tmp_path / "model") == ["a"]
 
 
-def test_a_killed_run_leaves_nothing_of_that_name(tmp_path):
-    output = tmp_path / "model"
-    code = (
-        "import sys, time, pathlib; from hlwq_mlx.store.atomic import building\n"
-        "with building(pathlib.Path(sys.argv[1])) as folder:\n"
-        "    (folder / 'config.json').write_text('{}'); print('ready', flush=True); time.sleep(60)"
-    )
+WAITING = (
+    "import sys, time, pathlib; from hlwq_mlx.store.atomic import building\n"
+    "with building(pathlib.Path(sys.argv[1])) as folder:\n"
+    "    (folder / 'config.json').write_text('{}'); print('ready', flush=True); time.sleep(60)"
+)
+
+
+@contextmanager
+def another_run(output):
+    """A process that is amid a folder, and is killed when the block ends."""
     child = subprocess.Popen(
-        [sys.executable, "-c", code, str(output)], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", WAITING, str(output)], stdout=subprocess.PIPE, text=True
     )
     with child:
-        assert child.stdout.readline() == "ready\n"
-        child.send_signal(signal.SIGKILL)
-    assert not output.exists()
-    assert names(tmp_path) == [f".model.partial-{child.pid}"]
+        try:
+            assert child.stdout.readline() == "ready\n"
+            yield
+        finally:
+            child.send_signal(signal.SIGKILL)
+
+
+def test_a_killed_run_leaves_nothing_of_that_name_and_the_next_clears_it(tmp_path):
+    output = tmp_path / "model[1]"  # no glob pattern may be made of it
+    with another_run(output):
+        pass
+    (left,) = names(tmp_path)
+    assert left.startswith(".model[1].partial-")
     with building(output):
+        assert left not in names(tmp_path)
+    assert names(tmp_path) == ["model[1]"]
+
+
+def test_what_a_live_run_is_writing_is_left_alone(tmp_path):
+    output = tmp_path / "model"
+    with another_run(output):
+        (theirs,) = names(tmp_path)
+        with building(output) as folder:
+            assert folder.name != theirs
+            assert names(tmp_path / theirs) == ["config.json"]
+        assert names(tmp_path) == [theirs, "model"]
+
+
+def test_two_threads_of_one_process_do_not_share_a_folder(tmp_path):
+    output = tmp_path / "model"
+    message = r"needed a new folder, got .*model, which exists"
+    with pytest.raises(SourceError, match=message), building(output) as first:
+        (first / "a").write_text("1")
+        with building(output) as second:
+            assert names(second) == []
+            assert names(first) == ["a"]
+            (second / "b").write_text("2")
+    assert names(tmp_path) == ["model"]
+    assert names(output) == ["b"]
+
+
+def test_remains_of_another_output_are_kept(tmp_path):
+    with another_run(tmp_path / "other"):
+        pass
+    left = names(tmp_path)
+    with building(tmp_path / "model"):
+        pass
+    assert names(tmp_path) == [*left, "model"]
+
+
+def test_remains_that_another_run_clears_at_the_same_time(tmp_path, monkeypatch):
+    remains = tmp_path / ".model.partial-1"
+    remains.mkdir()
+    opened = os.open
+
+    def cleared_first(path, *options):
+        if path == remains:
+            remains.rmdir()
+        return opened(path, *options)
+
+    monkeypatch.setattr(os, "open", cleared_first)
+    with building(tmp_path / "model"):
         pass
     assert names(tmp_path) == ["model"]
+
+
+def test_without_locks_remains_are_left_alone(tmp_path, monkeypatch):
+    def flock(handle, operation):
+        raise OSError(errno.ENOTSUP, "Operation not supported")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    (tmp_path / ".model.partial-1").mkdir()
+    with building(tmp_path / "model") as folder:
+        (folder / "a").write_text("1")
+    assert names(tmp_path) == [".model.partial-1", "model"]
+    assert names(tmp_path / "model") == ["a"]

@@ -12,7 +12,7 @@ from mlx.utils import tree_flatten
 from hlwq_mlx.errors import CheckpointError, ConfigError, SourceError
 from hlwq_mlx.quant import backend
 from hlwq_mlx.quant.layers import HLWQEmbedding, HLWQLinear
-from hlwq_mlx.store import checkpoint
+from hlwq_mlx.store import checkpoint, inventory
 from hlwq_mlx.store.convert import convert
 from hlwq_mlx.store.ple import FILE_NAME as ROW_STORE
 from hlwq_mlx.store.source import Source
@@ -164,6 +164,30 @@ def test_another_format_is_refused(own, edit, message):
 def test_a_config_without_a_manifest_is_refused(own, value):
     change_json(own / "config.json", lambda config: config.update(quantization_config=value))
     refuse(own, r"needed a folder of format hlwq 1, got None None\.")
+
+
+@pytest.mark.parametrize("value", [5, ["hlwq"], "hlwq"])
+def test_a_manifest_that_is_none_is_refused(own, value):
+    change_json(own / "config.json", lambda config: config.update(quantization_config=value))
+    refuse(own, r"needed a folder of format hlwq 1, got None None\.")
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        {"tensors": None},
+        {"tables": []},
+        {"tensors": {"a.weight": 5}},
+        {"tensors": {"a.weight": {"bits": 9, "table": "clip4_100"}}},
+        {"tensors": {"a.weight": {"bits": "5", "table": "clip4_100"}}},
+        {"tensors": {"a.weight": {"bits": 5}}},
+    ],
+)
+def test_a_damaged_manifest_is_refused(own, edit):
+    change_json(own / "config.json", lambda config: config["quantization_config"].update(edit))
+    refuse(own, r"needed a manifest in config\.json with tables, and bits and a table for each")
+    with pytest.raises(CheckpointError, match="needed a manifest"):
+        inventory.take(str(own))
 
 
 def test_a_missing_config_is_refused(own):

@@ -1,6 +1,7 @@
 """Coded tensors from their parts: every key style's width, and every contradiction refused."""
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -189,6 +190,34 @@ def test_a_meta_of_impossible_bits_or_columns_is_refused(meta):
     refuse(published(5, meta=np.array(meta)), r"needed meta \[bits, 256\] with 1 to 8 bits, got")
 
 
+def test_a_meta_of_fractions_is_refused():
+    meta = np.array([N, NB, BLOCK, np.nan], dtype=np.float32)
+    refuse(published(5, meta=meta), rf"\[{NAME}\] needed meta of whole numbers, got float32\.")
+
+
+def test_a_meta_of_negative_rows_is_refused():
+    meta = np.array([-N, NB, BLOCK, N * NB * BLOCK])
+    refuse(
+        published(5, meta=meta, norms=NORMS.reshape(-1)), r"needed meta \[12, 1, 128, 1536\] from"
+    )
+
+
+@pytest.mark.parametrize("key", ["bits", "block_size", "in_features"])
+@pytest.mark.parametrize("value", ["5", [5], 5.5, True])
+def test_settings_that_are_no_whole_numbers_are_refused(key, value):
+    got = re.escape(repr(value))
+    message = rf"\[{NAME}\] needed a whole number as {key} in polar_config\.json, got {got}\."
+    refuse(published(5), message, settings={"layers": {MODULE: {key: value}}})
+    refuse(published(5), message, settings={key: value})
+
+
+def test_a_tensors_own_settings_go_before_those_of_all():
+    settings = {"bits": 7, "layers": {MODULE: {"bits": 6}}}
+    codes = np.full((N, NB * BLOCK), 30, dtype=np.uint8)
+    tensors = {f"{DUNDER}__codes": codes, f"{DUNDER}__norms": NORMS}
+    assert build(tensors, settings)[NAME].bits == 6
+
+
 @pytest.mark.parametrize("columns", [128, 257])
 def test_columns_that_do_not_fill_the_blocks_are_refused(columns):
     meta = np.array([N, NB, BLOCK, N * NB * BLOCK, columns])
@@ -291,3 +320,11 @@ def test_torchao_settings_are_refused(tmp_path):
     with pytest.raises(CheckpointError, match=r"got weight_format 'torchao_int4' in polar_config"):
         polar_settings(tmp_path, {"weight_format": "torchao_int4"})
     assert polar_settings(tmp_path, {"bits": 5}) == {"bits": 5}
+
+
+@pytest.mark.parametrize("layers", [None, ["a"], {"a": 5}])
+def test_settings_whose_layers_are_no_objects_are_refused(tmp_path, layers):
+    got = re.escape(str(layers))
+    message = rf"needed an object for each of the layers in polar_config\.json, got {got}\."
+    with pytest.raises(CheckpointError, match=message):
+        polar_settings(tmp_path, {"layers": layers})

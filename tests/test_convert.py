@@ -331,6 +331,18 @@ def test_all_that_does_not_fit_the_config_is_listed(tmp_path):
     ]
 
 
+def test_a_tensor_under_two_names_is_refused(tmp_path):
+    """Of a text-only and a multimodal spelling, one would be lost."""
+
+    def edit(weights):
+        weights["model.norm.weight"] = weights[NORM] + 1
+
+    assert refuse(tmp_path, "needed one tensor", edit=edit) == [
+        f"[{NORM}] needed one tensor of that meaning, got {NORM} and model.norm.weight. "
+        "The files do not belong together."
+    ]
+
+
 def test_only_a_coded_tensor_may_be_padded(tmp_path):
     settings = tiny.config(even=False)
     weights = tiny.make_weights(settings)

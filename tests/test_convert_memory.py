@@ -1,4 +1,7 @@
-"""Converting tables larger than the memory it may take: measured, in a process of its own."""
+"""Converting, quantizing and exporting tables larger than the memory that this may take.
+
+Measured, each in a process of its own.
+"""
 
 import shutil
 import subprocess
@@ -6,13 +9,16 @@ import sys
 import time
 from pathlib import Path
 
+import mlx.core as mx
 import numpy as np
 import pytest
 import tiny
 from mlx.utils import tree_flatten
 
 from hlwq_mlx.gemma4.model import Model, ModelArgs
+from hlwq_mlx.quant import codec
 from hlwq_mlx.quant.packing import pack, unpack_p32
+from hlwq_mlx.quant.tables import centroids
 from hlwq_mlx.store import checkpoint
 from hlwq_mlx.store.ple import FILE_NAME as ROW_STORE
 from hlwq_mlx.store.ple import RowStore
@@ -22,6 +28,11 @@ LIMIT = 1.5 * 2**30
 V, H, N, D = 262144, 256, 13, 256  # vocabulary, hidden size, layers, per-layer width
 WIDTH = N * D  # 1.74 GB in bfloat16
 ROWS = (0, 1, V // 2, V - 1)
+SLICE = 4096  # rows of codes that are drawn, then repeated
+UP = f"{tiny.TEXT}layers.0.mlp.up_proj.weight"
+on_linux = pytest.mark.skipif(
+    sys.platform != "linux", reason="anonymous memory is read from Linux's /proc"
+)
 
 
 def settings():
@@ -34,15 +45,20 @@ def settings():
     return made
 
 
-def write_plain(path, left_out=()):
-    """Write the 16-bit file: zeros, which take no disk, but for some rows of the row table."""
+def write_plain(path, left_out=(), rows_dtype="BF16"):
+    """Write the 16-bit file: zeros, which take no disk, but for some rows of the large tables."""
     parameters = tree_flatten(Model(ModelArgs.from_dict(settings())).parameters())
     specs = {name: TensorSpec("BF16", array.shape) for name, array in parameters}
+    specs[tiny.ROWS] = TensorSpec(rows_dtype, (V, WIDTH))
     for name in left_out:
         del specs[name]
-    with TensorWriter(path, specs | {tiny.ROWS: TensorSpec("BF16", (V, WIDTH))}) as writer:
-        for row in ROWS:
-            writer.write(tiny.ROWS, row_bits(row), row * WIDTH * 2)
+    with TensorWriter(path, specs) as writer:
+        for name in {tiny.ROWS, tiny.EMBEDDING} & specs.keys():
+            for row in ROWS:
+                bits = row_bits(row)[: specs[name].shape[1]]
+                is_half = specs[name].dtype == "F16"
+                piece = as_float(bits).astype(np.float16) if is_half else bits
+                writer.write(name, piece, row * piece.nbytes)
 
 
 def row_bits(row):
@@ -50,27 +66,37 @@ def row_bits(row):
     return (draw.view(np.uint32) >> 16).astype(np.uint16)
 
 
-def write_codes(path):
-    """Write the embedding, coded: 134 million codes of 5 bits, from one slice repeated."""
-    key = tiny.EMBEDDING.replace(".", "__")
+def as_float(bits):
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def row_values(rows, width):
+    return as_float(np.stack([row_bits(row)[:width] for row in rows]))
+
+
+def write_variant(root, coded, rows, rows_dtype="BF16"):
+    """Write PQ5 with one coded matrix, of 5 bits, from one slice repeated."""
+    key = coded.replace(".", "__")
     specs = {
-        f"{key}__packed": TensorSpec("U8", (V * H * 5 // 8,)),
-        f"{key}__norms": TensorSpec("F16", (V, H // 128)),
+        f"{key}__packed": TensorSpec("U8", (rows * H * 5 // 8,)),
+        f"{key}__norms": TensorSpec("F16", (rows, H // 128)),
         f"{key}__meta": TensorSpec("I64", (4,)),
     }
-    codes, norms = draw_codes()
+    codes, norms, _ = draw_codes(min(rows, SLICE))
     packed = pack(codes, 5, "msb")
-    with TensorWriter(path, specs) as writer:
-        writer.write(f"{key}__meta", np.array([V, H // 128, 128, V * H]))
-        for number in range(V // len(norms)):
+    (root / "PQ5").mkdir()
+    write_plain(root / "PQ5" / "bf16.safetensors", [coded], rows_dtype)
+    with TensorWriter(root / "PQ5" / "codes.safetensors", specs) as writer:
+        writer.write(f"{key}__meta", np.array([rows, H // 128, 128, rows * H]))
+        for number in range(rows // len(norms)):
             writer.write(f"{key}__packed", packed, number * packed.nbytes)
             writer.write(f"{key}__norms", norms, number * norms.nbytes)
 
 
-def draw_codes():
-    draw = np.random.default_rng(3).standard_normal((4096, H), dtype=np.float32)
-    codes, norms, _ = tiny.encode(draw.tobytes(), draw.shape, 5, "clip4_100")
-    return codes, norms
+def draw_codes(rows):
+    """Return codes, norms and what they decode to."""
+    draw = np.random.default_rng(3).standard_normal((rows, H), dtype=np.float32)
+    return tiny.encode(draw.tobytes(), draw.shape, 5, "clip4_100")
 
 
 def anonymous_bytes(process_id):
@@ -107,9 +133,13 @@ def check_rows(folder):
 
 def check_coded_rows(folder):
     rows = np.array(RowStore(folder / ROW_STORE)(np.array([*ROWS, 2])))
-    wanted = (np.stack([row_bits(row) for row in ROWS]).astype(np.uint32) << 16).view(np.float32)
+    wanted = row_values(ROWS, WIDTH)
     np.testing.assert_allclose(rows[:-1], wanted, rtol=0, atol=np.abs(wanted).max() / 250)
     assert not rows[-1].any()
+
+
+def shard(folder):
+    return TensorFile(folder / "model-00001-of-00001.safetensors")
 
 
 @pytest.fixture
@@ -119,29 +149,84 @@ def root(tmp_path):
     shutil.rmtree(tmp_path / "large")
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="anonymous memory is read from Linux's /proc")
-@pytest.mark.parametrize("leftovers", ["auto", "small"])
-def test_anonymous_memory_stays_small(root, leftovers):
-    (root / "PQ5").mkdir()
-    write_plain(root / "PQ5" / "bf16.safetensors", left_out=[tiny.EMBEDDING])
-    write_codes(root / "PQ5" / "codes.safetensors")
-    places = ["--model", root / "PQ5", "--output", root / "out"]
-    check_memory("hlwq_mlx.convert", *places, "--leftovers", leftovers)
-    (check_coded_rows if leftovers == "small" else check_rows)(root / "out")
-    manifest = checkpoint.read_json(root / "out" / "config.json")["quantization_config"]
-    projection = manifest["tensors"][f"{tiny.TEXT}per_layer_model_projection.weight"]
-    assert projection == {"bits": 8, "table": "converged"}
+def run(root, module, *arguments):
+    check_memory(module, "--model", root, "--output", root / "out", *arguments)
+    return root / "out"
+
+
+@on_linux
+def test_anonymous_memory_stays_small_while_leftovers_are_coded(root):
+    write_variant(root, UP, H)
+    out = run(root, "hlwq_mlx.convert", "--variant", "PQ5", "--leftovers", "auto")
+    check_rows(out)
+    manifest = checkpoint.read_json(out / "config.json")["quantization_config"]
+    for name in (tiny.EMBEDDING, f"{tiny.TEXT}per_layer_model_projection.weight"):
+        assert manifest["tensors"][name] == {"bits": 8, "table": "converged"}
     names = checkpoint.coded_names(tiny.EMBEDDING)
-    words = TensorFile(root / "out" / "model-00001-of-00001.safetensors").view(names.codes)
-    codes, _ = draw_codes()
+    words, norms = shard(out).view(names.codes), shard(out).view(names.norms)
+    codes = np.concatenate([unpack_p32(words, 8, row, 1) for row in ROWS])
+    decoded = codec.decode(codes, norms[list(ROWS)], centroids("converged", 8))
+    wanted = row_values(ROWS, H)
+    assert 0 < np.square(decoded - wanted).sum() / np.square(wanted).sum() < 1e-4
+
+
+@on_linux
+def test_anonymous_memory_stays_small_while_rows_are_coded(root):
+    write_variant(root, tiny.EMBEDDING, V)
+    out = run(root, "hlwq_mlx.convert", "--variant", "PQ5", "--leftovers", "small")
+    check_coded_rows(out)
+    words = shard(out).view(checkpoint.coded_names(tiny.EMBEDDING).codes)
+    codes, _, _ = draw_codes(SLICE)
     np.testing.assert_array_equal(unpack_p32(words, 5, V - 2, 2), codes[-2:])
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="anonymous memory is read from Linux's /proc")
+@on_linux
 def test_anonymous_memory_stays_small_while_quantizing(root):
     write_plain(root / "model.safetensors")
-    widths = ["--bits", "embedding=4,mlp=2", "--output", root / "out"]
-    check_memory("hlwq_mlx.quantize", "--model", root, *widths)
-    check_rows(root / "out")
-    manifest = checkpoint.read_json(root / "out" / "config.json")["quantization_config"]
+    out = run(root, "hlwq_mlx.quantize", "--bits", "embedding=4,mlp=2")
+    check_rows(out)
+    manifest = checkpoint.read_json(out / "config.json")["quantization_config"]
     assert manifest["tensors"][tiny.EMBEDDING]["bits"] == 4
+
+
+@on_linux
+def test_anonymous_memory_stays_small_while_exporting_affine(root):
+    write_variant(root, tiny.EMBEDDING, V)
+    out = run(root, "hlwq_mlx.export", "--variant", "PQ5", "--affine", "4")
+    rows = affine_rows(out, tiny.ROWS, [*ROWS, 2], 8)
+    wanted = row_values(ROWS, WIDTH)
+    np.testing.assert_allclose(rows[:-1], wanted, rtol=0, atol=np.abs(wanted).max() / 100)
+    assert not rows[-1].any()
+    _, _, decoded = draw_codes(SLICE)
+    rows = affine_rows(out, tiny.EMBEDDING, [0, V - 1], 4)
+    wanted = decoded[[0, -1]]
+    assert 0 < np.square(rows - wanted).sum() / np.square(wanted).sum() < 2e-2
+
+
+def affine_rows(folder, name, rows, bits):
+    """Return some rows of a matrix as MLX reads them."""
+    file, module = (
+        shard(folder),
+        name.replace(tiny.TEXT, "language_model.model.").removesuffix(".weight"),
+    )
+    words, *grid = (file.view(f"{module}.{part}")[rows] for part in ("weight", "scales", "biases"))
+    scales, biases = (mx.array(part).view(mx.bfloat16).astype(mx.float32) for part in grid)
+    return np.array(mx.dequantize(mx.array(words), scales, biases, group_size=64, bits=bits))
+
+
+@on_linux
+def test_anonymous_memory_stays_small_while_exporting_bf16(root):
+    """A float16 table, since one of bfloat16 is copied as it lies in the file."""
+    write_variant(root, tiny.EMBEDDING, V, rows_dtype="F16")
+    out = run(root, "hlwq_mlx.export", "--variant", "PQ5", "--bf16")
+    table = shard(out).view(tiny.ROWS)
+    halves = row_values(ROWS, WIDTH).astype(np.float16).astype(np.float32)
+    np.testing.assert_array_equal(table[list(ROWS)], bfloat16_bits(halves))
+    assert not table[2].any()
+    _, _, decoded = draw_codes(SLICE)
+    table = shard(out).view(tiny.EMBEDDING)
+    np.testing.assert_array_equal(table[-SLICE:], bfloat16_bits(decoded))
+
+
+def bfloat16_bits(values):
+    return np.array(tiny.as_bfloat16(values).view(mx.uint16))

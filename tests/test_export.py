@@ -166,6 +166,22 @@ def test_the_command_exports(tmp_path, capsys):
     assert "which exists. Remove it or choose another --output." in capsys.readouterr().err
 
 
+def test_what_is_left_out_is_counted_once(tmp_path):
+    """The tied head is neither read nor of the text model's names; towers have no reader there."""
+    settings = tiny.config()
+    weights = tiny.make_weights(settings)
+    weights["lm_head.weight"] = weights[tiny.EMBEDDING]
+    tiny.write_root(tmp_path, settings)
+    tiny.publish(tmp_path / "PQ5", weights, tiny.pure(5))
+    source = Source(tmp_path / "PQ5", "PQ5")
+    towers = sum(not name.startswith(tiny.TEXT) for name in weights) - 1
+    exported = export.export_affine(source, tmp_path / "affine", 8)
+    assert exported.left_out == len(tiny.dead_names()) + towers + 1
+    assert exported.tensors + exported.left_out == len(weights)
+    exported = export.export_bf16(source, tmp_path / "bf16")
+    assert (exported.left_out, exported.tensors) == (1, len(weights) - 1)
+
+
 def test_a_source_that_does_not_fit_leaves_nothing(tmp_path):
     source, _ = make_source(tmp_path, tiny.pure(5))
     del source.plain[f"{tiny.TEXT}norm.weight"]

@@ -241,6 +241,18 @@ def test_no_connection(server, capfd, monkeypatch):
     assert "needed the hub, got ConnectError" in error
 
 
+@pytest.mark.parametrize("path", ["/api/", r"/resolve/.*/config\.json"], ids=["info", "config"])
+def test_a_hub_that_says_nothing_more_is_not_waited_for(server, monkeypatch, path):
+    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.2)
+    hold = threading.Event()
+    server.faults = [Fault(path, hold=hold, times=99)]
+    try:
+        with pytest.raises(SourceError, match=r"needed the hub, got ReadTimeout: .*timed out\."):
+            hub.read_headers(NAME, "PQ5")
+    finally:
+        hold.set()
+
+
 def test_no_room_is_said_before_anything_is_fetched(server, monkeypatch):
     usage = shutil.disk_usage(".")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))

@@ -1,6 +1,7 @@
 """What headers tell: the same of a hub, a folder and what it is converted into."""
 
 import json
+import shutil
 
 import hub_server
 import numpy as np
@@ -9,7 +10,7 @@ import tiny
 from safetensors.numpy import save_file
 
 from hlwq_mlx.errors import CheckpointError, SourceError
-from hlwq_mlx.store import checkpoint, convert, inventory
+from hlwq_mlx.store import checkpoint, convert, inventory, leftovers
 from hlwq_mlx.store.source import Source
 
 NAME = "owner/Tiny-HLWQ"
@@ -56,6 +57,34 @@ def test_a_converted_folder_is_its_source_without_the_dead(repository):
     assert list(inventory.doubts(found)) == []
 
 
+def test_a_converted_folder_whose_index_is_damaged(repository, tmp_path):
+    folder = shutil.copytree(repository / "converted", tmp_path / "own")
+    (folder / checkpoint.INDEX_NAME).write_text('{"weight_map": 5}')
+    with pytest.raises(
+        SourceError, match=r"needed a weight_map from tensors to files in .* got 5\."
+    ):
+        inventory.take(str(folder))
+
+
+def test_a_home_folder_that_nobody_has():
+    with pytest.raises(SourceError, match=r"\[~no-such-user/x\] needed a folder that exists"):
+        inventory.take("~no-such-user/x")
+
+
+@pytest.mark.parametrize("choice", leftovers.CHOICES)
+@pytest.mark.parametrize("rule", [tiny.pure(5), tiny.all_coded], ids=["plain rows", "coded rows"])
+def test_what_converting_will_make_of_the_rows(choice, rule, tmp_path):
+    root = tiny.write_root(tmp_path, tiny.config())
+    tiny.publish(root / "PQ5", tiny.make_weights(tiny.config(), has_towers=False), rule)
+    convert.convert(Source(root / "PQ5", "PQ5"), root / "out", choice)
+
+    def rows(found):
+        return next(entry for entry in found.entries if entry.is_row_table)
+
+    source = inventory.take(str(root / "PQ5"))
+    assert rows(inventory.as_converted(source, choice)) == rows(inventory.take(str(root / "out")))
+
+
 def test_coded_sizes_are_those_of_the_format(repository):
     for entry in inventory.take(str(repository), "PQ5").entries:
         meta = 0 if entry.bits is None else 32
@@ -69,6 +98,26 @@ def test_faults_of_the_hub(server):
         inventory.take(NAME, "bf16")
     del server.repositories[NAME]["config.json"]
     with pytest.raises(SourceError, match=r"needed config\.json, got a repository without"):
+        inventory.take(NAME, "PQ5")
+
+
+@pytest.mark.parametrize(
+    ("content", "got"),
+    [(b"{", "Expecting property name"), (b"[1]", "a list"), (b"\xff", "'utf-8' codec")],
+)
+def test_a_config_of_the_hub_that_is_none(server, content, got):
+    server.repositories[NAME]["config.json"] = content
+    message = rf"^\[config.json\] needed a JSON object in {NAME}, got {got}.* ask its publisher"
+    with pytest.raises(SourceError, match=message):
+        inventory.take(NAME, "PQ5")
+
+
+def test_a_dtype_of_the_hub_that_is_not_known(server):
+    header = b'{"odd":{"dtype":"F8_E4M3","shape":[1],"data_offsets":[0,1]}}'
+    content = len(header).to_bytes(8, "little") + header + b"\0"
+    server.repositories[NAME]["PQ5/bf16.safetensors"] = content
+    message = r"^\[PQ5/bf16.safetensors\] needed a dtype of BF16, .* got F8_E4M3 for odd\. Store"
+    with pytest.raises(CheckpointError, match=message):
         inventory.take(NAME, "PQ5")
 
 

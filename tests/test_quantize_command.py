@@ -1,17 +1,19 @@
 """`python -m hlwq_mlx.quantize`: both layouts, both ways of saying what to code, and the report."""
 
 import math
+import re
 import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from hlwq_mlx import cli, library
-from hlwq_mlx.errors import RequestError, SourceError
+from hlwq_mlx.errors import CheckpointError, RequestError, SourceError
 from hlwq_mlx.quant import codec
 from hlwq_mlx.quant.tables import centroids
 from hlwq_mlx.quantize import add_variant, main
@@ -109,6 +111,20 @@ def test_a_disk_that_is_full_at_the_last_file_ends_in_one_line(
     assert left == ({"codes.safetensors", "bf16.safetensors"} if layout == "published" else set())
 
 
+@pytest.mark.parametrize("layout", ["mlx", "published"])
+def test_a_disk_that_is_too_small_is_told_before_work_begins(layout, tmp_path, monkeypatch, capsys):
+    def encode(*arguments):
+        raise AssertionError("a matrix was coded")
+
+    monkeypatch.setattr(codec, "encode", encode)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=50_000_000))
+    command = ["--model", DEMO, "--variant", "PQ4", "--output", str(tmp_path / "out")]
+    assert cli.run(main, [*command, "--layout", layout]) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert re.search(r"error: \[output\] needed 0\.\d\d GB in \S+, got 0\.05 GB free\. Free", last)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
 KILLED = """
 import os, signal, sys
 from hlwq_mlx import cli, quantize
@@ -196,6 +212,21 @@ def test_strong_means_are_named(tmp_path):
     assert warning.startswith("warning: 100.0% of the blocks of ") and "up_proj" in warning
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e6])
+def test_weights_that_cannot_be_coded_are_named(value, tmp_path):
+    name = LAYER + "mlp.up_proj.weight"
+    with TensorWriter(
+        tmp_path / "model.safetensors", {name: TensorSpec("F32", (64, 128))}
+    ) as writer:
+        writer.write(name, np.full((64, 128), value, dtype=np.float32))
+    message = (
+        rf"^\[{name}\] needed weights that can be coded, got these: .* block norms up to 65504"
+    )
+    with pytest.raises(CheckpointError, match=message):
+        write_published(Source(tmp_path), rules.variant_rule("PQ5")[1], tmp_path / "PQ5", Encoder())
+    assert not (tmp_path / "PQ5").exists()
+
+
 def test_rules_of_the_publisher():
     def chosen(variant):
         rule = rules.variant_rule(variant)[1]
@@ -215,6 +246,8 @@ def test_rules_of_the_publisher():
         ("mlp=9", r"^\[bits\] needed class=1\.\.8 with a class of mlp, .* got 'mlp=9'"),
         ("mpl=2", r"got 'mpl=2'"),
         ("mlp", r"got 'mlp'"),
+        ("mlp=²", r"got 'mlp=²'"),
+        ("mlp=2,mlp=4", r"^\[bits\] needed each class once, got mlp twice\."),
     ],
 )
 def test_widths_that_make_no_sense(text, message):

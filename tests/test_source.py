@@ -155,11 +155,16 @@ def test_chunks_are_found(tmp_path):
         ("PQ6", "PQ5", r"needed one variant, got PQ6 in the name and --variant PQ5"),
         ("PQ5", "PQ4", r"needed variant PQ4, got the folder of PQ5\. Name the repository root"),
         ("../none/of/this", None, r"needed a folder that exists, or a hub id"),
+        (
+            "~no-such-user/model",
+            None,
+            r"\[~no-such-user/model\] needed a folder that exists, or a hub id",
+        ),
     ],
 )
 def test_a_variant_that_is_not_there_is_refused(repository, name, variant, message):
     with pytest.raises(SourceError, match=message):
-        find(str(repository / name), variant)
+        find(name if name.startswith("~") else str(repository / name), variant)
 
 
 def test_a_folder_without_weights_is_refused(tmp_path):
@@ -297,6 +302,17 @@ def test_a_shard_that_an_index_names_but_is_not_there_is_refused(tmp_path):
     index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(SourceError, match=r"needed weight files, got no model-2\.safetensors\."):
+        Source(tmp_path)
+
+
+@pytest.mark.parametrize("files", [None, ["model-1.safetensors"], {"a": 1}])
+def test_an_index_that_is_none_is_refused(tmp_path, files):
+    tiny.save_plain(tmp_path / "model-1.safetensors", {"a": np.zeros(2)})
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
+    message = (
+        r"\[model.safetensors.index.json\] needed a weight_map from tensors to files in .*, got"
+    )
+    with pytest.raises(SourceError, match=message):
         Source(tmp_path)
 
 

@@ -1,12 +1,18 @@
 """Folders that appear whole or not at all."""
 
+import errno
+import fcntl
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..errors import DeviceError, HLWQError, SourceError
+
+_SPARE_BYTES = 1 << 26
+_NOTHING_TO_FLUSH = (errno.EINVAL, errno.ENOTSUP)  # as some network file systems say of folders
 
 
 def require_new(output: Path) -> None:
@@ -38,17 +44,18 @@ def scratch(output: Path) -> Iterator[Path]:
     """Yield a folder beside `output`, for what leads to it, that vanishes when the block ends.
 
     What a killed run left behind is removed by the next run for the same output; what a live one is
-    still writing is left alone.
+    still writing, in whatever thread, process or container, is left alone. Where the file system
+    has no locks the two look alike, and both are left.
     Raises: SourceError when `output` exists; DeviceError when the disk does not take what the block
     writes.
     """
     require_new(output)
+    prefix = f".{output.name}.partial-"
     try:
-        folder = _begin(output)
-        try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        _clear(output.parent, prefix)
+        with _locked_folder(output.parent, prefix) as folder:
             yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
     except HLWQError:
         raise
     except OSError as problem:
@@ -58,38 +65,92 @@ def scratch(output: Path) -> Iterator[Path]:
         ) from problem
 
 
-def place(path: Path, output: Path) -> None:
-    """Give what is finished its name.
+def require_room(folder: Path, size: int) -> None:
+    """Refuse to begin what the disk cannot hold; `folder` is what `building` yields.
 
-    Raises: SourceError when `output` exists: another process made it meanwhile; OSError.
+    Raises: DeviceError.
     """
+    needed = size + _SPARE_BYTES
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise DeviceError(
+            f"[output] needed {needed / 1e9:.2f} GB in {folder.parent}, got {free / 1e9:.2f} GB "
+            "free. Free disk space or choose another --output."
+        )
+
+
+def place(path: Path, output: Path) -> None:
+    """Give what is finished its name, once all of it is on the disk.
+
+    A crash of the system then leaves either nothing of that name or the whole. A file replaces a
+    file that another process made meanwhile.
+    Raises: SourceError when `output` is a folder that another process made meanwhile; OSError.
+    """
+    _flush_all(path)
     try:
         path.rename(output)
     except OSError:
         require_new(output)
         raise
+    _flush(output.parent)
 
 
-def _begin(output: Path) -> Path:
-    """Clear what dead runs left and make this run's folder."""
-    prefix = f".{output.name}.partial-"
-    output.parent.mkdir(parents=True, exist_ok=True)
-    for path in output.parent.iterdir():
-        if path.name.startswith(prefix) and not _is_alive(path.name.removeprefix(prefix)):
-            shutil.rmtree(path)
-    folder = output.parent / f"{prefix}{os.getpid()}"
-    folder.mkdir()
-    return folder
+def _flush_all(path: Path) -> None:
+    """Bring a file, or a folder with what is in it, to the disk."""
+    if path.is_dir():
+        for inner in path.iterdir():
+            _flush_all(inner)
+    _flush(path)
 
 
-def _is_alive(process_id: str) -> bool:
-    """Say whether another process of that id runs; this one is about to begin anew."""
-    if not process_id.isdigit() or int(process_id) == os.getpid():
-        return False
+def _flush(path: Path) -> None:
+    """Bring a file's bytes, or a folder's names, to the disk."""
+    with _opened(path) as handle:
+        try:
+            os.fsync(handle)
+        except OSError as problem:
+            if problem.errno not in _NOTHING_TO_FLUSH:
+                raise
+
+
+def _clear(parent: Path, prefix: str) -> None:
+    """Remove what dead runs left: a lock ends with its process."""
+    for path in parent.iterdir():
+        if path.name.startswith(prefix):
+            with suppress(FileNotFoundError), _opened(path) as handle:  # another run may clear too
+                if _take_lock(handle):
+                    shutil.rmtree(path, ignore_errors=True)
+
+
+@contextmanager
+def _locked_folder(parent: Path, prefix: str) -> Iterator[Path]:
+    """Make a folder that others see locked from the first, and remove it in the end."""
+    number = secrets.token_hex(4)
+    unlocked, folder = parent / f".{number}.unlocked", parent / f"{prefix}{number}"
+    unlocked.mkdir()
+    with _opened(unlocked) as handle:
+        _take_lock(handle)
+        os.rename(unlocked, folder)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    """Open a file or a folder, which alone can be locked or flushed."""
+    handle = os.open(path, os.O_RDONLY)
     try:
-        os.kill(int(process_id), 0)
-    except ProcessLookupError:
+        yield handle
+    finally:
+        os.close(handle)
+
+
+def _take_lock(handle: int) -> bool:
+    """Lock a folder unless another run has, or its file system cannot."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
         return False
-    except PermissionError:
-        return True
     return True

@@ -29,12 +29,13 @@ from .hub import PLAIN
 from .leftovers import Leftover
 from .ple import FILE_NAME as ROW_STORE
 from .ple import RowStore
-from .source import PlainTensor, read_json
+from .source import PlainTensor, Source, read_json, weight_map
 from .tensorfile import TensorFile
 
 MODEL_TYPE = MULTIMODAL[1]
 METHOD = "hlwq"
 FORMAT = 1
+_SIGNATURE = {"quant_method": METHOD, "format": FORMAT}
 INDEX_NAME = "model.safetensors.index.json"
 TEXT = "model.language_model."
 ROW_TABLE = f"{TEXT}embed_tokens_per_layer.weight"
@@ -42,6 +43,7 @@ TIED_HEAD = "lm_head.weight"
 _PATIENCE_S = 1.0
 
 Shape = tuple[int, ...]
+Tensors = dict[str, CodedTensor | PlainTensor]
 
 
 class CodedNames(NamedTuple):
@@ -82,6 +84,26 @@ def canonical_name(name: str) -> str:
     if name.startswith("model.") and not name.startswith((TEXT, *TOWERS)):
         return TEXT + name.removeprefix("model.")
     return name
+
+
+def canonical_tensors(source: Source) -> Tensors:
+    """Return every tensor of a source under its canonical name.
+
+    Raises: CheckpointError listing the tensors that would share one.
+    """
+    found: Tensors = {**source.coded, **source.plain}
+    tensors: Tensors = {}
+    problems: list[str] = []
+    for spelled in sorted(found):
+        name = canonical_name(spelled)
+        if name in tensors:
+            problems.append(
+                f"[{name}] needed one tensor of that meaning, got {tensors[name].name} and "
+                f"{spelled}. The files do not belong together."
+            )
+        tensors[name] = found[spelled]
+    raise_all(problems)
+    return tensors
 
 
 def unread_names(
@@ -170,8 +192,7 @@ def make_manifest(
             number += 1
         tensors[name] = {"bits": tensor.bits, "table": table}
     return {
-        "quant_method": METHOD,
-        "format": FORMAT,
+        **_SIGNATURE,
         "block": BLOCK,
         "variant": variant,
         "tensors": tensors,
@@ -185,13 +206,40 @@ def is_ours(folder: Path) -> bool:
     return path.is_file() and read_json(path).get("model_type") == MODEL_TYPE
 
 
+def manifest_of(folder: Path, config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the manifest in a converted folder's config.json.
+
+    Raises: CheckpointError when there is none, or one of another format or damaged.
+    """
+    manifest = config.get("quantization_config") or {}
+    found = [manifest.get(key) if isinstance(manifest, dict) else None for key in _SIGNATURE]
+    if found != [*_SIGNATURE.values()]:
+        raise CheckpointError(
+            f"[{folder}] needed a folder of format {METHOD} {FORMAT}, got "
+            f"{' '.join(map(str, found))}. Convert the model again."
+        )
+    if not _is_whole(manifest.get("tensors"), manifest.get("tables")):
+        raise CheckpointError(
+            f"[{folder}] needed a manifest in config.json with tables, and bits and a table for "
+            "each coded tensor, got one without. Convert the model again."
+        )
+    return manifest
+
+
+def _is_whole(tensors: Any, tables: Any) -> bool:
+    entries = tensors.values() if isinstance(tensors, dict) else (None,)
+    return isinstance(tables, dict) and all(
+        isinstance(entry, dict) and entry.get("bits") in range(1, 9) and "table" in entry
+        for entry in entries
+    )
+
+
 def require_variant(folder: Path, variant: str | None) -> None:
     """Refuse a variant that a converted folder is not of; None asks for none.
 
-    Raises: SourceError naming both.
+    Raises: SourceError naming both; CheckpointError as `manifest_of`.
     """
-    manifest = read_json(folder / "config.json").get("quantization_config") or {}
-    made_of = manifest.get("variant") or PLAIN
+    made_of = manifest_of(folder, read_json(folder / "config.json")).get("variant") or PLAIN
     if variant is not None and variant.lower() != made_of.lower():
         raise SourceError(
             f"[{folder}] needed {variant}, got a folder converted from {made_of}. "
@@ -205,12 +253,7 @@ def load(folder: Path) -> Model:
     Raises: CheckpointError listing all that is missing, damaged, extra or of another shape.
     """
     config = read_json(folder / "config.json")
-    manifest = config.get("quantization_config") or {}
-    if manifest.get("quant_method") != METHOD or manifest.get("format") != FORMAT:
-        raise CheckpointError(
-            f"[{folder}] needed a folder of format {METHOD} {FORMAT}, got "
-            f"{manifest.get('quant_method')} {manifest.get('format')}. Convert the model again."
-        )
+    manifest_of(folder, config)
     model = Model(Gemma4Config.from_dict(config))
     attach(model, folder)
     _load_weights(model, folder, lambda name: not (name.startswith(TOWERS) or model.is_dead(name)))
@@ -227,7 +270,7 @@ def load_tower(args: Gemma4Config, folder: Path, kind: str) -> Tower:
     """
     tower = make_tower(args, kind)
     mine = prefixes(kind)
-    if not any(name.startswith(mine) for name in _weight_map(folder)):
+    if not any(name.startswith(mine) for name in weight_map(folder / INDEX_NAME)):
         raise no_tower(kind)
     _load_weights(tower, folder, lambda name: name.startswith(mine))
     tower.eval()
@@ -287,15 +330,10 @@ def attach(model: Model, folder: Path) -> None:
     model.folder = folder
 
 
-def _weight_map(folder: Path) -> dict[str, str]:
-    """In which shard each tensor is."""
-    weight_map: dict[str, str] = read_json(folder / INDEX_NAME).get("weight_map", {})
-    return weight_map
-
-
 def _read_shards(folder: Path, belongs: Callable[[str], bool]) -> dict[str, mx.array]:
     """Map the tensors whose names belong to a part; shards without one are not touched."""
-    files = {name: file for name, file in _weight_map(folder).items() if belongs(name)}
+    index = weight_map(folder / INDEX_NAME)
+    files = {name: file for name, file in index.items() if belongs(name)}
     weights: dict[str, mx.array] = {}
     for file in sorted(set(files.values())):
         TensorFile(folder / file)  # a clear error for a damaged file, before MLX maps it

@@ -31,6 +31,9 @@ _ROLES = (
     (".ct", "table"),
 )
 
+_SETTINGS = ("bits", "block_size", "in_features")
+_SHOWN = 60  # characters of what was found instead
+
 
 @dataclass(frozen=True)
 class Key:
@@ -139,11 +142,11 @@ def _build(
             "The file is incomplete; download it again."
         )
     key, codes = roles["codes"]
-    own = settings.get("layers", {}).get(name.removesuffix(".weight"), {})
-    meta = [int(value) for value in roles["meta"][1].reshape(-1)] if "meta" in roles else []
+    told = _settings_of(name, settings)
+    meta = _read_meta(name, roles)
     norms = _read_norms(name, roles["norms"][1], codes, meta)
     N, nb = norms.shape
-    _check_meta(name, meta, N, nb, own.get("block_size", settings.get("block_size", BLOCK)))
+    _check_meta(name, meta, N, nb, told.get("block_size", BLOCK))
     if codes.dtype not in (np.uint8, np.int8):
         raise CheckpointError(
             f"[{name}] needed codes of U8 or I8, got {codes.dtype}. "
@@ -157,15 +160,15 @@ def _build(
             f"{raw.size} bytes. The file is damaged; download it again."
         )
     half_nibbles = key.is_dotted and stored_bits == 4
-    told = _meta_bits(meta) or own.get("bits") or settings.get("bits") or folder_bits or 0
+    told_bits = _meta_bits(meta) or told.get("bits") or folder_bits or 0
     bits = stored_bits
     if stored_bits == 8:
         _refuse_three_levels(name, raw)
-    if told != stored_bits and (stored_bits == 8 or half_nibbles):
-        bits = max(told if told < stored_bits else 0, _code_width(raw, half_nibbles))
+    if told_bits != stored_bits and (stored_bits == 8 or half_nibbles):
+        bits = max(told_bits if told_bits < stored_bits else 0, _code_width(raw, half_nibbles))
     is_lsb = key.is_dotted and stored_bits < 8
     order: BitOrder = "half" if half_nibbles else "lsb" if is_lsb else "msb"
-    in_features = meta[4] if len(meta) > 4 else own.get("in_features", nb * BLOCK)
+    in_features = meta[4] if len(meta) > 4 else told.get("in_features", nb * BLOCK)
     if not 0 <= nb * BLOCK - in_features < BLOCK:
         raise CheckpointError(
             f"[{name}] needed in_features that fill {nb} blocks of {BLOCK}, got {in_features}. "
@@ -184,6 +187,31 @@ def _build(
     )
 
 
+def _settings_of(name: str, settings: Mapping[str, Any]) -> dict[str, int]:
+    """Return what polar_config.json says of a tensor, in its own entry or of all."""
+    own = settings.get("layers", {}).get(name.removesuffix(".weight"), {})
+    told = {key: part[key] for part in (settings, own) for key in _SETTINGS if part.get(key)}
+    for key, value in told.items():
+        if type(value) is not int:
+            raise CheckpointError(
+                f"[{name}] needed a whole number as {key} in polar_config.json, got {value!r}. "
+                "The file is damaged; download it again."
+            )
+    return told
+
+
+def _read_meta(name: str, roles: Parts) -> list[int]:
+    if "meta" not in roles:
+        return []
+    meta = roles["meta"][1].reshape(-1)
+    if meta.dtype.kind not in "iu":
+        raise CheckpointError(
+            f"[{name}] needed meta of whole numbers, got {meta.dtype}. "
+            "The file is damaged; download it again."
+        )
+    return [int(value) for value in meta]
+
+
 def _read_norms(
     name: str, norms: NDArray[Any], codes: NDArray[Any], meta: list[int]
 ) -> NDArray[np.float16]:
@@ -195,7 +223,7 @@ def _read_norms(
     norms = np.atleast_1d(norms)
     if norms.ndim == 1:  # flat: the rows are those of the codes or of the meta
         rows = codes.shape[0] if codes.ndim == 2 else meta[0] if len(meta) > 3 else norms.size
-        norms = norms.reshape(rows, -1) if rows and norms.size % rows == 0 else norms[:, None]
+        norms = norms.reshape(rows, -1) if rows > 0 and norms.size % rows == 0 else norms[:, None]
     with np.errstate(over="ignore"):  # an infinite norm is refused here
         halves = norms.reshape(norms.shape[0], -1).astype(np.float16, copy=False)
     unfit = halves.size - int(np.count_nonzero((halves >= 0) & (halves < np.inf)))
@@ -262,12 +290,19 @@ def _own_table(name: str, roles: Parts, bits: int) -> NDArray[np.float32] | None
 def polar_settings(folder: Path, text: Mapping[str, Any]) -> Mapping[str, Any]:
     """Check a polar_config.json and return it.
 
-    Raises: CheckpointError for the unrelated file of the same name beside torchao weights.
+    Raises: CheckpointError for the unrelated file of the same name beside torchao weights, and for
+    layers that are no objects.
     """
     kind = str(text.get("weight_format", ""))
     if kind.startswith("torchao"):
         raise CheckpointError(
             f"[{folder.name}] needed HLWQ codes, got weight_format {kind!r} in polar_config.json. "
             "Those are torchao weights; use the HLWQ repository of the model instead."
+        )
+    layers = text.get("layers", {})
+    if not isinstance(layers, dict) or not all(isinstance(own, dict) for own in layers.values()):
+        raise CheckpointError(
+            f"[{folder.name}] needed an object for each of the layers in polar_config.json, got "
+            f"{str(layers)[:_SHOWN]}. The file is damaged; download it again."
         )
     return text

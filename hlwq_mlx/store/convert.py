@@ -18,7 +18,8 @@ from ..gemma4.config import Gemma4Config
 from ..quant.layers import pad_table
 from ..quant.packing import BLOCK, UNIT, Codes, p32_plane_offsets, p32_planes
 from . import checkpoint, leftovers, ple
-from .atomic import building
+from .atomic import building, require_room
+from .checkpoint import Tensors
 from .coded import CodedTensor
 from .detect import Reading, is_odd
 from .leftovers import Leftover
@@ -26,11 +27,11 @@ from .output import (
     Output,
     Piece,
     bytes_bar,
-    check_disk,
     copy_of,
     copy_side_files,
     float_slices,
     row_slices,
+    total_bytes,
     whole,
     write_file,
     write_json,
@@ -41,8 +42,6 @@ from .source import PlainTensor, Source
 from .tensorfile import TensorSpec
 
 _NAMED = 3
-
-Tensors = dict[str, CodedTensor | PlainTensor]
 
 
 @dataclass
@@ -87,7 +86,7 @@ def convert(source: Source, output: Path, choice: str = leftovers.KEEP) -> Summa
     config; DeviceError when the disk is too small.
     """
     config = checkpoint.normalize_config(source.config)
-    tensors = _canonical(source)
+    tensors = checkpoint.canonical_tensors(source)
     unread = checkpoint.unread_names(config, tensors)
     for name in unread:
         del tensors[name]
@@ -108,7 +107,7 @@ def convert(source: Source, output: Path, choice: str = leftovers.KEEP) -> Summa
         rows = [_row_table(table, source.readings, width, plan.row_bits)]
     everything = [*outputs, *rows]
     with building(output) as folder, bytes_bar(everything, "convert") as progress:
-        check_disk(folder, everything)
+        require_room(folder, total_bytes(everything))
         write_shards(folder, outputs, progress)
         if rows:
             version = {ple.VERSION_KEY: ple.CODED} if plan.row_bits == 8 else None
@@ -120,7 +119,7 @@ def convert(source: Source, output: Path, choice: str = leftovers.KEEP) -> Summa
         write_json(folder / "config.json", config | {"quantization_config": manifest})
         summary.written_bytes = sum(path.stat().st_size for path in folder.iterdir())
     _count(summary, coded, plain, plan)
-    summary.row_store_bytes = sum(output.nbytes for output in rows)
+    summary.row_store_bytes = total_bytes(rows)
     summary.token_bytes = _token_bytes(tensors, outputs)
     return summary
 
@@ -174,12 +173,6 @@ def _doubts(source: Source, tensors: Tensors) -> tuple[str, ...]:
         f"{len(names)} tensors have not the energy of coded weights: {named}. If answers make no "
         "sense, they were read wrongly: try another --bit-order or --centroids",
     )
-
-
-def _canonical(source: Source) -> Tensors:
-    """Name every tensor of a source as our folder does."""
-    found: Tensors = {**source.coded, **source.plain}
-    return {checkpoint.canonical_name(name): found[name] for name in sorted(found)}
 
 
 def _coded(

@@ -19,15 +19,15 @@ import numpy as np
 from ..gemma4.config import FLAT_IGNORED, Gemma4Config
 from ..gemma4.model import Model
 from . import checkpoint
-from .atomic import building
+from .atomic import building, require_room
 from .coded import CodedTensor
 from .output import (
     Output,
     Piece,
     bytes_bar,
-    check_disk,
     copy_side_files,
     float_slices,
+    total_bytes,
     write_json,
     write_shards,
 )
@@ -71,9 +71,8 @@ def export_affine(source: Source, output: Path, bits: int) -> Exported:
     """
     config = checkpoint.normalize_config(source.config)
     model = Model(Gemma4Config.from_dict(config))
-    found = _tensors(source)
-    tensors = {checkpoint.canonical_name(name): tensor for name, tensor in found.items()}
-    unread = checkpoint.unread_names(config, tensors)
+    tensors = checkpoint.canonical_tensors(source)
+    checkpoint.unread_names(config, tensors)
     outputs: list[Output] = []
     quantization: dict[str, Any] = {"group_size": _GROUPS[0], "bits": bits, "mode": "affine"}
     for name, shape in sorted(checkpoint.text_shapes(model).items()):
@@ -88,7 +87,7 @@ def export_affine(source: Source, output: Path, bits: int) -> Exported:
         if (group, own_bits) != (_GROUPS[0], bits):
             module = stock_name.removesuffix(".weight")
             quantization[module] = {"group_size": group, "bits": own_bits}
-    left_out = len(unread) + sum(not name.startswith(checkpoint.TEXT) for name in tensors)
+    left_out = len(tensors) - len(outputs)
     settings = _stock_config(config, model.args) | {
         "quantization": quantization,
         "quantization_config": quantization,
@@ -105,22 +104,16 @@ def export_bf16(source: Source, output: Path) -> Exported:
     """
     config = checkpoint.normalize_config(source.config)
     shapes = checkpoint.text_shapes(Model(Gemma4Config.from_dict(config)))
-    found = _tensors(source)
-    canonical = {name: checkpoint.canonical_name(name) for name in found}
-    checkpoint.unread_names(config, {canonical[name]: found[name] for name in found})
+    tensors = checkpoint.canonical_tensors(source)
+    checkpoint.unread_names(config, tensors)
     outputs = [
-        _bfloat16(source, name, tensor, shapes.get(canonical[name], tensor.shape))
-        for name, tensor in found.items()
+        _bfloat16(source, tensor.name, tensor, shapes.get(name, tensor.shape))
+        for name, tensor in tensors.items()
         if name != checkpoint.TIED_HEAD
     ]
     settings = {key: value for key, value in source.config.items() if key not in FLAT_IGNORED}
-    left_out = len(found) - len(outputs)
+    left_out = len(tensors) - len(outputs)
     return _write(source, output, outputs, settings, "bfloat16", left_out)
-
-
-def _tensors(source: Source) -> dict[str, CodedTensor | PlainTensor]:
-    found: dict[str, CodedTensor | PlainTensor] = {**source.coded, **source.plain}
-    return dict(sorted(found.items()))
 
 
 def _bfloat16(
@@ -195,7 +188,7 @@ def _write(
     left_out: int,
 ) -> Exported:
     with building(output) as folder, bytes_bar(outputs, "export") as progress:
-        check_disk(folder, outputs)
+        require_room(folder, total_bytes(outputs))
         write_shards(folder, outputs, progress)
         warnings = copy_side_files(source, folder)
         write_json(folder / "config.json", config)

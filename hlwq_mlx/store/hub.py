@@ -6,6 +6,7 @@ were renamed from PolarQuant to HLWQ, and either name finds them.
 """
 
 import errno
+import json
 import logging
 import shutil
 from collections.abc import Iterable
@@ -31,7 +32,7 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]  # the names o
 
 from ..errors import CheckpointError, DeviceError, HLWQError, SourceError
 from . import resume
-from .tensorfile import TensorSpec
+from .tensorfile import TensorSpec, checked_spec
 
 logger = logging.getLogger("hlwq_mlx")
 
@@ -73,7 +74,7 @@ def find_repository(repository: str) -> ModelInfo:
     """
     for name in _names(repository):
         try:
-            return HfApi().model_info(name, files_metadata=True)
+            return HfApi().model_info(name, files_metadata=True, timeout=_patience())
         except GatedRepoError:
             raise
         except RepositoryNotFoundError:
@@ -82,6 +83,11 @@ def find_repository(repository: str) -> ModelInfo:
         f"[{repository}] needed a repository on the hub, got none of that name. "
         "Check the spelling, or log in with `hf auth login` if it is private."
     )
+
+
+def _patience() -> float:
+    """How many seconds the hub may say nothing; huggingface_hub would wait for ever."""
+    return constants.HF_HUB_DOWNLOAD_TIMEOUT
 
 
 def _names(repository: str) -> list[str]:
@@ -166,7 +172,7 @@ def read_headers(model: str, variant: str | None) -> Headers:
     """Read a variant's config and the headers of its files of weights, by range requests.
 
     Raises: SourceError when the hub cannot be reached or lacks the model or the variant;
-    CheckpointError for a file without a header.
+    CheckpointError for a file without a header, or with a tensor of unknown dtype.
     """
     repository, variant = split_model(model, variant)
     try:
@@ -175,10 +181,13 @@ def read_headers(model: str, variant: str | None) -> Headers:
         variant = choose_variant(repository, files, variant)
         wanted = _require_model(repository, wanted_files(files, variant))
         url = hf_hub_url(info.id, "config.json", revision=info.sha)
-        answer = get_session().get(url, headers=build_hf_headers(), follow_redirects=True)
+        answer = get_session().get(
+            url, headers=build_hf_headers(), follow_redirects=True, timeout=_patience()
+        )
         hf_raise_for_status(answer)
         headers = [_header(info, name) for name in wanted if fnmatchcase(name, "*.safetensors")]
-        return Headers(variant, answer.json(), headers)
+        config = parse_json(answer.content, "config.json", info.id)
+        return Headers(variant, config, headers)
     except (httpx.HTTPError, HFValidationError, OSError) as problem:
         raise _explain(repository, problem) from problem
 
@@ -192,9 +201,27 @@ def _header(info: ModelInfo, name: str) -> dict[str, TensorSpec]:
             "Name another variant."
         ) from problem
     return {
-        tensor: TensorSpec(about.dtype, tuple(about.shape))
+        tensor: checked_spec(name, tensor, about.dtype, about.shape)
         for tensor, about in found.tensors.items()
     }
+
+
+def parse_json(content: bytes, name: str, origin: object) -> dict[str, Any]:
+    """Read a JSON object of a model; `origin` is where it lies.
+
+    Raises: SourceError when it is not one.
+    """
+    try:
+        value = json.loads(content)
+        got = f"a {type(value).__name__}"
+    except ValueError as problem:
+        value, got = None, str(problem)
+    if not isinstance(value, dict):
+        raise SourceError(
+            f"[{name}] needed a JSON object in {origin}, got {got}. "
+            "Download it again, or ask its publisher for a whole one."
+        )
+    return value
 
 
 def _require_model(repository: str, wanted: list[str]) -> list[str]:

@@ -23,7 +23,7 @@ from . import checkpoint, hub, leftovers, published, rules
 from .coded import parse_key
 from .ple import FILE_NAME as ROW_STORE
 from .ple import coded_specs
-from .source import Source, find_local, read_json
+from .source import Source, find_local, local_path, read_json, weight_map
 from .tensorfile import TensorFile, TensorSpec
 
 Specs = Mapping[str, TensorSpec]
@@ -99,7 +99,7 @@ def take(model: str, variant: str | None = None) -> Inventory:
 
     Raises: SourceError, CheckpointError as opening it would.
     """
-    path = Path(model).expanduser()
+    path = local_path(model)
     if checkpoint.is_ours(path):
         checkpoint.require_variant(path, variant)
         return _of_converted(path)
@@ -117,7 +117,7 @@ def is_at_hand(model: str, variant: str | None = None) -> bool:
 
     Raises: SourceError when it is not clear which variant is meant.
     """
-    if checkpoint.is_ours(Path(model).expanduser()) or find_local(model, variant) is not None:
+    if checkpoint.is_ours(local_path(model)) or find_local(model, variant) is not None:
         return True
     return hub.is_cached(model, variant)
 
@@ -161,9 +161,11 @@ def _own_energy(entries: Iterable[Entry]) -> float:
 
 
 def _coded_leftover(entry: Entry, choice: str, own: float) -> Entry:
-    if entry.is_row_table and choice == leftovers.SMALL:
-        size = sum(spec.nbytes for spec in coded_specs((entry.shape[0], entry.shape[1])))
-        return replace(entry, stored_bytes=size)
+    if entry.is_row_table:  # the row store has no codes of ours
+        size = entry.stored_bytes if entry.bits is None else stored_bytes(entry.shape, None)
+        if choice == leftovers.SMALL:
+            size = sum(spec.nbytes for spec in coded_specs((entry.shape[0], entry.shape[1])))
+        return replace(entry, bits=None, stored_bytes=size)
     bits = leftovers.width_of(choice, entry.name, entry.shape, own)
     if entry.bits is not None or bits is None:
         return entry
@@ -273,9 +275,9 @@ def _coded(name: str, roles: Specs, problems: list[str]) -> Entry | None:
 
 def _of_converted(folder: Path) -> Inventory:
     config = read_json(folder / "config.json")
-    coded = (config.get("quantization_config") or {}).get("tensors", {})
+    manifest = checkpoint.manifest_of(folder, config)
     specs: dict[str, TensorSpec] = {}
-    for name in sorted(set(read_json(folder / checkpoint.INDEX_NAME)["weight_map"].values())):
+    for name in sorted(set(weight_map(folder / checkpoint.INDEX_NAME).values())):
         specs |= TensorFile(folder / name).specs
     entries = []
     if (folder / ROW_STORE).is_file():  # in whatever dtype
@@ -283,12 +285,11 @@ def _of_converted(folder: Path) -> Inventory:
         shape = (args.text_config.vocab_size_per_layer_input, checkpoint.row_width(args))
         size = sum(spec.nbytes for spec in TensorFile(folder / ROW_STORE).specs.values())
         entries.append(Entry(checkpoint.ROW_TABLE, shape, None, size))
-    for name, entry in coded.items():
+    for name, entry in manifest["tensors"].items():
         parts = [specs.pop(part) for part in checkpoint.coded_names(name) if part in specs]
         if len(parts) == len(checkpoint.CodedNames._fields):
             norms = parts[1].shape
             size = sum(part.nbytes for part in parts)
             entries.append(Entry(name, (norms[0], norms[1] * BLOCK), entry["bits"], size))
     entries += [Entry(name, spec.shape, None, spec.nbytes) for name, spec in specs.items()]
-    variant = (config.get("quantization_config") or {}).get("variant")
-    return Inventory(variant, config, tuple(entries), is_converted=True)
+    return Inventory(manifest.get("variant"), config, tuple(entries), is_converted=True)

@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from ..errors import DeviceError
 from ..quant import codec
 from .checkpoint import INDEX_NAME
 from .coded import CodedTensor
@@ -25,7 +24,6 @@ from .tensorfile import TensorSpec, TensorWriter
 
 SHARD_BYTES = 5 * 10**9
 _SLICE_BYTES = 1 << 26
-_SPARE_BYTES = 1 << 26
 _HEADER_BYTES = 256  # of a tensor in a file's header, at most
 
 Piece = tuple[str, int, NDArray[Any]]
@@ -106,8 +104,7 @@ def write_shards(folder: Path, outputs: list[Output], progress: "tqdm[Any]") -> 
         file_name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         write_file(folder / file_name, shard, progress)
         weight_map |= {name: file_name for output in shard for name in output.specs}
-    total = sum(output.nbytes for output in outputs)
-    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    index = {"metadata": {"total_size": total_bytes(outputs)}, "weight_map": weight_map}
     write_json(folder / INDEX_NAME, index)
 
 
@@ -140,21 +137,12 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
 
 
-def check_disk(folder: Path, outputs: list[Output]) -> None:
-    """Refuse to begin what the disk cannot hold.
-
-    Raises: DeviceError.
-    """
-    needed = sum(output.nbytes for output in outputs) + _SPARE_BYTES
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise DeviceError(
-            f"[output] needed {needed / 1e9:.2f} GB in {folder.parent}, got {free / 1e9:.2f} GB "
-            "free. Free disk space or choose another --output."
-        )
+def total_bytes(outputs: list[Output]) -> int:
+    """Sum the bytes of all tensors."""
+    return sum(output.nbytes for output in outputs)
 
 
 def bytes_bar(outputs: list[Output], what: str) -> "tqdm[Any]":
     """Show the bytes written of all there are."""
-    total = sum(output.nbytes for output in outputs)
+    total = total_bytes(outputs)
     return tqdm(total=total, unit="B", unit_scale=True, desc=what, mininterval=0.5)

@@ -19,11 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from ..errors import RequestError
+from ..errors import CheckpointError, RequestError, ShapeError
 from ..quant import codec
 from ..quant.packing import BLOCK, Codes, pack
 from ..quant.tables import centroids
-from .atomic import building, place, scratch
+from .atomic import building, place, require_room, scratch
 from .rules import Rule
 from .source import TABLE_KEY, PlainTensor, Source
 from .tensorfile import TensorSpec, TensorWriter
@@ -118,7 +118,7 @@ def write_published(source: Source, rule: Rule, output: Path, encoder: Encoder) 
     """Write `codes.safetensors` and `bf16.safetensors` into the new folder `output`.
 
     Raises: RequestError when the source is coded already or the rule codes nothing; DeviceError
-    when the disk cannot hold the files; SourceError when `output` exists.
+    when the disk cannot hold the files, before work begins; SourceError when `output` exists.
     """
     chosen = {tensor.name: rule(tensor.name, tensor.shape) for tensor in source.plain.values()}
     coded = {name: bits for name, bits in chosen.items() if bits is not None}
@@ -128,15 +128,26 @@ def write_published(source: Source, rule: Rule, output: Path, encoder: Encoder) 
             f"[{source.folder}] needed uncoded matrices, got {got}. Name a 16-bit model's folder."
         )
     report = Report()
+    tensors = [(source.plain[name], bits) for name, bits in sorted(coded.items())]
+    codes_specs: dict[str, TensorSpec] = {}
+    for tensor, bits in tensors:
+        codes_specs |= _published_specs(tensor, bits)
     plain = [tensor for tensor in source.plain.values() if tensor.name not in coded]
+    plain_specs = {tensor.name: TensorSpec("BF16", tensor.shape) for tensor in plain}
     total = sum(tensor.spec.nbytes for tensor in source.plain.values())
     with (
         building(output) as folder,
         tqdm(total=total, unit="B", unit_scale=True, desc="quantize", mininterval=0.5) as progress,
     ):
-        tensors = [(source.plain[name], bits) for name, bits in sorted(coded.items())]
-        _write_codes(folder / "codes.safetensors", tensors, encoder, report, progress)
-        _write_plain(folder / "bf16.safetensors", plain, progress)
+        specs = (*codes_specs.values(), *plain_specs.values())
+        require_room(folder, sum(spec.nbytes for spec in specs))
+        table = {TABLE_KEY: encoder.table}
+        with TensorWriter(folder / "codes.safetensors", codes_specs, table) as writer:
+            for tensor, bits in tensors:
+                _write_coded(writer, tensor, bits, encoder, report, progress)
+        with TensorWriter(folder / "bf16.safetensors", plain_specs) as writer:
+            for tensor in plain:
+                _write_plain(writer, tensor, progress)
     return report
 
 
@@ -153,35 +164,32 @@ def add_files(paths: Iterable[Path], folder: Path) -> None:
                 place(beside / path.name, output)
 
 
-def _write_codes(
-    path: Path,
-    tensors: list[tuple[PlainTensor, int]],
+def _write_coded(
+    writer: TensorWriter,
+    tensor: PlainTensor,
+    bits: int,
     encoder: Encoder,
     report: Report,
     progress: "tqdm[Any]",
 ) -> None:
-    specs: dict[str, TensorSpec] = {}
-    for tensor, bits in tensors:
-        specs |= _published_specs(tensor, bits)
-    with TensorWriter(path, specs, {TABLE_KEY: encoder.table}) as writer:
-        for tensor, bits in tensors:
-            key = tensor.name.replace(".", "__")
-            N, blocks = specs[f"{key}__norms"].shape
-            writer.write(f"{key}__meta", np.array([N, blocks, BLOCK, N * blocks * BLOCK]))
-            far_blocks = 0
-            values = centroids(encoder.table, bits)
-            fidelity = report.classes.setdefault((report_class(tensor.name), bits), Fidelity())
-            for part in encode_slices(tensor, values, encoder.refits):
-                packed = pack(part.codes, bits, "msb")
-                writer.write(f"{key}__norms", part.norms, part.start * blocks * 2)
-                writer.write(f"{key}__packed", packed, part.start * blocks * BLOCK * bits // 8)
-                decoded = codec.decode(part.codes, part.norms, values)
-                fidelity.add(part.weight, decoded[:, : tensor.shape[1]])
-                far_blocks += count_strong_means(part.weight)
-                progress.update(part.weight.size * tensor.spec.item_bytes)
-            share = far_blocks / (N * blocks)
-            if share > MEAN_SHARE:
-                report.strong_means.append((tensor.name, share))
+    """Code one matrix, write its parts and tell the report what that did."""
+    key = tensor.name.replace(".", "__")
+    N, blocks = tensor.shape[0], -(-tensor.shape[1] // BLOCK)
+    writer.write(f"{key}__meta", np.array([N, blocks, BLOCK, N * blocks * BLOCK]))
+    far_blocks = 0
+    values = centroids(encoder.table, bits)
+    fidelity = report.classes.setdefault((report_class(tensor.name), bits), Fidelity())
+    for part in encode_slices(tensor, values, encoder.refits):
+        packed = pack(part.codes, bits, "msb")
+        writer.write(f"{key}__norms", part.norms, part.start * blocks * 2)
+        writer.write(f"{key}__packed", packed, part.start * blocks * BLOCK * bits // 8)
+        decoded = codec.decode(part.codes, part.norms, values)
+        fidelity.add(part.weight, decoded[:, : tensor.shape[1]])
+        far_blocks += count_strong_means(part.weight)
+        progress.update(part.weight.size * tensor.spec.item_bytes)
+    share = far_blocks / (N * blocks)
+    if share > MEAN_SHARE:
+        report.strong_means.append((tensor.name, share))
 
 
 def _published_specs(tensor: PlainTensor, bits: int) -> dict[str, TensorSpec]:
@@ -204,9 +212,18 @@ def float_slices(tensor: PlainTensor) -> Iterator[tuple[int, NDArray[np.float32]
 def encode_slices(
     tensor: PlainTensor, values: NDArray[np.float32], refits: int = 0
 ) -> Iterator[Slice]:
-    """Code a matrix some rows at a time."""
+    """Code a matrix some rows at a time.
+
+    Raises: CheckpointError for weights that are not finite or too large for the norms.
+    """
     for start, weight in float_slices(tensor):
-        yield Slice(start, weight, *codec.encode(weight, values, refits))
+        try:
+            codes, norms = codec.encode(weight, values, refits)
+        except ShapeError as problem:
+            raise CheckpointError(
+                f"[{tensor.name}] needed weights that can be coded, got these: {problem}"
+            ) from problem
+        yield Slice(start, weight, codes, norms)
 
 
 def count_strong_means(weight: NDArray[np.float32]) -> int:
@@ -231,13 +248,10 @@ def report_class(name: str) -> str:
     return ".".join(part for part in parts[-2:] if not part.isdigit())
 
 
-def _write_plain(path: Path, plain: list[PlainTensor], progress: "tqdm[Any]") -> None:
-    specs = {tensor.name: TensorSpec("BF16", tensor.shape) for tensor in plain}
-    with TensorWriter(path, specs) as writer:
-        for tensor in plain:
-            for at, piece in bfloat16_pieces(tensor):
-                writer.write(tensor.name, piece, at)
-                progress.update(piece.size * tensor.spec.item_bytes)
+def _write_plain(writer: TensorWriter, tensor: PlainTensor, progress: "tqdm[Any]") -> None:
+    for at, piece in bfloat16_pieces(tensor):
+        writer.write(tensor.name, piece, at)
+        progress.update(piece.size * tensor.spec.item_bytes)
 
 
 def bfloat16_pieces(tensor: PlainTensor) -> Iterator[tuple[int, NDArray[np.uint16]]]:

@@ -17,6 +17,7 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]  # both are in
 )
 
 from ..errors import SourceError
+from .atomic import place
 
 _CHUNK_BYTES = 1 << 24
 
@@ -55,7 +56,7 @@ def fetch(repository: str, revision: str, file: RepoSibling) -> None:
                 f"[{repository}] needed {file.rfilename} as the hub describes it, got other "
                 "content. Run the same command again; it was removed."
             )
-        partial.rename(blob)
+        place(partial, blob)
 
 
 def _complete(partial: Path, url: str, file: RepoSibling) -> None:

@@ -54,15 +54,19 @@ def _pure_rule(bits: int) -> Rule:
 def parse_bits(text: str) -> dict[str, int]:
     """Read `class=bits,class=bits`.
 
-    Raises: RequestError for an unknown class or a width outside 1..8.
+    Raises: RequestError for an unknown class, one named twice or a width outside 1..8.
     """
-    widths = {}
+    widths: dict[str, int] = {}
     for part in text.split(","):
         name, _, bits = part.strip().partition("=")
-        if name not in CLASSES or not bits.isdigit() or not 1 <= int(bits) <= 8:
+        if name not in CLASSES or not bits.isdecimal() or not 1 <= int(bits) <= 8:
             raise RequestError(
                 f"[bits] needed class=1..8 with a class of {', '.join(CLASSES)}, got {part!r}. "
                 "Write it as mlp=2,attention=4."
+            )
+        if name in widths:
+            raise RequestError(
+                f"[bits] needed each class once, got {name} twice. Write it as mlp=2,attention=4."
             )
         widths[name] = int(bits)
     return widths

@@ -5,7 +5,7 @@ turns what a user names (a hub id, `id/PQ5`, a folder) into a folder and a varia
 them. Nothing is written and no tensor is held.
 """
 
-import json
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -27,6 +27,7 @@ from .tensorfile import TensorFile, TensorSpec
 TABLE_KEY = "hlwq_table"  # where our own encoder says, in a file's metadata, which table it used
 _CODED_FILE = "codes.safetensors"
 _PLAIN_DTYPES = ("BF16", "F16", "F32")
+_SHOWN = 60  # characters of what was found instead
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,11 @@ def list_variants(root: Path) -> list[str]:
     return sorted(path.parent.name for path in root.glob(f"*/{_CODED_FILE}"))
 
 
+def local_path(model: str) -> Path:
+    """Return where a model is if it is a folder; a home folder that nobody has stays as it is."""
+    return Path(os.path.expanduser(model))
+
+
 def find(model: str, variant: str | None) -> tuple[Path, str | None]:
     """Find the folder of a model, local or on the hub, and settle which variant is meant.
 
@@ -76,7 +82,7 @@ def find_local(model: str, variant: str | None) -> tuple[Path, str | None] | Non
 
     Raises: SourceError when the folder lacks the variant or several could be meant.
     """
-    path = Path(model).expanduser()
+    path = local_path(model)
     if not path.is_dir() and list_variants(path.parent):  # a root and a variant it may lack
         if variant and variant.lower() != path.name.lower():
             raise SourceError(
@@ -154,17 +160,26 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises: SourceError when the file is not one.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as problem:
+        content = path.read_bytes()
+    except OSError as problem:
         raise SourceError(
             f"[{path.name}] needed a JSON object in {path}, got {problem}. Download it again."
         ) from problem
-    if not isinstance(value, dict):
+    return hub.parse_json(content, path.name, path)
+
+
+def weight_map(index: Path) -> dict[str, str]:
+    """Read in which file each tensor is.
+
+    Raises: SourceError when the file does not say that.
+    """
+    files = read_json(index).get("weight_map", {})
+    if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):
         raise SourceError(
-            f"[{path.name}] needed a JSON object in {path}, got a {type(value).__name__}. "
-            "Download it again."
+            f"[{index.name}] needed a weight_map from tensors to files in {index}, got "
+            f"{str(files)[:_SHOWN]}. Download it again."
         )
-    return value
+    return files
 
 
 def _twice(what: str) -> str:
@@ -285,8 +300,7 @@ class Source:
             return [codes, plain]
         index = self.folder / "model.safetensors.index.json"
         if index.is_file():
-            names = sorted(set(read_json(index).get("weight_map", {}).values()))
-            paths = [self.folder / name for name in names]
+            paths = [self.folder / name for name in sorted(set(weight_map(index).values()))]
         else:
             paths = _root_weights(self.folder)
         missing = [path.name for path in paths if not path.is_file()]

@@ -7,7 +7,7 @@ piece. It knows nothing of what a tensor means.
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -49,6 +49,19 @@ class TensorSpec:
         return math.prod(self.shape) * self.item_bytes
 
 
+def checked_spec(where: str, name: str, dtype: str, shape: Iterable[int]) -> TensorSpec:
+    """Return what a header says of a tensor; `where` is the file.
+
+    Raises: CheckpointError for an unknown dtype.
+    """
+    if dtype not in DTYPES:
+        raise CheckpointError(
+            f"[{where}] needed a dtype of {', '.join(DTYPES)}, got {dtype} for {name}. "
+            "Store the tensor as BF16."
+        )
+    return TensorSpec(dtype, tuple(shape))
+
+
 class TensorFile:
     """One safetensors file, mapped into memory.
 
@@ -72,16 +85,11 @@ class TensorFile:
         self.metadata: dict[str, str] = header.get("__metadata__") or {}
         self._data_start = 8 + header_bytes
         self._offsets = {name: int(header[name]["data_offsets"][0]) for name in names}
-        self.specs = {name: self._read_spec(name, header[name]) for name in sorted(self._offsets)}
+        self.specs = {
+            name: checked_spec(path.name, name, header[name]["dtype"], header[name]["shape"])
+            for name in sorted(names)
+        }
         self._map: NDArray[np.uint8] = np.memmap(path, dtype=np.uint8, mode="r")
-
-    def _read_spec(self, name: str, entry: Mapping[str, Any]) -> TensorSpec:
-        if entry["dtype"] not in DTYPES:
-            raise CheckpointError(
-                f"[{self.path.name}] needed a dtype of {', '.join(DTYPES)}, got {entry['dtype']} "
-                f"for {name}. Store the tensor as BF16."
-            )
-        return TensorSpec(entry["dtype"], tuple(entry["shape"]))
 
     def start(self, name: str) -> int:
         """Say at which byte of the file a tensor begins."""
