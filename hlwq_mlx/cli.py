@@ -24,6 +24,7 @@ PREFILL_STEP = 512  # of engine.decode; mlx-lm's 2048 would take four times the 
 PATIENCE_S = 1.0
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
+MODEL_NAMES = "hub id (owner/name or owner/name/PQ5), source folder, PQ folder or converted folder"
 
 
 def seed(text: str) -> int:
@@ -31,6 +32,14 @@ def seed(text: str) -> int:
     value = int(text)
     if not 0 <= value < 1 << 64:
         raise argparse.ArgumentTypeError(f"needed 0 to 2**64 - 1, got {value}")
+    return value
+
+
+def count(text: str) -> int:
+    """Read a positive number: argparse names the option when this raises."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"needed at least 1, got {value}")
     return value
 
 
@@ -46,13 +55,20 @@ def json_object(text: str) -> dict[str, Any]:
 
 
 def add_model_args(parser: argparse.ArgumentParser) -> None:
-    """Add --model and --variant."""
+    """Add --model, --variant and --force."""
     parser.add_argument(
         "--model",
         metavar="MODEL",
-        help="hub id (owner/name or owner/name/PQ5), source folder, PQ folder or converted folder; "
-        "without it the small demo model answers",
+        help=f"{MODEL_NAMES}; without it the small demo model answers",
     )
+    add_variant_arg(parser)
+    parser.add_argument(
+        "--force", action="store_true", help="load a model that this machine has no room for"
+    )
+
+
+def add_variant_arg(parser: argparse.ArgumentParser) -> None:
+    """Add --variant."""
     parser.add_argument("--variant", metavar="PQn", help="which variant of the model, as PQ5")
 
 
@@ -103,11 +119,11 @@ def add_memory_args(parser: argparse.ArgumentParser) -> None:
 
 
 def add_kv_args(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
-    """Add --prefill-step-size, --kv-bits, --kv-group-size and --force."""
+    """Add --prefill-step-size, --kv-bits and --kv-group-size."""
     group = parser.add_argument_group("memory (python -m hlwq_mlx.doctor says what is needed)")
     group.add_argument(
         "--prefill-step-size",
-        type=int,
+        type=count,
         default=PREFILL_STEP,
         metavar="N",
         help=f"prompt tokens at a time (default: {PREFILL_STEP})",
@@ -117,9 +133,6 @@ def add_kv_args(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     )
     group.add_argument(
         "--kv-group-size", type=int, default=64, metavar="N", help="values to a scale (default: 64)"
-    )
-    group.add_argument(
-        "--force", action="store_true", help="load a model that this machine has no room for"
     )
     parser.set_defaults(max_kv_size=None)
     return group

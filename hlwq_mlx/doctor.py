@@ -28,21 +28,24 @@ CARD_GB = {  # the model card's sizes; it says of every variant that a 16 GB M1 
 def make_parser() -> argparse.ArgumentParser:
     """Build the command's parser."""
     parser = argparse.ArgumentParser(prog="python -m hlwq_mlx.doctor", description=__doc__)
-    parser.add_argument(
+    subject = parser.add_mutually_exclusive_group(required=True)
+    subject.add_argument("--model", metavar="MODEL", help=cli.MODEL_NAMES)
+    subject.add_argument(
         "model",
         nargs="?",
+        default=argparse.SUPPRESS,  # else its absence would undo --model
         metavar="MODEL",
-        help="hub id (owner/name or owner/name/PQ5), source folder, PQ folder or converted folder",
+        help="the same, without --model",
     )
-    parser.add_argument("--variant", metavar="PQn", help="which variant of the model, as PQ5")
+    subject.add_argument("--table", action="store_true", help="every variant on every Mac")
+    cli.add_variant_arg(parser)
     parser.add_argument(
         "--context",
-        type=int,
+        type=cli.count,
         default=cli.CONTEXT,
         metavar="N",
-        help=f"tokens (default: {cli.CONTEXT})",
+        help=f"tokens of prompt and answer that there should be room for (default: {cli.CONTEXT})",
     )
-    parser.add_argument("--table", action="store_true", help="every variant on every Mac")
     parser.add_argument(
         "--leftovers",
         choices=LEFTOVERS,
@@ -55,10 +58,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, look, print; leave with 1 when the model does not fit."""
-    parser = make_parser()
-    arguments = parser.parse_args(argv)
-    if arguments.table == (arguments.model is not None):
-        parser.error("needed a MODEL or --table")
+    arguments = make_parser().parse_args(argv)
     settings = cli.settings_for(arguments, arguments.context)
     if arguments.table:
         for line in table(settings, arguments.leftovers):

@@ -110,6 +110,7 @@ def test_bad_arguments_end_in_one_line(arguments, message, capsys):
     ("arguments", "message"),
     [
         (["--seed", "-1"], "argument --seed: needed 0 to 2**64 - 1, got -1"),
+        (["--prefill-step-size", "0"], "argument --prefill-step-size: needed at least 1, got 0"),
         (["--chat-template-config", "[1]"], "needed a JSON object, got [1]"),
         (["--chat-template-config", "{x"], "needed a JSON object, got Expecting property name"),
     ],
