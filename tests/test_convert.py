@@ -264,8 +264,8 @@ def test_without_a_tokenizer_it_converts_and_warns(tmp_path):
 def test_the_summary_counts_what_was_done(tmp_path):
     source, _ = make_source(tmp_path, tiny.mixed)
     lines = list(convert.convert(source, tmp_path / "out").lines())
-    before = sum(path.stat().st_size for path in (tmp_path / "PQ5").iterdir()) / 1e9
-    after = sum(path.stat().st_size for path in (tmp_path / "out").iterdir()) / 1e9
+    before = sum(path.stat().st_size for path in (tmp_path / "PQ5").iterdir())
+    after = sum(path.stat().st_size for path in (tmp_path / "out").iterdir())
     assert lines == [
         "2 bits: 12 tensors, order msb by key style, table clip4_100 by key style",
         "4 bits: 16 tensors, order msb by key style, table clip4_100 by key style",
@@ -275,7 +275,7 @@ def test_the_summary_counts_what_was_done(tmp_path):
         f"row store {ROW_STORE}: 0.000 GB, stays on disk",
         "left out: 6 tensors that no layer reads (KV-shared layers)",
         "weights that a token reads: 0.001 GB before, 0.001 GB after",
-        f"bytes: {before:.3f} GB before, {after:.3f} GB after",
+        f"on disk: {before / 1e6:.2f} MB before, {after / 1e6:.2f} MB after",
     ]
 
 

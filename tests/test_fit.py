@@ -103,7 +103,7 @@ def test_a_refusal_has_the_numbers(pq5):
         fit.require(pq5, SETTINGS, machine)
     text = str(refused.value)
     assert text.startswith("[memory] needed 6.2")
-    assert "for a context of 8192 (text weights 5.50, keys and values 0.19, " in text
+    assert "for a context of 8192 (text weights 5.50 GB, keys and values 192.90 MB, " in text
     assert (
         "got 5.73 GB on 8 GB, macOS 15. Choose a variant of fewer bits, or convert it with" in text
     )

@@ -20,6 +20,7 @@ from ..quant import codec
 from .checkpoint import INDEX_NAME
 from .coded import CodedTensor
 from .detect import Reading
+from .sizes import spell_bytes
 from .source import PlainTensor, Source
 from .tensorfile import TensorSpec, TensorWriter
 
@@ -149,7 +150,7 @@ def check_disk(folder: Path, outputs: list[Output]) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise DeviceError(
-            f"[output] needed {needed / 1e9:.2f} GB in {folder.parent}, got {free / 1e9:.2f} GB "
+            f"[output] needed {spell_bytes(needed)} in {folder.parent}, got {spell_bytes(free)} "
             "free. Free disk space or choose another --output."
         )
 
