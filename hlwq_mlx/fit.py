@@ -22,7 +22,7 @@ import mlx.core as mx
 from .engine.decode import PREFILL_STEP
 from .errors import DeviceError
 from .gemma4.attention import SCORES
-from .gemma4.caching import KV_BITS, WHOLE, Caching
+from .gemma4.caching import KV_BITS, SINKS, WHOLE, Caching
 from .gemma4.config import FULL, TextConfig
 from .quant import backend
 from .store import leftovers
@@ -308,8 +308,11 @@ def advice(inventory: Inventory, settings: Settings, machine: Machine) -> str:
         if _fits(inventory, changed, machine):
             return f"{option} makes it fit"
     longest = longest_context(inventory, settings, machine)
-    if longest >= settings.prefill_step:
-        return f"--max-kv-size {longest - settings.prefill_step} or a shorter conversation fits"
+    bound = longest - settings.prefill_step
+    if bound > SINKS:
+        # Coded caches cannot be bounded.
+        option = f"--max-kv-size {bound} or " if settings.caching.kv_bits is None else ""
+        return f"{option}a shorter conversation fits"
     needed = need(inventory, settings, machine).total
     if needed <= machine.largest_limit_bytes:
         return (

@@ -97,6 +97,13 @@ def test_the_mildest_setting_that_helps(pq5, limit_gb, ram_gb, advice):
         assert verdict.advice.startswith(advice)
 
 
+def test_no_advice_that_cannot_be_followed(pq5):
+    """Coded keys and values cannot be bounded too."""
+    coded = fit.Settings(131072, caching=Caching(8))
+    machine = fit.Machine("a Mac", 16 * fit.GIB, int(7.1e9), has_metal=True)
+    assert fit.judge(pq5, coded, machine).advice == "a shorter conversation fits"
+
+
 def test_a_refusal_has_the_numbers(pq5):
     machine = replace(fit.mac(8, 15), ram_bytes=6 * fit.GIB)
     with pytest.raises(DeviceError) as refused:
