@@ -119,12 +119,17 @@ def prompt_ids(
 def _spelled(
     tokenizer: Any, prompt: Prompt, *, tools: Tools, thinking: bool
 ) -> template.Rendered | list[int]:
+    if isinstance(prompt, list | tuple) and any(isinstance(item, Mapping) for item in prompt):
+        return template.render(tokenizer, prompt, tools=tools, thinking=thinking)
+    if tools or thinking:
+        raise RequestError(
+            "[prompt] needed messages for tools and thinking, which a chat template spells, got "
+            "text or token ids. Give messages, or leave these options out."
+        )
     if isinstance(prompt, template.Rendered):
         return prompt
     if isinstance(prompt, str):
         return template.Rendered(prompt)
-    if isinstance(prompt, list | tuple) and any(isinstance(item, Mapping) for item in prompt):
-        return template.render(tokenizer, prompt, tools=tools, thinking=thinking)
     ids = np.array(prompt)
     if ids.ndim != 1 or ids.dtype.kind not in "iu":
         raise RequestError(
@@ -141,7 +146,7 @@ def stream_generate(
     *,
     max_tokens: int = DEFAULT_MAX_TOKENS,
     sampling: Sampling | None = None,
-    stop: Sequence[str] = (),
+    stop: str | Sequence[str] = (),
     tools: Tools = (),
     thinking: bool = False,
     image_tokens: int | None = None,
@@ -156,8 +161,9 @@ def stream_generate(
 
     `prompt` is text, token ids or messages, which may hold images, sounds and videos as parts, and
     offer `tools` in OpenAI's form. `image_tokens` bounds what an image takes (70, 140, 280, 560 or
-    1120), `http` lets media be downloaded, `caching` says how keys and values are kept. `options`
-    are the fields of `Sampling` (temp, top_p, top_k, min_p), greedy by default.
+    1120), `http` lets media be downloaded, `caching` says how keys and values are kept. An answer
+    ends before the first text of `stop`; a `max_tokens` of -1 lets it go on. `options` are the
+    fields of `Sampling` (temp, top_p, top_k, min_p), greedy by default.
     Raises: RequestError for a prompt or option that cannot be served; SourceError for media that
     cannot be read.
     """
@@ -184,18 +190,19 @@ def stream_generate(
         caching=caching,
         on_prefill=on_prefill,
     )
-    yield from _answer(tokenizer, tokens, len(ids), stop, max_tokens)
+    stops = [stop] if isinstance(stop, str) else stop
+    yield from _answer(tokenizer, tokens, len(ids), stops, max_tokens)
 
 
 def _answer(
     tokenizer: Any,
     tokens: Iterable[tuple[int, mx.array]],
     prompt_tokens: int,
-    stop: Sequence[str],
+    stops: Sequence[str],
     max_tokens: int,
 ) -> Iterator[GenerationResponse]:
     """Turn tokens into pieces of text, up to the answer's end."""
-    text = AnswerText(tokenizer.detokenizer, stop)
+    text = AnswerText(tokenizer.detokenizer, stops)
     clock = _Clock(prompt_tokens)
     for token, scores in tokens:
         clock.tick()

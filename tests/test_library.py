@@ -11,6 +11,7 @@ import pytest
 
 import hlwq_mlx
 from hlwq_mlx import library
+from hlwq_mlx.dialog import template
 from hlwq_mlx.engine.sampling import Sampling
 from hlwq_mlx.errors import RequestError, SourceError
 from hlwq_mlx.quant import backend
@@ -53,6 +54,13 @@ def test_prompts_of_another_kind(loaded, prompt, message):
         library.prompt_ids(loaded[1], prompt)
 
 
+@pytest.mark.parametrize("options", [{"thinking": True}, {"tools": [{"name": "f"}]}])
+@pytest.mark.parametrize("prompt", ["Hi", [2, 5], template.Rendered("Hi")])
+def test_what_only_a_template_can_follow(loaded, prompt, options):
+    with pytest.raises(RequestError, match=r"^\[prompt\] needed messages for tools and thinking"):
+        library.prompt_ids(loaded[1], prompt, **options)
+
+
 def test_thinking_is_off_unless_asked_for(loaded):
     _, tokenizer = loaded
     plain = tokenizer.decode(library.prompt_ids(tokenizer, QUESTION))
@@ -87,9 +95,10 @@ def test_a_stop_string_ends_an_answer_before_it(loaded):
     story = [{"role": "user", "content": "Continue the story: Tom had a red ball."}]
     whole = library.generate(model, tokenizer, story, max_tokens=60)
     stop = whole[10:14]
-    pieces = list(library.stream_generate(model, tokenizer, story, max_tokens=60, stop=[stop]))
-    assert "".join(piece.text for piece in pieces) == whole[: whole.index(stop)]
-    assert pieces[-1].finish_reason == "stop"
+    for stops in ([stop], stop):
+        pieces = list(library.stream_generate(model, tokenizer, story, max_tokens=60, stop=stops))
+        assert "".join(piece.text for piece in pieces) == whole[: whole.index(stop)]
+        assert pieces[-1].finish_reason == "stop"
 
 
 def test_sampling_options_by_name(loaded):
