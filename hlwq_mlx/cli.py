@@ -148,7 +148,8 @@ class _AppendMedium(argparse.Action):
         values: Any,
         option_string: str | None = None,
     ) -> None:
-        namespace.media = [*namespace.media, media_part(str(self.const), values)]
+        parts = [media_part(str(self.const), source) for source in values]
+        namespace.media = [*namespace.media, *parts]
 
 
 def add_media_args(parser: argparse.ArgumentParser, *, message: str) -> None:
@@ -167,7 +168,13 @@ def add_media_args(parser: argparse.ArgumentParser, *, message: str) -> None:
         ("video", "show frames of a video, without its sound"),
     ):
         group.add_argument(
-            f"--{kind}", dest="media", action=_AppendMedium, const=kind, metavar="FILE", help=what
+            f"--{kind}",
+            nargs="+",
+            dest="media",
+            action=_AppendMedium,
+            const=kind,
+            metavar="FILE",
+            help=what,
         )
     parser.set_defaults(media=[])
     group.add_argument(
@@ -340,8 +347,8 @@ def load_for(arguments: argparse.Namespace, settings: "Settings") -> tuple[Any, 
     from . import library
     from .engine.sampling import Sampling
 
+    given = {name: getattr(arguments, name) for name in ("temp", "top_p", "top_k", "min_p")}
+    Sampling().override(**given)  # what cannot be followed is told before the work
     folder = folder_for(arguments, settings)
     recommended = Sampling.from_generation_config(library.generation_config(folder))
-    loaded, tokenizer = library.load(folder)
-    given = {name: getattr(arguments, name) for name in ("temp", "top_p", "top_k", "min_p")}
-    return loaded, tokenizer, recommended.override(**given)
+    return *library.load(folder), recommended.override(**given)

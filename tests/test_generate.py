@@ -75,6 +75,16 @@ def test_plain_text_goes_on_without_a_template(capsys):
 def test_an_extra_eos_token_ends_the_answer(capsys):
     four = demo.load()[1].convert_tokens_to_ids("4")
     assert answer(capsys, "-p", demo.CARD_QUESTION, "--extra-eos-token", str(four)) == ""
+    assert answer(capsys, "--extra-eos-token", str(four), "5", "-p", demo.CARD_QUESTION) == ""
+
+
+def test_an_answer_without_limit_is_given_the_room_of_a_conversation(capsys, monkeypatch):
+    asked = []
+    monkeypatch.setattr(fit, "ask", lambda folder, settings: asked.append(settings.context))
+    arguments = ["-p", "What is", "--system-prompt", "Be brief."]
+    answer(capsys, *arguments, "--max-tokens", "-1")
+    answer(capsys, *arguments, "--max-tokens", "7")
+    assert asked == [cli.CONTEXT + 5, 7 + 5]
 
 
 def test_template_variables_can_be_given(capsys):
@@ -181,6 +191,14 @@ def test_media_from_files_in_the_order_given(seeing):
     arguments = make_parser().parse_args([*paths, "-p", "Well?"])
     assert spell(arguments, tokenizer, "Well?") == spelled
     assert [medium.kind for medium in spelled.media] == kinds
+
+
+def test_an_option_takes_several_files_as_mlx_lm_s_does():
+    parse = make_parser().parse_args
+    together = parse(["--image", "a.png", "b.jpg", "--audio", "a.wav", "-p", "Well?"]).media
+    apart = parse(["--image", "a.png", "--image", "b.jpg", "--audio", "a.wav"]).media
+    assert together == apart
+    assert [part["path"] for part in apart] == ["a.png", "b.jpg", "a.wav"]
 
 
 def test_a_plain_prompt_names_the_places_of_its_media(seeing, capsys):
