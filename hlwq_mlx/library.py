@@ -8,7 +8,7 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from .dialog.messages import Message
 from .dialog.stop import AnswerText
 from .dialog.tokenizer import load_tokenizer
 from .engine.decode import PREFILL_STEP, Progress, generate_tokens
+from .engine.prefix import Prefix
 from .engine.sampling import Sampling
 from .errors import RequestError, SourceError
 from .gemma4.caching import Caching
@@ -153,6 +154,7 @@ def stream_generate(
     http: bool = False,
     prefill_step: int = PREFILL_STEP,
     caching: Caching | None = None,
+    prefix: Prefix | None = None,
     on_media: Progress = lambda done, total: None,
     on_prefill: Progress = lambda done, total: None,
     **options: Any,
@@ -161,7 +163,8 @@ def stream_generate(
 
     `prompt` is text, token ids or messages, which may hold images, sounds and videos as parts, and
     offer `tools` in OpenAI's form. `image_tokens` bounds what an image takes (70, 140, 280, 560 or
-    1120), `http` lets media be downloaded, `caching` says how keys and values are kept. An answer
+    1120), `http` lets media be downloaded, `caching` says how keys and values are kept. `prefix`,
+    handed over with every prompt of a conversation, spares reading again what was read. An answer
     ends before the first text of `stop`; a `max_tokens` of -1 lets it go on. `options` are the
     fields of `Sampling` (temp, top_p, top_k, min_p), greedy by default.
     Raises: RequestError for a prompt or option that cannot be served; SourceError for media that
@@ -179,6 +182,8 @@ def stream_generate(
         )
     else:
         ids = template.encode(tokenizer, spelled.text)
+    if prefix is not None:
+        prefix.show(_marks(spelled))
     chosen = (sampling or Sampling()).override(**options)
     tokens = generate_tokens(
         model,
@@ -188,10 +193,17 @@ def stream_generate(
         input_embeddings=embeddings,
         prefill_step=prefill_step,
         caching=caching,
+        prefix=prefix,
         on_prefill=on_prefill,
     )
     stops = [stop] if isinstance(stop, str) else stop
     yield from _answer(tokenizer, tokens, len(ids), stops, max_tokens)
+
+
+def _marks(spelled: template.Rendered | list[int]) -> list[Hashable]:
+    """Name a prompt's media by where they come from; an array is only itself, this once."""
+    media = spelled.media if isinstance(spelled, template.Rendered) else ()
+    return [each if isinstance(each.source, str | bytes | Path) else object() for each in media]
 
 
 def _answer(
