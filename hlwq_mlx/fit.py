@@ -376,6 +376,11 @@ def spare_bytes(folder: Path, settings: Settings) -> int:
     return max(0, machine.limit_bytes - need(take(str(folder)), settings, machine).total)
 
 
+def room(folder: Path, settings: Settings) -> int:
+    """Return the longest context that a converted folder can have here, 0 when it does not fit."""
+    return longest_context(take(str(folder)), settings, this_machine(folder))
+
+
 def ask_first(model: str, variant: str | None, settings: Settings) -> None:
     """Refuse a model that will not fit as the commands convert it, before it is downloaded.
 

@@ -114,7 +114,9 @@ def serve(arguments: argparse.Namespace, passed_on: Sequence[str]) -> None:
     sampling = Sampling.from_generation_config(library.generation_config(folder))
     server.load = ready_load(server.load, settings.caching)
     server._run_http_server = ending_together(server._run_http_server)
-    server_requests.teach(server, config.text_config.vocab_size, folder.resolve().name)
+    text = config.text_config
+    context = fit.room(folder, settings) or text.max_position_embeddings  # it may be forced
+    server_requests.teach(server, text.vocab_size, context, folder.resolve().name)
     server_media.teach(server, config, http=arguments.allow_http)
     sys.argv = [
         "mlx_lm.server",

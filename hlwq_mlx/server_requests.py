@@ -2,8 +2,9 @@
 
 mlx-lm 0.32.2 generates in a single thread. What raises there outside of a `try` ends the thread:
 the server stays up and answers nobody. Its own check lets some of that pass, which is refused here
-with status 400. It also loads whatever model, adapter or draft a client names, from the disk or the
-hub, in the place of the one it was started with; here that one answers to every name.
+with status 400. Prompts and answers may have any length there. It also loads whatever model,
+adapter or draft a client names, from the disk or the hub, in the place of the one it was started
+with; here that one answers to every name.
 """
 
 import inspect
@@ -40,11 +41,17 @@ LARGEST_BIAS = 100.0
 _CALL_OPTIONS = frozenset(inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters)
 
 
-def teach(server: ModuleType, vocab_size: int, name: str) -> None:
-    """Replace the server's functions; `name` is what a list of its models says."""
+def teach(server: ModuleType, vocab_size: int, context: int, name: str) -> None:
+    """Replace the server's functions.
+
+    No prompt and no answer is longer than `context`; `name` is what a list of its models says.
+    """
     handler, provider = server.APIHandler, server.ModelProvider
+    generator = server.ResponseGenerator
     server.make_sampler = bounded_make_sampler(server.make_sampler, vocab_size)  # type: ignore[attr-defined]
-    handler.validate_model_parameters = validator(handler.validate_model_parameters, vocab_size)
+    check_own = handler.validate_model_parameters
+    handler.validate_model_parameters = validator(check_own, vocab_size, context)
+    generator._tokenize = bounded_tokenize(generator._tokenize, context)
     handler.handle_models_request = models_handler(name)
     provider.load = load_default(provider.load)
 
@@ -57,6 +64,22 @@ def bounded_make_sampler(original: Callable[..., Any], vocab_size: int) -> Calla
         return original(*args, top_k=bounded_top_k(top_k, vocab_size), **options)
 
     return make_sampler
+
+
+def bounded_tokenize(original: Callable[..., Any], context: int) -> Callable[..., Any]:
+    """Wrap what makes a prompt of a request so that it refuses one that there is no room for."""
+
+    @wraps(original)
+    def tokenize(self: Any, *request: Any) -> Any:
+        found = original(self, *request)
+        if len(found[0]) > context:
+            raise RequestError(
+                f"[prompt] needed at most {context} tokens, for which there is room, got "
+                f"{len(found[0])}. Shorten the conversation, or begin a new one."
+            )
+        return found
+
+    return tokenize
 
 
 def load_default(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -92,7 +115,9 @@ def models_handler(name: str) -> Callable[[Any], None]:
     return handle_models_request
 
 
-def validator(original: Callable[[Any], None], vocab_size: int) -> Callable[[Any], None]:
+def validator(
+    original: Callable[[Any], None], vocab_size: int, context: int
+) -> Callable[[Any], None]:
     """Wrap the handler's check of a request, which it answers with status 400 when that raises."""
 
     @wraps(original)
@@ -104,6 +129,7 @@ def validator(original: Callable[[Any], None], vocab_size: int) -> Callable[[Any
                 f"[logit_bias] needed a number for each token id, got: {problem}. Correct it."
             ) from problem
         check(self, vocab_size)
+        self.max_tokens = min(self.max_tokens, context)
 
     return validate_model_parameters
 

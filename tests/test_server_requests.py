@@ -8,7 +8,10 @@ import demo
 import pytest
 from served import served
 
-from hlwq_mlx.server_requests import COMPLETIONS_PATH, load_default
+from hlwq_mlx.errors import RequestError
+from hlwq_mlx.gemma4.config import Gemma4Config
+from hlwq_mlx.server_requests import COMPLETIONS_PATH, bounded_tokenize, load_default
+from hlwq_mlx.store.source import read_json
 
 CHAT_PATH = "/v1/chat/completions"
 QUESTION = [{"role": "user", "content": demo.CARD_QUESTION}]
@@ -124,6 +127,23 @@ def test_every_name_means_the_one_model(client, name):
 
 def test_the_list_of_models_is_the_one_model(client):
     assert [model.id for model in client.models.list()] == [demo.folder().name]
+
+
+def test_a_prompt_that_there_is_no_room_for():
+    tokenize = bounded_tokenize(lambda self, request: (request, "more"), context=3)
+    assert tokenize("server", [1, 2, 3]) == ([1, 2, 3], "more")
+    with pytest.raises(RequestError, match=r"^\[prompt\] needed at most 3 tokens, .* got 4\."):
+        tokenize("server", [1, 2, 3, 4])
+
+
+def test_a_prompt_longer_than_the_model_s_context(client):
+    """The demo's is what bounds it here, where memory does not."""
+    longest = Gemma4Config.from_dict(read_json(demo.folder() / "config.json")).text_config
+    text = "a\n" * longest.max_position_embeddings
+    status, answer = post(client, COMPLETIONS_PATH, {"prompt": text, "max_tokens": 1})
+    assert status == 404  # mlx-lm's answer to what fails this late
+    assert f"needed at most {longest.max_position_embeddings} tokens" in answer["error"]
+    assert answers(client)
 
 
 def test_the_provider_is_asked_for_nothing_else():
