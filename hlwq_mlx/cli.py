@@ -69,7 +69,11 @@ def add_model_args(parser: argparse.ArgumentParser) -> None:
 
 def add_variant_arg(parser: argparse.ArgumentParser) -> None:
     """Add --variant."""
-    parser.add_argument("--variant", metavar="PQn", help="which variant of the model, as PQ5")
+    parser.add_argument(
+        "--variant",
+        metavar="PQn",
+        help="which variant of the model, as PQ5; a smaller number is smaller and coarser",
+    )
 
 
 def add_conversion_args(parser: argparse.ArgumentParser, *, source: str, output: str) -> None:
@@ -84,12 +88,28 @@ def add_sampling_args(parser: argparse.ArgumentParser) -> None:
     """Add the options that choose the next token; unset ones follow generation_config.json."""
     group = parser.add_argument_group("sampling (default: the checkpoint's generation_config.json)")
     group.add_argument(
-        "--temp", "--temperature", type=float, metavar="T", help="0 takes the likeliest token"
+        "--temp",
+        "--temperature",
+        type=float,
+        metavar="T",
+        help="0 always takes the likeliest token, more is more varied",
     )
-    group.add_argument("--top-p", type=float, metavar="P", help="keep the likeliest mass P")
-    group.add_argument("--top-k", type=int, metavar="K", help="keep the K likeliest, 0 keeps all")
-    group.add_argument("--min-p", type=float, metavar="P", help="drop below P times the likeliest")
-    group.add_argument("--seed", type=seed, help="repeat a draw")
+    group.add_argument(
+        "--top-p",
+        type=float,
+        metavar="P",
+        help="draw among the likeliest that have P of the probability",
+    )
+    group.add_argument(
+        "--top-k", type=int, metavar="K", help="draw among the K likeliest, 0 means all"
+    )
+    group.add_argument(
+        "--min-p",
+        type=float,
+        metavar="P",
+        help="leave out what has less than P of the likeliest's probability",
+    )
+    group.add_argument("--seed", type=seed, help="a number that repeats a drawn answer")
 
 
 def add_answer_args(parser: argparse.ArgumentParser, *, max_tokens: int) -> None:
@@ -103,7 +123,7 @@ def add_answer_args(parser: argparse.ArgumentParser, *, max_tokens: int) -> None
         type=int,
         default=max_tokens,
         metavar="N",
-        help=f"stop an answer after N tokens (default: {max_tokens})",
+        help=f"stop an answer after N tokens, -1 never (default: {max_tokens})",
     )
 
 
@@ -114,7 +134,7 @@ def add_memory_args(parser: argparse.ArgumentParser) -> None:
         "--max-kv-size",
         type=int,
         metavar="N",
-        help="full attention remembers the first 4 positions and the last ones, N in all",
+        help="remember the first 4 tokens and the last ones, N in all, and forget those between",
     )
 
 
@@ -126,13 +146,20 @@ def add_kv_args(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
         type=count,
         default=PREFILL_STEP,
         metavar="N",
-        help=f"prompt tokens at a time (default: {PREFILL_STEP})",
+        help=f"read a prompt N tokens at a time; fewer need less memory (default: {PREFILL_STEP})",
     )
     group.add_argument(
-        "--kv-bits", type=int, metavar="B", help="code keys and values of full attention: 4 or 8"
+        "--kv-bits",
+        type=int,
+        metavar="B",
+        help="4 or 8: remember a long context in less memory, less exactly",
     )
     group.add_argument(
-        "--kv-group-size", type=int, default=64, metavar="N", help="values to a scale (default: 64)"
+        "--kv-group-size",
+        type=int,
+        default=64,
+        metavar="N",
+        help="with --kv-bits, values that share a scale (default: 64)",
     )
     parser.set_defaults(max_kv_size=None)
     return group

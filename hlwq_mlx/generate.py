@@ -31,7 +31,8 @@ sys.modules[__name__].__class__ = _CallableModule
 
 def make_parser() -> argparse.ArgumentParser:
     """Build the command's parser."""
-    parser = argparse.ArgumentParser(prog="python -m hlwq_mlx.generate", description=__doc__)
+    description = str(__doc__).partition("\n")[0]
+    parser = argparse.ArgumentParser(prog="python -m hlwq_mlx.generate", description=description)
     cli.add_model_args(parser)
     parser.add_argument(
         "--prompt", "-p", default=DEFAULT_PROMPT, help="what to ask; - reads it from stdin"
