@@ -8,6 +8,7 @@ with; here that one answers to every name.
 """
 
 import inspect
+import io
 import json
 import urllib.parse
 from collections.abc import Callable
@@ -37,6 +38,7 @@ LIMITS = {
     "xtc_threshold": (0.0, 0.5),
 }
 LARGEST_BIAS = 100.0
+LARGEST_BODY = 512 << 20  # bytes; a medium of the largest size as base64 has room
 # These are no variables of a template, but say what else becomes of it: other text, other types.
 _CALL_OPTIONS = frozenset(inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters)
 
@@ -51,6 +53,7 @@ def teach(server: ModuleType, vocab_size: int, context: int, name: str) -> None:
     server.make_sampler = bounded_make_sampler(server.make_sampler, vocab_size)  # type: ignore[attr-defined]
     check_own = handler.validate_model_parameters
     handler.validate_model_parameters = validator(check_own, vocab_size, context)
+    handler.do_POST = reading_post(handler.do_POST)
     generator._tokenize = bounded_tokenize(generator._tokenize, context)
     handler.handle_models_request = models_handler(name)
     provider.load = load_default(provider.load)
@@ -64,6 +67,57 @@ def bounded_make_sampler(original: Callable[..., Any], vocab_size: int) -> Calla
         return original(*args, top_k=bounded_top_k(top_k, vocab_size), **options)
 
     return make_sampler
+
+
+def reading_post(original: Callable[[Any], None]) -> Callable[[Any], None]:
+    """Wrap what reads a request's body, to say what is wrong with it and drop what is null.
+
+    mlx-lm takes any length into memory, leaves without an answer what is no text or brackets in
+    brackets without end, and refuses the null by which clients leave an option open.
+    """
+
+    @wraps(original)
+    def do_POST(self: Any) -> None:
+        connection = self.rfile
+        try:
+            body = read_body(self)
+        except RequestError as problem:
+            self._set_completion_headers(400)
+            self.end_headers()
+            self.wfile.write(json.dumps({"error": str(problem)}).encode())
+            return
+        self.headers.replace_header("Content-Length", str(len(body)))
+        self.rfile = io.BytesIO(body)
+        try:
+            original(self)
+        finally:
+            self.rfile = connection
+
+    return do_POST
+
+
+def read_body(handler: Any) -> bytes:
+    """Read a request's body and return it without the options that are null.
+
+    Raises: RequestError for a body that is no JSON object, or too long.
+    """
+    length = handler.headers.get("Content-Length", "")
+    if not length.isdecimal() or int(length) > LARGEST_BODY:
+        raise RequestError(
+            f"[Content-Length] needed up to {LARGEST_BODY} bytes, got {length or 'nothing'}. "
+            "Say how long the body is, and send less."
+        )
+    try:
+        body = json.loads(handler.rfile.read(int(length)))
+    except (ValueError, RecursionError) as problem:
+        raise RequestError(
+            f"[request] needed a JSON object, got: {problem}. Correct the body."
+        ) from problem
+    if not isinstance(body, dict):
+        raise RequestError(
+            f"[request] needed a JSON object, got {str(body)[:60]!r}. Name each option."
+        )
+    return json.dumps({name: value for name, value in body.items() if value is not None}).encode()
 
 
 def bounded_tokenize(original: Callable[..., Any], context: int) -> Callable[..., Any]:

@@ -1,5 +1,7 @@
 """Requests that would end the server's only generation thread, and the names of its one model."""
 
+import contextlib
+import http.client
 import json
 import urllib.error
 import urllib.request
@@ -89,6 +91,28 @@ def test_a_prompt_that_is_no_text(client, prompt):
     assert answer["error"].startswith("[prompt] needed one text, got ")
 
 
+@pytest.mark.parametrize(
+    ("length", "body", "said"),
+    [
+        (1 << 40, b"{}", "[Content-Length] needed up to "),
+        (-1, b"{}", "[Content-Length] needed up to "),
+        ("two", b"{}", "[Content-Length] needed up to "),
+        (2, b"\xff\xff", "[request] needed a JSON object, got: 'utf-8' codec"),
+        (2, b"{x", "[request] needed a JSON object, got: Expecting property name"),
+        (4, b'["a"', "[request] needed a JSON object, got: Expecting ',' delimiter"),
+        (5, b'["a"]', "[request] needed a JSON object, got \"['a']\""),
+        (200_000, b"[" * 200_000, "[request] needed a JSON object, got: maximum recursion"),
+    ],
+)
+def test_a_body_that_is_not_read(client, length, body, said):
+    connection = http.client.HTTPConnection(client.base_url.host, client.base_url.port, timeout=60)
+    with contextlib.closing(connection):
+        connection.request("POST", CHAT_PATH, body, {"Content-Length": str(length)})
+        response = connection.getresponse()
+        assert response.status == 400
+        assert json.load(response)["error"].startswith(said)
+
+
 def test_it_answers_after_all_that(client):
     assert answers(client)
     status, answer = post(client, COMPLETIONS_PATH, {"prompt": "Once upon", "max_tokens": 3})
@@ -101,6 +125,8 @@ def test_it_answers_after_all_that(client):
     [
         {"logit_bias": {"1023": -100}, "repetition_penalty": 1.1, "stop": "x"},
         {"stop": None, "adapters": None, "draft_model": None, "chat_template_kwargs": None},
+        dict.fromkeys(("temperature", "top_p", "stream", "seed", "logprobs", "stream_options")),
+        {"max_tokens": None, "max_completion_tokens": 2, "temperature": None, "tools": None},
         {"xtc_probability": 0.5, "xtc_threshold": 0.5, "presence_context_size": 0},
         {"max_tokens": 10**30, "temperature": 0},
     ],
