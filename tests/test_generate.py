@@ -94,9 +94,9 @@ def test_template_variables_can_be_given(capsys):
 
 
 def test_a_seed_repeats_an_answer(capsys):
-    drawn = [answer(capsys, "-p", "Continue the story: One day", "--temp", "2", "--seed", "5")] * 2
-    drawn.append(answer(capsys, "-p", "Continue the story: One day", "--temp", "2", "--seed", "6"))
-    assert drawn[0] == drawn[1] != drawn[2]
+    asked = ["-p", "Continue the story: One day", "--temp", "2", "--seed"]
+    first, second, other = (answer(capsys, *asked, seed) for seed in ("5", "5", "6"))
+    assert first == second != other
 
 
 @pytest.mark.parametrize(
