@@ -4,7 +4,7 @@ The card's class exists in no published package. This one takes what its example
 habits included: `.to(model.device)` on what the tokenizer returns, prompts at the head of the
 output. `PolarQuantModel` is its older name.
 
-B sequences, L positions.
+L positions.
 """
 
 from collections.abc import Mapping, Sequence

@@ -314,11 +314,14 @@ def talk(arguments: argparse.Namespace, conversation: Conversation) -> None:
     import mlx.core as mx
 
     from . import library
+    from .engine.prefix import Prefix
 
     settings = cli.settings_for(arguments, cli.CONTEXT)
     model, tokenizer, sampling = cli.load_for(arguments, settings)
     if arguments.seed is not None:
         mx.random.seed(arguments.seed)
+
+    prefix = Prefix()
 
     def stream(prompt: Rendered) -> Iterator[Any]:
         return library.stream_generate(
@@ -329,6 +332,7 @@ def talk(arguments: argparse.Namespace, conversation: Conversation) -> None:
             sampling=sampling,
             prefill_step=settings.prefill_step,
             caching=settings.caching,
+            prefix=prefix,
             **cli.media_options(arguments),
         )
 

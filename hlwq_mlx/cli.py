@@ -24,6 +24,7 @@ PREFILL_STEP = 512  # of engine.decode; mlx-lm's 2048 would take four times the 
 PATIENCE_S = 1.0
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
+MODEL_NAMES = "hub id (owner/name or owner/name/PQ5), source folder, PQ folder or converted folder"
 
 
 def seed(text: str) -> int:
@@ -31,6 +32,14 @@ def seed(text: str) -> int:
     value = int(text)
     if not 0 <= value < 1 << 64:
         raise argparse.ArgumentTypeError(f"needed 0 to 2**64 - 1, got {value}")
+    return value
+
+
+def count(text: str) -> int:
+    """Read a positive number: argparse names the option when this raises."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"needed at least 1, got {value}")
     return value
 
 
@@ -46,14 +55,25 @@ def json_object(text: str) -> dict[str, Any]:
 
 
 def add_model_args(parser: argparse.ArgumentParser) -> None:
-    """Add --model and --variant."""
+    """Add --model, --variant and --force."""
     parser.add_argument(
         "--model",
         metavar="MODEL",
-        help="hub id (owner/name or owner/name/PQ5), source folder, PQ folder or converted folder; "
-        "without it the small demo model answers",
+        help=f"{MODEL_NAMES}; without it the small demo model answers",
     )
-    parser.add_argument("--variant", metavar="PQn", help="which variant of the model, as PQ5")
+    add_variant_arg(parser)
+    parser.add_argument(
+        "--force", action="store_true", help="load a model that this machine has no room for"
+    )
+
+
+def add_variant_arg(parser: argparse.ArgumentParser) -> None:
+    """Add --variant."""
+    parser.add_argument(
+        "--variant",
+        metavar="PQn",
+        help="which variant of the model, as PQ5; a smaller number is smaller and coarser",
+    )
 
 
 def add_conversion_args(parser: argparse.ArgumentParser, *, source: str, output: str) -> None:
@@ -68,12 +88,28 @@ def add_sampling_args(parser: argparse.ArgumentParser) -> None:
     """Add the options that choose the next token; unset ones follow generation_config.json."""
     group = parser.add_argument_group("sampling (default: the checkpoint's generation_config.json)")
     group.add_argument(
-        "--temp", "--temperature", type=float, metavar="T", help="0 takes the likeliest token"
+        "--temp",
+        "--temperature",
+        type=float,
+        metavar="T",
+        help="0 always takes the likeliest token, more is more varied",
     )
-    group.add_argument("--top-p", type=float, metavar="P", help="keep the likeliest mass P")
-    group.add_argument("--top-k", type=int, metavar="K", help="keep the K likeliest, 0 keeps all")
-    group.add_argument("--min-p", type=float, metavar="P", help="drop below P times the likeliest")
-    group.add_argument("--seed", type=seed, help="repeat a draw")
+    group.add_argument(
+        "--top-p",
+        type=float,
+        metavar="P",
+        help="draw among the likeliest that have P of the probability",
+    )
+    group.add_argument(
+        "--top-k", type=int, metavar="K", help="draw among the K likeliest, 0 means all"
+    )
+    group.add_argument(
+        "--min-p",
+        type=float,
+        metavar="P",
+        help="leave out what has less than P of the likeliest's probability",
+    )
+    group.add_argument("--seed", type=seed, help="a number that repeats a drawn answer")
 
 
 def add_answer_args(parser: argparse.ArgumentParser, *, max_tokens: int) -> None:
@@ -87,7 +123,7 @@ def add_answer_args(parser: argparse.ArgumentParser, *, max_tokens: int) -> None
         type=int,
         default=max_tokens,
         metavar="N",
-        help=f"stop an answer after N tokens (default: {max_tokens})",
+        help=f"stop an answer after N tokens, -1 never (default: {max_tokens})",
     )
 
 
@@ -98,28 +134,32 @@ def add_memory_args(parser: argparse.ArgumentParser) -> None:
         "--max-kv-size",
         type=int,
         metavar="N",
-        help="full attention remembers the first 4 positions and the last ones, N in all",
+        help="remember the first 4 tokens and the last ones, N in all, and forget those between",
     )
 
 
 def add_kv_args(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
-    """Add --prefill-step-size, --kv-bits, --kv-group-size and --force."""
+    """Add --prefill-step-size, --kv-bits and --kv-group-size."""
     group = parser.add_argument_group("memory (python -m hlwq_mlx.doctor says what is needed)")
     group.add_argument(
         "--prefill-step-size",
-        type=int,
+        type=count,
         default=PREFILL_STEP,
         metavar="N",
-        help=f"prompt tokens at a time (default: {PREFILL_STEP})",
+        help=f"read a prompt N tokens at a time; fewer need less memory (default: {PREFILL_STEP})",
     )
     group.add_argument(
-        "--kv-bits", type=int, metavar="B", help="code keys and values of full attention: 4 or 8"
+        "--kv-bits",
+        type=int,
+        metavar="B",
+        help="4 or 8: remember a long context in less memory, less exactly",
     )
     group.add_argument(
-        "--kv-group-size", type=int, default=64, metavar="N", help="values to a scale (default: 64)"
-    )
-    group.add_argument(
-        "--force", action="store_true", help="load a model that this machine has no room for"
+        "--kv-group-size",
+        type=int,
+        default=64,
+        metavar="N",
+        help="with --kv-bits, values that share a scale (default: 64)",
     )
     parser.set_defaults(max_kv_size=None)
     return group
@@ -135,7 +175,8 @@ class _AppendMedium(argparse.Action):
         values: Any,
         option_string: str | None = None,
     ) -> None:
-        namespace.media = [*namespace.media, media_part(str(self.const), values)]
+        parts = [media_part(str(self.const), source) for source in values]
+        namespace.media = [*namespace.media, *parts]
 
 
 def add_media_args(parser: argparse.ArgumentParser, *, message: str) -> None:
@@ -154,7 +195,13 @@ def add_media_args(parser: argparse.ArgumentParser, *, message: str) -> None:
         ("video", "show frames of a video, without its sound"),
     ):
         group.add_argument(
-            f"--{kind}", dest="media", action=_AppendMedium, const=kind, metavar="FILE", help=what
+            f"--{kind}",
+            nargs="+",
+            dest="media",
+            action=_AppendMedium,
+            const=kind,
+            metavar="FILE",
+            help=what,
         )
     parser.set_defaults(media=[])
     group.add_argument(
@@ -328,8 +375,8 @@ def load_for(arguments: argparse.Namespace, settings: "Settings") -> tuple[Any, 
     from . import library
     from .engine.sampling import Sampling
 
+    given = {name: getattr(arguments, name) for name in ("temp", "top_p", "top_k", "min_p")}
+    Sampling().override(**given)  # what cannot be followed is told before the work
     folder = folder_for(arguments, settings)
     recommended = Sampling.from_generation_config(library.generation_config(folder))
-    loaded, tokenizer = library.load(folder)
-    given = {name: getattr(arguments, name) for name in ("temp", "top_p", "top_k", "min_p")}
-    return loaded, tokenizer, recommended.override(**given)
+    return *library.load(folder), recommended.override(**given)

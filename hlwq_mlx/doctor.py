@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 EXIT_UNFIT = 1
 LEFTOVERS = ("auto", "keep", "small")
-CARD_GB = {  # the model card's sizes; it says of every variant that a 16 GB M1 runs it
+CARD_GB = {  # the sizes that the model card names
     **{"PQ1": 10.1, "PQ2": 10.5, "PQ3": 10.9, "PQ4": 11.3},
     **{"PQ5": 11.7, "PQ6": 12.1, "PQ8": 12.9},
 }
@@ -28,21 +28,24 @@ CARD_GB = {  # the model card's sizes; it says of every variant that a 16 GB M1 
 def make_parser() -> argparse.ArgumentParser:
     """Build the command's parser."""
     parser = argparse.ArgumentParser(prog="python -m hlwq_mlx.doctor", description=__doc__)
-    parser.add_argument(
+    subject = parser.add_mutually_exclusive_group(required=True)
+    subject.add_argument("--model", metavar="MODEL", help=cli.MODEL_NAMES)
+    subject.add_argument(
         "model",
         nargs="?",
+        default=argparse.SUPPRESS,  # else its absence would undo --model
         metavar="MODEL",
-        help="hub id (owner/name or owner/name/PQ5), source folder, PQ folder or converted folder",
+        help="the same, without --model",
     )
-    parser.add_argument("--variant", metavar="PQn", help="which variant of the model, as PQ5")
+    subject.add_argument("--table", action="store_true", help="every variant on every Mac")
+    cli.add_variant_arg(parser)
     parser.add_argument(
         "--context",
-        type=int,
+        type=cli.count,
         default=cli.CONTEXT,
         metavar="N",
-        help=f"tokens (default: {cli.CONTEXT})",
+        help=f"tokens of prompt and answer that there should be room for (default: {cli.CONTEXT})",
     )
-    parser.add_argument("--table", action="store_true", help="every variant on every Mac")
     parser.add_argument(
         "--leftovers",
         choices=LEFTOVERS,
@@ -55,10 +58,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, look, print; leave with 1 when the model does not fit."""
-    parser = make_parser()
-    arguments = parser.parse_args(argv)
-    if arguments.table == (arguments.model is not None):
-        parser.error("needed a MODEL or --table")
+    arguments = make_parser().parse_args(argv)
     settings = cli.settings_for(arguments, arguments.context)
     if arguments.table:
         for line in table(settings, arguments.leftovers):
@@ -92,33 +92,33 @@ def examine(model: str, variant: str | None, settings: "Settings", choice: str) 
 def contents(found: "Inventory") -> Iterator[str]:
     """Say what a model is made of and what is odd about it."""
     from .store import inventory
+    from .store.sizes import spell_bytes
 
     sums = found.kinds()
     for (kind, bits), (count, weights, size) in sorted(sums.items(), key=str):
         width = "not coded" if bits is None else f"{bits} bits"
-        yield f"{kind:<10}{width:>10}{count:>6} tensors{weights:>16,} weights{size / 1e9:>8.3f} GB"
+        stored = spell_bytes(size)
+        yield f"{kind:<10}{width:>10}{count:>6} tensors{weights:>16,} weights{stored:>12}"
     state = "converted" if found.is_converted else "as published"
-    yield f"{len(found.entries)} tensors, {found.stored_bytes / 1e9:.3f} GB on disk, {state}"
+    yield f"{len(found.entries)} tensors, {spell_bytes(found.stored_bytes)} on disk, {state}"
     yield from (f"odd: {doubt}" for doubt in inventory.doubts(found))
 
 
 def table(settings: "Settings", choice: str) -> Iterator[str]:
-    """Print as Markdown what every published variant of E4B needs, and where that fits.
-
-    Sizes are those on disk as published and as converted; needs those without towers and with them.
-    """
+    """Say in Markdown what every published variant of E4B needs, and where that fits."""
     from . import fit
     from .store import inventory, rules
+    from .store.sizes import spell_bytes
 
     macs = [fit.mac(ram, release) for ram in fit.RAM_GB for release in fit.RELEASES]
     names = [
         "variant",
-        "card: GB, 16 GB M1",
-        "GB",
-        "converted",
-        "text",
-        "with towers",
-        *(m.name for m in macs),
+        "on disk, by the model card",
+        "on disk, as published",
+        "on disk, converted",
+        "memory, text alone",
+        "memory, pictures and sound too",
+        *(f"longest context, Mac of {m.name}" for m in macs),
     ]
     yield f"| {' | '.join(names)} |"
     yield "|---" * len(names) + "|"
@@ -126,15 +126,18 @@ def table(settings: "Settings", choice: str) -> Iterator[str]:
         published = inventory.of_variant(variant)
         found = inventory.as_converted(published, choice)
         both = [replace(settings, has_towers=is_there) for is_there in (False, True)]
-        sums = [f"{fit.gb(fit.need(found, each, fit.mac(16, 15)).total)} GB" for each in both]
+        sums = [spell_bytes(fit.need(found, each, fit.mac(16, 15)).total) for each in both]
         cells = [cell(found, both, machine) for machine in macs]
-        card = f"{CARD_GB.get(variant, '–')}, yes"
-        sizes = [f"{each.stored_bytes / 1e9:.1f}" for each in (published, found)]
+        card = f"{CARD_GB[variant]} GB" if variant in CARD_GB else "–"
+        sizes = [f"{each.stored_bytes / 1e9:.1f} GB" for each in (published, found)]
         yield f"| {' | '.join([variant, card, *sizes, *sums, *cells])} |"
+    most = found.args.text_config.max_position_embeddings
     yield ""
     yield (
-        f"Text, with towers: memory needed on a 16 GB Mac with {settings.context} tokens. A Mac's "
-        "cell: the longest context that fits with towers, or for text alone, in units of 1024."
+        f"Memory: what a 16 GB Mac needs for {settings.context} tokens of prompt and answer. "
+        "Longest context: in tokens, of which k is 1024, with room for pictures and sound, or for "
+        f"text alone where it says so; the model itself ends at {most // 1024}k. The model card "
+        "says of every variant that a 16 GB M1 runs it."
     )
 
 
@@ -145,7 +148,7 @@ def cell(found: "Inventory", both: Sequence["Settings"], machine: "Machine") -> 
     text, towers = (fit.longest_context(found, each, machine) for each in both)
     if towers >= both[1].context:
         return f"{towers // 1024}k"
-    return f"text, {text // 1024}k" if text else "no"
+    return f"{text // 1024}k, text alone" if text else "does not fit"
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ import mlx.core as mx
 from .engine.decode import PREFILL_STEP
 from .errors import DeviceError
 from .gemma4.attention import SCORES
-from .gemma4.caching import KV_BITS, WHOLE, Caching
+from .gemma4.caching import KV_BITS, SINKS, WHOLE, Caching
 from .gemma4.config import FULL, Gemma4Config, TextConfig
 from .gemma4.tower_config import AudioConfig, VisionConfig
 from .media.processor import FRAMES_PER_TOKEN, ImageSettings, SoundSettings
@@ -36,6 +36,7 @@ from .store.inventory import (
     stored_bytes,
     take,
 )
+from .store.sizes import spell_bytes
 
 MIB, GIB = 1 << 20, 1 << 30
 CACHE_BYTES = 512 * MIB  # holds what a chunk of prefill frees; more would be kept from others
@@ -117,11 +118,7 @@ class Need:
             "activations": self.activations,
             "freed or in flight": self.spare,
         }
-        return ", ".join(f"{what} {gb(size)}" for what, size in named.items() if size)
-
-
-def gb(size: float) -> str:
-    return f"{size / 1e9:.2f}"
+        return ", ".join(f"{what} {spell_bytes(size)}" for what, size in named.items() if size)
 
 
 # macOS gives the GPU two thirds of 16 GB, as of 8; macOS 26 gives 12,713,115,648 bytes of 16 GB.
@@ -157,10 +154,11 @@ def ram_bytes() -> int:
 
 def describe(machine: Machine) -> Iterator[str]:
     """Spell what a machine has."""
-    memory = f"{gb(machine.ram_bytes)} GB of memory, {gb(machine.limit_bytes)} GB of it for MLX"
+    given = spell_bytes(machine.limit_bytes)
+    memory = f"{spell_bytes(machine.ram_bytes)} of memory, {given} of it for MLX"
     chosen = f" (iogpu.wired_limit_mb={machine.wired_limit_mb})" if machine.wired_limit_mb else ""
     disk = machine.free_disk_bytes
-    free = "" if disk is None else f", {gb(disk)} GB free on disk"
+    free = "" if disk is None else f", {spell_bytes(disk)} free on disk"
     yield f"{machine.name}: {memory}{chosen}{free}"
 
 
@@ -351,8 +349,11 @@ def advice(inventory: Inventory, settings: Settings, machine: Machine) -> str:
         if _fits(inventory, changed, machine):
             return f"{option} makes it fit"
     longest = longest_context(inventory, settings, machine)
-    if longest >= settings.prefill_step:
-        return f"--max-kv-size {longest - settings.prefill_step} or a shorter conversation fits"
+    bound = longest - settings.prefill_step
+    if bound > SINKS:
+        # Coded caches cannot be bounded.
+        option = f"--max-kv-size {bound} or " if settings.caching.kv_bits is None else ""
+        return f"{option}a shorter conversation fits"
     needed = need(inventory, settings, machine).total
     if needed <= machine.largest_limit_bytes:
         return (
@@ -380,8 +381,9 @@ class Verdict:
         """Spell it for a person."""
         word = "fits" if self.is_fit else "does not fit"
         yield (
-            f"{word}: {gb(self.needed.total)} GB at a context of {self.settings.context} "
-            f"({self.needed.parts()}), of {gb(self.machine.limit_bytes)} GB on {self.machine.name}"
+            f"{word}: {spell_bytes(self.needed.total)} at a context of {self.settings.context} "
+            f"({self.needed.parts()}), of {spell_bytes(self.machine.limit_bytes)} on "
+            f"{self.machine.name}"
         )
         if self.longest_context:
             yield f"longest context that fits: {self.longest_context} tokens"
@@ -415,6 +417,11 @@ def spare_bytes(folder: Path, settings: Settings) -> int:
     return max(0, machine.limit_bytes - need(take(str(folder)), settings, machine).total)
 
 
+def room(folder: Path, settings: Settings) -> int:
+    """Return the longest context that a converted folder can have here, 0 when it does not fit."""
+    return longest_context(take(str(folder)), settings, this_machine(folder))
+
+
 def ask_first(model: str, variant: str | None, settings: Settings) -> None:
     """Refuse a model that will not fit as the commands convert it, before it is downloaded.
 
@@ -434,7 +441,8 @@ def require(inventory: Inventory, settings: Settings, machine: Machine) -> None:
     verdict = judge(inventory, settings, machine)
     if not verdict.is_fit:
         raise DeviceError(
-            f"[memory] needed {gb(verdict.needed.total)} GB for a context of {settings.context} "
-            f"({verdict.needed.parts()}), got {gb(machine.limit_bytes)} GB on {machine.name}. "
+            f"[memory] needed {spell_bytes(verdict.needed.total)} for a context of "
+            f"{settings.context} ({verdict.needed.parts()}), got "
+            f"{spell_bytes(machine.limit_bytes)} on {machine.name}. "
             f"{verdict.advice[0].upper()}{verdict.advice[1:]}; --force tries all the same."
         )

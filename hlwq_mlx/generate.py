@@ -16,7 +16,7 @@ from .dialog.parts import Medium
 from .errors import RequestError
 
 DEFAULT_PROMPT = "Hello!"
-LETTERS = 3  # of a prompt to a token, before it is known: some more tokens than there will be
+LETTERS = 3  # of a prompt to a token, guessed before the tokenizer is there
 
 
 class _CallableModule(ModuleType):
@@ -31,7 +31,8 @@ sys.modules[__name__].__class__ = _CallableModule
 
 def make_parser() -> argparse.ArgumentParser:
     """Build the command's parser."""
-    parser = argparse.ArgumentParser(prog="python -m hlwq_mlx.generate", description=__doc__)
+    description = str(__doc__).partition("\n")[0]
+    parser = argparse.ArgumentParser(prog="python -m hlwq_mlx.generate", description=description)
     cli.add_model_args(parser)
     parser.add_argument(
         "--prompt", "-p", default=DEFAULT_PROMPT, help="what to ask; - reads it from stdin"
@@ -42,7 +43,12 @@ def make_parser() -> argparse.ArgumentParser:
         "--stop", action="append", default=[], metavar="TEXT", help="stop before TEXT; repeatable"
     )
     parser.add_argument(
-        "--extra-eos-token", action="append", default=[], metavar="TOKEN", help="stop at TOKEN too"
+        "--extra-eos-token",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="TOKEN",
+        help="stop at TOKEN too; repeatable",
     )
     parser.add_argument(
         "--ignore-chat-template", action="store_true", help="continue the prompt as plain text"
@@ -73,7 +79,9 @@ def answer(arguments: argparse.Namespace, prompt: str) -> None:
 
     from . import library
 
-    settings = cli.settings_for(arguments, len(prompt) // LETTERS + arguments.max_tokens)
+    letters = len(prompt) + len(arguments.system_prompt or "")
+    room = arguments.max_tokens if arguments.max_tokens > 0 else cli.CONTEXT
+    settings = cli.settings_for(arguments, letters // LETTERS + room)
     model, tokenizer, sampling = cli.load_for(arguments, settings)
     for token in arguments.extra_eos_token:
         add_stop_token(tokenizer, token)

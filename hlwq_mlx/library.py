@@ -8,7 +8,7 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from .dialog.messages import Message
 from .dialog.stop import AnswerText
 from .dialog.tokenizer import load_tokenizer
 from .engine.decode import PREFILL_STEP, Progress, generate_tokens
+from .engine.prefix import Prefix
 from .engine.sampling import Sampling
 from .errors import RequestError, SourceError
 from .gemma4.caching import Caching
@@ -119,12 +120,17 @@ def prompt_ids(
 def _spelled(
     tokenizer: Any, prompt: Prompt, *, tools: Tools, thinking: bool
 ) -> template.Rendered | list[int]:
+    if isinstance(prompt, list | tuple) and any(isinstance(item, Mapping) for item in prompt):
+        return template.render(tokenizer, prompt, tools=tools, thinking=thinking)
+    if tools or thinking:
+        raise RequestError(
+            "[prompt] needed messages for tools and thinking, which a chat template spells, got "
+            "text or token ids. Give messages, or leave these options out."
+        )
     if isinstance(prompt, template.Rendered):
         return prompt
     if isinstance(prompt, str):
         return template.Rendered(prompt)
-    if isinstance(prompt, list | tuple) and any(isinstance(item, Mapping) for item in prompt):
-        return template.render(tokenizer, prompt, tools=tools, thinking=thinking)
     ids = np.array(prompt)
     if ids.ndim != 1 or ids.dtype.kind not in "iu":
         raise RequestError(
@@ -141,13 +147,14 @@ def stream_generate(
     *,
     max_tokens: int = DEFAULT_MAX_TOKENS,
     sampling: Sampling | None = None,
-    stop: Sequence[str] = (),
+    stop: str | Sequence[str] = (),
     tools: Tools = (),
     thinking: bool = False,
     image_tokens: int | None = None,
     http: bool = False,
     prefill_step: int = PREFILL_STEP,
     caching: Caching | None = None,
+    prefix: Prefix | None = None,
     on_media: Progress = lambda done, total: None,
     on_prefill: Progress = lambda done, total: None,
     **options: Any,
@@ -156,8 +163,10 @@ def stream_generate(
 
     `prompt` is text, token ids or messages, which may hold images, sounds and videos as parts, and
     offer `tools` in OpenAI's form. `image_tokens` bounds what an image takes (70, 140, 280, 560 or
-    1120), `http` lets media be downloaded, `caching` says how keys and values are kept. `options`
-    are the fields of `Sampling` (temp, top_p, top_k, min_p), greedy by default.
+    1120), `http` lets media be downloaded, `caching` says how keys and values are kept. `prefix`,
+    handed over with every prompt of a conversation, spares reading again what was read. An answer
+    ends before the first text of `stop`; a `max_tokens` of -1 lets it go on. `options` are the
+    fields of `Sampling` (temp, top_p, top_k, min_p), greedy by default.
     Raises: RequestError for a prompt or option that cannot be served; SourceError for media that
     cannot be read.
     """
@@ -173,6 +182,8 @@ def stream_generate(
         )
     else:
         ids = template.encode(tokenizer, spelled.text)
+    if prefix is not None:
+        prefix.show(_marks(spelled))
     chosen = (sampling or Sampling()).override(**options)
     tokens = generate_tokens(
         model,
@@ -182,20 +193,28 @@ def stream_generate(
         input_embeddings=embeddings,
         prefill_step=prefill_step,
         caching=caching,
+        prefix=prefix,
         on_prefill=on_prefill,
     )
-    yield from _answer(tokenizer, tokens, len(ids), stop, max_tokens)
+    stops = [stop] if isinstance(stop, str) else stop
+    yield from _answer(tokenizer, tokens, len(ids), stops, max_tokens)
+
+
+def _marks(spelled: template.Rendered | list[int]) -> list[Hashable]:
+    """Name a prompt's media by where they come from; an array is only itself, this once."""
+    media = spelled.media if isinstance(spelled, template.Rendered) else ()
+    return [each if isinstance(each.source, str | bytes | Path) else object() for each in media]
 
 
 def _answer(
     tokenizer: Any,
     tokens: Iterable[tuple[int, mx.array]],
     prompt_tokens: int,
-    stop: Sequence[str],
+    stops: Sequence[str],
     max_tokens: int,
 ) -> Iterator[GenerationResponse]:
     """Turn tokens into pieces of text, up to the answer's end."""
-    text = AnswerText(tokenizer.detokenizer, stop)
+    text = AnswerText(tokenizer.detokenizer, stops)
     clock = _Clock(prompt_tokens)
     for token, scores in tokens:
         clock.tick()

@@ -56,11 +56,16 @@ def remove(path: Path) -> bool:
     return was_there
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Parse, write or remove."""
+def make_parser() -> argparse.ArgumentParser:
+    """Build the command's parser."""
     parser = argparse.ArgumentParser(prog="python -m hlwq_mlx.register", description=__doc__)
     parser.add_argument("--remove", action="store_true", help="undo it")
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse, write or remove."""
+    arguments = make_parser().parse_args(argv)
     path = pth_path()
     if arguments.remove:
         cli.note(f"removed {path}" if remove(path) else f"nothing to remove: no {path}")

@@ -1,22 +1,24 @@
 """`python -m hlwq_mlx.serve`: an OpenAI-compatible server for local assistants.
 
-It is mlx-lm's server with our model registered and thinking off; every option of `mlx_lm.server`
-is passed on. A client names the model `default_model`. What mlx-lm loads is made ready as our own
-loading makes it. Messages may hold pictures (image_url), sounds (input_audio) and videos, as data
-URLs. One fault of mlx-lm 0.32.2 is put right: a request whose top_k is not below the vocabulary's
-size ends its only generation thread.
+Its base URL is http://127.0.0.1:8080/v1, and a client may call the model what it likes. Messages
+may hold pictures (image_url), sounds (input_audio) and videos, as data URLs. Thinking is off, and
+options that a request leaves open follow the checkpoint's generation_config.json. It is mlx-lm's
+server, to which all further options are passed on.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 from . import cli
+from .errors import DeviceError
 
 if TYPE_CHECKING:
+    from .engine.sampling import Sampling
     from .gemma4.caching import Caching
 
 THINKING_OFF = '{"enable_thinking": false}'
@@ -46,17 +48,6 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def bounded_make_sampler(original: Callable[..., Any], vocab_size: int) -> Callable[..., Any]:
-    """Wrap mlx-lm's `make_sampler` so that every top_k can be served."""
-    from .engine.sampling import bounded_top_k
-
-    @wraps(original)
-    def make_sampler(*args: Any, top_k: int = 0, **options: Any) -> Any:
-        return original(*args, top_k=bounded_top_k(top_k, vocab_size), **options)
-
-    return make_sampler
-
-
 def ready_load(original: Callable[..., Any], caching: "Caching") -> Callable[..., Any]:
     """Wrap mlx-lm's `load` so that a model of ours is ready before the first request.
 
@@ -76,6 +67,32 @@ def ready_load(original: Callable[..., Any], caching: "Caching") -> Callable[...
     return load
 
 
+def ending_together(original: Callable[..., None]) -> Callable[..., None]:
+    """Wrap mlx-lm's HTTP loop so that its generation thread ends with it, whatever ends it.
+
+    Raises: DeviceError when it cannot listen; mlx-lm's thread would keep the command alive.
+    """
+
+    @wraps(original)
+    def run_http_server(host: str, port: int, generator: Any, *more: Any, **options: Any) -> None:
+        try:
+            original(host, port, generator, *more, **options)
+        except OSError as problem:
+            raise DeviceError(
+                f"[serve] needed to listen on port {port} of {host}, got '{problem.strerror}'. "
+                "Choose another --port, or end the program that has it."
+            ) from problem
+        finally:
+            generator.stop_and_join()
+
+    return run_http_server
+
+
+def sampling_options(sampling: "Sampling") -> list[str]:
+    """Spell sampling as mlx-lm's options."""
+    return [f"--{name.replace('_', '-')}={value}" for name, value in asdict(sampling).items()]
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, convert if needed, serve until interrupted."""
     arguments, passed_on = make_parser().parse_known_args(argv)
@@ -87,7 +104,8 @@ def serve(arguments: argparse.Namespace, passed_on: Sequence[str]) -> None:
     """Run mlx-lm's server on the model that the arguments name."""
     from mlx_lm import server
 
-    from . import fit, server_media
+    from . import fit, library, server_media, server_requests
+    from .engine.sampling import Sampling
     from .gemma4.config import Gemma4Config
     from .store.source import read_json
 
@@ -95,8 +113,12 @@ def serve(arguments: argparse.Namespace, passed_on: Sequence[str]) -> None:
     with_media = replace(settings, has_towers=True)  # a request may bring a picture at any time
     folder = cli.folder_for(arguments, settings)
     config = Gemma4Config.from_dict(read_json(folder / "config.json"))
-    server.make_sampler = bounded_make_sampler(server.make_sampler, config.text_config.vocab_size)
+    sampling = Sampling.from_generation_config(library.generation_config(folder))
     server.load = ready_load(server.load, settings.caching)
+    server._run_http_server = ending_together(server._run_http_server)
+    text = config.text_config
+    context = fit.room(folder, settings) or text.max_position_embeddings  # it may be forced
+    server_requests.teach(server, text.vocab_size, context, folder.resolve().name)
     server_media.teach(server, config, http=arguments.allow_http)
     sys.argv = [
         "mlx_lm.server",
@@ -104,10 +126,15 @@ def serve(arguments: argparse.Namespace, passed_on: Sequence[str]) -> None:
         *("--chat-template-args", arguments.chat_template_args),
         *("--prefill-step-size", str(settings.prefill_step)),
         *("--prompt-cache-bytes", str(fit.spare_bytes(folder, with_media))),
+        *sampling_options(sampling),
         *passed_on,
     ]
     server.main()
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    code = cli.run(main)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # MLX's threads may still let go of Python objects: taking the interpreter down aborts then.
+    os._exit(code)

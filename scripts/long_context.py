@@ -25,6 +25,7 @@ from hlwq_mlx.gemma4.caching import WHOLE, Caching
 from hlwq_mlx.gemma4.config import FULL
 from hlwq_mlx.gemma4.model import Model
 from hlwq_mlx.store import inventory, rules
+from hlwq_mlx.store.sizes import spell_bytes
 
 VOCABULARY = 1024
 WAYS = {"16 bits": WHOLE, "8 bits": Caching(8), "4 bits": Caching(4)}
@@ -96,11 +97,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     print("|---|---|---|---|---|")
     for row in measured:
         sizes = (row["measured"], row["kv"] + row["activations"], row["kv"], row["activations"])
-        print(f"| {row['kept in']} | {' | '.join(fit.gb(size) for size in sizes)} |")
+        print(f"| {row['kept in']} | {' | '.join(f'{size / 1e9:.2f}' for size in sizes)} |")
     computed = full_size(arguments.variant, arguments.context)
     print(f"\nComputed for E4B {arguments.variant}, text, on a 16 GB Mac, chunks of 512:\n")
     for row in computed:
-        print(f"- {row['kept in']}: {fit.gb(row['total'])} GB ({row['parts']})")
+        print(f"- {row['kept in']}: {spell_bytes(row['total'])} ({row['parts']})")
     print(json.dumps({"long_context": measured, "full_size": computed}))
     if any(row["measured"] > row["kv"] + row["activations"] for row in measured):
         raise SystemExit("error: more memory was taken than fit.py computes")

@@ -5,6 +5,7 @@ import json
 import sys
 from types import SimpleNamespace
 
+import demo
 import pytest
 import tiny_media
 import tiny_tokenizer
@@ -289,6 +290,25 @@ def test_chat_about_a_picture(tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr()
     assert "error" not in printed.err
     assert printed.err.count("The answer was cut off") == 2
+
+
+def test_a_turn_reads_what_is_new_alone(tmp_path, monkeypatch, capsys):
+    begins = []
+
+    def progress(what, unit):
+        seen = []
+        begins.append(seen)
+        return lambda done, total: seen.append((done, total))
+
+    monkeypatch.setattr(cli, "progress", progress)
+    questions = "What is 2+2?\nWhat is 3+4?\n/reset\nWhat is 2+2?\n"
+    monkeypatch.setattr(sys, "stdin", io.StringIO(questions))
+    assert cli.run(chat.main, ["--model", str(demo.folder()), "--temp", "0"]) == 0
+    assert capsys.readouterr().out == "4\n7\n4\n"
+    first, second, third = (seen for seen in begins if seen)
+    assert first[0] == third[0] == (0, 16)
+    assert second[0][0] == 16 + len(("4", "<turn|>"))
+    assert second[-1][0] == second[-1][1] > second[0][0]
 
 
 def test_chat_with_the_demo(tmp_path, monkeypatch, capsys):

@@ -18,6 +18,7 @@ from hlwq_mlx.quant.packing import unpack_p32
 from hlwq_mlx.quant.tables import centroids
 from hlwq_mlx.store import checkpoint, convert, output
 from hlwq_mlx.store.ple import FILE_NAME as ROW_STORE
+from hlwq_mlx.store.sizes import spell_bytes
 from hlwq_mlx.store.source import PlainTensor, Source
 from hlwq_mlx.store.tensorfile import TensorFile, TensorSpec, TensorWriter
 
@@ -263,19 +264,24 @@ def test_without_a_tokenizer_it_converts_and_warns(tmp_path):
 
 def test_the_summary_counts_what_was_done(tmp_path):
     source, _ = make_source(tmp_path, tiny.mixed)
-    lines = list(convert.convert(source, tmp_path / "out").lines())
-    before = sum(path.stat().st_size for path in (tmp_path / "PQ5").iterdir()) / 1e9
-    after = sum(path.stat().st_size for path in (tmp_path / "out").iterdir()) / 1e9
+    summary = convert.convert(source, tmp_path / "out")
+    before = sum(path.stat().st_size for path in (tmp_path / "PQ5").iterdir())
+    after = sum(path.stat().st_size for path in (tmp_path / "out").iterdir())
+    specs = TensorFile(tmp_path / "out" / "model-00001-of-00001.safetensors").specs.values()
+    kept = sum(spec.nbytes for spec in specs if spec.dtype == "BF16")
+    rows = sum(spec.nbytes for spec in TensorFile(tmp_path / "out" / ROW_STORE).specs.values())
+    was_read, is_read = map(spell_bytes, summary.token_bytes)
+    lines = list(summary.lines())
     assert lines == [
         "2 bits: 12 tensors, order msb by key style, table clip4_100 by key style",
         "4 bits: 16 tensors, order msb by key style, table clip4_100 by key style",
         "coded at 2 bits: 12 tensors, 393,216 weights",
         "coded at 4 bits: 12 tensors, 245,760 weights",
-        "kept as BF16: 46 tensors, 0.000 GB",
-        f"row store {ROW_STORE}: 0.000 GB, stays on disk",
+        f"kept as BF16: 46 tensors, {kept / 1e3:.2f} kB",
+        f"row store {ROW_STORE}: {rows / 1e3:.2f} kB, stays on disk",
         "left out: 6 tensors that no layer reads (KV-shared layers)",
-        "weights that a token reads: 0.001 GB before, 0.001 GB after",
-        f"bytes: {before:.3f} GB before, {after:.3f} GB after",
+        f"weights that a token reads: {was_read} before, {is_read} after",
+        f"on disk: {spell_bytes(before)} before, {spell_bytes(after)} after",
     ]
 
 

@@ -90,7 +90,9 @@ def test_a_disk_that_is_too_small_is_told_before_work_begins(published, tmp_path
     (tmp_path / "free").mkdir()
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=50_000_000))
-        message = r"\[output\] needed 0\.07 GB in .*/free/new, got 0\.05 GB free\. Free disk space"
+        message = (
+            r"\[output\] needed [67]\d\.\d\d MB in .*/free/new, got 50\.00 MB free\. Free disk"
+        )
         with pytest.raises(DeviceError, match=message):
             convert.convert(Source(published), tmp_path / "free" / "new" / "out")
     assert names(tmp_path / "free" / "new") == []

@@ -28,7 +28,7 @@ def test_a_model_that_fits(capsys, is_converted):
     assert re.search(rf"^mlp +{gates} +7 tensors", text, re.MULTILINE)
     assert ("converted" if is_converted else "as published") in text
     assert "odd: " not in text
-    assert re.search(r"^fits: 0\.\d\d GB at a context of 64 \(text weights ", text, re.MULTILINE)
+    assert re.search(r"^fits: \d+\.\d\d MB at a context of 64 \(text weights ", text, re.MULTILINE)
 
 
 def test_a_model_that_does_not(capsys, monkeypatch):
@@ -41,11 +41,25 @@ def test_a_model_that_does_not(capsys, monkeypatch):
 
 
 def test_a_model_or_the_table(capsys):
-    for arguments in ([], [str(library.DEMO), "--table"]):
+    demo_model = str(library.DEMO)
+    for arguments, said in (
+        ([], "one of the arguments --model MODEL --table is required"),
+        ([demo_model, "--table"], "not allowed with argument"),
+        ([demo_model, "--model", demo_model], "not allowed with argument"),
+        ([demo_model, "--force"], "unrecognized arguments: --force"),  # it loads nothing
+        ([demo_model, "--context", "0"], "argument --context: needed at least 1, got 0"),
+    ):
         with pytest.raises(SystemExit) as left:
             doctor.main(arguments)
         assert left.value.code == 2
-        assert "needed a MODEL or --table" in capsys.readouterr().err
+        assert said in capsys.readouterr().err
+
+
+def test_a_model_is_named_as_in_other_commands_or_bare():
+    parse = doctor.make_parser().parse_args
+    for arguments in (["m"], ["--model", "m"], ["--variant", "PQ5", "m"]):
+        assert parse(arguments).model == "m"
+    assert parse(["--table"]).model is None
 
 
 def test_the_readme_has_the_table(capsys):

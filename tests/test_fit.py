@@ -100,13 +100,20 @@ def test_the_mildest_setting_that_helps(pq5, limit_gb, ram_gb, advice):
         assert verdict.advice.startswith(advice)
 
 
+def test_no_advice_that_cannot_be_followed(pq5):
+    """Coded keys and values cannot be bounded too."""
+    coded = fit.Settings(131072, caching=Caching(8))
+    machine = fit.Machine("a Mac", 16 * fit.GIB, int(7.1e9), has_metal=True)
+    assert fit.judge(pq5, coded, machine).advice == "a shorter conversation fits"
+
+
 def test_a_refusal_has_the_numbers(pq5):
     machine = replace(fit.mac(8, 15), ram_bytes=6 * fit.GIB)
     with pytest.raises(DeviceError) as refused:
         fit.require(pq5, SETTINGS, machine)
     text = str(refused.value)
     assert text.startswith("[memory] needed 6.2")
-    assert "for a context of 8192 (text weights 5.50, keys and values 0.19, " in text
+    assert "for a context of 8192 (text weights 5.50 GB, keys and values 192.90 MB, " in text
     assert (
         "got 5.73 GB on 8 GB, macOS 15. Choose a variant of fewer bits, or convert it with" in text
     )

@@ -75,6 +75,16 @@ def test_plain_text_goes_on_without_a_template(capsys):
 def test_an_extra_eos_token_ends_the_answer(capsys):
     four = demo.load()[1].convert_tokens_to_ids("4")
     assert answer(capsys, "-p", demo.CARD_QUESTION, "--extra-eos-token", str(four)) == ""
+    assert answer(capsys, "--extra-eos-token", str(four), "5", "-p", demo.CARD_QUESTION) == ""
+
+
+def test_an_answer_without_limit_is_given_the_room_of_a_conversation(capsys, monkeypatch):
+    asked = []
+    monkeypatch.setattr(fit, "ask", lambda folder, settings: asked.append(settings.context))
+    arguments = ["-p", "What is", "--system-prompt", "Be brief."]
+    answer(capsys, *arguments, "--max-tokens", "-1")
+    answer(capsys, *arguments, "--max-tokens", "7")
+    assert asked == [cli.CONTEXT + 5, 7 + 5]
 
 
 def test_template_variables_can_be_given(capsys):
@@ -84,9 +94,9 @@ def test_template_variables_can_be_given(capsys):
 
 
 def test_a_seed_repeats_an_answer(capsys):
-    drawn = [answer(capsys, "-p", "Continue the story: One day", "--temp", "2", "--seed", "5")] * 2
-    drawn.append(answer(capsys, "-p", "Continue the story: One day", "--temp", "2", "--seed", "6"))
-    assert drawn[0] == drawn[1] != drawn[2]
+    asked = ["-p", "Continue the story: One day", "--temp", "2", "--seed"]
+    first, second, other = (answer(capsys, *asked, seed) for seed in ("5", "5", "6"))
+    assert first == second != other
 
 
 @pytest.mark.parametrize(
@@ -110,6 +120,7 @@ def test_bad_arguments_end_in_one_line(arguments, message, capsys):
     ("arguments", "message"),
     [
         (["--seed", "-1"], "argument --seed: needed 0 to 2**64 - 1, got -1"),
+        (["--prefill-step-size", "0"], "argument --prefill-step-size: needed at least 1, got 0"),
         (["--chat-template-config", "[1]"], "needed a JSON object, got [1]"),
         (["--chat-template-config", "{x"], "needed a JSON object, got Expecting property name"),
     ],
@@ -180,6 +191,14 @@ def test_media_from_files_in_the_order_given(seeing):
     arguments = make_parser().parse_args([*paths, "-p", "Well?"])
     assert spell(arguments, tokenizer, "Well?") == spelled
     assert [medium.kind for medium in spelled.media] == kinds
+
+
+def test_an_option_takes_several_files_as_mlx_lm_s_does():
+    parse = make_parser().parse_args
+    together = parse(["--image", "a.png", "b.jpg", "--audio", "a.wav", "-p", "Well?"]).media
+    apart = parse(["--image", "a.png", "--image", "b.jpg", "--audio", "a.wav"]).media
+    assert together == apart
+    assert [part["path"] for part in apart] == ["a.png", "b.jpg", "a.wav"]
 
 
 def test_a_plain_prompt_names_the_places_of_its_media(seeing, capsys):
@@ -276,10 +295,10 @@ def test_a_model_without_room_is_refused_unless_forced(capsys, monkeypatch):
     assert cli.run(main, arguments) == 2
     said = capsys.readouterr().err
     assert re.search(
-        r"error: \[memory\] needed 0\.\d\d GB for a context of 260 \(text weights", said
+        r"error: \[memory\] needed \d+\.\d\d MB for a context of 260 \(text weights", said
     )
     assert (
-        "got 0.00 GB on a small machine. Choose a variant of fewer bits, or convert it with" in said
+        "got 4.19 MB on a small machine. Choose a variant of fewer bits, or convert it with" in said
     )
     assert cli.run(main, [*arguments, "--force"]) == 0
     assert capsys.readouterr().out == "4\n"

@@ -8,9 +8,13 @@ import demo
 import mlx.core as mx
 import numpy as np
 import pytest
+import tiny_media
 
 import hlwq_mlx
 from hlwq_mlx import library
+from hlwq_mlx.dialog import template
+from hlwq_mlx.dialog.parts import Medium
+from hlwq_mlx.engine.prefix import Prefix
 from hlwq_mlx.engine.sampling import Sampling
 from hlwq_mlx.errors import RequestError, SourceError
 from hlwq_mlx.quant import backend
@@ -53,6 +57,13 @@ def test_prompts_of_another_kind(loaded, prompt, message):
         library.prompt_ids(loaded[1], prompt)
 
 
+@pytest.mark.parametrize("options", [{"thinking": True}, {"tools": [{"name": "f"}]}])
+@pytest.mark.parametrize("prompt", ["Hi", [2, 5], template.Rendered("Hi")])
+def test_what_only_a_template_can_follow(loaded, prompt, options):
+    with pytest.raises(RequestError, match=r"^\[prompt\] needed messages for tools and thinking"):
+        library.prompt_ids(loaded[1], prompt, **options)
+
+
 def test_thinking_is_off_unless_asked_for(loaded):
     _, tokenizer = loaded
     plain = tokenizer.decode(library.prompt_ids(tokenizer, QUESTION))
@@ -87,9 +98,10 @@ def test_a_stop_string_ends_an_answer_before_it(loaded):
     story = [{"role": "user", "content": "Continue the story: Tom had a red ball."}]
     whole = library.generate(model, tokenizer, story, max_tokens=60)
     stop = whole[10:14]
-    pieces = list(library.stream_generate(model, tokenizer, story, max_tokens=60, stop=[stop]))
-    assert "".join(piece.text for piece in pieces) == whole[: whole.index(stop)]
-    assert pieces[-1].finish_reason == "stop"
+    for stops in ([stop], stop):
+        pieces = list(library.stream_generate(model, tokenizer, story, max_tokens=60, stop=stops))
+        assert "".join(piece.text for piece in pieces) == whole[: whole.index(stop)]
+        assert pieces[-1].finish_reason == "stop"
 
 
 def test_sampling_options_by_name(loaded):
@@ -179,3 +191,31 @@ def test_exported_names_are_those_of_the_library():
     assert hlwq_mlx.stream_generate is library.stream_generate
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = hlwq_mlx.nothing
+
+
+@pytest.fixture(scope="module")
+def seeing(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("seeing")
+    return library.load(tiny_media.write(folder / "model")), folder
+
+
+@pytest.mark.parametrize(("second", "is_spared"), [("a.png", True), ("b.png", False)])
+def test_what_was_shown_is_read_again_only_if_it_changed(seeing, second, is_spared):
+    """Two pictures of one size are the same ids."""
+    (model, tokenizer), folder = seeing
+    for seed, name in enumerate(("a.png", "b.png")):
+        (folder / name).write_bytes(tiny_media.image_file(seed=seed))
+    prefix, messages = Prefix(), [{"role": "user", "content": [image(folder / "a.png"), "Hi"]}]
+    begins = []
+    options = {"max_tokens": 1, "on_prefill": lambda done, total: begins.append(done)}
+    library.generate(model, tokenizer, messages, prefix=prefix, **options)
+    said = f"{template.render(tokenizer, messages).text}A<turn|>\n<|turn>user\nMore<turn|>\n"
+    prompt = template.Rendered(said, (Medium("image", str(folder / second)),))
+    begins.clear()
+    answer = library.generate(model, tokenizer, prompt, prefix=prefix, **options)
+    assert (begins[0] > 0) == is_spared
+    assert answer == library.generate(model, tokenizer, prompt, **options)
+
+
+def image(path):
+    return {"type": "image", "path": str(path)}

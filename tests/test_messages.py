@@ -170,6 +170,10 @@ def test_native_tool_responses_pass():
             [{"role": "assistant", "tool_calls": ["f"]}],
             "[messages[0].tool_calls[0]] needed a",
         ),
+        (
+            [{"role": "assistant", "tool_calls": 7}],
+            "[messages[0].tool_calls] needed a list of calls, got 7.",
+        ),
         ([HI, result()], "[messages[1]] needed a tool result to follow an assistant message"),
         ([result()], "[messages[0]] needed a tool result to follow an assistant message"),
         (
@@ -180,6 +184,10 @@ def test_native_tool_responses_pass():
         (
             [HI, asked("f"), result(tool_call_id="z")],
             "[messages[2].tool_call_id] needed the id",
+        ),
+        (
+            [HI, {"role": "assistant", "tool_calls": [{"id": 7, "name": "f"}]}, result(name="g")],
+            "(7), got None.",
         ),
         ([HI, asked("f", "g"), result()], "(c0, c1), got None."),
         ([HI, asked("f"), result(), result()], "(none: every call has its result), got None."),

@@ -1,9 +1,11 @@
-"""The README's Python examples, run as they stand but for the name of the model."""
+"""The README's Python examples, run as they stand but for the name of the model; its commands."""
 
 import re
+import shlex
 import subprocess
 import sys
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 
 import tiny_media
@@ -37,6 +39,23 @@ def test_the_example_with_media_runs(tmp_path, monkeypatch, capsys):
     generate = partial(library.generate, max_tokens=2)  # it has nothing to say
     exec(blocks()[2], {"model": model, "tokenizer": tokenizer, "generate": generate})
     assert capsys.readouterr().out.endswith("\n")
+
+
+def shell_lines():
+    blocks = re.findall(r"```bash\n(.*?)```", README.read_text(), re.DOTALL)
+    return "".join(blocks).replace("\\\n", " ").splitlines()
+
+
+def test_every_command_is_spelled_as_it_is_understood():
+    found = (re.match(r"\.venv/bin/python -m hlwq_mlx\.(\w+)(.*)", line) for line in shell_lines())
+    said = [(match[1], shlex.split(match[2], comments=True)) for match in found if match]
+    assert {command for command, _ in said} == {
+        *("generate", "convert", "chat", "serve", "export", "quantize", "doctor", "register")
+    }
+    for command, arguments in said:
+        parser = import_module(f"hlwq_mlx.{command}").make_parser()
+        _, unknown = parser.parse_known_args(arguments)
+        assert not unknown or (command == "serve" and unknown == ["--port", "8080"])
 
 
 def test_every_command_of_the_readme_exists():

@@ -19,6 +19,12 @@ def test_generation_config_of_gemma():
     assert Sampling.from_generation_config(told) == Sampling(temp=1.0, top_p=0.95, top_k=64)
 
 
+def test_generation_config_that_leaves_options_open():
+    told = {"do_sample": True, "temperature": None, "top_k": None}
+    for config in (told, {"do_sample": True}):
+        assert Sampling.from_generation_config(config) == Sampling(temp=1.0)
+
+
 def test_override_replaces_what_is_given_alone():
     base = Sampling(temp=1.0, top_p=0.95, top_k=64)
     assert base.override(temp=0.0, top_p=None) == Sampling(temp=0.0, top_p=0.95, top_k=64)

@@ -1,13 +1,16 @@
 """`python -m hlwq_mlx.serve`, spoken to by the openai client."""
 
 import re
+import socket
 
 import demo
 import pytest
+from mlx_lm import server
 from served import served
 
+from hlwq_mlx.engine.sampling import Sampling
 from hlwq_mlx.gemma4.caching import Caching
-from hlwq_mlx.serve import THINKING_OFF, make_parser, ready_load
+from hlwq_mlx.serve import THINKING_OFF, make_parser, ready_load, sampling_options
 from hlwq_mlx.store import checkpoint
 
 
@@ -88,3 +91,26 @@ def test_a_loaded_model_is_made_ready(monkeypatch):
     )
     assert prepared == [model]
     assert model.caching is caching
+
+
+def test_a_port_that_is_taken_ends_the_command():
+    """mlx-lm's generation thread must not outlive it."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        ran = demo.run("hlwq_mlx.serve", "--model", str(demo.folder()), "--port", port)
+    assert ran.returncode == 2
+    last = ran.stderr.splitlines()[-1]
+    assert last.startswith(f"error: [serve] needed to listen on port {port} of 127.0.0.1, got '")
+
+
+def test_a_model_s_own_sampling_is_the_server_s_default(monkeypatch):
+    told = {"do_sample": True, "temperature": 1.0, "top_k": 64, "top_p": 0.95}
+    options = sampling_options(Sampling.from_generation_config(told))
+    monkeypatch.setattr(server, "run", lambda host, port, provider: seen.append(provider.cli_args))
+    monkeypatch.setattr("sys.argv", ["mlx_lm.server", *options, "--top-k", "7"])
+    seen = []
+    server.main()
+    chosen = seen[0]
+    assert (chosen.temp, chosen.top_p, chosen.top_k, chosen.min_p) == (1.0, 0.95, 7, 0.0)

@@ -56,6 +56,10 @@ def _normal(message: Message, index: int) -> Normal:
         return {**message, "role": "system", "content": _plain_text(content, where)}
     normal = {**message, "content": _content(content, where)}
     calls = normal.pop("tool_calls", None)
+    if calls and not isinstance(calls, list | tuple):
+        raise RequestError(
+            f"[{where}.tool_calls] needed a list of calls, got {calls!r}. Put them into a list."
+        )
     if calls:
         normal["tool_calls"] = [
             _call(call, f"{where}.tool_calls[{at}]", f"call_{index}_{at}")
@@ -200,7 +204,7 @@ def _find_call(waiting: list[Normal], result: Normal, where: str) -> Normal:
     else:
         found = [call for call in waiting if name in (None, call["function"]["name"])]
     if len({call["function"]["name"] for call in found}) != 1:
-        ids = ", ".join(call["id"] for call in waiting) or "none: every call has its result"
+        ids = ", ".join(str(call["id"]) for call in waiting) or "none: every call has its result"
         raise RequestError(
             f"[{where}.tool_call_id] needed the id of a call that waits for a result ({ids}), "
             f"got {stated!r}. Correct it."

@@ -62,12 +62,8 @@ class Sampling:
         """Take the defaults a checkpoint recommends; without do_sample it means greedy."""
         if not config.get("do_sample", False):
             return cls()
-        return cls(
-            temp=config.get("temperature", 1.0),
-            top_p=config.get("top_p", 1.0),
-            top_k=config.get("top_k", 0),
-            min_p=config.get("min_p", 0.0),
-        )
+        named = {name: config.get(name) for name in ("top_p", "top_k", "min_p")}
+        return cls(temp=1.0).override(temp=config.get("temperature"), **named)
 
     def override(self, **given: Any) -> Self:
         """Replace the options that are given, that is, not None.

@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..errors import DeviceError, HLWQError, SourceError
+from .sizes import spell_bytes
 
 _SPARE_BYTES = 1 << 26
 _NOTHING_TO_FLUSH = (errno.EINVAL, errno.ENOTSUP)  # as some network file systems say of folders
@@ -74,7 +75,7 @@ def require_room(folder: Path, size: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise DeviceError(
-            f"[output] needed {needed / 1e9:.2f} GB in {folder.parent}, got {free / 1e9:.2f} GB "
+            f"[output] needed {spell_bytes(needed)} in {folder.parent}, got {spell_bytes(free)} "
             "free. Free disk space or choose another --output."
         )
 

@@ -38,6 +38,7 @@ from .output import (
     write_shards,
 )
 from .ple import FILE_NAME as ROW_STORE
+from .sizes import spell_bytes
 from .source import PlainTensor, Source
 from .tensorfile import TensorSpec
 
@@ -66,15 +67,15 @@ class Summary:
             yield f"coded at {bits} bits: {tensors} tensors, {weights:,} weights"
         yield from self.plan.lines()
         for dtype, (tensors, size) in sorted(self.plain.items()):
-            yield f"kept as {dtype}: {tensors} tensors, {size / 1e9:.3f} GB"
+            yield f"kept as {dtype}: {tensors} tensors, {spell_bytes(size)}"
         if self.row_store_bytes:
-            yield f"row store {ROW_STORE}: {self.row_store_bytes / 1e9:.3f} GB, stays on disk"
+            yield f"row store {ROW_STORE}: {spell_bytes(self.row_store_bytes)}, stays on disk"
         if self.left_out:
             yield f"left out: {self.left_out} tensors that no layer reads (KV-shared layers)"
-        before, after = (size / 1e9 for size in self.token_bytes)
-        yield f"weights that a token reads: {before:.3f} GB before, {after:.3f} GB after"
-        before, after = self.source_bytes / 1e9, self.written_bytes / 1e9
-        yield f"bytes: {before:.3f} GB before, {after:.3f} GB after"
+        before, after = map(spell_bytes, self.token_bytes)
+        yield f"weights that a token reads: {before} before, {after} after"
+        before, after = spell_bytes(self.source_bytes), spell_bytes(self.written_bytes)
+        yield f"on disk: {before} before, {after} after"
         yield from (f"warning: {warning}" for warning in self.warnings)
 
 

@@ -33,6 +33,7 @@ from .output import (
 )
 from .quantize import bfloat16_bits, bfloat16_pieces
 from .rules import class_of
+from .sizes import spell_bytes
 from .source import PlainTensor, Source
 from .tensorfile import TensorSpec
 
@@ -55,7 +56,7 @@ class Exported:
 
     def lines(self) -> Iterator[str]:
         """Spell it for a person."""
-        yield f"{self.what}: {self.tensors} tensors, {self.written_bytes / 1e9:.3f} GB"
+        yield f"{self.what}: {self.tensors} tensors, {spell_bytes(self.written_bytes)}"
         if self.left_out:
             yield f"left out: {self.left_out} tensors that nothing reads"
         yield from (f"warning: {warning}" for warning in self.warnings)

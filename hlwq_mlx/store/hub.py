@@ -32,6 +32,7 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]  # the names o
 
 from ..errors import CheckpointError, DeviceError, HLWQError, SourceError
 from . import resume
+from .sizes import spell_bytes
 from .tensorfile import TensorSpec, checked_spec
 
 logger = logging.getLogger("hlwq_mlx")
@@ -262,8 +263,8 @@ def _require_room(repository: str, files: list[RepoSibling]) -> None:
     free = shutil.disk_usage(there).free
     if needed > free:
         raise DeviceError(
-            f"[{repository}] needed {needed / 1e9:.1f} GB in {folder}, got {free / 1e9:.1f} GB of "
-            "free space. Free some, or set HF_HOME to a folder on a larger disk."
+            f"[{repository}] needed {spell_bytes(needed)} in {folder}, got {spell_bytes(free)} "
+            "of free space. Free some, or set HF_HOME to a folder on a larger disk."
         )
 
 

@@ -1,0 +1,11 @@
+"""Sizes of files and memory as people read them; here alone, so that all say it alike."""
+
+UNITS = (("GB", 1e9), ("MB", 1e6))
+
+
+def spell_bytes(size: float) -> str:
+    """Spell a size in the largest unit that it fills, kB at least."""
+    for unit, scale in UNITS:
+        if size >= scale:
+            return f"{size / scale:.2f} {unit}"
+    return f"{size / 1e3:.2f} kB"

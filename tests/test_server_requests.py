@@ -1,0 +1,180 @@
+"""Requests that would end the server's only generation thread, and the names of its one model."""
+
+import contextlib
+import http.client
+import json
+import urllib.error
+import urllib.request
+
+import demo
+import pytest
+from served import served
+
+from hlwq_mlx.errors import RequestError
+from hlwq_mlx.gemma4.config import Gemma4Config
+from hlwq_mlx.server_requests import COMPLETIONS_PATH, bounded_tokenize, load_default
+from hlwq_mlx.store.source import read_json
+
+CHAT_PATH = "/v1/chat/completions"
+QUESTION = [{"role": "user", "content": demo.CARD_QUESTION}]
+DRAWN = {"temperature": 1.0, "max_tokens": 2}
+
+
+@pytest.fixture(scope="module")
+def client():
+    with served(demo.folder()) as made:
+        yield made
+
+
+def post(client, path, body):
+    """Send a body as it is, NaN too; return status and answer."""
+    request = urllib.request.Request(
+        f"{str(client.base_url).removesuffix('/v1/')}{path}",
+        data=json.dumps(body).encode(),
+        headers={"Content-Type": "application/json"},
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=60) as response:
+            return response.status, json.load(response)
+    except urllib.error.HTTPError as refused:
+        with refused:
+            return refused.code, json.load(refused)
+
+
+def answers(client):
+    asked = client.chat.completions.create(model="default_model", messages=QUESTION, timeout=60)
+    return asked.choices[0].message.content == "4"
+
+
+@pytest.mark.parametrize(
+    ("options", "where"),
+    [
+        ({"temperature": float("nan")}, "temp"),
+        ({"temperature": 10**400}, "temp"),
+        ({"min_p": float("nan")}, "min_p"),
+        ({"xtc_probability": 1.0, "xtc_threshold": 0.6}, "xtc_threshold"),
+        ({"repetition_penalty": 10**400}, "repetition_penalty"),
+        ({"presence_penalty": float("nan")}, "presence_penalty"),
+        ({"frequency_context_size": 10**30}, "frequency_context_size"),
+        ({"logit_bias": {"1024": 1}}, "logit_bias"),
+        ({"logit_bias": {"-1": 1}}, "logit_bias"),
+        ({"logit_bias": {"99999999999999999999": 1}}, "logit_bias"),
+        ({"logit_bias": {"5": None}}, "logit_bias"),
+        ({"logit_bias": {"5": float("nan")}}, "logit_bias"),
+        ({"stop": 5}, "stop"),
+        ({"stop": [""]}, "stop"),
+        ({"stop": [["a"]]}, "stop"),
+        ({"stop": {"a": 1}}, "stop"),
+        ({"chat_template_kwargs": [1]}, "chat_template_kwargs"),
+        ({"chat_template_kwargs": {"truncation": True, "max_length": 0}}, "chat_template_kwargs"),
+        ({"chat_template_kwargs": {"chat_template": "x"}}, "chat_template_kwargs"),
+        ({"adapters": "/etc"}, "adapters"),
+        ({"draft_model": "owner/name"}, "adapters"),
+        ({"stream_options": 5}, "stream_options"),
+        ({"messages": "Hi"}, "messages"),
+        ({"messages": []}, "messages"),
+        ({"messages": ["Hi"]}, "messages"),
+        ({"messages": None}, "messages"),
+    ],
+)
+def test_a_request_that_is_refused(client, options, where):
+    body = {"messages": QUESTION, **DRAWN, **options}
+    status, answer = post(client, CHAT_PATH, body)
+    assert status == 400
+    assert answer["error"].startswith(f"[{where}] needed ")
+
+
+@pytest.mark.parametrize("prompt", ["", [], 5, None, ["a", "b"], [[2, 5]], [2, 5]])
+def test_a_prompt_that_is_no_text(client, prompt):
+    status, answer = post(client, COMPLETIONS_PATH, {"prompt": prompt, **DRAWN})
+    assert status == 400
+    assert answer["error"].startswith("[prompt] needed one text, got ")
+
+
+@pytest.mark.parametrize(
+    ("length", "body", "said"),
+    [
+        (1 << 40, b"{}", "[Content-Length] needed up to "),
+        (-1, b"{}", "[Content-Length] needed up to "),
+        ("two", b"{}", "[Content-Length] needed up to "),
+        (2, b"\xff\xff", "[request] needed a JSON object, got: 'utf-8' codec"),
+        (2, b"{x", "[request] needed a JSON object, got: Expecting property name"),
+        (4, b'["a"', "[request] needed a JSON object, got: Expecting ',' delimiter"),
+        (5, b'["a"]', "[request] needed a JSON object, got \"['a']\""),
+        (200_000, b"[" * 200_000, "[request] needed a JSON object, got: maximum recursion"),
+    ],
+)
+def test_a_body_that_is_not_read(client, length, body, said):
+    connection = http.client.HTTPConnection(client.base_url.host, client.base_url.port, timeout=60)
+    with contextlib.closing(connection):
+        connection.request("POST", CHAT_PATH, body, {"Content-Length": str(length)})
+        response = connection.getresponse()
+        assert response.status == 400
+        assert json.load(response)["error"].startswith(said)
+
+
+def test_it_answers_after_all_that(client):
+    assert answers(client)
+    status, answer = post(client, COMPLETIONS_PATH, {"prompt": "Once upon", "max_tokens": 3})
+    assert status == 200
+    assert answer["usage"]["completion_tokens"] == 3
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"logit_bias": {"1023": -100}, "repetition_penalty": 1.1, "stop": "x"},
+        {"stop": None, "adapters": None, "draft_model": None, "chat_template_kwargs": None},
+        dict.fromkeys(("temperature", "top_p", "stream", "seed", "logprobs", "stream_options")),
+        {"max_tokens": None, "max_completion_tokens": 2, "temperature": None, "tools": None},
+        {"xtc_probability": 0.5, "xtc_threshold": 0.5, "presence_context_size": 0},
+        {"max_tokens": 10**30, "temperature": 0},
+    ],
+)
+def test_what_is_usual_is_served(client, options):
+    assert post(client, CHAT_PATH, {"messages": QUESTION, **DRAWN, **options})[0] == 200
+
+
+def test_a_stream_with_empty_options_ends(client):
+    stream = client.chat.completions.create(
+        model="default_model", messages=QUESTION, stream=True, stream_options={}
+    )
+    chunks = list(stream)
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == "4"
+    assert chunks[-1].choices[0].finish_reason == "stop"
+
+
+@pytest.mark.parametrize("name", ["gpt-4", "owner/name", "/etc"])
+def test_every_name_means_the_one_model(client, name):
+    asked = client.chat.completions.create(model=name, messages=QUESTION, timeout=60)
+    assert asked.choices[0].message.content == "4"
+    assert client.models.retrieve(name).id == name
+
+
+def test_the_list_of_models_is_the_one_model(client):
+    assert [model.id for model in client.models.list()] == [demo.folder().name]
+
+
+def test_a_prompt_that_there_is_no_room_for():
+    tokenize = bounded_tokenize(lambda self, request: (request, "more"), context=3)
+    assert tokenize("server", [1, 2, 3]) == ([1, 2, 3], "more")
+    with pytest.raises(RequestError, match=r"^\[prompt\] needed at most 3 tokens, .* got 4\."):
+        tokenize("server", [1, 2, 3, 4])
+
+
+def test_a_prompt_longer_than_the_model_s_context(client):
+    """The demo's is what bounds it here, where memory does not."""
+    longest = Gemma4Config.from_dict(read_json(demo.folder() / "config.json")).text_config
+    text = "a\n" * longest.max_position_embeddings
+    status, answer = post(client, COMPLETIONS_PATH, {"prompt": text, "max_tokens": 1})
+    assert status == 404  # mlx-lm's answer to what fails this late
+    assert f"needed at most {longest.max_position_embeddings} tokens" in answer["error"]
+    assert answers(client)
+
+
+def test_the_provider_is_asked_for_nothing_else():
+    asked = []
+    load = load_default(lambda *names: asked.append(names))
+    load("provider", "owner/name", "/an/adapter", "owner/draft")
+    load("provider", "default_model", None, "default_model")
+    assert asked == [("provider", "default_model", None, "default_model")] * 2
