@@ -135,6 +135,5 @@ def serve(arguments: argparse.Namespace, passed_on: Sequence[str]) -> None:
 if __name__ == "__main__":
     code = cli.run(main)
     sys.stdout.flush()
-    sys.stderr.flush()
     # MLX's threads may still let go of Python objects: taking the interpreter down aborts then.
     os._exit(code)
