@@ -174,14 +174,15 @@ def test_with_a_model_there_is_one_more_step():
 
 
 def test_a_kernel_that_is_wrong_is_a_fault_at_every_shape(monkeypatch):
-    with mac_report.rehearsing():
+    # The host's kernel has to be back before the host is gone, or it stays for other tests.
+    with mac_report.rehearsing(), monkeypatch.context() as patch:
         right = mx.fast.metal_kernel
 
         def wrong(*texts, **more):
             kernel = right(*texts, **more)
             return lambda **call: [1.1 * output for output in kernel(**call)]
 
-        monkeypatch.setattr(mx.fast, "metal_kernel", wrong)
+        patch.setattr(mx.fast, "metal_kernel", wrong)
         rows = {row["path"]: row for row in mac_steps.self_tests(mac_steps.REHEARSAL)}
     assert all(row["faults"] == row["variants"] for row in rows.values())
     assert rows["tail"]["first fault"].startswith("((2, 256), (2, 256), (256,), (1,), 1e-06, None)")

@@ -121,7 +121,7 @@ def test_a_disk_that_is_too_small_is_told_before_work_begins(layout, tmp_path, m
     command = ["--model", DEMO, "--variant", "PQ4", "--output", str(tmp_path / "out")]
     assert cli.run(main, [*command, "--layout", layout]) == 2
     last = capsys.readouterr().err.splitlines()[-1]
-    assert re.search(r"error: \[output\] needed 0\.\d\d GB in \S+, got 0\.05 GB free\. Free", last)
+    assert re.search(r"error: \[output\] needed \d\d\.\d\d MB in \S+, got 50\.00 MB free", last)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
