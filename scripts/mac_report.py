@@ -157,7 +157,7 @@ def rehearsing() -> Iterator[None]:
     sys.path.insert(0, str(TESTS))
     from metal_host import Checks, device
 
-    _forget_trials()
+    selftest.forget()
     try:
         with (
             device(Checks(is_watched=False)),
@@ -166,13 +166,8 @@ def rehearsing() -> Iterator[None]:
         ):
             yield
     finally:
-        _forget_trials()
+        selftest.forget()
         sys.path.remove(str(TESTS))
-
-
-def _forget_trials() -> None:
-    selftest.is_sound.cache_clear()
-    selftest.is_sound_on.cache_clear()
 
 
 def explore(sizes: mac_steps.Sizes, arguments: argparse.Namespace) -> dict[str, Any]:

@@ -45,6 +45,12 @@ def is_sound_on(kernel: Kernel, twin: Kernel, arguments: Arguments, dtype: mx.Dt
     return _is_right(what, partial(_error_on, kernel, twin, arguments, dtype))
 
 
+def forget() -> None:
+    """Forget what was tried: where kernels run may have changed, as in tests and rehearsals."""
+    is_sound.cache_clear()
+    is_sound_on.cache_clear()
+
+
 def _is_right(what: str, error_of: Callable[[], float]) -> bool:
     try:
         error = error_of()
