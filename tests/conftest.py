@@ -17,3 +17,11 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 def cache_of_this_session(tmp_path_factory):
     """Keep converted models of the tests apart from a person's, for sub-processes too."""
     os.environ[CACHE_VARIABLE] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(autouse=True)
+def kernels_of_mlx_are_back():
+    """Find the test that leaves a kernel of its own in MLX, for it is others that would fail."""
+    before = mx.fast.metal_kernel
+    yield
+    assert mx.fast.metal_kernel is before
