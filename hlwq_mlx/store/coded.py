@@ -32,7 +32,7 @@ _ROLES = (
 )
 
 _SETTINGS = ("bits", "block_size", "in_features")
-_SHOWN = 60  # characters of what was found instead
+SHOWN = 60  # characters of what was found instead
 
 
 @dataclass(frozen=True)
@@ -303,6 +303,6 @@ def polar_settings(folder: Path, text: Mapping[str, Any]) -> Mapping[str, Any]:
     if not isinstance(layers, dict) or not all(isinstance(own, dict) for own in layers.values()):
         raise CheckpointError(
             f"[{folder.name}] needed an object for each of the layers in polar_config.json, got "
-            f"{str(layers)[:_SHOWN]}. The file is damaged; download it again."
+            f"{str(layers)[:SHOWN]}. The file is damaged; download it again."
         )
     return text

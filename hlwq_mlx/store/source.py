@@ -21,13 +21,12 @@ from ..errors import CheckpointError, SourceError
 from ..quant.packing import BitOrder
 from ..quant.tables import CENTROIDS
 from . import detect, hub
-from .coded import CodedTensor, Parts, gather, parse_key, polar_settings, raise_all
+from .coded import SHOWN, CodedTensor, Parts, gather, parse_key, polar_settings, raise_all
 from .tensorfile import TensorFile, TensorSpec
 
 TABLE_KEY = "hlwq_table"  # where our own encoder says, in a file's metadata, which table it used
 _CODED_FILE = "codes.safetensors"
 _PLAIN_DTYPES = ("BF16", "F16", "F32")
-_SHOWN = 60  # characters of what was found instead
 
 
 @dataclass(frozen=True)
@@ -177,7 +176,7 @@ def weight_map(index: Path) -> dict[str, str]:
     if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):
         raise SourceError(
             f"[{index.name}] needed a weight_map from tensors to files in {index}, got "
-            f"{str(files)[:_SHOWN]}. Download it again."
+            f"{str(files)[:SHOWN]}. Download it again."
         )
     return files
 
