@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import json
 import os
+import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -188,10 +189,11 @@ class Chat:
         if not rest:
             cli.note(f"Say /{kind} PATH.")
             return
-        if not rest.startswith(URL_SCHEMES) and not Path(rest).expanduser().is_file():
+        source = rest if rest.startswith(URL_SCHEMES) else find_file(rest)
+        if source is None:
             cli.note(f"error: [/{kind}] needed a file, got {rest}. Check the path.")
             return
-        self._media.append(cli.media_part(kind, rest))
+        self._media.append(cli.media_part(kind, source))
         cli.note(f"The next message begins with this {kind}.")
 
     def _reset(self, rest: str) -> None:
@@ -229,6 +231,17 @@ class Chat:
 
     def _unknown(self, rest: str) -> None:
         cli.note(f"There is no such command. /help lists them; {BLOCK} begins any other text.")
+
+
+def find_file(text: str) -> str | None:
+    """Find the file that a text names: as it is, or as a terminal spells a file dropped on it.
+
+    Those quote a name or put backslashes before its spaces.
+    """
+    spellings = [text]
+    with contextlib.suppress(ValueError):  # an apostrophe may be part of the name
+        spellings.append(" ".join(shlex.split(text)))
+    return next((each for each in spellings if Path(each).expanduser().is_file()), None)
 
 
 def parse_result(line: str) -> Any:

@@ -1,8 +1,8 @@
 """`python -m hlwq_mlx.doctor`: what a model is made of, what it needs, and whether it fits here.
 
 Loads nothing: of a repository on the hub it reads the headers of one variant's files. Exit code 0
-means that it fits. --table needs no model: it prints what every published variant of Gemma 4 E4B
-needs on 8, 16 and 24 GB Macs.
+means that it fits. --table needs no model: it prints what every published variant of Gemma 4 E4B,
+or the one of --variant, needs on 8, 16 and 24 GB Macs.
 """
 
 import argparse
@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from . import cli
+from .store import rules
 
 if TYPE_CHECKING:
     from .fit import Machine, Settings
@@ -61,7 +62,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = make_parser().parse_args(argv)
     settings = cli.settings_for(arguments, arguments.context)
     if arguments.table:
-        for line in table(settings, arguments.leftovers):
+        variants = rules.VARIANTS if arguments.variant is None else (arguments.variant,)
+        for line in table(variants, settings, arguments.leftovers):
             cli.result(line)
     elif not examine(arguments.model, arguments.variant, settings, arguments.leftovers):
         sys.exit(EXIT_UNFIT)
@@ -104,10 +106,13 @@ def contents(found: "Inventory") -> Iterator[str]:
     yield from (f"odd: {doubt}" for doubt in inventory.doubts(found))
 
 
-def table(settings: "Settings", choice: str) -> Iterator[str]:
-    """Say in Markdown what every published variant of E4B needs, and where that fits."""
+def table(variants: Sequence[str], settings: "Settings", choice: str) -> Iterator[str]:
+    """Say in Markdown what published variants of E4B need, and where that fits.
+
+    Raises: RequestError for a variant that was never published.
+    """
     from . import fit
-    from .store import inventory, rules
+    from .store import inventory
     from .store.sizes import spell_bytes
 
     macs = [fit.mac(ram, release) for ram in fit.RAM_GB for release in fit.RELEASES]
@@ -122,8 +127,8 @@ def table(settings: "Settings", choice: str) -> Iterator[str]:
     ]
     yield f"| {' | '.join(names)} |"
     yield "|---" * len(names) + "|"
-    for variant in rules.VARIANTS:
-        published = inventory.of_variant(variant)
+    for published in map(inventory.of_variant, variants):
+        variant = str(published.variant)
         found = inventory.as_converted(published, choice)
         both = [replace(settings, has_towers=is_there) for is_there in (False, True)]
         sums = [spell_bytes(fit.need(found, each, fit.mac(16, 15)).total) for each in both]

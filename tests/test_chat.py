@@ -2,7 +2,9 @@
 
 import io
 import json
+import shlex
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import demo
@@ -210,6 +212,14 @@ def test_a_file_that_is_not_there_is_told_at_once(talk, capsys):
     told = capsys.readouterr().err
     assert "error: [/image] needed a file, got nowhere.png. Check the path." in told
     assert "Say /audio PATH." in told
+
+
+def test_a_file_dropped_on_the_terminal_is_found(talk, tmp_path):
+    for name in ("a picture.png", "a friend's.png"):
+        path = str(tmp_path / name)
+        Path(path).write_bytes(b"")
+        for spelling in (path, shlex.quote(path), path.replace(" ", "\\ ").replace("'", "\\'")):
+            assert talk([f"/image {spelling}", "Hi"], ["A"]).media == [[("image", path)]]
 
 
 def test_media_of_a_question_that_is_taken_back_are_gone(talk, picture, capsys):

@@ -7,6 +7,7 @@ import demo
 import pytest
 
 from hlwq_mlx import cli, doctor, fit, library
+from hlwq_mlx.errors import RequestError
 from hlwq_mlx.store import rules
 
 README = Path(__file__).parent.parent / "README.md"
@@ -69,3 +70,11 @@ def test_the_readme_has_the_table(capsys):
     text = README.read_text()
     for line in filter(None, lines):
         assert line in text
+
+
+def test_the_table_of_one_variant(capsys):
+    code, lines = told(capsys, "--table", "--variant", "pq5")
+    assert code == 0
+    assert [line[:7] for line in lines if line.startswith("| PQ")] == ["| PQ5 |"]
+    with pytest.raises(RequestError, match=r"\[variant\] needed one of PQ1, .* got PQ7"):
+        doctor.main(["--table", "--variant", "PQ7"])
