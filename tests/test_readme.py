@@ -67,3 +67,11 @@ def test_every_command_of_the_readme_exists():
             [sys.executable, "-m", command, "--help"], capture_output=True, text=True, check=True
         )
         assert ran.stdout.startswith(f"usage: python -m {command}")
+
+
+def test_the_package_run_by_itself_lists_every_command():
+    command = [sys.executable, "-m", "hlwq_mlx"]
+    listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    named = re.findall(r"^`python -m (hlwq_mlx\.\w+)`: \w", listed, re.MULTILINE)
+    assert named == sorted(set(re.findall(r"-m (hlwq_mlx\.\w+)", README.read_text())))
+    assert listed.endswith("\nEach says more with --help.\n")
