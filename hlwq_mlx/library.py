@@ -8,7 +8,7 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -170,20 +170,17 @@ def stream_generate(
     Raises: RequestError for a prompt or option that cannot be served; SourceError for media that
     cannot be read.
     """
+    prefix = prefix or Prefix()
     spelled = _spelled(tokenizer, prompt, tools=tools, thinking=thinking)
-    embeddings = None
-    if not isinstance(spelled, template.Rendered):
-        ids = spelled
-    elif spelled.media:
-        from .perceive import perceive  # decoders and towers, which most prompts do not need
-
-        ids, embeddings = perceive(
-            model, tokenizer, spelled, image_tokens=image_tokens, http=http, on_media=on_media
-        )
-    else:
-        ids = template.encode(tokenizer, spelled.text)
-    if prefix is not None:
-        prefix.show(_marks(spelled))
+    ids, embeddings = _read(
+        model,
+        tokenizer,
+        spelled,
+        prefix,
+        image_tokens=image_tokens,
+        http=http,
+        on_media=on_media,
+    )
     chosen = (sampling or Sampling()).override(**options)
     tokens = generate_tokens(
         model,
@@ -200,10 +197,26 @@ def stream_generate(
     yield from _answer(tokenizer, tokens, len(ids), stops, max_tokens)
 
 
-def _marks(spelled: template.Rendered | list[int]) -> list[Hashable]:
-    """Name a prompt's media by where they come from; an array is only itself, this once."""
-    media = spelled.media if isinstance(spelled, template.Rendered) else ()
-    return [each if isinstance(each.source, str | bytes | Path) else object() for each in media]
+def _read(
+    model: Model,
+    tokenizer: Any,
+    spelled: template.Rendered | list[int],
+    prefix: Prefix,
+    **viewing: Any,
+) -> tuple[list[int], mx.array | None]:
+    """Return a prompt's ids, and its input embeddings where it has media; `prefix` is told."""
+    if not isinstance(spelled, template.Rendered):
+        prefix.show(())
+        return spelled, None
+    embeddings = None
+    if spelled.media:
+        from .perceive import perceive  # decoders and towers, which most prompts do not need
+
+        ids, embeddings = perceive(model, tokenizer, spelled, seen=prefix.seen, **viewing)
+    else:
+        ids = template.encode(tokenizer, spelled.text)
+    prefix.show([medium.mark for medium in spelled.media])
+    return ids, embeddings
 
 
 def _answer(

@@ -5,9 +5,10 @@ other, meet. A tower is asked only when the prompt holds something for it.
 L positions, H hidden size.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -32,10 +33,16 @@ TOWER_OF = {"image": VISION, "video": VISION, "audio": AUDIO}
 
 
 class View(NamedTuple):
-    """A medium as the model takes it in: what stands for it, and what a tower makes features of."""
+    """A medium as the model takes it in: what stands for it, and what a tower makes features of.
+
+    A piece may be features already.
+    """
 
     span: Span
-    pieces: tuple[Patches | Mel, ...]
+    pieces: tuple[Patches | Mel | mx.array, ...]
+
+
+Seen = dict[Hashable, View]
 
 
 def perceive(
@@ -45,12 +52,14 @@ def perceive(
     *,
     image_tokens: int | None = None,
     http: bool = False,
+    seen: Seen | None = None,
     on_media: Progress = lambda done, total: None,
 ) -> tuple[list[int], mx.array]:
     """Read a prompt's media and put their features in the places of its placeholders.
 
     `image_tokens` is the most that an image may take, by default what the folder's processor file
-    says; `http` allows downloads. `on_media` is told how many pictures, frames and sounds are done.
+    says; `http` allows downloads. `seen` spares the next prompt to read the same media again: it
+    comes to hold this prompt's. `on_media` is told how many pictures, frames and sounds are done.
     Shapes: -> ids [L], input embeddings [1, L, H].
     Raises: RequestError for media that cannot be used or are not as many as the placeholders;
     SourceError for a file or address that cannot be read.
@@ -59,10 +68,14 @@ def perceive(
         require_tower(model.args, medium.kind)
     settings, access = processor(model), Access(web=http)
     context = model.args.text_config.max_position_embeddings
-    views = view_all(prompt.media, settings, access, context, image_tokens)
+    seen = {} if seen is None else seen
+    views = view_all(prompt.media, settings, access, context, image_tokens, seen)
     spans = [each.span for each in views]
     ids = template.encode(tokenizer, prompt.text, spans, soft_tokens(model.args))
-    return ids, embed(model, ids, views, on_media)
+    looked = look(model, views, on_media)
+    seen.clear()
+    seen.update((medium.mark, each) for medium, each in zip(prompt.media, looked, strict=True))
+    return ids, place(model, ids, looked)
 
 
 def require_tower(args: Gemma4Config, kind: str) -> None:
@@ -101,8 +114,9 @@ def view_all(
     access: Access,
     context: int,
     image_tokens: int | None = None,
+    seen: Mapping[Hashable, View] = MappingProxyType({}),
 ) -> list[View]:
-    """Read media one by one and prepare each for its tower.
+    """Read media one by one and prepare each for its tower, but take those `seen` as they were.
 
     A picture of one pixel is soon sent, and takes as much memory here as any other.
     Raises: RequestError as soon as they take more soft tokens than `context`.
@@ -110,7 +124,7 @@ def view_all(
     views: list[View] = []
     taken = 0
     for medium in media:
-        views.append(view(medium, settings, access, image_tokens))
+        views.append(seen.get(medium.mark) or view(medium, settings, access, image_tokens))
         taken += sum(count for _, count in views[-1].span.runs)
         if taken > context:
             raise RequestError(
@@ -155,28 +169,34 @@ VIEWERS: Mapping[str, Callable[[Any, Processor, Access, int | None], View]] = {
 }
 
 
-def embed(
-    model: Model,
-    ids: Sequence[int],
-    views: Sequence[View],
-    on_media: Progress = lambda done, total: None,
-) -> mx.array:
+def look(
+    model: Model, views: Sequence[View], on_media: Progress = lambda done, total: None
+) -> list[View]:
+    """Make features of all pieces that are none yet."""
+    looked = []
+    total = sum(len(each.pieces) for each in views)
+    done = 0
+    on_media(done, total)
+    for span, pieces in views:
+        features = []
+        for piece in pieces:
+            features.append(_features(model, piece))
+            mx.eval(features[-1])  # one by one: a tower's activations need not be there for all
+            done += 1
+            on_media(done, total)
+        looked.append(View(span, tuple(features)))
+    return looked
+
+
+def place(model: Model, ids: Sequence[int], looked: Sequence[View]) -> mx.array:
     """Make a prompt's input embeddings, with the features of what it shows in their places.
 
     Shapes: ids [L] -> [1, L, H], evaluated: prefill may run on another stream.
     Raises: RequestError when there are more features of a kind than places, or fewer.
     """
-    features: dict[str, list[mx.array]] = {kind: [] for kind in TOWER_OF}
-    total = sum(len(each.pieces) for each in views)
-    done = 0
-    on_media(done, total)
-    for span, pieces in views:
-        for piece in pieces:
-            rows = _features(model, piece)
-            mx.eval(rows)  # one by one: a tower's activations need not be there for all
-            features[span.kind].append(rows)
-            done += 1
-            on_media(done, total)
+    features: dict[str, list[Any]] = {kind: [] for kind in TOWER_OF}
+    for span, pieces in looked:
+        features[span.kind] += pieces
     x = model.embed_media(
         mx.array([list(ids)]), features["image"], features["audio"], features["video"]
     )
@@ -184,7 +204,9 @@ def embed(
     return x
 
 
-def _features(model: Model, piece: Patches | Mel) -> mx.array:
+def _features(model: Model, piece: Patches | Mel | mx.array) -> mx.array:
+    if isinstance(piece, mx.array):
+        return piece
     if isinstance(piece, Mel):
         return model.audio_features(mx.array(piece.frames))
     return model.image_features(mx.array(piece.patches), mx.array(piece.positions))

@@ -83,7 +83,8 @@ class Model(model.Model):
         """
         for span, _ in pixel_values:
             perceive.require_tower(self.args, span.kind)
-        return perceive.embed(self, np.array(tokens).tolist(), pixel_values)[0]
+        looked = perceive.look(self, pixel_values)
+        return perceive.place(self, np.array(tokens).tolist(), looked)[0]
 
     def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
         """Drop what the tree has no place for, and cast the rest to what this machine runs."""

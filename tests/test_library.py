@@ -217,5 +217,19 @@ def test_what_was_shown_is_read_again_only_if_it_changed(seeing, second, is_spar
     assert answer == library.generate(model, tokenizer, prompt, **options)
 
 
+def test_what_was_seen_needs_neither_file_nor_tower_again(seeing, tmp_path, monkeypatch):
+    (model, tokenizer), _ = seeing
+    file = tmp_path / "gone.png"
+    file.write_bytes(tiny_media.image_file(seed=0))
+    messages = [{"role": "user", "content": [image(file), "Hi"]}]
+    prefix = Prefix()
+    first = library.generate(model, tokenizer, messages, max_tokens=3, prefix=prefix)
+    file.unlink()
+    monkeypatch.setattr(model, "image_features", None)
+    assert library.generate(model, tokenizer, messages, max_tokens=3, prefix=prefix) == first
+    with pytest.raises(SourceError, match=r"gone\.png"):
+        library.generate(model, tokenizer, messages, max_tokens=3, prefix=Prefix())
+
+
 def image(path):
     return {"type": "image", "path": str(path)}

@@ -4,7 +4,8 @@ A part with media becomes a `Medium`, and for the template `{"type": KIND}`: the
 three that every template knows, the source says where the medium comes from. It reads no source.
 """
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import RequestError
@@ -28,6 +29,11 @@ class Medium(NamedTuple):
 
     kind: str
     source: Any
+
+    @property
+    def mark(self) -> Hashable:
+        """What tells it from others: where it comes from; an array is only itself, this once."""
+        return self if isinstance(self.source, str | bytes | Path) else object()
 
 
 def normalize_part(part: Any, where: str) -> Normal | Medium:

@@ -10,9 +10,13 @@ from typing import Any
 
 
 class Prefix:
-    """Holds the caches of the last prompt between two; one conversation has one."""
+    """Holds the caches of the last prompt between two; one conversation has one.
+
+    `seen` is what was made of that prompt's media, by their marks.
+    """
 
     def __init__(self) -> None:
+        self.seen: dict[Hashable, Any] = {}
         self._caches: list[Any] | None = None
         self._ids: list[int] = []
         self._media: tuple[Hashable, ...] = ()
