@@ -10,8 +10,8 @@ from demo_model import SEED, STOP_IDS
 from demo_tokenizer import IDS
 from transformers import Gemma4ForConditionalGeneration
 
-STEPS = 2600
-STAGES_BEGIN = (0, 1280, 1872)
+STEPS = 1400
+STAGES_BEGIN = (0, 688, 992)
 ROWS = 32
 BATCHES_PER_CHUNK = 16
 LONGEST = 288

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from muon import Muon
 from torch import nn
 from tqdm import tqdm
 
@@ -36,22 +37,17 @@ class Plan(NamedTuple):
         return self.peak_rate * (low + (high - low) * (step - begin) / (end - begin))
 
 
-def make_optimizer(
+def make_optimizers(
     parameters: Iterable[tuple[str, nn.Parameter]], rate: float
-) -> torch.optim.Optimizer:
-    """AdamW that decays matrices alone."""
+) -> list[torch.optim.Optimizer]:
+    """Return Muon for matrices, which decay, and Adam for embeddings, convolutions and vectors."""
     groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
     for name, parameter in parameters:
-        groups[parameter.ndim == 2 and "embed" not in name].append(parameter)
-    return torch.optim.AdamW(
-        [
-            {"params": groups[True], "weight_decay": 0.05},
-            {"params": groups[False], "weight_decay": 0.0},
-        ],
-        lr=rate,
-        betas=(0.9, 0.98),
-        fused=True,
-    )
+        groups[parameter.ndim == 2 and "embed_tokens" not in name].append(parameter)
+    return [
+        Muon(groups[True], lr=rate, weight_decay=0.05),
+        torch.optim.Adam(groups[False], lr=rate, betas=(0.9, 0.98), fused=True),
+    ]
 
 
 def save_atomically(value: Any, path: Path) -> None:
@@ -72,13 +68,14 @@ def fit(
     `losses_from(step)` yields the loss of every step from that one on; it has to depend on nothing
     but the step and the model, so that a run that was interrupted ends where another would.
     """
-    optimizer = make_optimizer(parameters, plan.peak_rate)
+    optimizers = make_optimizers(parameters, plan.peak_rate)
     step = 0
     if state_path.exists():
         state = torch.load(state_path)
         step = state["step"]
         model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
     saved_at = time.monotonic()
     losses = losses_from(step)
     progress = tqdm(total=plan.steps, initial=step, desc=plan.name, unit="step", mininterval=5)
@@ -87,10 +84,11 @@ def fit(
         loss = next(losses)
         loss.backward()
         nn.utils.clip_grad_norm_((parameter for _, parameter in parameters), 1.0)
-        for group in optimizer.param_groups:
-            group["lr"] = plan.rate_at(step)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = plan.rate_at(step)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         step += 1
         average = loss.item() if math.isnan(average) else 0.98 * average + 0.02 * loss.item()
         progress.set_postfix(loss=f"{average:.4f}", refresh=False)
@@ -99,7 +97,7 @@ def fit(
             state = {
                 "step": step,
                 "model": model.state_dict(),
-                "optimizer": optimizer.state_dict(),
+                "optimizers": [optimizer.state_dict() for optimizer in optimizers],
             }
             save_atomically(state, state_path)
             saved_at = time.monotonic()

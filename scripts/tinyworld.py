@@ -238,7 +238,7 @@ def sum_question(rng: random.Random, first: int, second: int) -> str:
 def sums_chat(rng: random.Random, asked: Asked) -> Conversation:
     """A row of sums."""
     messages = []
-    for first, second in rng.sample(all_sums(held_out=False), rng.randint(4, 10)):
+    for first, second in rng.sample(all_sums(held_out=False), rng.randint(8, 12)):
         messages += [user(sum_question(rng, first, second)), assistant(str(first + second))]
     return {"messages": messages}
 
@@ -312,35 +312,35 @@ class Stage(NamedTuple):
 STAGES = (
     Stage(
         {
-            story_chat: 0.44,
-            sums_chat: 0.16,
-            calculator_chat: 0.14,
-            thinking_chat: 0.14,
-            continuation_chat: 0.09,
+            story_chat: 0.38,
+            sums_chat: 0.26,
+            calculator_chat: 0.12,
+            thinking_chat: 0.13,
+            continuation_chat: 0.08,
             small_talk: 0.03,
+        },
+        ASKED_FIRST,
+    ),
+    Stage(
+        {
+            story_chat: 0.24,
+            belongings_chat: 0.18,
+            sums_chat: 0.36,
+            calculator_chat: 0.07,
+            thinking_chat: 0.09,
+            continuation_chat: 0.05,
+            small_talk: 0.01,
         },
         ASKED_FIRST,
     ),
     Stage(
         {
             story_chat: 0.28,
-            belongings_chat: 0.22,
-            sums_chat: 0.26,
-            calculator_chat: 0.06,
-            thinking_chat: 0.10,
-            continuation_chat: 0.06,
+            sums_chat: 0.40,
+            calculator_chat: 0.09,
+            thinking_chat: 0.13,
+            continuation_chat: 0.08,
             small_talk: 0.02,
-        },
-        ASKED_FIRST,
-    ),
-    Stage(
-        {
-            story_chat: 0.34,
-            sums_chat: 0.30,
-            calculator_chat: 0.08,
-            thinking_chat: 0.16,
-            continuation_chat: 0.09,
-            small_talk: 0.03,
         },
         ASKED_LAST,
     ),

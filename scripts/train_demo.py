@@ -15,6 +15,7 @@ import argparse
 import itertools
 import json
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,11 +33,7 @@ from fitting import Plan, fit
 from train_senses import TOGETHER, WATCHING, train_senses
 from transformers import Gemma4ForConditionalGeneration
 
-TEXT = Plan(
-    "text",
-    3e-3,
-    ((0, 1 / 60), (59, 1.0), (1800, 1.0), (1862, 1138 / 1200), (demo_lessons.STEPS, 0.0)),
-)
+TEXT = Plan("text", 3e-3, ((0, 1 / 60), (59, 1.0), (960, 1.0), (demo_lessons.STEPS, 0.0)))
 
 
 def train_text(tokenizer: Any, work: Path) -> Gemma4ForConditionalGeneration:
@@ -52,6 +49,8 @@ def train_text(tokenizer: Any, work: Path) -> Gemma4ForConditionalGeneration:
 
 
 def train(work: Path, data: Path | None, threads: int) -> None:
+    """Train to the end, or go on, and write the model to `work`/final."""
+    began = time.monotonic()
     torch.set_num_threads(threads)
     work.mkdir(parents=True, exist_ok=True)
     senses = None if data is None else read_data(data).lessons
@@ -63,6 +62,9 @@ def train(work: Path, data: Path | None, threads: int) -> None:
     else:
         model = train_senses(model.state_dict(), tokenizer, senses, work)
     write_checkpoint(model, work / "final")
+    print(
+        f"{work / 'final'} is there; this run took {(time.monotonic() - began) / 60:.1f} minutes."
+    )
 
 
 def evaluate_text(answerer: Answerer, count: int) -> Iterator[tuple[str, float]]:

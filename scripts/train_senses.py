@@ -40,9 +40,9 @@ from transformers import Gemma4ForConditionalGeneration
 from hlwq_mlx.media.images import Patches
 from hlwq_mlx.media.processor import ImageSettings
 
-TOWERS = Plan("towers", 2e-3, ((0, 1 / 50), (49, 1.0), (600, 1.0), (1200, 0.05)))
-TOGETHER = Plan("together", 8e-4, ((0, 1 / 20), (19, 1.0), (200, 1.0), (383, (500 - 383) / 300)))
-WATCHING = Plan("watching", 8e-4, ((0, 0.3), (19, 1.0), (170, 1.0), (340, 0.0)))
+TOWERS = Plan("towers", 3e-3, ((0, 1 / 50), (49, 1.0), (400, 1.0), (800, 0.05)))
+TOGETHER = Plan("together", 8e-4, ((0, 1 / 20), (19, 1.0), (200, 1.0)))
+WATCHING = Plan("watching", 8e-4, ((0, 0.3), (19, 1.0), (110, 1.0), (220, 0.0)))
 PICTURES, FRAMES, SOUNDS = 32, 20, 32
 # How many conversations of each kind a step has, in the second stage and in the third.
 TOGETHER_ROWS = {"picture": 12, "sound": 12, "clip": 12}
