@@ -42,11 +42,11 @@ from hlwq_mlx.media.processor import ImageSettings
 
 TOWERS = Plan("towers", 3e-3, ((0, 1 / 50), (49, 1.0), (400, 1.0), (800, 0.05)))
 TOGETHER = Plan("together", 8e-4, ((0, 1 / 20), (19, 1.0), (200, 1.0)))
-WATCHING = Plan("watching", 8e-4, ((0, 0.3), (19, 1.0), (110, 1.0), (220, 0.0)))
+WATCHING = Plan("watching", 1.6e-3, ((0, 0.3), (19, 1.0), (300, 1.0), (620, 0.0)))
 PICTURES, FRAMES, SOUNDS = 32, 20, 32
 # How many conversations of each kind a step has, in the second stage and in the third.
 TOGETHER_ROWS = {"picture": 12, "sound": 12, "clip": 12}
-WATCHING_ROWS = {"picture": 6, "sound": 6, "clip": 24}
+WATCHING_ROWS = {"picture": 10, "sound": 5, "clip": 22}
 # Of the text lessons, which go on where they stopped, one row in so many is learnt from.
 TEXT_SHARE = 3
 CALIBRATION_BATCHES = 8
