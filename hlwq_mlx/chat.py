@@ -82,7 +82,7 @@ class Chat:
     """Leads a conversation: reads lines, follows commands, shows answers.
 
     `stream` answers a prompt with mlx-lm's responses; `read` returns the next line; `media` are the
-    content parts that the first message begins with.
+    content parts that the first message begins with; `forget` drops what is kept between prompts.
     """
 
     def __init__(
@@ -93,6 +93,7 @@ class Chat:
         read: Callable[[str], str],
         screen: Screen,
         media: Iterable[dict[str, Any]] = (),
+        forget: Callable[[], None] = lambda: None,
     ) -> None:
         self._conversation = conversation
         self._tokenizer = tokenizer
@@ -100,6 +101,7 @@ class Chat:
         self._read = read
         self._screen = screen
         self._media = list(media)
+        self._forget = forget
         self._finish_reason: str | None = None
         self._commands: dict[str, Callable[[str], None]] = {
             "/reset": self._reset,
@@ -153,10 +155,15 @@ class Chat:
                 self._answer()
         except HLWQError as problem:
             cli.note(f"error: {problem}")
-            self._conversation.undo()
+            self._take_back()
         except (EOFError, KeyboardInterrupt):
-            self._conversation.undo()
+            self._take_back()
             raise
+
+    def _take_back(self) -> None:
+        """Forget the last message; its media may come again by the same names, changed."""
+        self._conversation.undo()
+        self._forget()
 
     def _answer(self) -> None:
         prompt = self._conversation.prompt(self._tokenizer)
@@ -198,6 +205,7 @@ class Chat:
 
     def _reset(self, rest: str) -> None:
         self._conversation.reset()
+        self._forget()
         self._media = []
         cli.note("The conversation is forgotten.")
 
@@ -241,7 +249,9 @@ def find_file(text: str) -> str | None:
     spellings = [text]
     with contextlib.suppress(ValueError):  # an apostrophe may be part of the name
         spellings.append(" ".join(shlex.split(text)))
-    return next((each for each in spellings if Path(each).expanduser().is_file()), None)
+    with contextlib.suppress(OSError, RuntimeError):  # too long for a name; no such user's ~
+        return next((each for each in spellings if Path(each).expanduser().is_file()), None)
+    return None
 
 
 def parse_result(line: str) -> Any:
@@ -353,7 +363,7 @@ def talk(arguments: argparse.Namespace, conversation: Conversation) -> None:
         cli.note("/help lists the commands; Ctrl-C stops an answer, Ctrl-D leaves.")
     screen = Screen(is_terminal=sys.stdout.isatty())
     reader = terminal_reader()
-    Chat(conversation, tokenizer, stream, reader, screen, arguments.media).run()
+    Chat(conversation, tokenizer, stream, reader, screen, arguments.media, prefix.forget).run()
 
 
 if __name__ == "__main__":

@@ -170,7 +170,6 @@ def stream_generate(
     Raises: RequestError for a prompt or option that cannot be served; SourceError for media that
     cannot be read.
     """
-    prefix = prefix or Prefix()
     spelled = _spelled(tokenizer, prompt, tools=tools, thinking=thinking)
     ids, embeddings = _read(
         model,
@@ -201,21 +200,24 @@ def _read(
     model: Model,
     tokenizer: Any,
     spelled: template.Rendered | list[int],
-    prefix: Prefix,
+    prefix: Prefix | None,
     **viewing: Any,
 ) -> tuple[list[int], mx.array | None]:
     """Return a prompt's ids, and its input embeddings where it has media; `prefix` is told."""
-    if not isinstance(spelled, template.Rendered):
-        prefix.show(())
-        return spelled, None
+    media = spelled.media if isinstance(spelled, template.Rendered) else ()
+    seen = None if prefix is None else prefix.seen
     embeddings = None
-    if spelled.media:
+    if not isinstance(spelled, template.Rendered):
+        ids = spelled
+    elif media:
         from .perceive import perceive  # decoders and towers, which most prompts do not need
 
-        ids, embeddings = perceive(model, tokenizer, spelled, seen=prefix.seen, **viewing)
+        ids, embeddings = perceive(model, tokenizer, spelled, seen=seen, **viewing)
     else:
         ids = template.encode(tokenizer, spelled.text)
-    prefix.show([medium.mark for medium in spelled.media])
+    if prefix is not None:
+        prefix.show([medium.mark() for medium in media])
+        del prefix.seen[len(media) :]
     return ids, embeddings
 
 

@@ -5,10 +5,10 @@ other, meet. A tower is asked only when the prompt holds something for it.
 L positions, H hidden size.
 """
 
+import itertools
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -42,7 +42,8 @@ class View(NamedTuple):
     pieces: tuple[Patches | Mel | mx.array, ...]
 
 
-Seen = dict[Hashable, View]
+# Media in the order of a prompt: what each is known by, and what was made of it.
+Seen = list[tuple[Hashable, View]]
 
 
 def perceive(
@@ -58,8 +59,9 @@ def perceive(
     """Read a prompt's media and put their features in the places of its placeholders.
 
     `image_tokens` is the most that an image may take, by default what the folder's processor file
-    says; `http` allows downloads. `seen` spares the next prompt to read the same media again: it
-    comes to hold this prompt's. `on_media` is told how many pictures, frames and sounds are done.
+    says; `http` allows downloads. `seen`, which comes to hold this prompt's media, spares the next
+    prompt those that it begins with: they are not read again. `on_media` is told how many pictures,
+    frames and sounds are done.
     Shapes: -> ids [L], input embeddings [1, L, H].
     Raises: RequestError for media that cannot be used or are not as many as the placeholders;
     SourceError for a file or address that cannot be read.
@@ -68,13 +70,14 @@ def perceive(
         require_tower(model.args, medium.kind)
     settings, access = processor(model), Access(web=http)
     context = model.args.text_config.max_position_embeddings
-    seen = {} if seen is None else seen
-    views = view_all(prompt.media, settings, access, context, image_tokens, seen)
+    seen = [] if seen is None else seen
+    keys = [(medium.mark(), image_tokens) for medium in prompt.media]
+    known = known_views(keys, seen)
+    views = view_all(prompt.media, settings, access, context, image_tokens, known)
     spans = [each.span for each in views]
     ids = template.encode(tokenizer, prompt.text, spans, soft_tokens(model.args))
     looked = look(model, views, on_media)
-    seen.clear()
-    seen.update((medium.mark, each) for medium, each in zip(prompt.media, looked, strict=True))
+    seen[:] = zip(keys, looked, strict=True)
     return ids, place(model, ids, looked)
 
 
@@ -108,23 +111,30 @@ def soft_tokens(args: Gemma4Config) -> dict[str, SoftTokens]:
     return known
 
 
+def known_views(keys: Sequence[Hashable], seen: Seen) -> list[View]:
+    """Return what was made of the media that a prompt begins with as the last one did."""
+    pairs = itertools.takewhile(lambda pair: pair[0] == pair[1][0], zip(keys, seen, strict=False))
+    return [each for _, (_, each) in pairs]
+
+
 def view_all(
     media: Sequence[Medium],
     settings: Processor,
     access: Access,
     context: int,
     image_tokens: int | None = None,
-    seen: Mapping[Hashable, View] = MappingProxyType({}),
+    known: Sequence[View] = (),
 ) -> list[View]:
-    """Read media one by one and prepare each for its tower, but take those `seen` as they were.
+    """Read media one by one and prepare each for its tower; the first ones may be `known`.
 
     A picture of one pixel is soon sent, and takes as much memory here as any other.
     Raises: RequestError as soon as they take more soft tokens than `context`.
     """
     views: list[View] = []
     taken = 0
-    for medium in media:
-        views.append(seen.get(medium.mark) or view(medium, settings, access, image_tokens))
+    for place, medium in enumerate(media):
+        is_known = place < len(known)
+        views.append(known[place] if is_known else view(medium, settings, access, image_tokens))
         taken += sum(count for _, count in views[-1].span.runs)
         if taken > context:
             raise RequestError(

@@ -13,7 +13,7 @@ import tiny_media
 import tiny_tokenizer
 
 from hlwq_mlx import chat, cli
-from hlwq_mlx.chat import Chat, Screen, parse_result, read_tools
+from hlwq_mlx.chat import Chat, Screen, find_file, parse_result, read_tools
 from hlwq_mlx.dialog.conversation import Conversation
 from hlwq_mlx.dialog.tokenizer import load_tokenizer
 from hlwq_mlx.errors import RequestError
@@ -34,7 +34,12 @@ def talk(tokenizer):
     def lead(lines, answers=(), is_terminal=False, media=(), **settings):
         waiting, left = iter(lines), iter(answers)
         conversation = Conversation(**settings)
-        seen = SimpleNamespace(prompts=[], media=[], asked=[], conversation=conversation)
+        seen = SimpleNamespace(
+            prompts=[], media=[], asked=[], conversation=conversation, forgotten=0
+        )
+
+        def forget():
+            seen.forgotten += 1
 
         def read(prompt):
             seen.asked.append(prompt)
@@ -54,7 +59,7 @@ def talk(tokenizer):
             yield SimpleNamespace(text="", finish_reason="stop")
 
         screen = Screen(is_terminal=is_terminal)
-        Chat(seen.conversation, tokenizer, stream, read, screen, media).run()
+        Chat(seen.conversation, tokenizer, stream, read, screen, media, forget).run()
         assert next(left, None) is None, "an answer was never asked for"
         return seen
 
@@ -220,6 +225,18 @@ def test_a_file_dropped_on_the_terminal_is_found(talk, tmp_path):
         Path(path).write_bytes(b"")
         for spelling in (path, shlex.quote(path), path.replace(" ", "\\ ").replace("'", "\\'")):
             assert talk([f"/image {spelling}", "Hi"], ["A"]).media == [[("image", path)]]
+
+
+def test_a_name_that_no_file_can_have_is_no_file():
+    for name in ("~nobody-of-this-name/a.png", "a" * 300, "don't"):
+        assert find_file(name) is None
+
+
+def test_what_is_forgotten_is_forgotten_between_prompts_too(talk):
+    problem = RequestError("[prompt] needed less.")
+    assert talk(["Hi", "More"], ["A", "B"]).forgotten == 0
+    assert talk(["Hi", "/reset", "Hi"], ["A", "B"]).forgotten == 1
+    assert talk(["Hi", "More"], ["A", [problem]]).forgotten == 1
 
 
 def test_media_of_a_question_that_is_taken_back_are_gone(talk, picture, capsys):

@@ -231,5 +231,24 @@ def test_what_was_seen_needs_neither_file_nor_tower_again(seeing, tmp_path, monk
         library.generate(model, tokenizer, messages, max_tokens=3, prefix=Prefix())
 
 
+@pytest.mark.parametrize("tokens", [None, 70])
+def test_only_the_media_that_a_prompt_begins_with_are_known(seeing, tmp_path, tokens):
+    (model, tokenizer), _ = seeing
+    file, prefix = tmp_path / "shot.png", Prefix()
+    pictures = [tiny_media.image_file(seed=seed) for seed in range(2)]
+    file.write_bytes(pictures[0])
+    one, two = ([{"role": "user", "content": [image(file)] * count}] for count in (1, 2))
+    options = {"max_tokens": 3, "image_tokens": tokens}
+    library.generate(model, tokenizer, one, prefix=prefix, max_tokens=3)
+    file.write_bytes(pictures[1])
+    answer = library.generate(model, tokenizer, two, prefix=prefix, **options)
+    as_told = pictures if tokens is None else [pictures[1]] * 2
+    parts = [{"type": "image", "image": each} for each in as_told]
+    fresh = [{"role": "user", "content": parts}]
+    assert answer == library.generate(model, tokenizer, fresh, **options)
+    library.generate(model, tokenizer, "Hi", prefix=prefix, max_tokens=1)
+    assert not prefix.seen
+
+
 def image(path):
     return {"type": "image", "path": str(path)}

@@ -30,9 +30,8 @@ class Medium(NamedTuple):
     kind: str
     source: Any
 
-    @property
     def mark(self) -> Hashable:
-        """What tells it from others: where it comes from; an array is only itself, this once."""
+        """Return what tells it from others: where it comes from; an array gets a new one."""
         return self if isinstance(self.source, str | bytes | Path) else object()
 
 

@@ -12,11 +12,11 @@ from typing import Any
 class Prefix:
     """Holds the caches of the last prompt between two; one conversation has one.
 
-    `seen` is what was made of that prompt's media, by their marks.
+    `seen` is what was made of that prompt's media, in their order.
     """
 
     def __init__(self) -> None:
-        self.seen: dict[Hashable, Any] = {}
+        self.seen: list[Any] = []
         self._caches: list[Any] | None = None
         self._ids: list[int] = []
         self._media: tuple[Hashable, ...] = ()
@@ -38,6 +38,11 @@ class Prefix:
         The last of an answer may not be.
         """
         self._caches, self._ids = caches, list(ids[: caches[0].offset])
+
+    def forget(self) -> None:
+        """Hold nothing: the next prompt begins anew."""
+        self.seen.clear()
+        self._caches, self._ids, self._media = None, [], ()
 
     def show(self, media: Sequence[Hashable]) -> None:
         """Say what the soft tokens of the next prompt stand for, in order: their ids do not.
