@@ -1,10 +1,9 @@
 """`python -m hlwq_mlx`: the commands there are."""
 
+import argparse
 import ast
 from collections.abc import Iterator
 from pathlib import Path
-
-from . import cli
 
 
 def commands() -> Iterator[str]:
@@ -16,10 +15,15 @@ def commands() -> Iterator[str]:
 
 
 def main() -> None:
-    """Print the commands."""
-    for line in commands():
-        cli.result(line)
-    cli.result("Each says more with --help.")
+    """Print the commands; leave with 2 when more was asked for."""
+    parser = argparse.ArgumentParser(
+        prog="python -m hlwq_mlx",
+        usage="python -m hlwq_mlx.COMMAND ...",
+        description="\n".join([*commands(), "Each says more with --help."]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.parse_args()
+    parser.print_help()
 
 
 if __name__ == "__main__":

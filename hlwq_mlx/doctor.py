@@ -38,7 +38,9 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="MODEL",
         help="the same, without --model",
     )
-    subject.add_argument("--table", action="store_true", help="every variant on every Mac")
+    subject.add_argument(
+        "--table", action="store_true", help="every variant, or --variant's, on every Mac"
+    )
     cli.add_variant_arg(parser)
     parser.add_argument(
         "--context",
@@ -115,6 +117,7 @@ def table(variants: Sequence[str], settings: "Settings", choice: str) -> Iterato
     from .store import inventory
     from .store.sizes import spell_bytes
 
+    every = [inventory.of_variant(variant) for variant in variants]
     macs = [fit.mac(ram, release) for ram in fit.RAM_GB for release in fit.RELEASES]
     names = [
         "variant",
@@ -127,7 +130,7 @@ def table(variants: Sequence[str], settings: "Settings", choice: str) -> Iterato
     ]
     yield f"| {' | '.join(names)} |"
     yield "|---" * len(names) + "|"
-    for published in map(inventory.of_variant, variants):
+    for published in every:
         variant = str(published.variant)
         found = inventory.as_converted(published, choice)
         both = [replace(settings, has_towers=is_there) for is_there in (False, True)]

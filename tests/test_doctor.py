@@ -78,3 +78,4 @@ def test_the_table_of_one_variant(capsys):
     assert [line[:7] for line in lines if line.startswith("| PQ")] == ["| PQ5 |"]
     with pytest.raises(RequestError, match=r"\[variant\] needed one of PQ1, .* got PQ7"):
         doctor.main(["--table", "--variant", "PQ7"])
+    assert not capsys.readouterr().out

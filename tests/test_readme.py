@@ -74,4 +74,7 @@ def test_the_package_run_by_itself_lists_every_command():
     listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     named = re.findall(r"^`python -m (hlwq_mlx\.\w+)`: \w", listed, re.MULTILINE)
     assert named == sorted(set(re.findall(r"-m (hlwq_mlx\.\w+)", README.read_text())))
-    assert listed.endswith("\nEach says more with --help.\n")
+    assert "\nEach says more with --help.\n" in listed
+    mistyped = subprocess.run([*command, "convert"], capture_output=True, text=True)
+    assert mistyped.returncode == 2
+    assert "unrecognized arguments: convert" in mistyped.stderr
