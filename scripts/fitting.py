@@ -72,6 +72,11 @@ def fit(
     step = 0
     if state_path.exists():
         state = torch.load(state_path)
+        if state["plan"] != tuple(plan):
+            raise SystemExit(
+                f"error: [{plan.name}] needed a state of {tuple(plan)}, got {state['plan']} in "
+                f"{state_path}. Remove it, or choose another folder."
+            )
         step = state["step"]
         model.load_state_dict(state["model"])
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
@@ -95,6 +100,7 @@ def fit(
         progress.update()
         if time.monotonic() - saved_at > SAVE_EVERY_S or step == plan.steps:
             state = {
+                "plan": tuple(plan),
                 "step": step,
                 "model": model.state_dict(),
                 "optimizers": [optimizer.state_dict() for optimizer in optimizers],
