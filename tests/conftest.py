@@ -20,6 +20,12 @@ def cache_of_this_session(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
+def draws_are_the_same_in_every_run():
+    """MLX would seed itself by the clock."""
+    mx.random.seed(0)
+
+
+@pytest.fixture(autouse=True)
 def kernels_of_mlx_are_back():
     """Find the test that leaves a kernel of its own in MLX, for it is others that would fail."""
     before = mx.fast.metal_kernel

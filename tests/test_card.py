@@ -63,9 +63,9 @@ def test_the_tokenizer_is_the_checkpoints_own(model):
 
 
 def test_sampling_when_told_to(model):
-    story = "Continue the story: One day"
+    story = "Continue the story: Tom had a ball."  # which goes on in as many ways as are drawn
     greedy = model.generate(story)
-    assert {model.generate(story, do_sample=True, max_new_tokens=40) for _ in range(3)} != {greedy}
+    assert {model.generate(story, do_sample=True) for _ in range(3)} != {greedy}
     assert model.generate(story, do_sample=False, temperature=2.0) == greedy
 
 
