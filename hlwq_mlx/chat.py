@@ -12,6 +12,7 @@ import os
 import shlex
 import sys
 import tempfile
+import urllib.parse
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -244,9 +245,11 @@ class Chat:
 def find_file(text: str) -> str | None:
     """Find the file that a text names: as it is, or as a terminal spells a file dropped on it.
 
-    Those quote a name or put backslashes before its spaces.
+    Those quote a name, put backslashes before its spaces, or make a file URL of it.
     """
     spellings = [text]
+    if text.startswith("file://"):
+        spellings.append(urllib.parse.unquote(text.removeprefix("file://")))
     with contextlib.suppress(ValueError):  # an apostrophe may be part of the name
         spellings.append(" ".join(shlex.split(text)))
     with contextlib.suppress(OSError, RuntimeError):  # too long for a name; no such user's ~

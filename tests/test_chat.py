@@ -223,12 +223,13 @@ def test_a_file_dropped_on_the_terminal_is_found(talk, tmp_path):
     for name in ("a picture.png", "a friend's.png"):
         path = str(tmp_path / name)
         Path(path).write_bytes(b"")
-        for spelling in (path, shlex.quote(path), path.replace(" ", "\\ ").replace("'", "\\'")):
+        escaped = path.replace(" ", "\\ ").replace("'", "\\'")
+        for spelling in (path, shlex.quote(path), escaped, Path(path).as_uri()):
             assert talk([f"/image {spelling}", "Hi"], ["A"]).media == [[("image", path)]]
 
 
 def test_a_name_that_no_file_can_have_is_no_file():
-    for name in ("~nobody-of-this-name/a.png", "a" * 300, "don't"):
+    for name in ("~nobody-of-this-name/a.png", "a" * 300, "don't", "file://[", "file:///a%00b"):
         assert find_file(name) is None
 
 
