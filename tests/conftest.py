@@ -11,6 +11,8 @@ from hlwq_mlx.library import CACHE_VARIABLE
 mx.set_default_device(mx.cpu)
 # A run in the background ignores Ctrl-C, and so would the commands that tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# Servers of the tests are on this machine, whatever proxy leads out of it.
+os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost"
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -4,11 +4,12 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import openai
 
@@ -22,15 +23,17 @@ OURS = ("-m", "hlwq_mlx.serve")
 def served(folder: Path, server: Sequence[str] = OURS) -> Iterator[Any]:
     """Serve a model by arguments of Python's; yield a client."""
     port = free_port()
-    with subprocess.Popen(
-        [sys.executable, *server, "--model", str(folder), "--port", str(port)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        env=os.environ | {"HF_HUB_OFFLINE": "1"},
-        text=True,
-    ) as process:
+    with (
+        tempfile.TemporaryFile("w+") as log,  # a pipe that nobody reads would fill
+        subprocess.Popen(
+            [sys.executable, *server, "--model", str(folder), "--port", str(port)],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=os.environ | {"HF_HUB_OFFLINE": "1"},
+        ) as process,
+    ):
         try:
-            wait_until_open(port, process)
+            wait_until_open(port, process, log)
             with openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none") as client:
                 yield client
         finally:
@@ -44,9 +47,11 @@ def free_port() -> int:
         return port
 
 
-def wait_until_open(port: int, process: Any) -> None:
+def wait_until_open(port: int, process: Any, log: TextIO) -> None:
     for _ in range(10 * DEADLINE_S):
-        assert process.poll() is None, process.stdout.read()
+        if process.poll() is not None:
+            log.seek(0)
+            raise AssertionError(f"the server ended:\n{log.read()}")
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
                 return

@@ -6,6 +6,7 @@ Measured, each in a process of its own.
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -109,17 +110,16 @@ def anonymous_bytes(process_id):
 def check_memory(module, *arguments):
     """Run a command to its end and hold its anonymous memory to the limit."""
     peak = 0
-    with subprocess.Popen(
-        [sys.executable, "-m", module, *map(str, arguments)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as child:
+    command = [sys.executable, "-m", module, *map(str, arguments)]
+    with (
+        tempfile.TemporaryFile("w+") as errors,  # a pipe that nobody reads would fill
+        subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors) as child,
+    ):
         while child.poll() is None:
             peak = max(peak, anonymous_bytes(child.pid))
             time.sleep(0.02)
-        errors = child.stderr.read()
-    assert child.returncode == 0, errors
+        errors.seek(0)
+        assert child.returncode == 0, errors.read()
     assert V * WIDTH * 2 > LIMIT
     assert 2**24 < peak < LIMIT, f"{peak / 2**30:.2f} GiB"
 

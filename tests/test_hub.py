@@ -314,6 +314,7 @@ def test_without_the_hub_several_copies_need_a_choice(server, monkeypatch):
 def environment(server, cache):
     """What makes another process take the server for the hub."""
     own = {"HF_ENDPOINT": server.url, "HF_HOME": str(cache), "HF_HUB_DISABLE_TELEMETRY": "1"}
+    own |= {"HF_HUB_CACHE": str(cache / "hub")}
     return own | {"HF_HUB_OFFLINE": "", "TRANSFORMERS_OFFLINE": "", "HF_TOKEN": ""}
 
 
@@ -327,7 +328,7 @@ def test_a_killed_run_is_taken_up(server, tmp_path):
     code = f"from hlwq_mlx.store import hub; print(*hub.download({NAME!r}, 'PQ5'))"
     variables = os.environ | environment(server, tmp_path)
     with subprocess.Popen([sys.executable, "-c", code], env=variables) as process:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while not (partial.exists() and partial.stat().st_size) and time.monotonic() < deadline:
             hold.wait(0.05)
         process.kill()
