@@ -313,9 +313,9 @@ def test_without_the_hub_several_copies_need_a_choice(server, monkeypatch):
 
 def environment(server, cache):
     """What makes another process take the server for the hub."""
-    own = {"HF_ENDPOINT": server.url, "HF_HOME": str(cache), "HF_HUB_DISABLE_TELEMETRY": "1"}
-    own |= {"HF_HUB_CACHE": str(cache / "hub")}
-    return own | {"HF_HUB_OFFLINE": "", "TRANSFORMERS_OFFLINE": "", "HF_TOKEN": ""}
+    places = {"HF_HOME": str(cache), "HF_HUB_CACHE": str(cache / "hub")}
+    own = {"HF_ENDPOINT": server.url, "HF_HUB_DISABLE_TELEMETRY": "1"}
+    return own | places | {"HF_HUB_OFFLINE": "", "TRANSFORMERS_OFFLINE": "", "HF_TOKEN": ""}
 
 
 def test_a_killed_run_is_taken_up(server, tmp_path):

@@ -4,7 +4,6 @@ import gc
 import getpass
 import json
 import os
-import re
 import socket
 import subprocess
 import sys
@@ -64,10 +63,12 @@ def test_a_report_can_be_read_and_says_that_it_was_a_rehearsal(folder):
 def test_a_report_names_no_one(folder):
     for path in folder.iterdir():
         text = path.read_text()
-        for name in {getpass.getuser(), socket.gethostname()} - mac_report.COMMON:
-            assert not re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text)
-        for place in (str(Path.home()) + os.sep, str(SCRIPT.parent.parent), str(folder)):
-            assert place not in text
+        for name in ({getpass.getuser(), socket.gethostname()} - mac_report.COMMON) | {
+            str(Path.home()) + os.sep,
+            str(SCRIPT.parent.parent),
+            str(folder),
+        }:
+            assert name not in text
 
 
 def test_nothing_of_a_rehearsal_stays():
