@@ -113,7 +113,7 @@ def prompt_ids(
     """Turn a prompt without media into ids: text as it is, messages through the chat template."""
     spelled = _spelled(tokenizer, prompt, tools=tools, thinking=thinking)
     if isinstance(spelled, template.Rendered):
-        return template.encode(tokenizer, spelled.text)
+        return template.encode(tokenizer, spelled)
     return spelled
 
 
@@ -214,7 +214,7 @@ def _read(
 
         ids, embeddings = perceive(model, tokenizer, spelled, seen=seen, **viewing)
     else:
-        ids = template.encode(tokenizer, spelled.text)
+        ids = template.encode(tokenizer, spelled)
     if prefix is not None:
         prefix.show([medium.mark() for medium in media])
         del prefix.seen[len(media) :]

@@ -75,7 +75,7 @@ def perceive(
     known = known_views(keys, seen)
     views = view_all(prompt.media, settings, access, context, image_tokens, known)
     spans = [each.span for each in views]
-    ids = template.encode(tokenizer, prompt.text, spans, soft_tokens(model.args))
+    ids = template.encode(tokenizer, prompt, spans, soft_tokens(model.args))
     looked = look(model, views, on_media)
     seen[:] = zip(keys, looked, strict=True)
     return ids, place(model, ids, looked)

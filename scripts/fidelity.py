@@ -130,8 +130,9 @@ def unseen_texts(tokenizer: Any) -> list[list[int]]:
         story = tinyworld.make_story(rng)
         question = rng.choice(story.questions)
         messages = [tinyworld.user(tinyworld.ask_story(story, question))]
-        text = template.render(tokenizer, messages).text + question.answer + "<turn|>\n"
-        texts.append(template.encode(tokenizer, text))
+        asked = template.render(tokenizer, messages)
+        answered = asked._replace(text=f"{asked.text}{question.answer}<turn|>\n")
+        texts.append(template.encode(tokenizer, answered))
     return texts
 
 

@@ -15,6 +15,7 @@ from hlwq_mlx.dialog.grammar import (
     opens_thought,
     parse_answer,
     print_answer,
+    without_thoughts,
 )
 from hlwq_mlx.errors import RequestError
 
@@ -269,3 +270,19 @@ def test_text_without_markers_passes_unchanged(seed):
     for _ in range(100):
         text = random_text(rng, 15, MARKERS)
         assert "".join(event.text for event in read(random_pieces(rng, text))) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("A", "A"),
+        ("<|channel>thought\nHm\n<channel|>A", "A"),
+        ("A<|channel>x<channel|>B<|channel>thought\ny<channel|>", "AB"),
+        ("<|channel>thought\ncut short", ""),
+        ("A <|channel> opens, <channel|> closes", "A  closes"),
+        ("A <channel|> closes, <|channel> opens", "A <channel|> closes, <|channel> opens"),
+        ("<|channel>" * 3 + "<channel|>A", "A"),
+    ],
+)
+def test_an_answer_without_its_thoughts(text, kept):
+    assert without_thoughts(text) == kept

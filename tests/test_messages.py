@@ -57,6 +57,26 @@ def test_instructions_become_plain_text():
     assert messages[0] == {"role": "system", "content": "a\nb"}
 
 
+def test_instructions_in_several_messages_become_one():
+    messages = [{"role": role, "content": role} for role in ("system", "developer")]
+    assert normalize_messages([*messages, HI]) == [
+        {"role": "system", "content": "system\n\ndeveloper"},
+        HI,
+    ]
+    with pytest.raises(RequestError, match=r"^\[messages\[2\]\.role\] needed instructions in the"):
+        normalize_messages([messages[0], HI, messages[1]])
+
+
+def test_an_error_is_short_whatever_was_sent():
+    deep = []
+    for _ in range(100_000):
+        deep = [deep]
+    for wrong in (deep, {"role": "user", "content": 7, "more": deep}, "long " * 100_000):
+        with pytest.raises(RequestError) as refused:
+            normalize_messages([wrong])
+        assert len(str(refused.value)) < 300
+
+
 @pytest.mark.parametrize(
     ("given", "arguments"),
     [
@@ -214,7 +234,7 @@ def test_tools_take_openais_form():
         "function": {
             "name": "f",
             "description": "",
-            "parameters": {"properties": {}, "type": "object"},
+            "parameters": {"properties": {}, "type": "OBJECT"},
         },
     }
     assert normalize_tools([function]) == [expected]
@@ -224,7 +244,7 @@ def test_tools_take_openais_form():
 
 def test_tools_keep_what_they_respond():
     function = {"name": "f", "response": {"type": "object"}}
-    assert normalize_tools([function])[0]["function"]["response"] == {"type": "object"}
+    assert normalize_tools([function])[0]["function"]["response"] == {"type": "OBJECT"}
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,9 @@ import pytest
 import tiny_tokenizer
 
 from hlwq_mlx.dialog.placeholders import (
-    GUARD,
     SoftTokens,
     clip_span,
     expand,
-    guard,
     picture_span,
     sound_span,
 )
@@ -35,7 +33,7 @@ def ids_of(tokenizer):
 def test_an_image_and_a_sound(tokenizer, ids_of):
     text = "<|turn>a<|image|><|audio|>b<|image|>"
     spans = [picture_span(2), sound_span([3]), picture_span(1)]
-    assert expand(tokenizer, text, spans, TOKENS) == [
+    assert expand(tokenizer, [text], spans, TOKENS) == [
         *ids_of("<|turn>a"),
         *(60, 61, 61, 62),
         *(63, 64, 64, 64, 65),
@@ -45,7 +43,7 @@ def test_an_image_and_a_sound(tokenizer, ids_of):
 
 
 def test_a_long_sound_is_heard_in_pieces(tokenizer):
-    assert expand(tokenizer, "<|audio|>", [sound_span([2, 1])], TOKENS) == [
+    assert expand(tokenizer, ["<|audio|>"], [sound_span([2, 1])], TOKENS) == [
         *(63, 64, 64, 65),
         *(63, 64, 65),
     ]
@@ -54,12 +52,14 @@ def test_a_long_sound_is_heard_in_pieces(tokenizer):
 def test_spans_of_different_kinds_may_come_in_any_order(tokenizer):
     text = "<|image|>a<|audio|>"
     spans = [picture_span(2), sound_span([1])]
-    assert expand(tokenizer, text, spans, TOKENS) == expand(tokenizer, text, spans[::-1], TOKENS)
+    assert expand(tokenizer, [text], spans, TOKENS) == expand(
+        tokenizer, [text], spans[::-1], TOKENS
+    )
 
 
 def test_a_clip_tells_the_time_of_each_frame(tokenizer, ids_of):
     span = clip_span(["00:00", "00:59", "01:01", "100:00"], [1, 2, 1, 1])
-    assert expand(tokenizer, "a<|video|>b", [span], TOKENS) == [
+    assert expand(tokenizer, ["a<|video|>b"], [span], TOKENS) == [
         *ids_of("a00:00 "),
         *(60, 66, 62),
         *ids_of(" 00:59 "),
@@ -84,24 +84,15 @@ def test_a_clip_tells_the_time_of_each_frame(tokenizer, ids_of):
 )
 def test_a_count_that_does_not_fit_is_named(tokenizer, text, spans, said):
     with pytest.raises(RequestError) as raised:
-        expand(tokenizer, text, spans, TOKENS)
+        expand(tokenizer, [text], spans, TOKENS)
     assert str(raised.value).startswith("[prompt] needed one ")
     assert said in str(raised.value)
 
 
-def test_a_guarded_marker_is_its_letters(tokenizer, ids_of):
-    text = guard("a <|image|> b") + "<|image|>"
-    assert expand(tokenizer, text, [picture_span(1)], TOKENS) == [
+def test_no_token_reaches_over_where_pieces_meet(tokenizer, ids_of):
+    pieces = ["a <", "|image|> b<|image|>"]
+    assert expand(tokenizer, pieces, [picture_span(1)], TOKENS) == [
         *ids_of("a <"),
         *ids_of("|image|> b"),
         *(60, 61, 62),
     ]
-
-
-def test_guards_are_set_wherever_a_text_is():
-    value = {"a": ["<|video|>", ("<|audio|>", 7)], "<|image|>": None, "n": "<|image>"}
-    assert guard(value) == {
-        "a": [f"<{GUARD}|video|>", [f"<{GUARD}|audio|>", 7]],
-        f"<{GUARD}|image|>": None,
-        "n": "<|image>",
-    }

@@ -248,12 +248,12 @@ def test_render_says_what_a_template_refuses(tmp_path):
 
 
 def test_encode_begins_with_bos_once(tokenizer):
-    ids = template.encode(tokenizer, "<bos>Hi")
-    assert ids == template.encode(tokenizer, "Hi")
+    ids = template.encode(tokenizer, template.Rendered("<bos>Hi"))
+    assert ids == template.encode(tokenizer, template.Rendered("Hi"))
     assert ids.count(2) == 1
     assert ids[0] == 2
 
 
 def test_encode_refuses_nothing(tokenizer):
     with pytest.raises(RequestError, match=r"\[prompt\] needed some text, got none"):
-        template.encode(tokenizer, "")
+        template.encode(tokenizer, template.Rendered(""))

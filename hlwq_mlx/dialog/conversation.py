@@ -26,7 +26,8 @@ class Conversation:
         thinking: bool = False,
     ) -> None:
         self.system = system
-        self.tools = normalize_tools(tools)
+        normalize_tools(tools)  # which refuses now what no template could spell later
+        self.tools = list(tools)
         self.thinking = thinking
         self._messages: list[dict[str, Any]] = []
         self._pending: list[ToolCall] = []

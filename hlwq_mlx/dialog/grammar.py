@@ -32,6 +32,7 @@ THOUGHT_NAME = "thought\n"
 _MARKERS = (CHANNEL, CHANNEL_END, CALL, CALL_END, *ENDS)
 _IN_TEXT = re.compile("|".join(map(re.escape, _MARKERS)))
 _IN_CALL = re.compile("|".join(map(re.escape, (QUOTE, *_MARKERS))))
+_THOUGHT = re.compile(f"{re.escape(CHANNEL)}.*?{re.escape(CHANNEL_END)}", re.DOTALL)
 _IN_STRING = re.compile(re.escape(QUOTE))
 
 
@@ -128,6 +129,15 @@ def print_call(call: ToolCall) -> str:
 def opens_thought(prompt: str) -> bool:
     """Say whether a prompt leaves a thought open, so that the answer begins inside it."""
     return prompt.rstrip("\n").endswith(f"{CHANNEL}thought")
+
+
+def without_thoughts(text: str) -> str:
+    """Return an answer without the thoughts in it; the last may have no end, being cut short.
+
+    A marker that opens or closes nothing is text.
+    """
+    before, end, after = text.rpartition(CHANNEL_END)
+    return _THOUGHT.sub("", before + end) + after.partition(CHANNEL + THOUGHT_NAME)[0]
 
 
 class AnswerParser:

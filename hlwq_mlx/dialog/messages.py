@@ -8,15 +8,19 @@ Source: gemma4_architecture §5.1, its rules.
 
 import json
 from collections.abc import Mapping, Sequence
+from reprlib import repr as brief  # of what may be long or nested without end
 from typing import Any
 
 from ..errors import RequestError
+from .declaration import declare
+from .grammar import without_thoughts
 from .parts import MEDIA_TYPES, Medium, Normal, normalize_part
 from .values import is_name
 
 Message = Mapping[str, Any]
 
-ROLES = ("system", "developer", "user", "assistant", "tool")
+INSTRUCTIONS = ("system", "developer")
+ROLES = (*INSTRUCTIONS, "user", "assistant", "tool")
 
 
 def normalize_messages(messages: Sequence[Message]) -> list[Normal]:
@@ -26,39 +30,36 @@ def normalize_messages(messages: Sequence[Message]) -> list[Normal]:
     """
     if isinstance(messages, str | Mapping) or not messages:
         raise RequestError(
-            f"[messages] needed a list with at least one message, got {messages!r}. "
+            f"[messages] needed a list with at least one message, got {brief(messages)}. "
             'Give one like {"role": "user", "content": "Hello!"}.'
         )
     normal = [_normal(message, index) for index, message in enumerate(messages)]
-    return _join_answers(_attach_results(normal))
+    return _join_answers(_attach_results(_join_instructions(normal)))
 
 
 def _normal(message: Message, index: int) -> Normal:
     where = f"messages[{index}]"
     if not isinstance(message, Mapping):
         raise RequestError(
-            f"[{where}] needed an object with role and content, got {message!r}. Correct it."
+            f"[{where}] needed an object with role and content, got {brief(message)}. Correct it."
         )
     role = message.get("role")
     if role not in ROLES:
         raise RequestError(
-            f"[{where}.role] needed one of {', '.join(ROLES)}, got {role!r}. Correct it."
+            f"[{where}.role] needed one of {', '.join(ROLES)}, got {brief(role)}. Correct it."
         )
     content = message.get("content")
     if role == "tool":
         return {**message, "content": _result_content(content, where)}
-    if role in ("system", "developer"):
-        if index:
-            raise RequestError(
-                f"[{where}.role] needed instructions in the first message only, got role {role!r} "
-                "here. Move its text into the first message, or make it a user message."
-            )
+    if role in INSTRUCTIONS:
         return {**message, "role": "system", "content": _plain_text(content, where)}
     normal = {**message, "content": _content(content, where)}
+    if role == "assistant":
+        normal["content"] = _answer_content(normal["content"])
     calls = normal.pop("tool_calls", None)
     if calls and not isinstance(calls, list | tuple):
         raise RequestError(
-            f"[{where}.tool_calls] needed a list of calls, got {calls!r}. Put them into a list."
+            f"[{where}.tool_calls] needed a list of calls, got {brief(calls)}. Make it a list."
         )
     if calls:
         normal["tool_calls"] = [
@@ -76,9 +77,19 @@ def _content(content: Any, where: str) -> str | list[Normal | Medium]:
         return content
     if not isinstance(content, list | tuple):
         raise RequestError(
-            f"[{where}.content] needed text or a list of parts, got {content!r}. Make it text."
+            f"[{where}.content] needed text or a list of parts, got {brief(content)}. Make it text."
         )
     return [normalize_part(part, f"{where}.content[{at}]") for at, part in enumerate(content)]
+
+
+def _answer_content(content: str | list[Normal | Medium]) -> str | list[Normal | Medium]:
+    """Return an earlier answer as templates repeat it: they take its thoughts out of the text."""
+    if isinstance(content, str):
+        return without_thoughts(content)
+    return [
+        part if isinstance(part, Medium) else {**part, "text": without_thoughts(part["text"])}
+        for part in content
+    ]
 
 
 def _plain_text(content: Any, where: str) -> str:
@@ -97,13 +108,27 @@ def _plain_text(content: Any, where: str) -> str:
     return "\n".join(texts)
 
 
+def _join_instructions(messages: list[Normal]) -> list[Normal]:
+    """Join the instructions at the beginning, the only place that templates look for them."""
+    system = [message["content"] for message in messages if message["role"] == "system"]
+    late = [at for at, message in enumerate(messages) if message["role"] == "system"][-1:]
+    if late and late[0] >= len(system):
+        raise RequestError(
+            f"[messages[{late[0]}].role] needed instructions in the first messages only, got some "
+            "here. Move the text to the first message, or make it a user message."
+        )
+    if len(system) < 2:
+        return messages
+    return [{**messages[0], "content": "\n\n".join(system)}, *messages[len(system) :]]
+
+
 def _call(call: Any, where: str, default_id: str) -> Normal:
     """Return a tool call in OpenAI's form, its arguments an object."""
     function = call.get("function", call) if isinstance(call, Mapping) else None
     name = function.get("name") if isinstance(function, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(name, str) or not is_name(name):
         raise RequestError(
-            f"[{where}] needed a function with a name and arguments, got {call!r}. Correct it."
+            f"[{where}] needed a function with a name and arguments, got {brief(call)}. Correct it."
         )
     arguments = _arguments(function.get("arguments"), f"{where}.function.arguments")
     return {
@@ -117,15 +142,15 @@ def _arguments(arguments: Any, where: str) -> Normal:
     if isinstance(arguments, str):
         try:
             arguments = json.loads(arguments) if arguments.strip() else None
-        except ValueError as problem:
+        except (ValueError, RecursionError) as problem:
             raise RequestError(
-                f"[{where}] needed an object or its JSON text, got {arguments!r} ({problem}). "
+                f"[{where}] needed an object or its JSON text, got {brief(arguments)} ({problem}). "
                 "Correct the JSON."
             ) from problem
     arguments = {} if arguments is None else arguments
     if not isinstance(arguments, Mapping):
         raise RequestError(
-            f"[{where}] needed an object or its JSON text, got {arguments!r}. "
+            f"[{where}] needed an object or its JSON text, got {brief(arguments)}. "
             "Name each argument: {...}."
         )
     return dict(arguments)
@@ -207,7 +232,7 @@ def _find_call(waiting: list[Normal], result: Normal, where: str) -> Normal:
         ids = ", ".join(str(call["id"]) for call in waiting) or "none: every call has its result"
         raise RequestError(
             f"[{where}.tool_call_id] needed the id of a call that waits for a result ({ids}), "
-            f"got {stated!r}. Correct it."
+            f"got {brief(stated)}. Correct it."
         )
     return found[0]
 
@@ -234,8 +259,15 @@ def _has_media(content: Any) -> bool:
 
 
 def _as_text(content: Any) -> Any:
-    is_spelled = isinstance(content, str) or _has_media(content)
-    return content if is_spelled else json.dumps(content, ensure_ascii=False, default=str)
+    if isinstance(content, str) or _has_media(content):
+        return content
+    try:
+        return json.dumps(content, ensure_ascii=False, default=str)
+    except (ValueError, RecursionError) as problem:
+        raise RequestError(
+            f"[messages] needed a tool's result that ends, got {brief(content)} ({problem}). "
+            "Shorten it."
+        ) from problem
 
 
 def _as_object(content: Any) -> Normal:
@@ -271,7 +303,9 @@ def normalize_tools(tools: Sequence[Mapping[str, Any]] | None) -> list[Normal]:
     if tools is None:
         return []
     if isinstance(tools, str | Mapping):
-        raise RequestError(f"[tools] needed a list of tools, got {tools!r}. Put it into a list.")
+        raise RequestError(
+            f"[tools] needed a list of tools, got {brief(tools)}. Put it into a list."
+        )
     return [_tool(tool, f"tools[{at}]") for at, tool in enumerate(tools)]
 
 
@@ -280,18 +314,7 @@ def _tool(tool: Any, where: str) -> Normal:
     name = function.get("name") if isinstance(function, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(name, str) or not is_name(name):
         raise RequestError(
-            f"[{where}] needed a function named in letters, digits and _-.:, got {tool!r}. "
+            f"[{where}] needed a function named in letters, digits and _-.:, got {brief(tool)}. "
             'Give one like {"type": "function", "function": {"name": "now"}}.'
         )
-    parameters = function.get("parameters") or {}
-    if not isinstance(parameters, Mapping):
-        raise RequestError(
-            f"[{where}.function.parameters] needed a JSON schema of an object, got {parameters!r}. "
-            "Correct it."
-        )
-    known = {"name": name, "description": function.get("description") or ""}
-    if parameters:  # templates close the braces where they spell the type
-        known["parameters"] = {**parameters, "type": parameters.get("type", "object")}
-    if "response" in function:
-        known["response"] = function["response"]
-    return {"type": "function", "function": known}
+    return {"type": "function", "function": declare(function, f"{where}.function")}

@@ -6,6 +6,7 @@ three that every template knows, the source says where the medium comes from. It
 
 from collections.abc import Hashable, Mapping
 from pathlib import Path
+from reprlib import repr as brief
 from typing import Any, NamedTuple
 
 from ..errors import RequestError
@@ -48,7 +49,7 @@ def normalize_part(part: Any, where: str) -> Normal | Medium:
     if not isinstance(spelled, str) or spelled not in SPELLINGS:
         raise RequestError(
             f"[{where}] needed a part of type text (with its text), {', '.join(MEDIA_TYPES)}, "
-            f"got {part!r}. Correct it."
+            f"got {brief(part)}. Correct it."
         )
     kind, keys = SPELLINGS[spelled]
     given = [key for key in keys if part.get(key) is not None]
@@ -96,7 +97,7 @@ def _from_data(value: Any, where: str) -> str:
     data = value.get("data") if isinstance(value, Mapping) else None
     if not isinstance(data, str):
         raise RequestError(
-            f"[{where}.input_audio] needed data in base64 and a format, got {value!r}. "
+            f"[{where}.input_audio] needed data in base64 and a format, got {brief(value)}. "
             'Give {"data": ..., "format": "wav"}.'
         )
     return data if data.startswith("data:") else f"data:audio;base64,{data}"

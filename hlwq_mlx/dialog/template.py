@@ -4,24 +4,36 @@ The template is never ours: released ones differ between model sizes and dates. 
 itself, so nothing else may.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jinja2 import TemplateError
 
 from ..errors import RequestError
+from .guard import Guard, control_tokens
 from .messages import Message, normalize_messages, normalize_tools
 from .parts import Medium, take_media
-from .placeholders import SoftTokens, Span, expand, guard
+from .placeholders import SoftTokens, Span, expand
 
 TURN_END, MODEL_TURN = "<turn|>\n", "<|turn>model\n"
 
 
 class Rendered(NamedTuple):
-    """A prompt as text, with a placeholder for each medium, and the media in that order."""
+    """A prompt as text, with a placeholder for each medium, and the media in that order.
+
+    No token may reach over a place of `breaks`: a person spelled one there. Text that was never
+    rendered has none, for whoever writes a whole prompt writes its control tokens too.
+    """
 
     text: str
     media: tuple[Medium, ...] = ()
+    breaks: tuple[int, ...] = ()
+
+    def pieces(self) -> list[str]:
+        """Return the text, cut at its breaks."""
+        edges = [0, *self.breaks, len(self.text)]
+        return [self.text[begin:end] for begin, end in itertools.pairwise(edges)]
 
 
 def render(
@@ -35,7 +47,8 @@ def render(
     """Spell messages and the opening of the model's turn as text.
 
     Messages and tools are repaired first (see dialog.messages); media become the template's
-    placeholders, and texts that look like one do not. `options` are further template variables.
+    placeholders, and what people spell of control tokens stays text (see dialog.guard). `options`
+    are further template variables.
     Raises: RequestError when there is no template or it refuses the messages.
     """
     normal, media = take_media(normalize_messages(messages))
@@ -44,37 +57,42 @@ def render(
             "[template] needed a chat template, got a tokenizer without one. "
             "Add chat_template.jinja to the folder, or give the prompt as it is."
         )
+    offered = normalize_tools(tools)
+    variables = {"enable_thinking": thinking, **(options or {})}
     try:
-        text = tokenizer.apply_chat_template(
-            guard(normal),
-            tools=guard(normalize_tools(tools)) or None,
+        guard = Guard(control_tokens(tokenizer), [normal, offered, variables])
+        marked = tokenizer.apply_chat_template(
+            [guard.message(message) for message in normal],
+            tools=[guard.tool(tool) for tool in offered] or None,
             tokenize=False,
             add_generation_prompt=True,
-            **{"enable_thinking": thinking, **(options or {})},
+            **guard.beginnings(variables),
         )
-    except (TemplateError, KeyError, TypeError, ValueError) as problem:
+    except (TemplateError, KeyError, TypeError, ValueError, RecursionError) as problem:
         raise RequestError(
             f"[template] needed messages the checkpoint's template can spell, got {problem}. "
             "Check roles and contents."
         ) from problem
     # Some templates forget the model's turn after a message with content, calls and results.
-    opening = MODEL_TURN if str(text).endswith(TURN_END) else ""
-    return Rendered(f"{text}{opening}", media)
+    text, breaks = guard.resolve(str(marked))
+    opening = MODEL_TURN if text.endswith(TURN_END) else ""
+    return Rendered(f"{text}{opening}", media, breaks)
 
 
 def encode(
     tokenizer: Any,
-    text: str,
+    prompt: Rendered,
     spans: Sequence[Span] = (),
     tokens: Mapping[str, SoftTokens] | None = None,
 ) -> list[int]:
-    """Turn text into ids, with `<bos>` at the front exactly once.
+    """Turn a prompt into ids, with `<bos>` at the front exactly once.
 
     `spans` stand in for the text's placeholders, written in the soft `tokens` of their kinds.
     Raises: RequestError for an empty text, or as many spans as there are no placeholders for.
     """
-    begins = tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token)
-    ids = expand(tokenizer, text, spans, tokens or {})
+    pieces = prompt.pieces()
+    begins = tokenizer.bos_token is not None and pieces[0].startswith(tokenizer.bos_token)
+    ids = expand(tokenizer, pieces, spans, tokens or {})
     if not ids:
         raise RequestError("[prompt] needed some text, got none. Give a prompt.")
     if not begins and tokenizer.bos_token_id is not None:

@@ -76,7 +76,7 @@ def print_arguments(arguments: Mapping[str, Any]) -> str:
 
 
 def _print_key(key: str) -> str:
-    return key if _BARE_KEY.fullmatch(key) else _print_text(key)
+    return key if is_bare_key(key) else _print_text(key)
 
 
 def _print_text(text: str) -> str:
@@ -86,6 +86,11 @@ def _print_text(text: str) -> str:
             "The grammar has no way to escape it; remove it."
         )
     return f"{QUOTE}{text}{QUOTE}"
+
+
+def is_bare_key(text: str) -> bool:
+    """Return whether a key is read back as it is when no quotes stand around it."""
+    return _BARE_KEY.fullmatch(text) is not None
 
 
 def is_name(text: str) -> bool:

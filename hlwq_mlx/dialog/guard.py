@@ -1,0 +1,166 @@
+"""People's texts kept from becoming control tokens of the prompt that they are rendered into.
+
+Whoever writes `<turn|>` in a message must not end the turn. Before a template sees a text, marks go
+into it: behind each character that may begin a control token, and before its first letter. A
+control token of the rendered prompt with a mark inside was thus not written by the template alone,
+whether it stood in one text or came together of several. There the prompt breaks: encoded piece by
+piece, the token is the letters it is made of. All other marks vanish, so that every other id is
+what the prompt encodes to as a whole.
+"""
+
+import itertools
+import re
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from .parts import Normal
+from .placeholders import MARKERS
+from .values import QUOTE, is_bare_key
+
+MARKS = range(0xF0000, 0x10FFFE)  # planes of private use
+_TEXT_FIELDS = ("name", "tool_name", "tool_call_id", "reasoning", "reasoning_content")
+
+
+def control_tokens(tokenizer: Any) -> list[str]:
+    """Return every string that the tokenizer reads as one token of its own, and media's markers.
+
+    Added tokens made of space alone are text: they stand for what people type.
+    """
+    added = [str(token.content) for token in tokenizer.added_tokens_decoder.values()]
+    return [token for token in {*added, *MARKERS.values()} if len(token) > 1 and token.strip()]
+
+
+def free_letter(*texts: str) -> str:
+    """Return a letter that stands in none of the texts and means nothing."""
+    used = set(itertools.chain.from_iterable(texts))
+    return next(letter for letter in map(chr, MARKS) if letter not in used)
+
+
+class Guard:
+    """Marks what people wrote in messages and tools, and finds where the prompt has to break.
+
+    `tokens` are the control tokens; `held` is all that will be marked, for which it chooses a mark
+    that stands nowhere in it.
+    """
+
+    def __init__(self, tokens: Sequence[str], held: Any) -> None:
+        self._mark = free_letter(*_texts(held))
+        longest_first = sorted(tokens, key=len, reverse=True)
+        self._token = re.compile(f"(?=({'|'.join(map(re.escape, longest_first))}))")
+        self._first = re.compile(f"[{re.escape(''.join({token[0] for token in tokens}))}]")
+
+    def message(self, message: Normal) -> Normal:
+        """Mark a normal message; what templates compare, as its role, stays as it is."""
+        return {key: self._field(key, value) for key, value in message.items()}
+
+    def tool(self, tool: Normal) -> Normal:
+        """Mark a normal tool."""
+        function = {
+            key: self.text(value) if isinstance(value, str) else self._schema(value)
+            for key, value in tool["function"].items()
+        }
+        return {**tool, "function": function}
+
+    def text(self, text: str) -> str:
+        """Mark a text where a control token may begin in it, and where one may reach into it.
+
+        Space at its ends stays at its ends, for templates that trim it.
+        """
+        marked = self.beginnings(text)
+        space = len(marked) - len(marked.lstrip())
+        return f"{marked[:space]}{self._mark}{marked[space:]}" if marked[space:] else marked
+
+    def beginnings(self, value: Any) -> Any:
+        """Mark only where control tokens may begin: most words stay what a template looks for."""
+        if isinstance(value, str):
+            return self._first.sub(rf"\g<0>{self._mark}", value)
+        if isinstance(value, Mapping):
+            return {key: self.beginnings(each) for key, each in value.items()}
+        if isinstance(value, list | tuple):
+            return [self.beginnings(each) for each in value]
+        return value
+
+    def data(self, value: Any) -> Any:
+        """Mark arguments or results, their keys too."""
+        if isinstance(value, str):
+            return self.text(value)
+        if isinstance(value, Mapping):
+            return {self._key(key): self.data(each) for key, each in value.items()}
+        if isinstance(value, list | tuple):
+            return [self.data(each) for each in value]
+        return value
+
+    def _key(self, key: Any) -> Any:
+        """Mark a key, in quotes if it needs them: templates write keys as they are."""
+        if not isinstance(key, str):
+            return key
+        return self.text(key) if is_bare_key(key) else f"{QUOTE}{self.text(key)}{QUOTE}"
+
+    def resolve(self, marked: str) -> tuple[str, tuple[int, ...]]:
+        """Return a rendered prompt without its marks, and where no token may reach over."""
+        pieces = marked.split(self._mark)
+        text = "".join(pieces)
+        marks = list(itertools.accumulate(map(len, pieces[:-1])))
+        breaks = set()
+        for found in self._token.finditer(text):
+            at = bisect_right(marks, found.start(1))
+            if at < len(marks) and marks[at] < found.end(1):
+                breaks.add(marks[at])
+        return text, tuple(sorted(breaks))
+
+    def _field(self, key: str, value: Any) -> Any:
+        if key == "role":
+            return value
+        if key == "content":
+            return self._content(value)
+        if key == "tool_calls":
+            return [self._call(call) for call in value]
+        if key == "tool_responses":
+            return [self._response(response) for response in value]
+        is_text = key in _TEXT_FIELDS and isinstance(value, str)
+        return self.text(value) if is_text else self.beginnings(value)
+
+    def _content(self, content: Any) -> Any:
+        if not isinstance(content, list):
+            return self.data(content)
+        return [
+            {**part, "text": self.text(part["text"])} if "text" in part else part
+            for part in content
+        ]
+
+    def _call(self, call: Normal) -> Normal:
+        function = {key: self.data(value) for key, value in call["function"].items()}
+        return {**call, "id": self.data(call["id"]), "function": function}
+
+    def _response(self, response: Any) -> Any:
+        if not isinstance(response, Mapping):
+            return self.data(response)
+        return {key: self.data(value) for key, value in response.items()}
+
+    def _schema(self, schema: Normal) -> Normal:
+        """Mark a schema of `dialog.schema`; a marked name is none of the template's own words."""
+        marked: Normal = self.beginnings(schema)
+        if "description" in schema:
+            marked["description"] = self.text(schema["description"])
+        if "properties" in schema:
+            marked["properties"] = {
+                self.text(name): self._schema(each) for name, each in schema["properties"].items()
+            }
+        if "items" in schema:
+            marked["items"] = self._schema(schema["items"])
+        for key in schema.keys() & {"required", "enum"}:
+            marked[key] = [self.text(each) for each in schema[key]]
+        return marked
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Yield every text in what may be nested."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _texts(list(value))
+        yield from _texts(list(value.values()))
+    elif isinstance(value, list | tuple):
+        for each in value:
+            yield from _texts(each)
