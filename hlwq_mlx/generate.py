@@ -51,7 +51,11 @@ def make_parser() -> argparse.ArgumentParser:
         help="stop at TOKEN too; repeatable",
     )
     parser.add_argument(
-        "--ignore-chat-template", action="store_true", help="continue the prompt as plain text"
+        "--raw",
+        "--ignore-chat-template",
+        dest="ignore_chat_template",
+        action="store_true",
+        help="the prompt is the whole text, its control tokens included: no chat template",
     )
     parser.add_argument(
         "--chat-template-config",

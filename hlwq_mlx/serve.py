@@ -104,7 +104,7 @@ def serve(arguments: argparse.Namespace, passed_on: Sequence[str]) -> None:
     """Run mlx-lm's server on the model that the arguments name."""
     from mlx_lm import server
 
-    from . import fit, library, server_media, server_requests
+    from . import fit, library, server_media, server_prompt, server_requests
     from .engine.sampling import Sampling
     from .gemma4.config import Gemma4Config
     from .store.source import read_json
@@ -116,6 +116,7 @@ def serve(arguments: argparse.Namespace, passed_on: Sequence[str]) -> None:
     sampling = Sampling.from_generation_config(library.generation_config(folder))
     server.load = ready_load(server.load, settings.caching)
     server._run_http_server = ending_together(server._run_http_server)
+    server_prompt.teach(server)
     text = config.text_config
     context = fit.room(folder, settings) or text.max_position_embeddings  # it may be forced
     server_requests.teach(server, text.vocab_size, context, folder.resolve().name)

@@ -18,6 +18,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from .dialog.messages import normalize_messages, normalize_tools
 from .engine.sampling import Sampling, bounded_top_k
 from .errors import RequestError
 
@@ -222,7 +223,7 @@ def _check_number(name: str, value: float, low: float, high: float) -> None:
 
 
 def _check_text(request: Any) -> None:
-    """Refuse a prompt that is not one text, and messages that are none."""
+    """Refuse a prompt that is not one text, and messages and tools that are none."""
     if request.path == COMPLETIONS_PATH:
         prompt = request.body.get("prompt")
         if not isinstance(prompt, str) or not prompt:
@@ -240,6 +241,8 @@ def _check_text(request: Any) -> None:
             f"[messages] needed a list of objects with role and content, got "
             f"{str(messages)[:60]!r}. Correct it."
         )
+    normalize_messages(messages)
+    normalize_tools(request.body.get("tools"))
 
 
 def _check_stop(stop: Any) -> None:

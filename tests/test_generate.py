@@ -68,9 +68,10 @@ def test_stop_and_max_tokens(capsys):
     assert whole.startswith(answer(capsys, "-p", story, "--max-tokens", "3"))
 
 
-def test_plain_text_goes_on_without_a_template(capsys):
+@pytest.mark.parametrize("option", ["--raw", "--ignore-chat-template"])
+def test_plain_text_goes_on_without_a_template(capsys, option):
     text = "<|turn>user\nWhat is 3+4?<turn|>\n<|turn>model\n"
-    assert answer(capsys, "-p", text, "--ignore-chat-template") == "7"
+    assert answer(capsys, "-p", text, option) == "7"
 
 
 def test_an_extra_eos_token_ends_the_answer(capsys):

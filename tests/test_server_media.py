@@ -66,7 +66,8 @@ def prompt_tokens(folder, *parts):
 
 def test_pictures_sounds_and_videos_are_answered(client, folder, files):
     clip = {"type": "video", "url": f"data:video/mp4;base64,{encoded(files['a.mp4'])}"}
-    parts = picture(files["a.png"]), sound(files["a.mp3"]), clip, sound(files["a.wav"])
+    spelled = {"type": "text", "text": "No <|image|>, no <turn|>."}
+    parts = picture(files["a.png"]), sound(files["a.mp3"]), clip, spelled, sound(files["a.wav"])
     answer = ask(client, *parts)
     assert answer.usage.prompt_tokens == prompt_tokens(folder, *parts)
     assert answer.usage.completion_tokens == 2
