@@ -9,11 +9,14 @@ import json
 import lzma
 import re
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import tiny_tokenizer
+
+from hlwq_mlx.dialog.tokenizer import load_tokenizer
 
 DATA = Path(__file__).parent / "data" / "gemma4_tokenizer"
 FIRST_LEARNT = "▁t"
@@ -128,3 +131,10 @@ def write(folder: Path) -> Path:
     (folder / "tokenizer_config.json").write_text(json.dumps(SETTINGS))
     shutil.copyfile(tiny_tokenizer.TEMPLATE, folder / "chat_template.jinja")
     return folder
+
+
+@functools.cache
+def load() -> Any:
+    """The tokenizer, made once a process: it takes seconds."""
+    with tempfile.TemporaryDirectory() as folder:
+        return load_tokenizer(write(Path(folder)))

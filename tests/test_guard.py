@@ -33,8 +33,8 @@ PIECES = [
 
 
 @pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    return load_tokenizer(real_tokenizer.write(tmp_path_factory.mktemp("real")))
+def tokenizer():
+    return real_tokenizer.load()
 
 
 def controls(tokenizer, ids):

@@ -7,7 +7,6 @@ import real_tokenizer
 
 from hlwq_mlx.dialog import placeholders, template
 from hlwq_mlx.dialog.stop import AnswerText
-from hlwq_mlx.dialog.tokenizer import load_tokenizer
 
 SPECIALS = {
     "<pad>": 0,
@@ -67,8 +66,8 @@ TOOL = {
 
 
 @pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    return load_tokenizer(real_tokenizer.write(tmp_path_factory.mktemp("real")))
+def tokenizer():
+    return real_tokenizer.load()
 
 
 def stream(tokenizer, ids):
