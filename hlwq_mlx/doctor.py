@@ -79,11 +79,13 @@ def examine(model: str, variant: str | None, settings: "Settings", choice: str) 
     from pathlib import Path
 
     from . import fit
-    from .store import inventory
+    from .store import inventory, side_files
 
     found = inventory.take(model, variant)
     for line in contents(found):
         cli.result(line)
+    for oddity in side_files.examine(model, variant):
+        cli.result(f"odd: {oddity}")
     machine = fit.this_machine(Path.cwd())
     for line in fit.describe(machine):
         cli.result(line)

@@ -19,14 +19,13 @@ from mlx_lm.generate import GenerationResponse
 from .dialog import template
 from .dialog.messages import Message
 from .dialog.stop import AnswerText
-from .dialog.tokenizer import load_tokenizer
 from .engine.decode import PREFILL_STEP, Progress, generate_tokens
 from .engine.prefix import Prefix
 from .engine.sampling import Sampling
 from .errors import RequestError, SourceError
 from .gemma4.caching import Caching
 from .gemma4.model import Model
-from .store import checkpoint, convert, leftovers, source
+from .store import checkpoint, convert, leftovers, side_files, source
 
 DEMO = Path(__file__).parent / "demo"
 DEMO_VARIANT = "PQ5"
@@ -97,8 +96,8 @@ def load(model: str | Path, variant: str | None = None) -> tuple[Model, Any]:
     Raises: an HLWQError that says what is missing.
     """
     folder = converted_folder(str(model), variant)
-    configs = source.read_json(folder / "config.json"), generation_config(folder)
-    return checkpoint.load(folder), load_tokenizer(folder, configs)
+    tokenizer = side_files.open_tokenizer(folder)  # what is damaged there is told before the work
+    return checkpoint.load(folder), tokenizer
 
 
 def generation_config(folder: Path) -> dict[str, Any]:

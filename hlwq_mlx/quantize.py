@@ -80,9 +80,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def add_variant(opened: "Source", rule: "Rule", output: Path, encoder: "Encoder") -> "Report":
     """Write a variant's folder, and the repository's root files where they are missing."""
-    from .store.quantize import add_files, write_published
+    from .store.quantize import write_published
+    from .store.side_files import add_files, try_out
 
-    root_files = opened.root_files  # a missing config.json is told before the work
+    root_files = opened.root_files  # what is missing or damaged is told before the work
+    try_out(opened)
     report = write_published(opened, rule, output, encoder)
     add_files(root_files, output.parent)
     return report

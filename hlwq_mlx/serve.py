@@ -107,11 +107,13 @@ def serve(arguments: argparse.Namespace, passed_on: Sequence[str]) -> None:
     from . import fit, library, server_media, server_prompt, server_requests
     from .engine.sampling import Sampling
     from .gemma4.config import Gemma4Config
+    from .store import side_files
     from .store.source import read_json
 
     settings = cli.settings_for(arguments, cli.CONTEXT)
     with_media = replace(settings, has_towers=True)  # a request may bring a picture at any time
     folder = cli.folder_for(arguments, settings)
+    side_files.open_tokenizer(folder)  # mlx-lm loads it again, and would end in a traceback
     config = Gemma4Config.from_dict(read_json(folder / "config.json"))
     sampling = Sampling.from_generation_config(library.generation_config(folder))
     server.load = ready_load(server.load, settings.caching)

@@ -182,12 +182,19 @@ def test_a_manifest_that_is_none_is_refused(own, value):
         {"tensors": {"a.weight": {"bits": 9, "table": "clip4_100"}}},
         {"tensors": {"a.weight": {"bits": "5", "table": "clip4_100"}}},
         {"tensors": {"a.weight": {"bits": 5}}},
+        {"tensors": {"a.weight": {"bits": 5.0, "table": "clip4_100/5"}}},
+        {"tensors": {"a.weight": {"bits": True, "table": "clip4_100/1"}}},
+        {"tensors": {"a.weight": {"bits": 5, "table": 5}}},
+        {"tables": {"clip4_100/5": "none"}},
+        {"block": 64},
+        {"variant": 5},
+        {"templates": "all"},
     ],
 )
 def test_a_damaged_manifest_is_refused(own, edit):
     change_json(own / "config.json", lambda config: config["quantization_config"].update(edit))
-    refuse(own, r"needed a manifest in config\.json with tables, and bits and a table for each")
-    with pytest.raises(CheckpointError, match="needed a manifest"):
+    refuse(own, r"config\.json\] needed a whole manifest as quantization_config, got ")
+    with pytest.raises(CheckpointError, match="needed a whole manifest"):
         inventory.take(str(own))
 
 

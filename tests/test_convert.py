@@ -13,6 +13,7 @@ from safetensors.numpy import load_file
 
 from hlwq_mlx import cli
 from hlwq_mlx import convert as command
+from hlwq_mlx.dialog import trial
 from hlwq_mlx.errors import CheckpointError, ConfigError, SourceError
 from hlwq_mlx.quant.packing import unpack_p32
 from hlwq_mlx.quant.tables import centroids
@@ -232,6 +233,7 @@ def test_the_config_carries_the_manifest(tmp_path):
         "variant": "PQ5",
         "tables": tables,
         "leftovers": {"choice": "keep", "classes": {}, "strong_means": []},
+        "templates": [trial.digest((tmp_path / "chat_template.jinja").read_text())],
     }
     assert tensors.keys() == source.coded.keys() - set(tiny.dead_names())
     assert tensors[UP] == {"bits": 2, "table": "clip4_100"}

@@ -17,9 +17,10 @@ MAY_IMPORT = {
     "errors": set(),
     "quant": {"errors"},
     "gemma4": {"errors", "quant"},
-    "store": {"errors", "quant", "gemma4"},
+    "child": set(),
+    "store": {"errors", "quant", "gemma4", "dialog", "engine", "media"},
     "engine": {"errors", "gemma4"},
-    "dialog": {"errors"},
+    "dialog": {"errors", "child"},
     "media": {"errors"},
     "perceive": {"errors", "gemma4", "engine", "dialog", "media"},
 }

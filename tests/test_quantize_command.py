@@ -97,11 +97,15 @@ def test_a_folder_that_cannot_be_made_ends_in_one_line(layout, tmp_path, capsys)
 def test_a_disk_that_is_full_at_the_last_file_ends_in_one_line(
     layout, tmp_path, monkeypatch, capsys
 ):
-    def fill(source, target):
-        Path(target).write_text("{")
+    write = Path.write_bytes
+
+    def fill(path, content):
+        if ".partial-" not in str(path):
+            return write(path, content)
+        write(path, content[:1])
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(shutil, "copyfile", fill)
+    monkeypatch.setattr(Path, "write_bytes", fill)
     output = tmp_path / "out"
     command = ["--model", DEMO, "--variant", "PQ4", "--output", str(output), "--layout", layout]
     assert cli.run(main, command) == 2

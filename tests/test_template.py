@@ -241,10 +241,12 @@ def test_render_without_a_template(tmp_path):
 
 def test_render_says_what_a_template_refuses(tmp_path):
     folder = tiny_tokenizer.write(tmp_path, has_template=False)
-    template = "{{ raise_exception('roles must alternate') }}"
+    template = (
+        "{% if messages|length > 1 %}{{ raise_exception('roles must alternate') }}{% endif %}"
+    )
     (folder / "chat_template.jinja").write_text(template)
     with pytest.raises(RequestError, match=r"\[template\] needed .*, got roles must alternate"):
-        render(load_tokenizer(folder), [HI])
+        render(load_tokenizer(folder), [HI, {"role": "assistant", "content": "A"}])
 
 
 def test_encode_begins_with_bos_once(tokenizer):

@@ -34,5 +34,5 @@ def test_special_tokens_are_single_ids_and_come_back_as_text(tmp_path):
 
 
 def test_a_folder_without_a_tokenizer(tmp_path):
-    with pytest.raises(SourceError, match=r"needed tokenizer\.json or tokenizer\.model, got neit"):
+    with pytest.raises(SourceError, match=r"needed tokenizer\.json, got none"):
         load_tokenizer(tmp_path)

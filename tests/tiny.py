@@ -5,6 +5,7 @@ against its own writer.
 """
 
 import json
+import shutil
 from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 from mlx.utils import tree_flatten
 from safetensors.numpy import save_file
 
+import hlwq_mlx
 from hlwq_mlx.gemma4.model import Model, ModelArgs
 from hlwq_mlx.quant import codec
 from hlwq_mlx.quant.packing import BLOCK, BitOrder, pack
@@ -30,6 +32,7 @@ AUDIO = "model.audio_tower.layers.0.self_attn.q_proj.linear.weight"
 VISION = "model.vision_tower.encoder.layers.0.self_attn.q_proj.linear.weight"
 SHARED_LAYERS = (2, 3)
 SIDE_FILES = ("tokenizer.json", "chat_template.jinja", "generation_config.json")
+DEMO = Path(hlwq_mlx.__file__).parent / "demo"
 
 
 def config(even: bool = True) -> dict[str, Any]:
@@ -128,7 +131,7 @@ def write_root(
     root.mkdir(parents=True, exist_ok=True)
     (root / "config.json").write_text(json.dumps(settings))
     for name in side_files:
-        (root / name).write_text(json.dumps({"file": name}))
+        shutil.copyfile(DEMO / name, root / name)
     return root
 
 

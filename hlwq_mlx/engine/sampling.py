@@ -5,13 +5,14 @@ mlx-lm's samplers do the choosing.
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
+from numbers import Integral, Real
 from typing import Any, Self
 
 import mlx.core as mx
 import numpy as np
 from mlx_lm.sample_utils import make_sampler
 
-from ..errors import RequestError
+from ..errors import ConfigError, RequestError
 
 
 def bounded_top_k(top_k: int, vocab_size: int) -> int:
@@ -30,6 +31,13 @@ def forbidder(ids: Iterable[int], vocab_size: int) -> Callable[[mx.array], mx.ar
         return lambda logits: logits
     is_forbidden = mx.array(np.isin(np.arange(vocab_size), inside))
     return lambda logits: mx.where(is_forbidden, -mx.inf, logits)
+
+
+def _unusable(got: str) -> ConfigError:
+    return ConfigError(
+        "[generation_config.json] needed sampling options that can be followed, got "
+        f"{got.rstrip('.')}. Fetch the file again."
+    )
 
 
 @dataclass(frozen=True)
@@ -52,18 +60,29 @@ class Sampling:
             ("min_p", 0.0, 1.0),
         ):
             value = getattr(self, name)
-            if not low <= value <= high:
+            kind = Integral if type(low) is int else Real
+            is_number = isinstance(value, kind) and not isinstance(value, bool)
+            if not is_number or not low <= value <= high:
                 raise RequestError(
-                    f"[{name}] needed {low} to {high}, got {value}. Choose a value between them."
+                    f"[{name}] needed {low} to {high}, got {str(value)[:80]}. "
+                    "Choose a value between them."
                 )
 
     @classmethod
     def from_generation_config(cls, config: Mapping[str, Any]) -> Self:
-        """Take the defaults a checkpoint recommends; without do_sample it means greedy."""
-        if not config.get("do_sample", False):
-            return cls()
+        """Take the defaults a checkpoint recommends; without do_sample it means greedy.
+
+        Raises: ConfigError for values that are none.
+        """
+        do_sample = config.get("do_sample")
+        if do_sample not in (None, False, True):
+            raise _unusable(f"{str(do_sample)[:80]!r} as do_sample")
         named = {name: config.get(name) for name in ("top_p", "top_k", "min_p")}
-        return cls(temp=1.0).override(temp=config.get("temperature"), **named)
+        try:
+            chosen = cls(temp=1.0).override(temp=config.get("temperature"), **named)
+        except RequestError as problem:
+            raise _unusable(f"others: {problem}") from problem
+        return chosen if do_sample else cls()
 
     def override(self, **given: Any) -> Self:
         """Replace the options that are given, that is, not None.

@@ -23,7 +23,7 @@ from ..gemma4.towers import TOWERS, Tower, make_tower, no_tower, prefixes
 from ..quant import backend, fuse
 from ..quant.layers import CodedLayer
 from ..quant.packing import BLOCK
-from .coded import CodedTensor, raise_all
+from .coded import SHOWN, CodedTensor, raise_all
 from .detect import Reading
 from .hub import PLAIN
 from .leftovers import Leftover
@@ -40,6 +40,8 @@ INDEX_NAME = "model.safetensors.index.json"
 TEXT = "model.language_model."
 ROW_TABLE = f"{TEXT}embed_tokens_per_layer.weight"
 TIED_HEAD = "lm_head.weight"
+TEMPLATES_KEY = "templates"  # of the manifest: digests of the chat templates that were tried
+MOST_BITS = 8
 _PATIENCE_S = 1.0
 
 Shape = tuple[int, ...]
@@ -218,20 +220,43 @@ def manifest_of(folder: Path, config: Mapping[str, Any]) -> Mapping[str, Any]:
             f"[{folder}] needed a folder of format {METHOD} {FORMAT}, got "
             f"{' '.join(map(str, found))}. Convert the model again."
         )
-    if not _is_whole(manifest.get("tensors"), manifest.get("tables")):
+    if (problem := _problem_of(manifest)) is not None:
         raise CheckpointError(
-            f"[{folder}] needed a manifest in config.json with tables, and bits and a table for "
-            "each coded tensor, got one without. Convert the model again."
+            f"[{folder / 'config.json'}] needed a whole manifest as quantization_config, got "
+            f"{problem}. Convert the model again."
         )
     return manifest
 
 
-def _is_whole(tensors: Any, tables: Any) -> bool:
-    entries = tensors.values() if isinstance(tensors, dict) else (None,)
-    return isinstance(tables, dict) and all(
-        isinstance(entry, dict) and entry.get("bits") in range(1, 9) and "table" in entry
-        for entry in entries
-    )
+def _problem_of(manifest: Mapping[str, Any]) -> str | None:
+    """Return what of a manifest is not as `convert` writes it, or None."""
+    tensors, tables = manifest.get("tensors"), manifest.get("tables")
+    if not isinstance(tensors, dict) or not isinstance(tables, dict):
+        return "none with tensors and tables"
+    if manifest.get("block") != BLOCK:
+        return f"blocks of {_short(manifest.get('block'))}"
+    if not isinstance(manifest.get("variant"), str | None):
+        return f"{_short(manifest['variant'])} as variant"
+    if not _is_list_of(manifest.get(TEMPLATES_KEY, []), str):
+        return f"{_short(manifest[TEMPLATES_KEY])} as {TEMPLATES_KEY}"
+    for name, table in tables.items():
+        if not _is_list_of(table, float):
+            return f"{_short(table)} as table {_short(name)}"
+    for name, entry in tensors.items():
+        stated = entry if isinstance(entry, dict) else {}
+        bits, table = stated.get("bits"), stated.get("table")
+        if type(bits) is not int or not 1 <= bits <= MOST_BITS or not isinstance(table, str):
+            return f"{_short(entry)} for {_short(name)}"
+    return None
+
+
+def _is_list_of(value: Any, kind: type) -> bool:
+    return isinstance(value, list) and all(isinstance(item, kind) for item in value)
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
 def require_variant(folder: Path, variant: str | None) -> None:

@@ -28,7 +28,6 @@ from .output import (
     Piece,
     bytes_bar,
     copy_of,
-    copy_side_files,
     float_slices,
     row_slices,
     total_bytes,
@@ -38,6 +37,7 @@ from .output import (
     write_shards,
 )
 from .ple import FILE_NAME as ROW_STORE
+from .side_files import copy_side_files
 from .sizes import spell_bytes
 from .source import PlainTensor, Source
 from .tensorfile import TensorSpec
@@ -84,7 +84,7 @@ def convert(source: Source, output: Path, choice: str = leftovers.KEEP) -> Summa
 
     `choice` is one of leftovers.CHOICES.
     Raises: SourceError when `output` exists; CheckpointError when the source does not fit its
-    config; DeviceError when the disk is too small.
+    config; DeviceError when the disk is too small; what copy_side_files raises for those files.
     """
     config = checkpoint.normalize_config(source.config)
     tensors = checkpoint.canonical_tensors(source)
@@ -108,15 +108,16 @@ def convert(source: Source, output: Path, choice: str = leftovers.KEEP) -> Summa
         rows = [_row_table(table, source.readings, width, plan.row_bits)]
     everything = [*outputs, *rows]
     with building(output) as folder, bytes_bar(everything, "convert") as progress:
+        copied = copy_side_files(source, folder)  # what is damaged there is told before the work
         require_room(folder, total_bytes(everything))
         write_shards(folder, outputs, progress)
         if rows:
             version = {ple.VERSION_KEY: ple.CODED} if plan.row_bits == 8 else None
             write_file(folder / ROW_STORE, rows, progress, version)
-        summary.warnings += copy_side_files(source, folder)
+        summary.warnings += copied.warnings
         done = {name: (tensor, tensor.reading) for name, tensor in plan.chosen.items()}
         manifest = checkpoint.make_manifest(source.variant, {**coded, **done})
-        manifest["leftovers"] = plan.manifest()
+        manifest |= {"leftovers": plan.manifest(), checkpoint.TEMPLATES_KEY: list(copied.templates)}
         write_json(folder / "config.json", config | {"quantization_config": manifest})
         summary.written_bytes = sum(path.stat().st_size for path in folder.iterdir())
     _count(summary, coded, plain, plan)

@@ -25,7 +25,6 @@ from .output import (
     Output,
     Piece,
     bytes_bar,
-    copy_side_files,
     float_slices,
     total_bytes,
     write_json,
@@ -33,6 +32,7 @@ from .output import (
 )
 from .quantize import bfloat16_bits, bfloat16_pieces
 from .rules import class_of
+from .side_files import copy_side_files
 from .sizes import spell_bytes
 from .source import PlainTensor, Source
 from .tensorfile import TensorSpec
@@ -189,9 +189,9 @@ def _write(
     left_out: int,
 ) -> Exported:
     with building(output) as folder, bytes_bar(outputs, "export") as progress:
+        warnings = copy_side_files(source, folder).warnings
         require_room(folder, total_bytes(outputs))
         write_shards(folder, outputs, progress)
-        warnings = copy_side_files(source, folder)
         write_json(folder / "config.json", config)
         written = sum(path.stat().st_size for path in folder.iterdir())
     return Exported(what, len(outputs), written, left_out, warnings)

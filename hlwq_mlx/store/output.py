@@ -1,11 +1,10 @@
-"""A folder being written: tensors in pieces, shards, their index, JSON and side files.
+"""A folder being written: tensors in pieces, shards, their index and JSON.
 
 Knows nothing of what a tensor means; `convert` and `export` say what there is to write. Nothing
 here is whole before the folder gets its name (atomic).
 """
 
 import json
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from ..quant import codec
 from .checkpoint import INDEX_NAME
 from .coded import CodedTensor
 from .detect import Reading
-from .source import PlainTensor, Source
+from .source import PlainTensor
 from .tensorfile import TensorSpec, TensorWriter
 
 SHARD_BYTES = 5 * 10**9
@@ -120,16 +119,6 @@ def write_file(
         for output in outputs:
             for name, at, piece in output.pieces():
                 progress.update(writer.write(name, piece, at))
-
-
-def copy_side_files(source: Source, folder: Path) -> tuple[str, ...]:
-    """Copy tokenizer, template and the like; return what to warn of."""
-    for path in source.side_files:
-        shutil.copyfile(path, folder / path.name)
-    has_tokenizer = any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model"))
-    if has_tokenizer:
-        return ()
-    return (f"{source.root} has no tokenizer files; add them to the folder before generating",)
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:

@@ -8,8 +8,7 @@ N rows, K columns padded to blocks.
 
 import math
 import re
-import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +22,7 @@ from ..errors import CheckpointError, RequestError, ShapeError
 from ..quant import codec
 from ..quant.packing import BLOCK, Codes, pack
 from ..quant.tables import centroids
-from .atomic import building, place, require_room, scratch
+from .atomic import building, require_room
 from .rules import Rule
 from .source import TABLE_KEY, PlainTensor, Source
 from .tensorfile import TensorSpec, TensorWriter
@@ -149,19 +148,6 @@ def write_published(source: Source, rule: Rule, output: Path, encoder: Encoder) 
             for tensor in plain:
                 _write_plain(writer, tensor, progress)
     return report
-
-
-def add_files(paths: Iterable[Path], folder: Path) -> None:
-    """Copy files into a folder that lacks them; each appears whole or not at all.
-
-    Raises: DeviceError when the disk does not take them.
-    """
-    for path in paths:
-        output = folder / path.name
-        if not output.exists():
-            with scratch(output) as beside:
-                shutil.copyfile(path, beside / path.name)
-                place(beside / path.name, output)
 
 
 def _write_coded(

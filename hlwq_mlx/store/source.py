@@ -21,10 +21,17 @@ from ..errors import CheckpointError, SourceError
 from ..quant.packing import BitOrder
 from ..quant.tables import CENTROIDS
 from . import detect, hub
+from .code_keys import without_code
 from .coded import SHOWN, CodedTensor, Parts, gather, parse_key, polar_settings, raise_all
 from .tensorfile import TensorFile, TensorSpec
 
 TABLE_KEY = "hlwq_table"  # where our own encoder says, in a file's metadata, which table it used
+SIDE_FILES = (
+    *("added_tokens.json", "chat_template.jinja", "chat_template.json", "generation_config.json"),
+    *("preprocessor_config.json", "processor_config.json", "special_tokens_map.json"),
+    *("tokenizer.json", "tokenizer.model", "tokenizer_config.json"),
+    "video_preprocessor_config.json",
+)
 _CODED_FILE = "codes.safetensors"
 _PLAIN_DTYPES = ("BF16", "F16", "F32")
 
@@ -239,11 +246,11 @@ class Source:
 
     @property
     def config(self) -> dict[str, Any]:
-        """The model's config.json.
+        """The model's config.json, without what names code.
 
         Raises: SourceError when there is none or it is damaged.
         """
-        return read_json(self._config_path)
+        return dict(without_code(read_json(self._config_path)))
 
     @property
     def root_files(self) -> list[Path]:
@@ -255,10 +262,8 @@ class Source:
 
     @property
     def side_files(self) -> list[Path]:
-        """Tokenizer, template, processor and generation files."""
-        left_out = ("config.json", "*.index.json", "polar_config.json")
-        found = {path for pattern in hub.ROOT_FILES for path in self.root.glob(pattern)}
-        return sorted(path for path in found if not any(path.match(name) for name in left_out))
+        """Tokenizer, template, processor and generation files, whatever they are on disk."""
+        return [self.root / name for name in SIDE_FILES if os.path.lexists(self.root / name)]
 
     @property
     def weight_bytes(self) -> int:

@@ -1,0 +1,234 @@
+"""The files that a model folder carries beside its weights: copied clean, and opened to be sure.
+
+Tokenizer, chat template, generation and processor files are read by other libraries, which answer
+damage with tracebacks and some keys with running code. So nothing is copied that is not known,
+keys that name code or files are left out, and every file is opened here first, by what will read it
+later. A folder that someone changed since is refused in one line that names the file.
+"""
+
+import json
+import stat
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory, gettempdir
+from typing import Any
+
+from ..dialog import sentencepiece_model, tokenizer, trial
+from ..engine.sampling import Sampling
+from ..errors import CheckpointError, ConfigError, DeviceError, HLWQError, SourceError
+from ..media.processor import Processor
+from . import checkpoint
+from .atomic import place, scratch
+from .code_keys import CODE_KEYS, without_code
+from .source import Source, find_local, local_path, read_json
+
+CONFIG = "config.json"
+GENERATION = "generation_config.json"
+TEMPLATE = "chat_template.jinja"
+TOKENIZER = tokenizer.FILE_NAME
+SENTENCEPIECE = "tokenizer.model"
+SETTINGS = "tokenizer_config.json"
+# Vocabularies: a token may be called like a key that names code.
+_VOCABULARIES = (TOKENIZER, "added_tokens.json", "special_tokens_map.json")
+_PROCESSORS = (
+    *("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json"),
+)
+_JSON = (SETTINGS, GENERATION, *_PROCESSORS, "chat_template.json", *_VOCABULARIES[1:])
+_LARGEST_BYTES = 1 << 28  # Gemma 4's tokenizer.json has 33 MB
+
+
+@dataclass(frozen=True)
+class Copied:
+    """What is worth saying of copied files: warnings, and digests of the templates tried."""
+
+    warnings: tuple[str, ...]
+    templates: tuple[str, ...] = ()
+
+
+def copy_side_files(source: Source, folder: Path) -> Copied:
+    """Copy a source's files into a folder, without keys that name code, and open them there.
+
+    A folder that has no tokenizer.json gets one made of its tokenizer.model.
+    Raises: SourceError, CheckpointError or ConfigError naming the file that cannot be used.
+    """
+    for path in source.side_files:
+        (folder / path.name).write_bytes(cleaned(path))
+    try:
+        return _open_copies(source, folder)
+    except HLWQError as problem:  # the copies are gone when someone reads it
+        raise type(problem)(str(problem).replace(str(folder), str(source.root))) from problem
+
+
+def _open_copies(source: Source, folder: Path) -> Copied:
+    model, made = folder / SENTENCEPIECE, folder / TOKENIZER
+    if model.exists() and not made.exists():
+        settings = _object_in(folder / SETTINGS)
+        text = sentencepiece_model.to_tokenizer_json(model.read_bytes(), settings, model)
+        made.write_text(text, encoding="utf-8")
+    check(folder)
+    if not made.exists():
+        lacking = f"{source.root} has no tokenizer files; add them to the folder before generating"
+        return Copied((lacking,))
+    opened = tokenizer.load_tokenizer(folder, [source.config])
+    _require_known_ids(opened, source.config)
+    return Copied((), tuple(map(trial.digest, trial.templates_of(opened).values())))
+
+
+def examine(model: str, variant: str | None) -> tuple[str, ...]:
+    """Open the side files of a model that is on this machine, and return what is odd about them.
+
+    Raises: as `copy_side_files`.
+    """
+    path = local_path(model)
+    if checkpoint.is_ours(path):
+        if not (path / TOKENIZER).exists():
+            check(path)
+            return (f"{path} has no tokenizer.json",)
+        open_tokenizer(path)
+        return ()
+    local = find_local(model, variant)
+    return try_out(Source(*local)) if local else ()
+
+
+def try_out(source: Source) -> tuple[str, ...]:
+    """Copy a source's files for a moment, to open them, and return what to warn of.
+
+    Raises: as `copy_side_files`; DeviceError when there is no room for them.
+    """
+    try:
+        with TemporaryDirectory() as folder:
+            return copy_side_files(source, Path(folder)).warnings
+    except HLWQError:
+        raise
+    except OSError as problem:
+        raise DeviceError(
+            f"[{gettempdir()}] needed room to open copies of {source.root}'s files, got "
+            f"'{problem.strerror}'. Free disk space, or set TMPDIR to another folder."
+        ) from problem
+
+
+def open_tokenizer(folder: Path) -> Any:
+    """Check the side files of a converted folder and return its tokenizer.
+
+    Raises: as `copy_side_files`; SourceError when there is no tokenizer.json.
+    """
+    check(folder)
+    config = read_json(folder / CONFIG)
+    manifest = checkpoint.manifest_of(folder, config)
+    configs = config, _object_in(folder / GENERATION)
+    opened = tokenizer.load_tokenizer(folder, configs, manifest.get(checkpoint.TEMPLATES_KEY, ()))
+    _require_known_ids(opened, config)
+    return opened
+
+
+def cleaned(path: Path) -> bytes:
+    """Return what is copied of a file: all of it but keys that name code or other files.
+
+    Raises: SourceError when it is no file, or too large, or not the JSON that it should be.
+    """
+    content = _content(path)
+    if path.suffix != ".json" or path.name in _VOCABULARIES:
+        return content
+    found = read_json(path)
+    clean = without_code(found)
+    if clean == found:
+        return content
+    return (json.dumps(clean, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def add_files(paths: Iterable[Path], folder: Path) -> None:
+    """Copy files into a folder that lacks them; each appears whole or not at all.
+
+    Raises: DeviceError when the disk does not take them; SourceError for what is no such file.
+    """
+    for path in paths:
+        output = folder / path.name
+        if not output.exists():
+            with scratch(output) as beside:
+                (beside / path.name).write_bytes(cleaned(path))
+                place(beside / path.name, output)
+
+
+def check(folder: Path) -> None:
+    """Open every side file of a folder but for the tokenizer, which takes longer.
+
+    Raises: SourceError, CheckpointError or ConfigError naming the file that cannot be used.
+    """
+    settings = {name: _object_in(folder / name) for name in (CONFIG, *_JSON)}
+    for name in settings.keys() - {*_VOCABULARIES}:
+        if settings[name] != without_code(settings[name]):
+            raise SourceError(
+                f"[{folder / name}] needed no key that names code or other files, got one of "
+                f"{', '.join(sorted(CODE_KEYS))}. Nothing in a model folder is executed: remove it."
+            )
+    tokenizer.require_gemma_class(settings[SETTINGS], SETTINGS)
+    tokenizer.stated_ids(settings[GENERATION], GENERATION)
+    Sampling.from_generation_config(settings[GENERATION])
+    if (folder / TEMPLATE).exists():
+        _check_template(folder / TEMPLATE)
+    if (folder / SENTENCEPIECE).exists():
+        sentencepiece_model.read_model(_content(folder / SENTENCEPIECE), SENTENCEPIECE)
+    if (folder / TOKENIZER).exists():
+        _content(folder / TOKENIZER)
+    _check_processors(folder)
+
+
+def _object_in(path: Path) -> dict[str, Any]:
+    """Read a JSON object; empty when there is no such file."""
+    if not path.exists():
+        return {}
+    _content(path)
+    return read_json(path)
+
+
+def _content(path: Path) -> bytes:
+    """Read a file that is one, and not too large.
+
+    Raises: SourceError.
+    """
+    try:
+        found = path.stat()
+        if stat.S_ISREG(found.st_mode) and found.st_size <= _LARGEST_BYTES:
+            return path.read_bytes()
+    except OSError as problem:
+        raise SourceError(
+            f"[{path}] needed a file that can be read, got '{problem.strerror}'. Fetch it again."
+        ) from problem
+    if stat.S_ISREG(found.st_mode):
+        got = f"{found.st_size >> 20} MB"
+    else:
+        got = "a folder" if stat.S_ISDIR(found.st_mode) else "something else"
+    raise SourceError(
+        f"[{path}] needed a file of at most {_LARGEST_BYTES >> 20} MB, got {got}. Fetch it again."
+    )
+
+
+def _check_template(path: Path) -> None:
+    try:
+        _content(path).decode("utf-8")
+    except UnicodeDecodeError as problem:
+        raise SourceError(f"[{path}] needed UTF-8, got {problem}. Fetch it again.") from problem
+
+
+def _check_processors(folder: Path) -> None:
+    names = [name for name in _PROCESSORS if (folder / name).exists()]
+    if not names:
+        return
+    try:
+        Processor.from_folder(folder)
+    except ConfigError as problem:
+        raise ConfigError(f"[{' or '.join(names)}] {problem}") from problem
+
+
+def _require_known_ids(opened: Any, config: Mapping[str, Any]) -> None:
+    """Refuse a tokenizer that would begin or end a text with an id that the model does not have."""
+    text = config.get("text_config", config)
+    size = text.get("vocab_size")
+    for name in ("bos_token", "eos_token"):
+        number = getattr(opened, f"{name}_id")
+        if number is not None and type(size) is int and number >= size:
+            raise CheckpointError(
+                f"[{SETTINGS}] needed a {name} of {TOKENIZER}'s vocabulary, got "
+                f"{getattr(opened, name)!r}. The files do not belong together."
+            )

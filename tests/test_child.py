@@ -1,0 +1,51 @@
+"""A child process is ended at each of its limits, and its answer comes back."""
+
+import subprocess
+import sys
+
+import pytest
+
+from hlwq_mlx import child
+
+LIMITS = child.Limits(cpu_s=2, memory_bytes=1 << 28)
+
+
+@pytest.fixture
+def script(tmp_path):
+    def write(text):
+        (tmp_path / "script.py").write_text(text)
+        return tmp_path / "script.py"
+
+    return write
+
+
+def test_what_the_script_writes_comes_back(script):
+    echo = script("import sys; print(sys.stdin.read()[::-1], end='')")
+    assert child.run(echo, b"abc", LIMITS) == b"cba"
+
+
+@pytest.mark.parametrize(
+    ("text", "limits", "message"),
+    [
+        ("while True: pass", child.Limits(1, 1 << 28), "more than 1 s of computing"),
+        ("import time; time.sleep(99)", child.Limits(2, 1 << 28, wall_s=1), "more than 1 s"),
+        ("bytearray(1 << 30)", LIMITS, "ended with 1|MB of memory"),
+        ("import os; os.abort()", LIMITS, "ended with -6"),
+    ],
+)
+def test_a_limit_or_a_crash_is_told(script, text, limits, message):
+    with pytest.raises(child.Ended, match=message):
+        child.run(script(text), b"", limits)
+
+
+def test_memory_is_watched_where_the_system_does_not_limit_it():
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(99)"]) as process:
+        with pytest.raises(child.Ended, match="more than 1 MB of memory"):
+            child._watch(process, child.Limits(1, 1 << 20))
+        process.kill()
+
+
+def test_modules_of_the_current_folder_are_not_imported(script, tmp_path, monkeypatch):
+    (tmp_path / "runpy.py").write_text("raise SystemExit(7)")
+    monkeypatch.chdir(tmp_path)
+    assert child.run(script("print('fine', end='')"), b"", LIMITS) == b"fine"
