@@ -1,4 +1,5 @@
 import base64
+import os
 import threading
 import time
 from contextlib import contextmanager
@@ -77,10 +78,27 @@ def test_data_urls(url):
     assert read(url) == CONTENT
 
 
+def test_a_long_data_url_is_decoded_piece_by_piece():
+    content = CONTENT * 300
+    letters = base64.b64encode(content).decode()
+    for wrapped in (letters, "\n".join(letters), letters.replace("A", "%41")):
+        assert read(f"data:;base64,{wrapped}") == content
+    assert read("data:," + "%41b" * 50_000) == b"Ab" * 50_000
+
+
+def test_a_pipe_is_read_to_its_end(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Thread(target=(tmp_path / "pipe").write_bytes, args=(CONTENT,))
+    writer.start()
+    assert read(tmp_path / "pipe") == CONTENT
+    writer.join()
+
+
 @pytest.mark.parametrize(
     ("origin", "message"),
     [
         ("data:image/png;base64", "no comma"),
+        ("data:image/png;base64,=" + "A" * 1_000_000, "needed base64"),
         ("data:image/png;base64,???=", "needed base64"),
         ("data:image/png;base64,QUJD=QUJD", "needed base64"),
         ("data:image/png;base64,", "no bytes"),

@@ -1,31 +1,37 @@
 """Where media come from: a path, bytes, a data URL or, only if allowed, the web.
 
-Gives an open binary file, so that a long video on disk is never read whole. It decodes nothing.
+Gives an open binary file, so that a long video is never held whole: what is decoded or downloaded
+goes to a temporary file unless it is short. It decodes no medium.
 """
 
 import binascii
 import io
+import tempfile
 import time
 import urllib.parse
 import urllib.request
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from ..errors import RequestError, SourceError
 
 Origin = str | Path | bytes
 
 CHUNK_BYTES = 1 << 16
+HELD_BYTES = 1 << 20
+HEADER_LETTERS = 4096  # of a data URL
 
 
 @dataclass(frozen=True)
 class Access:
     """What a caller may name: a server lets its clients name neither files nor the web.
 
-    `max_bytes` bounds what is taken into memory (bytes, data URLs and downloads), `timeout_s` each
-    wait for a server and the whole of what it sends after its header.
+    `max_bytes` bounds bytes, data URLs and downloads, `timeout_s` each wait for a server and the
+    whole of what it sends after its header.
     """
 
     files: bool = True
@@ -45,47 +51,84 @@ def open_origin(origin: Origin, access: Access = LOCAL) -> BinaryIO:
     file or server cannot be read.
     """
     if isinstance(origin, bytes | bytearray | memoryview):
-        return _held(bytes(origin), "bytes", access)
+        _check_size(memoryview(origin).nbytes, "bytes", access)
+        return _held(io.BytesIO(origin), "bytes")
     if not isinstance(origin, str | Path):
         raise RequestError(
             f"[media] needed a path, a URL or bytes, got {type(origin).__name__}. "
             "Hand over one of these."
         )
-    scheme = str(origin).split(":", 1)[0].lower() if isinstance(origin, str) else ""
+    scheme = str(origin)[:8].split(":", 1)[0].lower() if isinstance(origin, str) else ""
     if scheme == "data":
-        return _held(_decoded(str(origin), access), "data URL", access)
+        return _written(_decoded(str(origin)), "data URL", access)
     if scheme in ("http", "https"):
-        return _held(_downloaded(str(origin), access), str(origin), access)
+        return _written(_downloaded(str(origin), access), str(origin), access)
     return _opened(Path(origin), access)
 
 
-def _held(content: bytes, where: str, access: Access) -> BinaryIO:
-    if not content:
+def _written(pieces: Iterable[bytes], where: str, access: Access) -> BinaryIO:
+    """Collect content, in memory as long as it is short."""
+    with ExitStack() as undo:
+        file = undo.enter_context(tempfile.SpooledTemporaryFile(HELD_BYTES))
+        n_bytes = 0
+        for piece in pieces:
+            n_bytes += len(piece)
+            _check_size(n_bytes, where, access)
+            file.write(piece)
+        held = _held(cast(BinaryIO, file), where)
+        undo.pop_all()
+    return held
+
+
+def _held(file: BinaryIO, where: str) -> BinaryIO:
+    if not file.seek(0, io.SEEK_END):
         raise RequestError(f"[{where}] needed media, got no bytes. Check where they come from.")
-    _check_size(len(content), where, access)
-    return io.BytesIO(content)
+    file.seek(0)
+    return file
 
 
 def _check_size(n_bytes: int, where: str, access: Access) -> None:
     if n_bytes > access.max_bytes:
         raise RequestError(
-            f"[{where}] needed at most {access.max_bytes:,} bytes, got {n_bytes:,} or more. "
+            f"[{where[:200]}] needed at most {access.max_bytes:,} bytes, got {n_bytes:,} or more. "
             "Send a smaller file."
         )
 
 
-def _decoded(url: str, access: Access) -> bytes:
-    header, comma, body = url[len("data:") :].partition(",")
-    if not comma:
+def _decoded(url: str) -> Iterator[bytes]:
+    """Decode a data URL piece by piece."""
+    comma = url.find(",", 0, HEADER_LETTERS)
+    if comma < 0:
         raise RequestError(
             "[data URL] needed data:<type>;base64,<content>, got no comma. Check the URL."
         )
-    _check_size(len(body) * 3 // 4, "data URL", access)
-    if not header.lower().endswith(";base64"):
-        return urllib.parse.unquote_to_bytes(body)
+    pieces = _unquoted(url, comma + 1)
+    return _from_base64(pieces) if url[:comma].lower().endswith(";base64") else pieces
+
+
+def _unquoted(text: str, start: int) -> Iterator[bytes]:
+    """Resolve percent escapes, none of which is torn apart."""
+    while start < len(text):
+        end = start + CHUNK_BYTES
+        if "%" in (torn := text[end - 2 : end]):
+            end -= len(torn) - torn.index("%")
+        yield urllib.parse.unquote_to_bytes(text[start:end])
+        start = end
+
+
+def _from_base64(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """Decode base64 whose letters may be wrapped; padding ends it."""
+    rest = b""
     try:
-        text = urllib.parse.unquote_to_bytes(body)
-        return binascii.a2b_base64(b"".join(text.split()), strict_mode=True)
+        for piece in pieces:
+            letters = rest + b"".join(piece.split())
+            padding = letters.find(b"=")
+            whole = (len(letters) if padding < 0 else padding) // 4 * 4
+            yield binascii.a2b_base64(letters[:whole], strict_mode=True)
+            rest = letters[whole:]
+            if len(rest) > 4:
+                raise binascii.Error("data after padding")
+        yield binascii.a2b_base64(rest, strict_mode=True)
     except binascii.Error as error:
         raise RequestError(
             f"[data URL] needed base64 after the comma, got {error}. Encode the content again."
@@ -106,6 +149,9 @@ def _opened(path: Path, access: Access) -> BinaryIO:
         raise SourceError(
             f"[{str(path)[:200]}] needed a file that can be read, got: {error}. Check the path."
         ) from error
+    if not file.seekable():  # a pipe
+        with file:
+            return _written(iter(lambda: file.read(CHUNK_BYTES), b""), str(path), access)
     if is_empty:
         file.close()
         raise RequestError(f"[{path}] needed media, got an empty file. Check where it comes from.")
@@ -114,7 +160,7 @@ def _opened(path: Path, access: Access) -> BinaryIO:
 
 def name_of(origin: object) -> str:
     """Name an origin in a message, without its content."""
-    if isinstance(origin, str | Path) and not str(origin).startswith("data:"):
+    if isinstance(origin, str | Path) and str(origin)[:5].lower() != "data:":
         return str(origin)[:200]
     return "data URL" if isinstance(origin, str) else type(origin).__name__
 
@@ -132,25 +178,20 @@ def _web() -> urllib.request.OpenerDirector:
     return opener
 
 
-def _downloaded(url: str, access: Access) -> bytes:
+def _downloaded(url: str, access: Access) -> Iterator[bytes]:
     if not access.web:
         raise RequestError(
             f"[{url[:200]}] needed a file or a data URL, got a web address, which is not allowed "
             "unless asked for. Download it first, or allow the web."
         )
     deadline = time.monotonic() + access.timeout_s
-    content = bytearray()
     try:
         with _web().open(url, timeout=access.timeout_s) as answer:
             while chunk := answer.read1(CHUNK_BYTES):
-                content += chunk
-                _check_size(len(content), url, access)
+                yield chunk
                 if time.monotonic() > deadline:
                     raise TimeoutError(f"more than {access.timeout_s:g} s")
-    except RequestError:
-        raise
     except (HTTPException, OSError, ValueError) as error:  # ValueError: an address that is none
         raise SourceError(
             f"[{url[:200]}] needed a download, got: {error}. Check the address, or try again."
         ) from error
-    return bytes(content)
