@@ -8,13 +8,27 @@ import av
 import numpy as np
 
 
-def sound_file(samples, rate, form="wav", codec="pcm_f32le", layout=None, **options):
+class Pipe:
+    """What cannot go back to write a length, as standard output cannot."""
+
+    def __init__(self):
+        self._content = bytearray()
+
+    def write(self, content):
+        self._content += content
+        return len(content)
+
+    def getvalue(self):
+        return bytes(self._content)
+
+
+def sound_file(samples, rate, form="wav", codec="pcm_f32le", layout=None, into=None, **options):
     """Encode float samples [N] or [N, channels] at `rate`."""
     channels = np.asarray(samples, np.float32).reshape(len(samples), -1)
     layout = layout or {1: "mono", 2: "stereo", 6: "5.1", 8: "7.1"}[channels.shape[1]]
     frame = av.AudioFrame.from_ndarray(channels.reshape(1, -1), format="flt", layout=layout)
     frame.sample_rate, frame.pts, frame.time_base = rate, 0, Fraction(1, rate)
-    file = io.BytesIO()
+    file = into or io.BytesIO()
     with av.open(file, "w", format=form) as container:
         stream = container.add_stream(codec, rate=rate, options=options)
         stream.layout = layout

@@ -9,6 +9,7 @@ from PIL import Image, ImageCms
 
 from hlwq_mlx.errors import RequestError
 from hlwq_mlx.media.images import image_patches, read_image
+from hlwq_mlx.media.pixels import decode, upright
 from hlwq_mlx.media.processor import BUDGETS, ImageSettings
 
 
@@ -47,6 +48,11 @@ def encoded(image, form, **options):
     return file.getvalue()
 
 
+def decoded(content):
+    """Read a file in this process, which is the same and faster."""
+    return upright(decode(io.BytesIO(content), "bytes"))
+
+
 def colourful(mode="RGB", size=(40, 24)):
     return Image.fromarray(inputs.picture(size[1], size[0])).convert(mode)
 
@@ -65,9 +71,7 @@ def test_lossless_formats_and_modes(form, mode):
     image = colourful(mode)
     options = {"lossless": True} if form == "WEBP" else {}
     options |= {"irreversible": False} if form == "JPEG2000" else {}
-    assert np.array_equal(
-        read_image(encoded(image, form, **options)), np.array(image.convert("RGB"))
-    )
+    assert np.array_equal(decoded(encoded(image, form, **options)), np.array(image.convert("RGB")))
 
 
 @pytest.mark.parametrize(
@@ -76,7 +80,7 @@ def test_lossless_formats_and_modes(form, mode):
 )
 def test_lossy_formats_come_close(form, mode):
     smooth = Image.linear_gradient("L").resize((40, 24)).convert(mode)
-    found = read_image(encoded(smooth, form, quality=95)).astype(int)
+    found = decoded(encoded(smooth, form, quality=95)).astype(int)
     assert np.abs(found - np.array(smooth.convert("RGB"))).max() <= 6
 
 
@@ -84,7 +88,7 @@ def test_lab_is_converted():
     profiles = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
     flat = Image.new("RGB", (8, 8), (200, 90, 30))
     lab = ImageCms.profileToProfile(flat, *profiles, outputMode="LAB")
-    assert np.abs(read_image(encoded(lab, "TIFF")).astype(int) - (200, 90, 30)).max() <= 4
+    assert np.abs(decoded(encoded(lab, "TIFF")).astype(int) - (200, 90, 30)).max() <= 4
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -105,7 +109,7 @@ def test_exif_orientation(orientation, form):
     halves[:, 24:, 0] = halves[16:, :, 1] = 240
     exif = Image.Exif()
     exif[0x0112] = orientation
-    found = read_image(encoded(Image.fromarray(halves), form, exif=exif)).astype(int)
+    found = decoded(encoded(Image.fromarray(halves), form, exif=exif)).astype(int)
     expected = turn(halves)
     assert found.shape == expected.shape
     assert np.abs(found - expected).mean() < 4
@@ -118,7 +122,7 @@ def test_transparency_is_laid_on_white(form):
     pixels[0, 1] = 255, 0, 0, 0
     pixels[1, 0] = 0, 0, 0, 51
     options = {"lossless": True, "exact": True} if form == "WEBP" else {}
-    found = read_image(encoded(Image.fromarray(pixels), form, **options))
+    found = decoded(encoded(Image.fromarray(pixels), form, **options))
     assert found.tolist() == [[[255, 0, 0], [255] * 3], [[204] * 3, [255] * 3]]
     assert np.array_equal(read_image(pixels), found)
 
@@ -127,25 +131,25 @@ def test_transparency_is_laid_on_white(form):
 def test_a_transparent_colour_is_laid_on_white(mode, clear):
     image = Image.new(mode, (2, 1), clear)
     image.putpixel((1, 0), 0 if mode == "L" else (0, 0, 0))
-    assert read_image(encoded(image, "PNG", transparency=clear)).tolist() == [[[255] * 3, [0] * 3]]
+    assert decoded(encoded(image, "PNG", transparency=clear)).tolist() == [[[255] * 3, [0] * 3]]
 
 
 def test_deep_grey_is_scaled():
     deep = np.array([[0, 257, 65535, 32896]], np.uint16)
-    assert read_image(encoded(Image.fromarray(deep), "PNG"))[0, :, 0].tolist() == [0, 1, 255, 128]
+    assert decoded(encoded(Image.fromarray(deep), "PNG"))[0, :, 0].tolist() == [0, 1, 255, 128]
     unit = np.array([[0.0, 0.5, 1.0]], np.float32)
-    assert read_image(encoded(Image.fromarray(unit), "TIFF"))[0, :, 1].tolist() == [0, 128, 255]
+    assert decoded(encoded(Image.fromarray(unit), "TIFF"))[0, :, 1].tolist() == [0, 128, 255]
 
 
 def test_of_an_animation_the_first_picture_is_read():
     first, second = Image.new("RGB", (6, 4), "red"), Image.new("RGB", (6, 4), "blue")
     file = encoded(first, "GIF", save_all=True, append_images=[second])
-    assert read_image(file)[0, 0].tolist() == [255, 0, 0]
+    assert decoded(file)[0, 0].tolist() == [255, 0, 0]
 
 
 @pytest.mark.parametrize("size", [(1, 1), (8000, 100), (1, 4000)])
 def test_extreme_sizes(size):
-    found = image_patches(read_image(encoded(colourful(size=size), "PNG")), ImageSettings())
+    found = image_patches(decoded(encoded(colourful(size=size), "PNG")), ImageSettings())
     assert 0 < found.soft_tokens <= 280
     assert len(found.patches) == found.soft_tokens * 9
 
@@ -186,7 +190,7 @@ def test_truncated_files_give_one_clear_error(form):
     whole = encoded(colourful(size=(64, 48)), form)
     for tenths in range(1, 9):
         with pytest.raises(RequestError, match=r"\[bytes\] needed an image that Pillow reads"):
-            read_image(whole[: len(whole) * tenths // 10])
+            decoded(whole[: len(whole) * tenths // 10])
 
 
 @pytest.mark.parametrize("content", [b"\0", b"hello, I am text", b"%!PS-Adobe-3.0 EPSF-3.0\n"])
@@ -199,7 +203,7 @@ def test_what_is_no_image_is_named(tmp_path, content):
 
 def test_eps_is_never_run():
     with pytest.raises(RequestError, match="EPS, which is a program"):
-        read_image(encoded(colourful(), "EPS"))
+        decoded(encoded(colourful(), "EPS"))
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
@@ -207,7 +211,7 @@ def test_eps_is_never_run():
 def test_a_decompression_bomb_is_refused_unopened(side):
     bomb = encoded(Image.new("1", (side, side)), "PNG")
     assert len(bomb) < 100_000
-    with pytest.raises(RequestError, match=r"89,478,485 pixels|decompression bomb"):
+    with pytest.raises(RequestError, match=r"49,285,714 pixels|exceeds limit of 49285714 pixels"):
         read_image(bomb)
 
 
@@ -216,7 +220,13 @@ def test_an_icon_is_as_large_as_the_picture_in_it():
     png = encoded(Image.new("1", (1, 65_536)), "PNG")
     entry = struct.pack("<4B2H2I", 16, 16, 0, 0, 1, 32, len(png), 22)
     with pytest.raises(RequestError, match="sides of at most 65,535, got 1 x 65536"):
-        read_image(struct.pack("<3H", 0, 1, 1) + entry + png)
+        decoded(struct.pack("<3H", 0, 1, 1) + entry + png)
+
+
+def test_a_jpeg_that_is_too_large_is_read_at_half_its_size():
+    found = decoded(encoded(Image.linear_gradient("L").resize((8_000, 7_000)), "JPEG"))
+    assert found.shape == (3_500, 4_000, 3)
+    assert (int(found[0, 0, 0]), int(found[-1, 0, 0])) == (0, 255)
 
 
 @pytest.mark.parametrize("size", [(1, 65_536), (65_536, 1)])

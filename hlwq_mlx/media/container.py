@@ -4,6 +4,7 @@ FFmpeg also reads playlists and scripts, which name other files and servers; of 
 those are allowed that hold their media themselves, and of its protocols none.
 """
 
+import errno
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import BinaryIO, TypeVar
@@ -13,7 +14,6 @@ from av.container import InputContainer
 from av.stream import Stream
 
 from ..errors import RequestError
-from .origin import Access, Origin, name_of, open_origin
 
 Some = TypeVar("Some", bound=Stream)
 
@@ -27,22 +27,23 @@ OPTIONS = {"format_whitelist": ",".join(FORMATS), "protocol_whitelist": "none"}
 
 
 @contextmanager
-def open_container(
-    origin: Origin, access: Access, kind: str
-) -> Iterator[tuple[InputContainer, BinaryIO]]:
-    """Open a file of `kind` ("sound", "video"): the container, and the file it is read from.
+def open_container(file: BinaryIO, where: str, kind: str) -> Iterator[InputContainer]:
+    """Open a file of `kind` ("sound", "video") from its start.
 
-    Raises: RequestError when FFmpeg cannot read it, here or in the block that uses it.
+    Raises: RequestError when FFmpeg cannot read it, here or in the block that uses it; MemoryError
+    where a limit of memory keeps FFmpeg from it.
     """
-    with open_origin(origin, access) as file:
-        try:
-            with av.open(file, "r", options=OPTIONS, metadata_errors="ignore") as container:
-                yield container, file
-        except (av.FFmpegError, OSError) as error:
-            raise RequestError(
-                f"[{name_of(origin)}] needed a {kind} that FFmpeg reads, got: {error}. "
-                f"Check that it is a {kind} and whole."
-            ) from error
+    file.seek(0)
+    try:
+        with av.open(file, "r", options=OPTIONS, metadata_errors="ignore") as container:
+            yield container
+    except (av.FFmpegError, OSError) as error:
+        if error.errno == errno.ENOMEM:
+            raise MemoryError(str(error)) from error
+        raise RequestError(
+            f"[{where}] needed a {kind} that FFmpeg reads, got: {error}. "
+            f"Check that it is a {kind} and whole."
+        ) from error
 
 
 def first(streams: Sequence[Some], kind: str, where: str) -> Some:

@@ -7,29 +7,20 @@ Source: transformers 5.23.0, models/gemma4/image_processing_pil_gemma4.py.
 """
 
 import math
-import struct
-import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image
 
 from ..errors import RequestError
+from . import child, pixels
 from .origin import LOCAL, Access, Origin, name_of, open_origin
+from .pixels import Picture, Pixels, check_pixels
+from .plain import is_plain_image
 from .processor import ImageSettings
-
-Pixels = npt.NDArray[np.uint8]
-
-MAX_PIXELS = 89_478_485  # Pillow's own bound of a decompression bomb: 256 MB as RGB
-MAX_SIDE = 65_535  # JPEG's; resizing a long stroke of few pixels would take gigabytes
-# What Pillow raises for broken files, depending on the format.
-BROKEN = (
-    *(OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, OverflowError),
-    *(AttributeError, RuntimeError, struct.error, zlib.error, Image.DecompressionBombError),
-    Image.DecompressionBombWarning,
-)
 
 
 @dataclass(frozen=True)
@@ -59,22 +50,14 @@ def read_image(origin: Origin | npt.NDArray[Any] | Image.Image, access: Access =
         return _from_array(origin)
     if isinstance(origin, Image.Image):
         check_pixels(origin.height, origin.width, "image")
-        return _rgb(origin)
+        return pixels.upright(pixels.of_image(origin))
     where = name_of(origin)
     with open_origin(origin, access) as file:
-        try:
-            with Image.open(file) as image:
-                _check_decodable(image, where)
-                image.load()
-                check_pixels(image.height, image.width, where)  # an icon may hold more than it says
-                return _rgb(image)
-        except RequestError:
-            raise
-        except BROKEN as error:
-            raise RequestError(
-                f"[{where}] needed an image that Pillow reads, got: {error}. "
-                "Check that it is an image and whole."
-            ) from error
+        if is_plain_image(file):
+            return pixels.upright(pixels.decode(file, where))
+        arrays = child.read("image", file, where)
+        h, w, orientation = next(arrays).tolist()
+        return pixels.upright(Picture(h, w, orientation, arrays))
 
 
 def image_patches(
@@ -109,8 +92,13 @@ def fit(image: Pixels, settings: ImageSettings, max_soft_tokens: int | None = No
     height, width = fitted_size(h, w, settings, settings.budget(max_soft_tokens))
     if (height, width) == (h, w):
         return image
-    resized = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)
-    return np.asarray(resized)
+    # Colour by colour, of which Pillow holds one byte each, but four of a pixel.
+    fitted = np.empty((height, width, 3), np.uint8)
+    for colour in range(3):
+        whole = Image.fromarray(image[..., colour])
+        resized = whole.resize((width, height), Image.Resampling.BICUBIC)
+        fitted[..., colour] = np.asarray(resized)
+    return fitted
 
 
 def cut(image: Pixels, settings: ImageSettings) -> Patches:
@@ -128,42 +116,6 @@ def cut(image: Pixels, settings: ImageSettings) -> Patches:
     )
 
 
-def check_pixels(h: int, w: int, where: str) -> None:
-    """Raise RequestError for a picture that would fill the memory, or has no pixels."""
-    if not 0 < h * w <= MAX_PIXELS or max(h, w) > MAX_SIDE:
-        raise RequestError(
-            f"[{where}] needed 1 to {MAX_PIXELS:,} pixels and sides of at most {MAX_SIDE:,}, got "
-            f"{w} x {h}. Send a smaller image."
-        )
-
-
-def _check_decodable(image: Image.Image, where: str) -> None:
-    check_pixels(image.height, image.width, where)
-    if image.format == "EPS":
-        raise RequestError(
-            f"[{where}] needed a picture made of pixels, got EPS, which is a program. "
-            "Convert it first."
-        )
-
-
-def _rgb(image: Image.Image) -> Pixels:
-    image = ImageOps.exif_transpose(image)
-    if image.mode[0] in "IF":
-        return _from_array(_to_unit(np.asarray(image)))
-    if "A" in image.getbands() or "transparency" in image.info:
-        layer = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
-    return np.asarray(image.convert("RGB"))
-
-
-def _to_unit(grey: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    """Scale deep grey values to 0..1, guessing their full scale from the largest."""
-    values = np.maximum(np.nan_to_num(grey.astype(np.float64)), 0)
-    largest = values.max()
-    scale = next((full for full in (1, 255, 65535) if largest <= full), largest)
-    return values / scale
-
-
 def _from_array(array: npt.NDArray[Any]) -> Pixels:
     image = array[..., None] if array.ndim == 2 else array
     is_unit = np.issubdtype(array.dtype, np.floating)
@@ -176,14 +128,22 @@ def _from_array(array: npt.NDArray[Any]) -> Pixels:
             "[image] needed an array [h, w], [h, w, 1], [h, w, 3] or [h, w, 4] of uint8 or "
             f"floating point, got {array.dtype} {list(array.shape)}. Convert it first."
         )
-    check_pixels(image.shape[0], image.shape[1], "image")
-    if is_unit:
-        if not (image.min() >= 0 and image.max() <= 1):
-            raise RequestError(
-                f"[image] needed floating point values in 0..1, got {image.min()} to "
-                f"{image.max()}. Divide them by their full scale, or hand over uint8."
-            )
-        image = np.round(image * 255).astype(np.uint8)
-    if image.shape[2] == 4:
-        return _rgb(Image.fromarray(image))
-    return np.ascontiguousarray(np.broadcast_to(image, (*image.shape[:2], 3)))
+    h, w = image.shape[:2]
+    check_pixels(h, w, "image")
+    if is_unit and not (image.min() >= 0 and image.max() <= 1):
+        raise RequestError(
+            f"[image] needed floating point values in 0..1, got {image.min()} to "
+            f"{image.max()}. Divide them by their full scale, or hand over uint8."
+        )
+    if image.dtype == np.uint8 and image.shape[2] == 3:
+        return np.ascontiguousarray(image)
+    return pixels.upright(Picture(h, w, 1, _strips(image)))
+
+
+def _strips(image: npt.NDArray[Any]) -> Iterator[Pixels]:
+    n = max(1, pixels.STRIP_PIXELS // image.shape[1])
+    for y in range(0, len(image), n):
+        strip = image[y : y + n]
+        if strip.dtype != np.uint8:
+            strip = np.round(strip * 255).astype(np.uint8)
+        yield pixels.rgb(Image.fromarray(strip)) if strip.shape[2] == 4 else strip

@@ -1,44 +1,26 @@
 """Sound to log-mel frames, as transformers' feature extractor of Gemma 4 makes them.
 
-Decoding is FFmpeg's, through PyAV. Not here: the audio tower, and how many ids a placeholder
-becomes. Letters: N = samples, F = frames.
+Not here: decoding, the audio tower, and how many ids a placeholder becomes. Letters: N = samples,
+F = frames.
 Source: transformers 5.23.0, models/gemma4/feature_extraction_gemma4.py.
 """
 
-import io
 import logging
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from fractions import Fraction
 from functools import lru_cache
-from itertools import chain, groupby
-from operator import itemgetter
-from typing import Any, BinaryIO
+from typing import Any
 
-import av
 import numpy as np
 import numpy.typing as npt
-from av.audio.stream import AudioStream
-from av.container import InputContainer
-from av.filter import Graph
 
 from ..errors import RequestError
-from .container import first, open_container
-from .origin import LOCAL, Access, Origin, name_of
+from . import child, recordings
+from .origin import LOCAL, Access, Origin, name_of, open_origin
+from .plain import is_plain_sound
 from .processor import FRAMES_PER_TOKEN, SoundSettings
+from .recordings import Samples
 
 logger = logging.getLogger("hlwq_mlx")
-
-Samples = npt.NDArray[np.float32]
-
-MAX_SECONDS = 3600.0
-RATES_HZ = (1_000, 1_000_000)
-CHUNK = 1 << 16  # samples
-# Flat up to 7.5 kHz and below -100 dB from 8.2 kHz on, where FFmpeg's default lets through -15 dB.
-RESAMPLER = "filter_size=256:cutoff=0.97"
-STREAMED_BYTES = 0xFFFF0000  # from here on a WAV says that its writer did not know its length
-# Containers whose stated length is exact, so that a shorter sound is a broken file.
-EXACT = {"wav", "flac", "aiff", "mov,mp4,m4a,3gp,3g2,mj2"}
 
 
 @dataclass(frozen=True)
@@ -72,17 +54,16 @@ def read_sound(
     Raises: RequestError when it holds no sound, is broken, longer than MAX_SECONDS, or not
     allowed; SourceError when a file or server cannot be read.
     """
-    where = name_of(origin)
+    rate = settings.sampling_rate
     if isinstance(origin, np.ndarray):
-        samples = _mono(origin)
-        chunks = (samples[i : i + CHUNK] for i in range(0, len(samples), CHUNK))
-        rate = settings.sampling_rate if rate_hz is None else rate_hz
-        return _collected(_resampled(chunks, rate, settings.sampling_rate), settings, where)
-    with open_container(origin, access, "sound") as (container, file):
-        samples = _decoded(container, settings, where)
-        if _is_cut_wav(file):
-            raise _cut_short(len(samples) / settings.sampling_rate, where)
-        return samples
+        return recordings.collect(
+            recordings.of_array(origin, rate if rate_hz is None else rate_hz, rate)
+        )
+    where = name_of(origin)
+    with open_origin(origin, access) as file:
+        if is_plain_sound(file):
+            return recordings.collect(recordings.decode(file, where, rate))
+        return recordings.collect(child.read("sound", file, where, rate_hz=rate))
 
 
 def split(samples: Samples, settings: SoundSettings) -> list[Samples]:
@@ -145,134 +126,6 @@ def mel_frames(samples: Samples, settings: SoundSettings) -> npt.NDArray[np.floa
     window, filters = _window(size), _mel_filters(settings)
     spectrum = np.abs(np.fft.rfft(windows * window, n=settings.fft_length, axis=-1))
     return np.log(spectrum @ filters + settings.mel_floor).astype(np.float32)
-
-
-def _decoded(container: InputContainer, settings: SoundSettings, where: str) -> Samples:
-    stream = first(container.streams.audio, "sound", where)
-    # A stream may change its rate half-way, as files that were strung together do.
-    pieces = (
-        _resampled((chunk for _, chunk in run), rate, settings.sampling_rate)
-        for rate, run in groupby(_frames(container, stream), key=itemgetter(0))
-    )
-    samples = _collected(chain.from_iterable(pieces), settings, where)
-    seconds = len(samples) / settings.sampling_rate
-    stated = 0.0
-    if container.format.name in EXACT and stream.duration and stream.time_base:
-        stated = float(stream.duration * stream.time_base)
-    if seconds < 0.98 * stated - 0.1:
-        raise _cut_short(seconds, where)
-    return samples
-
-
-def _cut_short(seconds: float, where: str) -> RequestError:
-    return RequestError(
-        f"[{where}] needed the whole sound that the file announces, got {seconds:.1f} s and the "
-        "end of the file. Fetch the file again."
-    )
-
-
-def _is_cut_wav(file: BinaryIO) -> bool:
-    """Compare a WAV's size with its header, which FFmpeg corrects in silence."""
-    size = file.seek(0, io.SEEK_END)
-    file.seek(0)
-    header = file.read(12)
-    stated = int.from_bytes(header[4:8], "little") + 8
-    is_streamed = stated >= STREAMED_BYTES
-    return header[:4] == b"RIFF" and header[8:] == b"WAVE" and not is_streamed and size < stated
-
-
-def _frames(container: InputContainer, stream: AudioStream) -> Iterator[tuple[int, Samples]]:
-    """Decode to (rate, mono samples), skipping single broken packets as players do."""
-    for packet in container.demux(stream):
-        try:
-            frames = packet.decode()
-        except av.InvalidDataError:
-            continue
-        for frame in chain.from_iterable(map(_readable, frames)):
-            values = frame.to_ndarray()
-            is_planar = frame.format.is_planar
-            channels = values.T if is_planar else values.reshape(frame.samples, -1)
-            yield frame.sample_rate, _mono(channels)
-
-
-def _readable(frame: av.AudioFrame) -> list[av.AudioFrame]:
-    """Pack the channels of a frame that PyAV 18.1 reads past the end of: planes are counted up to
-    a null pointer, which does not follow eight.
-    """
-    if frame.layout.nb_channels < 8 or not frame.format.is_planar:
-        return [frame]
-    packer = av.AudioResampler(frame.format.packed, frame.layout, frame.sample_rate)
-    return packer.resample(frame)
-
-
-def _mono(values: npt.NDArray[Any]) -> Samples:
-    """Mean over channels, integers brought to -1..1: [N] or [N, channels] -> float32 [N]."""
-    kind = values.dtype
-    if values.ndim not in (1, 2) or kind.kind not in "iuf":
-        raise RequestError(
-            "[sound] needed an array [N] or [N, channels] of integers or floating point, got "
-            f"{kind} {list(values.shape)}. Convert it first."
-        )
-    if kind.kind == "f":
-        scaled = values
-    else:
-        half = 2.0 ** (8 * kind.itemsize - 1)
-        scaled = (values - (half if kind.kind == "u" else 0.0)) / half
-    mono = scaled.mean(axis=1) if values.ndim == 2 else scaled
-    if not np.isfinite(mono).all():
-        raise RequestError("[sound] needed numbers, got NaN or infinity. Check the array.")
-    return mono.astype(np.float32)
-
-
-def _collected(chunks: Iterable[Samples], settings: SoundSettings, where: str) -> Samples:
-    """Join chunks, of which there must be some, but no more than MAX_SECONDS."""
-    kept, n = [], 0
-    for chunk in chunks:
-        kept.append(chunk)
-        n += len(chunk)
-        if n > MAX_SECONDS * settings.sampling_rate:
-            raise RequestError(
-                f"[{where}] needed at most {MAX_SECONDS / 60:g} minutes of sound, got more. "
-                "Send it in parts."
-            )
-    if not n:
-        raise RequestError(f"[{where}] needed a sound, got no samples. Check that it is whole.")
-    return np.concatenate(kept)
-
-
-def _resampled(chunks: Iterable[Samples], rate: int, to_rate: int) -> Iterator[Samples]:
-    """Band-limit and resample mono chunks, with FFmpeg's windowed sinc in float32."""
-    if rate == to_rate:
-        yield from chunks
-        return
-    if not RATES_HZ[0] <= rate <= RATES_HZ[1]:
-        raise RequestError(
-            f"[sound] needed a rate of {RATES_HZ[0]:,} to {RATES_HZ[1]:,} Hz, got {rate:,}. "
-            "Check what the sound was recorded at."
-        )
-    graph = Graph()
-    source = graph.add_abuffer(
-        sample_rate=rate, format="fltp", layout="mono", time_base=Fraction(1, rate)
-    )
-    sink = graph.add("abuffersink")
-    graph.link_nodes(source, graph.add("aresample", f"{to_rate}:{RESAMPLER}"), sink).configure()
-    start = 0
-    for chunk in chunks:
-        frame = av.AudioFrame.from_ndarray(chunk[None], format="fltp", layout="mono")
-        frame.sample_rate, frame.pts, frame.time_base = rate, start, Fraction(1, rate)
-        start += len(chunk)
-        source.push(frame)
-        yield from _pulled(sink)
-    source.push(None)
-    yield from _pulled(sink)
-
-
-def _pulled(sink: Any) -> Iterator[Samples]:
-    while True:
-        try:
-            yield sink.pull().to_ndarray()[0]
-        except (av.BlockingIOError, av.EOFError):
-            return
 
 
 def _window(size: int) -> npt.NDArray[np.float32]:

@@ -10,21 +10,26 @@ models/gemma4/video_processing_gemma4.py.
 import bisect
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any, BinaryIO
 
 import numpy as np
+import numpy.typing as npt
 from av.container import InputContainer
 from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from ..errors import RequestError
+from . import child
 from .container import first, open_container
-from .images import Patches, Pixels, check_pixels, cut, fit, read_image
-from .origin import LOCAL, Access, Origin, name_of
+from .images import Patches, cut, fit, read_image
+from .origin import LOCAL, Access, Origin, name_of, open_origin
+from .pixels import Pixels, check_pixels
 from .processor import VideoSettings
 
 FALLBACK_FPS = 24.0  # the reference's, where a file does not say
+THREADS = 4  # each may hold pictures of its own
 MAX_FRAMES = 1_000_000  # 4.6 hours at 60 frames per second
 
 
@@ -65,20 +70,32 @@ def read_video(
     allowed; SourceError when a file or server cannot be read.
     """
     where = name_of(origin)
-    budget = settings.budget(max_soft_tokens)
-    with open_container(origin, access, "video") as (container, _):
+    options = {"settings": asdict(settings), "max_soft_tokens": settings.budget(max_soft_tokens)}
+    with open_origin(origin, access) as file:
+        times, *frames = child.read("video", file, where, **options)
+    return _clip(frames, times.tolist(), where)
+
+
+def decode(
+    file: BinaryIO, where: str, settings: VideoSettings, max_soft_tokens: int
+) -> Iterator[npt.NDArray[Any]]:
+    """Give the times of the sampled frames in seconds, and then each frame, fitted."""
+    with open_container(file, where, "video") as container:
         stream = _pictures(container, where)
         times, keys = _packet_times(container, stream, where)
         indices = frame_indices(len(times), settings.num_frames)
-        decoded = _frames_at(container, stream, [times[index] for index in indices], keys)
-        frames = [fit(_upright(frame, where), settings, budget) for frame in decoded]
         rate = float(stream.average_rate or FALLBACK_FPS)
-    if len(frames) < len(indices):
+        yield np.array(indices) / rate
+        wanted = [times[index] for index in indices]
+        count = 0
+        for frame in _frames_at(container, stream, wanted, keys):
+            yield fit(_upright(frame, where), settings, max_soft_tokens)
+            count += 1
+    if count < len(indices):
         raise RequestError(
-            f"[{where}] needed {len(indices)} frames, got {len(frames)} that can be decoded. "
+            f"[{where}] needed {len(indices)} frames, got {count} that can be decoded. "
             "Check that the video is whole."
         )
-    return _clip(frames, indices, rate, where)
 
 
 def make_clip(
@@ -96,7 +113,7 @@ def make_clip(
     indices = frame_indices(len(frames), settings.num_frames)
     budget = settings.budget(max_soft_tokens)
     fitted = [fit(read_image(frames[index]), settings, budget) for index in indices]
-    return _clip(fitted, indices, fps, "video")
+    return _clip(fitted, [index / fps for index in indices], "video")
 
 
 def clip_patches(clip: Clip, settings: VideoSettings) -> list[Patches]:
@@ -104,22 +121,36 @@ def clip_patches(clip: Clip, settings: VideoSettings) -> list[Patches]:
     return [cut(frame, settings) for frame in clip.frames]
 
 
-def _clip(frames: list[Pixels], indices: list[int], fps: float, where: str) -> Clip:
+def _clip(frames: list[Pixels], timestamps: list[float], where: str) -> Clip:
     sizes = {frame.shape for frame in frames}
     if len(sizes) != 1:
         raise RequestError(
             f"[{where}] needed frames of one size, got {len(sizes) or 'no'} sizes. "
             "Encode the video again."
         )
-    return Clip(np.stack(frames), tuple(index / fps for index in indices))
+    return Clip(np.stack(frames), tuple(timestamps))
 
 
 def _pictures(container: InputContainer, where: str) -> VideoStream:
     """The video stream of a file; the cover of a piece of music is none."""
     streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
     stream = first(streams, "video", where)
+    if not stream.width * stream.height:
+        raise RequestError(
+            f"[{where}] needed a video with pictures, got an index without any, or one that does "
+            "not fit into memory. Check that the video is whole."
+        )
     check_pixels(stream.height, stream.width, where)
+    _check_frames(stream.frames, where)
+    stream.thread_count = THREADS
     return stream
+
+
+def _check_frames(count: int, where: str) -> None:
+    if count > MAX_FRAMES:
+        raise RequestError(
+            f"[{where}] needed at most {MAX_FRAMES:,} frames, got more. Cut the video."
+        )
 
 
 def _packet_times(
@@ -133,10 +164,7 @@ def _packet_times(
             continue
         times.append(time)
         keys += [time] if packet.is_keyframe else []
-        if len(times) > MAX_FRAMES:
-            raise RequestError(
-                f"[{where}] needed at most {MAX_FRAMES:,} frames, got more. Cut the video."
-            )
+        _check_frames(len(times), where)
     return sorted(times), sorted(keys)
 
 
