@@ -1,7 +1,7 @@
 """`python -m hlwq_mlx.chat`: talk with a model in the terminal.
 
-Answers and tool calls go to stdout. Thoughts are dimmed there when it is a terminal and go to
-stderr when it is not, so that a pipe carries answers alone. `--tools FILE` offers the functions in
+Answers and tool calls go to stdout, thoughts to stderr, dimmed on a terminal, so that a pipe
+carries answers alone. `--tools FILE` offers the functions in
 a JSON file: each call is printed as a line of JSON and its result read as a line.
 """
 
@@ -20,15 +20,14 @@ from typing import Any
 
 from . import cli
 from .dialog.conversation import Conversation
-from .dialog.grammar import BrokenCall, Content, Event, Thought
 from .dialog.parts import URL_SCHEMES
+from .dialog.readable import readable
 from .dialog.template import Rendered
-from .errors import HLWQError, RequestError
+from .errors import RequestError
 
 MAX_TOKENS = 2048
 PROMPT, MORE, RESULT = ">>> ", "... ", "result> "
 BLOCK = '"""'
-DIM, PLAIN = "\x1b[2m", "\x1b[0m"
 HELP = f"""\
 /reset            forget the conversation
 /system TEXT      give the model instructions; without TEXT, none
@@ -38,45 +37,6 @@ HELP = f"""\
 /help             show this
 /exit             leave, as Ctrl-D does
 Ctrl-C stops an answer. {BLOCK} begins a text of several lines and ends it."""
-
-
-class Screen:
-    """Shows the events of an answer; thoughts must not be taken for it."""
-
-    def __init__(self, *, is_terminal: bool) -> None:
-        self._is_terminal = is_terminal
-        self._is_in_thought = False
-        self._is_in_line = False
-
-    def show(self, event: Event) -> None:
-        """Show a piece of an answer; calls are shown when their results are asked for."""
-        if isinstance(event, Thought):
-            if self._is_terminal and not self._is_in_thought:
-                cli.say(DIM)
-            self._is_in_thought = True
-            (cli.say if self._is_terminal else cli.murmur)(event.text)
-            return
-        self._end_thought()
-        if isinstance(event, Content):
-            cli.say(event.text)
-            self._is_in_line = not event.text.endswith("\n")
-        elif isinstance(event, BrokenCall):
-            cli.note(f"The model made a call that cannot be read: {event.problem}.\n{event.text}")
-
-    def end(self) -> None:
-        """End the answer's last line."""
-        self._end_thought()
-        if self._is_in_line:
-            cli.say("\n")
-            self._is_in_line = False
-
-    def _end_thought(self) -> None:
-        if self._is_in_thought:
-            self._is_in_thought = False
-            if self._is_terminal:
-                cli.say(f"{PLAIN}\n")
-            else:
-                cli.murmur("\n")
 
 
 class Chat:
@@ -92,7 +52,7 @@ class Chat:
         tokenizer: Any,
         stream: Callable[[Rendered], Iterable[Any]],
         read: Callable[[str], str],
-        screen: Screen,
+        screen: cli.Screen,
         media: Iterable[dict[str, Any]] = (),
         forget: Callable[[], None] = lambda: None,
     ) -> None:
@@ -117,14 +77,16 @@ class Chat:
         }
 
     def run(self) -> None:
-        """Talk until the person leaves."""
+        """Talk until the person leaves; what goes wrong costs a message, not the conversation."""
         while True:
             try:
                 self._turn()
-            except EOFError:
+            except (EOFError, BrokenPipeError):
                 return
             except KeyboardInterrupt:
                 cli.note("\nCtrl-D or /exit leaves.")
+            except Exception as problem:  # noqa: BLE001 - the person can go on
+                cli.tell(problem)
 
     def _turn(self) -> None:
         line = self._read(PROMPT)
@@ -154,10 +116,7 @@ class Chat:
             while self._conversation.pending:
                 self._ask_results()
                 self._answer()
-        except HLWQError as problem:
-            cli.note(f"error: {problem}")
-            self._take_back()
-        except (EOFError, KeyboardInterrupt):
+        except BaseException:
             self._take_back()
             raise
 
@@ -175,7 +134,8 @@ class Chat:
                     self._screen.show(event)
         except KeyboardInterrupt:
             self._finish_reason = None
-            cli.note("")
+            self._screen.end()
+            cli.note("")  # after the terminal's own ^C
         finally:
             self._screen.end()
         if self._finish_reason == "length":
@@ -189,8 +149,7 @@ class Chat:
     def _ask_results(self) -> None:
         """Print each call as a line of JSON and read its result: an object, a list or text."""
         for call in self._conversation.pending:
-            stated = {"name": call.name, "arguments": call.arguments}
-            cli.result(json.dumps(stated, ensure_ascii=False))
+            self._screen.show_call(call)
             self._conversation.add_result(parse_result(self._read(RESULT)))
 
     def _attach(self, kind: str, rest: str) -> None:
@@ -227,8 +186,9 @@ class Chat:
             return
         try:
             save_transcript(self._conversation, Path(rest).expanduser())
-        except OSError as problem:
-            cli.note(f"error: [/save] needed to write {rest}, got '{problem.strerror}'.")
+        except (OSError, RuntimeError) as problem:  # the latter for a user's ~ that is not there
+            reason = problem.strerror if isinstance(problem, OSError) else problem
+            cli.note(f"error: [/save] needed to write {rest}, got '{reason}'.")
         else:
             cli.note(f"Saved in {rest}.")
 
@@ -260,8 +220,8 @@ def find_file(text: str) -> str | None:
 def parse_result(line: str) -> Any:
     """Read a tool's result: JSON when it is an object or a list, else text."""
     if line.lstrip().startswith(("{", "[")):
-        with contextlib.suppress(ValueError):
-            return json.loads(line)
+        with contextlib.suppress(ValueError, RecursionError):
+            return readable(json.loads(line))
     return line
 
 
@@ -275,7 +235,8 @@ def save_transcript(conversation: Conversation, path: Path) -> None:
     text = json.dumps(transcript, ensure_ascii=False, indent=2) + "\n"
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with open(handle, "w", encoding="utf-8") as file:
+        # A file's name may hold bytes that are no text: they become JSON's own escapes.
+        with open(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
             file.write(text)
         os.replace(name, path)
     except BaseException:
@@ -289,27 +250,18 @@ def read_tools(path: str) -> list[dict[str, Any]]:
     Raises: RequestError when it is not that.
     """
     try:
-        tools = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
-    except (OSError, ValueError) as problem:
+        tools = readable(json.loads(cli.read_text(Path(path).expanduser())))
+    except (OSError, RuntimeError, ValueError) as problem:
         raise RequestError(
             f"[--tools] needed a JSON file of tools, got {path} ({problem}). Correct the file."
         ) from problem
     return tools if isinstance(tools, list) else [tools]
 
 
-def terminal_reader() -> Callable[[str], str]:
-    """Return what reads a line: with history and a prompt when a person types."""
-    if not sys.stdin.isatty():
-        return lambda prompt: input()
-    with contextlib.suppress(ImportError):  # not every Python is built with it
-        import readline  # noqa: F401
-    return input
-
-
 def make_parser() -> argparse.ArgumentParser:
     """Build the command's parser."""
     parser = argparse.ArgumentParser(
-        prog="python -m hlwq_mlx.chat",
+        prog=cli.program("chat"),
         description=__doc__,
         epilog=f"commands:\n{HELP}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -364,8 +316,8 @@ def talk(arguments: argparse.Namespace, conversation: Conversation) -> None:
 
     if sys.stdin.isatty():
         cli.note("/help lists the commands; Ctrl-C stops an answer, Ctrl-D leaves.")
-    screen = Screen(is_terminal=sys.stdout.isatty())
-    reader = terminal_reader()
+    reader = cli.line_reader()
+    screen = cli.Screen(is_terminal=sys.stderr.isatty())
     Chat(conversation, tokenizer, stream, reader, screen, arguments.media, prefix.forget).run()
 
 

@@ -14,7 +14,7 @@ TABLES = {name.split("_")[0]: name for name in CENTROIDS}
 
 def make_parser() -> argparse.ArgumentParser:
     """Build the command's parser."""
-    parser = argparse.ArgumentParser(prog="python -m hlwq_mlx.convert", description=__doc__)
+    parser = argparse.ArgumentParser(prog=cli.program("convert"), description=__doc__)
     cli.add_conversion_args(
         parser,
         source="hub id (owner/name or owner/name/PQ5), repository folder or PQ folder",

@@ -28,7 +28,7 @@ CARD_GB = {  # the sizes that the model card names
 
 def make_parser() -> argparse.ArgumentParser:
     """Build the command's parser."""
-    parser = argparse.ArgumentParser(prog="python -m hlwq_mlx.doctor", description=__doc__)
+    parser = argparse.ArgumentParser(prog=cli.program("doctor"), description=__doc__)
     subject = parser.add_mutually_exclusive_group(required=True)
     subject.add_argument("--model", metavar="MODEL", help=cli.MODEL_NAMES)
     subject.add_argument(

@@ -11,7 +11,7 @@ BITS = (4, 6, 8)
 
 def make_parser() -> argparse.ArgumentParser:
     """Build the command's parser."""
-    parser = argparse.ArgumentParser(prog="python -m hlwq_mlx.export", description=__doc__)
+    parser = argparse.ArgumentParser(prog=cli.program("export"), description=__doc__)
     cli.add_conversion_args(
         parser,
         source="hub id (owner/name or owner/name/PQ5), repository folder or PQ folder; "

@@ -6,12 +6,15 @@ function behind the module, so the module can be called in its place.
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from types import ModuleType
 from typing import Any
 
 from . import cli
+from .cli.screen import as_content
 from .dialog import template
+from .dialog.grammar import Event, opens_thought, read_answer
 from .dialog.parts import Medium
 from .errors import RequestError
 
@@ -32,15 +35,23 @@ sys.modules[__name__].__class__ = _CallableModule
 def make_parser() -> argparse.ArgumentParser:
     """Build the command's parser."""
     description = str(__doc__).partition("\n")[0]
-    parser = argparse.ArgumentParser(prog="python -m hlwq_mlx.generate", description=description)
+    parser = argparse.ArgumentParser(prog=cli.program("generate"), description=description)
     cli.add_model_args(parser)
     parser.add_argument(
-        "--prompt", "-p", default=DEFAULT_PROMPT, help="what to ask; - reads it from stdin"
+        *("--prompt", "-p"),
+        type=cli.text,
+        default=DEFAULT_PROMPT,
+        help="what to ask; - reads it from stdin",
     )
     cli.add_media_args(parser, message="the prompt")
     cli.add_answer_args(parser, max_tokens=256)
     parser.add_argument(
-        "--stop", action="append", default=[], metavar="TEXT", help="stop before TEXT; repeatable"
+        "--stop",
+        type=cli.text,
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="stop before TEXT; repeatable",
     )
     parser.add_argument(
         "--extra-eos-token",
@@ -72,7 +83,7 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, load, answer."""
     arguments = make_parser().parse_args(argv)
-    prompt = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
+    prompt = cli.read_stdin() if arguments.prompt == "-" else arguments.prompt
     with cli.tuned():
         answer(arguments, prompt)
 
@@ -91,18 +102,20 @@ def answer(arguments: argparse.Namespace, prompt: str) -> None:
         add_stop_token(tokenizer, token)
     if arguments.seed is not None:
         mx.random.seed(arguments.seed)
+    spelled = spell(arguments, tokenizer, prompt)
     cli.print_stream(
         library.stream_generate(
             model,
             tokenizer,
-            spell(arguments, tokenizer, prompt),
+            spelled,
             max_tokens=arguments.max_tokens,
             sampling=sampling,
             stop=arguments.stop,
             prefill_step=settings.prefill_step,
             caching=settings.caching,
             **cli.media_options(arguments),
-        )
+        ),
+        reader(arguments, spelled),
     )
 
 
@@ -118,6 +131,15 @@ def spell(arguments: argparse.Namespace, tokenizer: Any, prompt: str) -> templat
     return template.render(
         tokenizer, messages, thinking=arguments.think, options=arguments.chat_template_config
     )
+
+
+def reader(
+    arguments: argparse.Namespace, spelled: template.Rendered
+) -> Callable[[Iterable[str]], Iterator[Event]]:
+    """Return what tells thought from answer; text that no template spelled has no such parts."""
+    if arguments.ignore_chat_template:
+        return as_content
+    return partial(read_answer, in_thought=opens_thought(spelled.text))
 
 
 def add_stop_token(tokenizer: Any, token: str) -> None:

@@ -20,7 +20,7 @@ BEST_REFITS = 4
 
 def make_parser() -> argparse.ArgumentParser:
     """Build the command's parser."""
-    parser = argparse.ArgumentParser(prog="python -m hlwq_mlx.quantize", description=__doc__)
+    parser = argparse.ArgumentParser(prog=cli.program("quantize"), description=__doc__)
     cli.add_conversion_args(
         parser,
         source="hub id or folder of a 16-bit Gemma 4 in the transformers layout",

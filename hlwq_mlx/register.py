@@ -58,7 +58,7 @@ def remove(path: Path) -> bool:
 
 def make_parser() -> argparse.ArgumentParser:
     """Build the command's parser."""
-    parser = argparse.ArgumentParser(prog="python -m hlwq_mlx.register", description=__doc__)
+    parser = argparse.ArgumentParser(prog=cli.program("register"), description=__doc__)
     parser.add_argument("--remove", action="store_true", help="undo it")
     return parser
 

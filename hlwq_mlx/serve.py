@@ -27,7 +27,7 @@ THINKING_OFF = '{"enable_thinking": false}'
 def make_parser() -> argparse.ArgumentParser:
     """Build the command's parser."""
     parser = argparse.ArgumentParser(
-        prog="python -m hlwq_mlx.serve",
+        prog=cli.program("serve"),
         description=__doc__,
         allow_abbrev=False,
         epilog="Further options are those of mlx_lm.server, as --host 127.0.0.1 --port 8080.",

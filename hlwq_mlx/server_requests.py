@@ -19,6 +19,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from .dialog.messages import normalize_messages, normalize_tools
+from .dialog.readable import readable
 from .engine.sampling import Sampling, bounded_top_k
 from .errors import RequestError
 
@@ -118,7 +119,8 @@ def read_body(handler: Any) -> bytes:
         raise RequestError(
             f"[request] needed a JSON object, got {str(body)[:60]!r}. Name each option."
         )
-    return json.dumps({name: value for name, value in body.items() if value is not None}).encode()
+    given = {name: value for name, value in body.items() if value is not None}
+    return json.dumps(readable(given)).encode()
 
 
 def bounded_tokenize(original: Callable[..., Any], context: int) -> Callable[..., Any]:

@@ -13,7 +13,8 @@ import tiny_media
 import tiny_tokenizer
 
 from hlwq_mlx import chat, cli
-from hlwq_mlx.chat import Chat, Screen, find_file, parse_result, read_tools
+from hlwq_mlx.chat import Chat, find_file, parse_result, read_tools
+from hlwq_mlx.cli import Screen
 from hlwq_mlx.dialog.conversation import Conversation
 from hlwq_mlx.dialog.tokenizer import load_tokenizer
 from hlwq_mlx.errors import RequestError
@@ -94,7 +95,7 @@ def test_a_block_is_one_question(talk, lines, text):
 def test_thoughts_are_dimmed_on_a_terminal(talk, capsys):
     answer = ["<|channel>thought\nHm", " hm\n<channel|>A"]
     talk(["Hi"], [answer], is_terminal=True)
-    assert capsys.readouterr() == ("\x1b[2mHm hm\x1b[0m\nA\n", "")
+    assert capsys.readouterr() == ("A\n", "\x1b[2mHm hm\x1b[0m\n")
 
 
 def test_thoughts_stay_out_of_a_pipe(talk, capsys):
@@ -142,7 +143,7 @@ def test_an_interrupted_answer_is_kept_and_the_chat_goes_on(talk, capsys):
 
 def test_an_interrupted_thought_leaves_no_dim_terminal(talk, capsys):
     talk(["Hi"], [["<|channel>thought\nHm", KeyboardInterrupt()]], is_terminal=True)
-    assert capsys.readouterr().out == "\x1b[2mHm\x1b[0m\n"
+    assert capsys.readouterr().err == "\x1b[2mHm\x1b[0m\n\n"
 
 
 def test_interrupting_a_result_takes_the_question_back(talk, capsys):
@@ -328,7 +329,7 @@ def test_a_turn_reads_what_is_new_alone(tmp_path, monkeypatch, capsys):
         begins.append(seen)
         return lambda done, total: seen.append((done, total))
 
-    monkeypatch.setattr(cli, "progress", progress)
+    monkeypatch.setattr(cli.arguments, "progress", progress)
     questions = "What is 2+2?\nWhat is 3+4?\n/reset\nWhat is 2+2?\n"
     monkeypatch.setattr(sys, "stdin", io.StringIO(questions))
     assert cli.run(chat.main, ["--model", str(demo.folder()), "--temp", "0"]) == 0

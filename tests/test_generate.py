@@ -45,15 +45,21 @@ def answer(capsys, *arguments):
 
 
 STORY = f"{demo.STORY}\n{demo.STORY_QUESTION}"
-THOUGHT = f"<|channel>thought\n{demo.STORY_THOUGHT}\n<channel|>{demo.STORY_ANSWER}"
 
 
 def test_it_reads_a_story(capsys):
     assert answer(capsys, "-p", STORY) == demo.STORY_ANSWER
 
 
-def test_it_thinks_when_told_to(capsys):
-    assert answer(capsys, "-p", STORY, "--think") == THOUGHT
+@pytest.mark.parametrize(
+    "options", [["--think"], ["--chat-template-config", '{"enable_thinking": true}']]
+)
+def test_a_thought_goes_to_stderr(capsys, options):
+    main(["--model", str(demo.folder()), "-p", STORY, *options])
+    printed = capsys.readouterr()
+    assert printed.out == f"{demo.STORY_ANSWER}\n"
+    assert f"{demo.STORY_THOUGHT}\n==========\n" in printed.err
+    assert "<|channel>" not in printed.err and "<channel|>" not in printed.err
 
 
 def test_a_system_prompt_comes_first(capsys):
@@ -87,12 +93,6 @@ def test_an_answer_without_limit_is_given_the_room_of_a_conversation(capsys, mon
     answer(capsys, *arguments, "--max-tokens", "-1")
     answer(capsys, *arguments, "--max-tokens", "7")
     assert asked == [cli.CONTEXT + 5, 7 + 5]
-
-
-def test_template_variables_can_be_given(capsys):
-    config = '{"enable_thinking": true}'
-    thinking = answer(capsys, "-p", STORY, "--chat-template-config", config)
-    assert thinking.startswith("<|channel>thought\n")
 
 
 def test_a_seed_repeats_an_answer(capsys):
@@ -240,7 +240,7 @@ def test_a_model_that_cannot_see_says_so(seeing, tmp_path, capsys):
 
 @pytest.mark.parametrize(("patience_s", "shows"), [(0.0, True), (3600.0, False)])
 def test_progress_shows_after_a_moment_alone(monkeypatch, capsys, patience_s, shows):
-    monkeypatch.setattr(cli, "PATIENCE_S", patience_s)
+    monkeypatch.setattr(cli.console, "PATIENCE_S", patience_s)
     show = cli.progress("read the prompt", "tokens")
     for _ in range(2):
         for done in (0, 5, 10):
@@ -276,7 +276,7 @@ def test_freed_memory_is_kept_within_bounds_while_it_answers(monkeypatch):
     monkeypatch.setattr(fit, "this_machine", lambda folder: machine)
     seen = []
 
-    def print_stream(responses):
+    def print_stream(responses, read):
         seen.append(mx.set_cache_limit(machine.cache_bytes))
 
     monkeypatch.setattr(cli, "print_stream", print_stream)

@@ -84,7 +84,7 @@ def test_only_the_commands_print():
         and isinstance(node.func, ast.Name)
         and node.func.id == "print"
     }
-    assert printing <= {"cli.py"}
+    assert printing <= {"console.py"}
 
 
 def test_media_are_opened_in_one_place():

@@ -200,3 +200,13 @@ def test_the_provider_is_asked_for_nothing_else():
     load("provider", "owner/name", "/an/adapter", "owner/draft")
     load("provider", "default_model", None, "default_model")
     assert asked == [("provider", "default_model", None, "default_model")] * 2
+
+
+@pytest.mark.parametrize("path", [CHAT_PATH, COMPLETIONS_PATH])
+def test_half_a_character_is_answered(client, path):
+    """A client may cut an emoji in two; json.dumps spells the half as an escape."""
+    text = f"{demo.CARD_QUESTION} \ud83d"
+    asked = {"messages": [{"role": "user", "content": text}], "prompt": text, "max_tokens": 2}
+    status, answer = post(client, path, asked)
+    assert status == 200, answer
+    assert answers(client)

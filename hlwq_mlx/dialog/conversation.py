@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import RequestError
 from . import template
-from .grammar import Answer, AnswerParser, Event, ToolCall, collect, opens_thought
+from .grammar import Answer, Event, ToolCall, collect, opens_thought, read_answer
 from .messages import normalize_tools
 
 
@@ -90,15 +90,10 @@ class Conversation:
         An answer that is broken off, by an exception or by closing this iterator, is kept as far
         as it came, without its calls.
         """
-        parser = AnswerParser(in_thought=opens_thought(prompt))
         events: list[Event] = []
         is_whole = False
         try:
-            for piece in pieces:
-                for event in parser.feed(piece):
-                    events.append(event)
-                    yield event
-            for event in parser.finish():
+            for event in read_answer(pieces, in_thought=opens_thought(prompt)):
                 events.append(event)
                 yield event
             is_whole = True

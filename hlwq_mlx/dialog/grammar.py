@@ -16,7 +16,7 @@ Source: gemma4_architecture §5.2 and §5.3.
 """
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,8 +92,15 @@ def collect(events: Iterable[Event]) -> Answer:
 
 def parse_answer(text: str, *, in_thought: bool = False) -> Answer:
     """Read a whole answer at once."""
+    return collect(read_answer([text], in_thought=in_thought))
+
+
+def read_answer(pieces: Iterable[str], *, in_thought: bool = False) -> Iterator[Event]:
+    """Yield the events of an answer as its pieces come."""
     parser = AnswerParser(in_thought=in_thought)
-    return collect([*parser.feed(text), *parser.finish()])
+    for piece in pieces:
+        yield from parser.feed(piece)
+    yield from parser.finish()
 
 
 def print_answer(

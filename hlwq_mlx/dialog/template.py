@@ -15,6 +15,7 @@ from .guard import Guard, control_tokens
 from .messages import Message, normalize_messages, normalize_tools
 from .parts import Medium, take_media
 from .placeholders import SoftTokens, Span, expand
+from .readable import readable
 
 TURN_END, MODEL_TURN = "<turn|>\n", "<|turn>model\n"
 
@@ -90,7 +91,7 @@ def encode(
     `spans` stand in for the text's placeholders, written in the soft `tokens` of their kinds.
     Raises: RequestError for an empty text, or as many spans as there are no placeholders for.
     """
-    pieces = prompt.pieces()
+    pieces = prompt._replace(text=readable(prompt.text)).pieces()
     begins = tokenizer.bos_token is not None and pieces[0].startswith(tokenizer.bos_token)
     ids = expand(tokenizer, pieces, spans, tokens or {})
     if not ids:

@@ -1,0 +1,94 @@
+"""What parsed arguments mean: memory settings, a loaded model, a message's content.
+
+Heavy imports wait inside the functions, so that --help does not.
+"""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .console import note, progress
+
+if TYPE_CHECKING:
+    from ..fit import Settings
+
+
+def content_of(media: Sequence[dict[str, Any]], text: str) -> str | list[dict[str, Any]]:
+    """Make a message's content of media and the text after them."""
+    return [*media, {"type": "text", "text": text}] if media else text
+
+
+def media_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return what the media arguments mean to `library.stream_generate`, with progress shown."""
+    return {
+        "image_tokens": arguments.image_tokens,
+        "http": arguments.allow_http,
+        "on_media": progress("look and listen", "media"),
+        "on_prefill": progress("read the prompt", "tokens"),
+    }
+
+
+@contextmanager
+def tuned() -> Iterator[None]:
+    """Set how much MLX keeps and hands the GPU at once; enter before a model is loaded."""
+    import mlx.core as mx
+
+    from .. import fit
+    from ..quant import backend
+
+    # Asking MLX about a GPU is its first use.
+    with fit.many_in_flight(has_metal=backend.has_metal(), ram=fit.ram_bytes()):
+        machine = fit.this_machine(Path.cwd())
+        before = mx.set_cache_limit(machine.cache_bytes)
+        try:
+            yield
+        finally:
+            mx.set_cache_limit(before)
+
+
+def settings_for(arguments: argparse.Namespace, context: int) -> "Settings":
+    """Gather what the arguments say that changes how much memory is needed."""
+    from ..fit import Settings
+    from ..gemma4.caching import Caching
+
+    caching = Caching(arguments.kv_bits, arguments.kv_group_size, arguments.max_kv_size)
+    has_towers = bool(getattr(arguments, "media", ()))
+    return Settings(context, arguments.prefill_step_size, caching, has_towers)
+
+
+def folder_for(arguments: argparse.Namespace, settings: "Settings") -> Path:
+    """Return the converted folder of the model that the arguments name.
+
+    Without --model it is the demo's, and stderr says so.
+    Raises: DeviceError for a model that this machine has no room for, unless --force is given.
+    """
+    from .. import fit, library
+
+    model, variant = arguments.model, arguments.variant
+    if model is None:
+        model, variant = str(library.DEMO), variant or library.DEMO_VARIANT
+        note(
+            f"This is the demo model ({variant}), which knows toy stories, small sums and digits. "
+            "Name a real one with --model, as in\n"
+            "  --model caiovicentino1/Gemma-4-E4B-it-HLWQ-Multi --variant PQ5"
+        )
+    if not arguments.force:
+        fit.ask_first(model, variant, settings)
+    folder = library.converted_folder(model, variant)
+    if not arguments.force:
+        fit.ask(folder, settings)
+    return folder
+
+
+def load_for(arguments: argparse.Namespace, settings: "Settings") -> tuple[Any, Any, Any]:
+    """Load the model that the arguments name, its tokenizer and its sampling."""
+    from .. import library
+    from ..engine.sampling import Sampling
+
+    given = {name: getattr(arguments, name) for name in ("temp", "top_p", "top_k", "min_p")}
+    Sampling().override(**given)  # what cannot be followed is told before the work
+    folder = folder_for(arguments, settings)
+    recommended = Sampling.from_generation_config(library.generation_config(folder))
+    return *library.load(folder), recommended.override(**given)

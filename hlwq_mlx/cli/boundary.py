@@ -1,0 +1,85 @@
+"""The one place where a command begins and ends: with a result, or with one line on stderr.
+
+Also what a command is called, which depends on how it was started.
+"""
+
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from ..errors import DeviceError, HLWQError, RequestError, SourceError
+from . import console, streams
+
+EXIT_ERROR = 2
+EXIT_INTERRUPTED = 130
+TRACEBACK_VARIABLE = "HLWQ_TRACEBACK"
+
+
+def run(command: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code: an exception becomes one line and 2, Ctrl-C 130.
+
+    A stdout whose reader has seen enough is a success.
+    """
+    streams.prepare()
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("hlwq_mlx").setLevel(logging.INFO)
+    try:
+        try:
+            command(argv)
+        finally:
+            console.flush()  # here what stdout refuses can still be told
+    except BrokenPipeError:
+        return 0
+    except KeyboardInterrupt:
+        console.note("")
+        return EXIT_INTERRUPTED
+    except Exception as problem:  # noqa: BLE001 - no foreign exception leaves a command
+        tell(problem)
+        return EXIT_ERROR
+    return 0
+
+
+def tell(problem: Exception) -> None:
+    """Print what went wrong as one line, after its traceback if $HLWQ_TRACEBACK asks for that."""
+    if os.environ.get(TRACEBACK_VARIABLE):
+        console.murmur("".join(traceback.format_exception(problem)))
+    console.note(f"error: {as_error(problem)}")
+
+
+def as_error(problem: Exception) -> HLWQError:
+    """Return an exception as an error of ours; one that nobody foresaw is called a defect."""
+    if isinstance(problem, HLWQError):
+        return problem
+    text = " ".join(str(problem).split())
+    if isinstance(problem, MemoryError) or "malloc" in text:  # MLX raises a RuntimeError
+        return DeviceError(
+            f"[memory] needed more than this machine gives, got {text or 'none'}. End other "
+            "programs, shorten the prompt or choose a variant of fewer bits."
+        )
+    if isinstance(problem, RecursionError):
+        return RequestError(
+            f"[input] needed fewer levels within each other, got {text}. Flatten what is nested."
+        )
+    if isinstance(problem, OSError):
+        return SourceError(
+            f"[{problem.filename or 'system'}] needed a file or device that works, got "
+            f"'{problem.strerror or text}'. Check it."
+        )
+    last = traceback.extract_tb(problem.__traceback__)[-1:]
+    place = "".join(f" at {Path(frame.filename).name}:{frame.lineno}" for frame in last)
+    return HLWQError(
+        f"[hlwq_mlx] needed no defect, got {type(problem).__name__}{place}: {text}. Report this "
+        f"line, please; {TRACEBACK_VARIABLE}=1 shows more."
+    )
+
+
+def program(command: str) -> str:
+    """Return how a command was called, for its usage line."""
+    started = Path(sys.argv[0])
+    if started.stem == "hlwq":
+        return f"hlwq {command}"
+    is_package = started.parts[-2:] == ("hlwq_mlx", "__main__.py")
+    return f"python -m hlwq_mlx {command}" if is_package else f"python -m hlwq_mlx.{command}"
