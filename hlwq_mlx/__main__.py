@@ -1,29 +1,57 @@
-"""`python -m hlwq_mlx`: the commands there are."""
+"""`hlwq COMMAND ...`: run one command of this package; without COMMAND, list them.
 
-import argparse
-import ast
-from collections.abc import Iterator
+`hlwq COMMAND` and `python -m hlwq_mlx COMMAND` run what `python -m hlwq_mlx.COMMAND` runs.
+"""
+
+import runpy
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+from . import cli
+from .errors import RequestError
 
-def commands() -> Iterator[str]:
-    """Yield the first line of what each command says of itself; nothing is imported."""
+OPENING = '"""`python -m hlwq_mlx.'
+
+
+def commands() -> dict[str, str]:
+    """Return what each command does, which its first line states; nothing is imported."""
+    found = {}
     for path in sorted(Path(__file__).parent.glob("[a-z]*.py")):
-        described = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-        if described.startswith("`python -m "):
-            yield described.partition("\n")[0]
+        with path.open(encoding="utf-8") as file:
+            first = file.readline()
+        if first.startswith(OPENING):
+            found[path.stem] = first.partition("`: ")[2].rstrip('"\n')
+    return found
+
+
+def show_commands(argv: Sequence[str] | None = None) -> None:
+    """List the commands, or refuse the one that is none of them.
+
+    Raises: RequestError.
+    """
+    known = commands()
+    if argv:
+        raise RequestError(
+            f"[command] needed one of {', '.join(known)}, got {argv[0]!r}. "
+            f"`{cli.program('--help')}` says what each does."
+        )
+    width = max(map(len, known))
+    cli.result(f"usage: {cli.program('COMMAND')} ...\n")
+    for name, does in known.items():
+        cli.result(f"  {name:{width}}  {does}")
+    cli.result("\nEach says more with --help.")
 
 
 def main() -> None:
-    """Print the commands; leave with 2 when more was asked for."""
-    parser = argparse.ArgumentParser(
-        prog="python -m hlwq_mlx",
-        usage="python -m hlwq_mlx.COMMAND ...",
-        description="\n".join([*commands(), "Each says more with --help."]),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.parse_args()
-    parser.print_help()
+    """Run the command that the arguments name."""
+    name, rest = (sys.argv[1:2] or ["--help"])[0], sys.argv[2:]
+    if name in ("-h", "--help"):
+        sys.exit(cli.run(show_commands))
+    if name not in commands():
+        sys.exit(cli.run(show_commands, [name]))
+    sys.argv[1:] = rest
+    runpy.run_module(f"{__package__}.{name}", run_name="__main__")
 
 
 if __name__ == "__main__":

@@ -72,9 +72,6 @@ def test_every_command_of_the_readme_exists():
 def test_the_package_run_by_itself_lists_every_command():
     command = [sys.executable, "-m", "hlwq_mlx"]
     listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    named = re.findall(r"^`python -m (hlwq_mlx\.\w+)`: \w", listed, re.MULTILINE)
-    assert named == sorted(set(re.findall(r"-m (hlwq_mlx\.\w+)", README.read_text())))
+    named = re.findall(r"^  (\w+) +\w", listed, re.MULTILINE)
+    assert named == sorted(set(re.findall(r"-m hlwq_mlx\.(\w+)", README.read_text())))
     assert "\nEach says more with --help.\n" in listed
-    mistyped = subprocess.run([*command, "convert"], capture_output=True, text=True)
-    assert mistyped.returncode == 2
-    assert "unrecognized arguments: convert" in mistyped.stderr

@@ -29,8 +29,13 @@ def wheel(tmp_path_factory):
 def installed(wheel, tmp_path_factory):
     """An environment whose own hlwq_mlx comes from the wheel, ahead of this checkout's."""
     environment = environments.make(tmp_path_factory.mktemp("environment"))
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(environments.site_packages(environment))
+    options = ["--no-deps", "--no-index", "--disable-pip-version-check", "--quiet"]
+    pip = [sys.executable, "-m", "pip", "--python", str(environment / "bin" / "python")]
+    subprocess.run(
+        [*pip, "install", "--ignore-installed", *options, str(wheel)],
+        check=True,
+        capture_output=True,
+    )
     return environment
 
 
@@ -46,8 +51,12 @@ def test_the_wheel_is_complete(wheel):
 def test_the_wheel_answers(installed):
     ran = environments.run(installed, "-c", "import hlwq_mlx; print(hlwq_mlx.__file__)")
     assert Path(ran.stdout.strip()).is_relative_to(installed)
-    ran = environments.run(installed, "-m", "hlwq_mlx.generate", "--prompt", demo.CARD_QUESTION)
+    hlwq = str(installed / "bin" / "hlwq")
+    ran = environments.run(installed, hlwq, "generate", "--prompt", demo.CARD_QUESTION)
     assert (ran.returncode, ran.stdout) == (0, "4\n"), ran.stderr
+    ran = environments.run(installed, hlwq, "nonsense")
+    assert (ran.returncode, ran.stdout, ran.stderr.count("\n")) == (2, "", 1)
+    assert "`hlwq --help` says" in ran.stderr
 
 
 def test_stock_mlx_lm_loads_through_the_wheel(installed):
