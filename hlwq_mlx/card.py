@@ -1,12 +1,14 @@
 """The interface that the model card shows: HLWQModel, ids in, ids out.
 
-The card's class exists in no published package. This one takes what its examples write, torch
-habits included: `.to(model.device)` on what the tokenizer returns, prompts at the head of the
-output. `PolarQuantModel` is its older name.
+The card's class exists in no published package. With this one its *Full Inference* runs as printed
+but for the import line: with transformers' own tokenizer and torch's tensors, or without torch with
+arrays of numpy and MLX. The output begins with the prompt. `PolarQuantModel` is the older name.
 
 L positions.
 """
 
+import logging
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, Self, overload
 
@@ -15,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import library
+from .dialog import template
 from .engine.decode import generate_tokens
 from .engine.sampling import Sampling
 from .errors import RequestError
@@ -22,7 +25,10 @@ from .gemma4.caching import KV_BITS, WHOLE, Caching
 from .gemma4.model import Model
 
 DEFAULT_NEW_TOKENS = 128
+USER_TURN = "<|turn>user\n"
 _NAMES = {"gpu": ("gpu", "mps"), "cpu": ("cpu",)}
+
+logger = logging.getLogger("hlwq_mlx")
 
 
 class TokenIds(np.ndarray[Any, np.dtype[np.int64]]):
@@ -127,8 +133,8 @@ class HLWQModel:
 
     @property
     def device(self) -> str:
-        """Where the model runs: `gpu` or `cpu`."""
-        return _default_device()
+        """Where a prompt's tensors go, by torch's name: MLX reads them from the host's memory."""
+        return "cpu"
 
     @overload
     def generate(self, inputs: str, **options: Any) -> str: ...
@@ -138,14 +144,22 @@ class HLWQModel:
         self, inputs: Sequence[Any] | NDArray[Any] | None = None, **options: Any
     ) -> TokenIds: ...
 
-    def generate(self, inputs: Any = None, **options: Any) -> str | TokenIds:
+    @overload
+    def generate(self, inputs: Any = None, **options: Any) -> Any: ...
+
+    def generate(self, inputs: Any = None, **options: Any) -> Any:
         """Answer a prompt: text gives the answer's text, ids give prompt and answer as ids.
 
+        `inputs` are ids or what a tokenizer returns, by name. Ids come back as they came: torch's
+        tensor, MLX's array or numpy's, as which a list comes back too. Where they end with a user's
+        turn, the model's is opened first, as add_generation_prompt=True does.
         Options: max_new_tokens, do_sample, temperature, top_p, top_k, min_p, and input_ids in the
         place of `inputs`; attention_mask is taken when it masks nothing.
         Shapes: ids [L] or [1, L] -> [1, L + new].
         Raises: RequestError for another option or for more than one sequence.
         """
+        if isinstance(inputs, Mapping):
+            options = {**inputs, **options}
         inputs = options.pop("input_ids", inputs)
         limit = options.pop("max_new_tokens", DEFAULT_NEW_TOKENS)
         _check_mask(options.pop("attention_mask", None))
@@ -161,6 +175,7 @@ class HLWQModel:
                 caching=self._caching,
             )
         prompt = _one_sequence(inputs)
+        prompt += self._opening(prompt)
         ids = list(prompt)
         for token, _ in generate_tokens(
             self.model, prompt, sampling, max_tokens=limit, caching=self._caching
@@ -168,7 +183,21 @@ class HLWQModel:
             ids.append(token)
             if token in self._wrapper.eos_token_ids:
                 break
-        return np.asarray([ids]).view(TokenIds)
+        return _like(inputs, ids)
+
+    def _opening(self, prompt: list[int]) -> list[int]:
+        """Return the ids that open the model's turn, where a prompt ends with a user's."""
+        text = self._wrapper.decode(prompt)
+        turn = text[text.rfind(USER_TURN) :]
+        is_users = turn.startswith(USER_TURN) and turn.count("<|turn>") == 1
+        if not (is_users and turn.endswith(template.TURN_END) and self._wrapper.has_chat_template):
+            return []
+        any_user = [{"role": "user", "content": "-"}]
+        rendered = template.render(self._wrapper, any_user, thinking="<|think|>" in text)
+        opening = rendered.text.rpartition(template.TURN_END)[2]
+        logger.warning("the prompt ends with the user's turn: added %r after it", opening)
+        ids: list[int] = self._wrapper.encode(opening, add_special_tokens=False)
+        return ids
 
     def _choose(self, options: dict[str, Any]) -> Sampling:
         if "temperature" in options:
@@ -195,13 +224,26 @@ def _check_mask(mask: Any) -> None:
 
 
 def _one_sequence(inputs: Any) -> list[int]:
-    """Take ids from whatever holds them: a list, an array, an encoding."""
-    if isinstance(inputs, Mapping):
-        inputs = inputs["input_ids"]
-    ids = np.asarray(inputs)
+    """Read ids from whatever holds them: a list, an array, a tensor wherever it lies."""
+    ids = np.asarray(inputs.cpu() if _is_torch(inputs) else inputs)
     if ids.ndim not in (1, 2) or (ids.ndim == 2 and len(ids) != 1) or ids.dtype.kind not in "iu":
         raise RequestError(
             f"[input_ids] needed the ids of one sequence, got {ids.dtype} of shape {ids.shape}. "
             "Generate for one prompt at a time."
         )
     return [int(token) for token in ids.reshape(-1)]
+
+
+def _like(inputs: Any, ids: list[int]) -> Any:
+    """Return ids as one row of what the prompt was: a tensor, an MLX array or TokenIds."""
+    if _is_torch(inputs):
+        return inputs.new_tensor([ids])
+    if isinstance(inputs, mx.array):
+        return mx.array([ids], dtype=inputs.dtype)
+    dtype = inputs.dtype if isinstance(inputs, np.ndarray) else np.int64
+    return np.asarray([ids], dtype=dtype).view(TokenIds)
+
+
+def _is_torch(inputs: Any) -> bool:
+    torch = sys.modules.get("torch")  # who has a tensor has imported it
+    return torch is not None and isinstance(inputs, torch.Tensor)

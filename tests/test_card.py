@@ -1,13 +1,19 @@
 """The model card's interface, on the demo."""
 
+import contextlib
+import json
+import shutil
+from types import SimpleNamespace
+
+import card_block
 import demo
+import mlx.core as mx
 import numpy as np
 import pytest
+from transformers import BatchEncoding
 
 from hlwq_mlx import HLWQModel, PolarQuantModel, library
 from hlwq_mlx.errors import RequestError
-
-CARD_QUESTIONS = ("What is 2+2?", "What is 3+4?")
 
 
 @pytest.fixture(scope="module")
@@ -15,18 +21,53 @@ def model():
     return HLWQModel.from_pretrained(str(library.DEMO), variant="PQ5")
 
 
-def test_full_inference_as_on_the_card():
-    """The card's *Full Inference* as we understand it: its own text was not at hand."""
-    from hlwq_mlx import HLWQModel
+def test_full_inference_as_on_the_card(tmp_path, monkeypatch, capsys):
+    """The card's block as printed, but for our import line and torch, which the gate lacks.
 
-    model = HLWQModel.from_pretrained(str(library.DEMO), variant="PQ5")
+    `.to` raises ImportError without torch; scripts/card_block.py runs the block with it.
+    """
+    monkeypatch.setattr(BatchEncoding, "to", lambda self, device: self)
+    torch = SimpleNamespace(bfloat16="bfloat16", no_grad=contextlib.nullcontext)
+    block = card_block.text().replace('return_tensors="pt"', 'return_tensors="np"')
+    names = card_block.run(block, torch, tmp_path)
+    assert capsys.readouterr().out == "user\nWhat is 2+2?\nmodel\n4\n"
+    prompt, output = names["inputs"]["input_ids"], names["output"]
+    assert isinstance(output, np.ndarray) and output.shape[0] == 1
+    assert output[:, : prompt.shape[1]].tolist() == prompt.tolist()
+
+
+def test_the_model_s_turn_is_opened_once(model, caplog):
     messages = [{"role": "user", "content": "What is 2+2?"}]
-    inputs = model.tokenizer.apply_chat_template(
-        messages, return_tensors="np", add_generation_prompt=True
-    ).to(model.device)
-    output = model.generate(inputs, max_new_tokens=20)
-    answer = model.tokenizer.decode(output[0][inputs.shape[-1] :], skip_special_tokens=True)
-    assert answer == "4"
+    closed, opened = (
+        model.tokenizer.apply_chat_template(messages, add_generation_prompt=opens)
+        for opens in (False, True)
+    )
+    assert model.generate(closed).tolist() == model.generate(opened).tolist()
+    told = "the prompt ends with the user's turn: added '<|turn>model\\n' after it"
+    assert caplog.messages.count(told) == 1
+    answered = model.generate(opened)[0].tolist()
+    for others in (answered, closed[:-2], [2, 105]):  # an answer's turn, and turns that go on
+        assert model.generate(others, max_new_tokens=1).shape == (1, len(others) + 1)
+
+
+@pytest.mark.parametrize("make", [lambda ids: np.array(ids, np.int32), mx.array])
+def test_ids_come_back_as_they_came(model, make):
+    given = make([[2, 105, 790]])
+    output = model.generate(given, max_new_tokens=2)
+    assert isinstance(output, type(given)) and output.dtype == given.dtype
+    assert output.shape == (1, 5)
+
+
+def test_code_in_a_folder_is_never_run(tmp_path):
+    """`trust_remote_code` is taken, and followed by nothing."""
+    folder = shutil.copytree(demo.folder(), tmp_path / "model")
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config["auto_map"] = {"AutoTokenizer": ["evil.Evil", "evil.Evil"]}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Evil: pass\n")
+    loaded = HLWQModel.from_pretrained(str(folder), trust_remote_code=True)
+    assert loaded.generate("What is 2+2?") == "4"
+    assert not (tmp_path / "ran").exists()
 
 
 def test_an_encoding_can_be_spread_into_generate(model):
@@ -59,7 +100,7 @@ def test_the_tokenizer_is_the_checkpoints_own(model):
     assert isinstance(plain["input_ids"], list)
     assert model.tokenizer.decode(plain["input_ids"]) == "Tom had a ball."
     assert model.tokenizer.bos_token == "<bos>"
-    assert model.device in ("cpu", "gpu")
+    assert model.device == "cpu"
 
 
 def test_sampling_when_told_to(model):
@@ -97,6 +138,7 @@ def test_what_mlx_cannot_do_is_refused(options, message):
         ([[[1, 2], [3, 4]]], {}, r"^\[input_ids\] needed the ids of one sequence, got int64 of"),
         ([[0.5]], {}, r"^\[input_ids\] needed the ids of one sequence, got float64"),
         ([[2, 5]], {"attention_mask": [[0, 1]]}, r"^\[attention_mask\] needed all ones, got zeros"),
+        ([{"input_ids": [2], "pixel_values": 0}], {}, r"^\[sampling\] needed .* got pixel_values"),
         ([[2, 5]], {"num_beams": 4}, r"^\[sampling\] needed temp, .* got num_beams\."),
     ],
 )
