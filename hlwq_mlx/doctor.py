@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from . import cli
-from .store import rules
+from .store import model_card, rules
 
 if TYPE_CHECKING:
     from .fit import Machine, Settings
@@ -20,10 +20,6 @@ if TYPE_CHECKING:
 
 EXIT_UNFIT = 1
 LEFTOVERS = ("auto", "keep", "small")
-CARD_GB = {  # the sizes that the model card names
-    **{"PQ1": 10.1, "PQ2": 10.5, "PQ3": 10.9, "PQ4": 11.3},
-    **{"PQ5": 11.7, "PQ6": 12.1, "PQ8": 12.9},
-}
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -138,7 +134,8 @@ def table(variants: Sequence[str], settings: "Settings", choice: str) -> Iterato
         both = [replace(settings, has_towers=is_there) for is_there in (False, True)]
         sums = [spell_bytes(fit.need(found, each, fit.mac(16, 15)).total) for each in both]
         cells = [cell(found, both, machine) for machine in macs]
-        card = f"{CARD_GB[variant]} GB" if variant in CARD_GB else "–"
+        download_gb = model_card.FIGURES[variant].download_gb
+        card = f"{download_gb} GB" if download_gb else "–"
         sizes = [f"{each.stored_bytes / 1e9:.1f} GB" for each in (published, found)]
         yield f"| {' | '.join([variant, card, *sizes, *sums, *cells])} |"
     most = found.args.text_config.max_position_embeddings
@@ -146,9 +143,17 @@ def table(variants: Sequence[str], settings: "Settings", choice: str) -> Iterato
     yield (
         f"Memory: what a 16 GB Mac needs for {settings.context} tokens of prompt and answer. "
         "Longest context: in tokens, of which k is 1024, with room for pictures and sound, or for "
-        f"text alone where it says so; the model itself ends at {most // 1024}k. The model card "
-        "says of every variant that a 16 GB M1 runs it."
+        f"text alone where it says so; the model itself ends at {most // 1024}k. "
+        f"{card_verdict()}"
     )
+
+
+def card_verdict() -> str:
+    """Return what the model card says of a 16 GB M1."""
+    verdicts = {name: each.runs_on_16gb_m1 for name, each in model_card.FIGURES.items()}
+    told = {name for name, runs in verdicts.items() if runs is not None}
+    running = "every variant" if all(verdicts[name] for name in told) else "some variants"
+    return f"The model card says of {running} that a 16 GB M1 runs it."
 
 
 def cell(found: "Inventory", both: Sequence["Settings"], machine: "Machine") -> str:

@@ -29,13 +29,14 @@ from tqdm import tqdm
 from hlwq_mlx import library
 from hlwq_mlx.dialog import template
 from hlwq_mlx.quantize import add_variant
-from hlwq_mlx.store import leftovers, rules
+from hlwq_mlx.store import leftovers, model_card, rules
 from hlwq_mlx.store.convert import convert
 from hlwq_mlx.store.quantize import Encoder, Fidelity, Report
 from hlwq_mlx.store.source import Source
 
 BASE = "bf16"
 TEXTS = 40
+NOT_SAID = ("–", "–")
 
 
 class Row(NamedTuple):
@@ -205,8 +206,9 @@ def row_of(
     )
 
 
-def print_table(rows: Iterator[Row], exams: list[str]) -> None:
-    """Print Markdown, a line as soon as it is known."""
+def print_table(rows: Iterator[Row], exams: list[str]) -> list[Row]:
+    """Print Markdown, a line as soon as it is known, and return what was printed."""
+    printed = []
     head = ["variant", "cos_sim", "rel. error", "perplexity", "KL to bf16", *exams, "equal to bf16"]
     print("| " + " | ".join(head) + " |")
     print("|" + "---|" * len(head))
@@ -221,6 +223,25 @@ def print_table(rows: Iterator[Row], exams: list[str]) -> None:
             f"{row.equal}/{row.count}",
         ]
         print("| " + " | ".join(cells) + " |", flush=True)
+        printed.append(row)
+    return printed
+
+
+def print_beside_card(rows: list[Row]) -> None:
+    """Print what was found beside what the model card says of the same variants of E4B."""
+    head = ["variant", "cos_sim", "by the card", "difference", "equal to bf16", "by the card"]
+    print("\n| " + " | ".join(head) + " |")
+    print("|" + "---|" * len(head))
+    for row in rows:
+        said = model_card.FIGURES.get(row.variant)
+        if said is None:  # bf16, and variants with other leftovers
+            continue
+        by_card = NOT_SAID
+        if said.cos_sim is not None:
+            by_card = (f"{said.cos_sim:.4f}", f"{row.cos_sim - said.cos_sim:+.4f}")
+        equal = (f"{row.equal}/{row.count}", said.equal_answers or NOT_SAID[0])
+        print(f"| {' | '.join([row.variant, f'{row.cos_sim:.4f}', *by_card, *equal])} |")
+    print("\nThe card's are of E4B and three prompts, ours of the demo and stories.")
 
 
 def main() -> None:
@@ -245,7 +266,7 @@ def main() -> None:
     exams = Exams(arguments.count, data)
     encoder = Encoder(arguments.table, arguments.refits)
     rows = measure(arguments.work, exams, encoder, arguments.variants, arguments.leftovers)
-    print_table(rows, exams.names())
+    print_beside_card(print_table(rows, exams.names()))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The first run on a Mac: try everything that was written without one, and write down what happens.
 
-    scripts/first_mac_run [--model MODEL] [--variant PQ5] [--prompt TEXT ...] [--output FOLDER]
+    scripts/first_mac_run [--quick] [--model MODEL] [--variant PQ5] [--prompt TEXT ...]
+                          [--output FOLDER]
 
 Writes FOLDER/mac-report.md, for a person to read and send back, and mac-report.json, with all
 numbers. Both are written again after every step, so that a crash leaves what came before, and hold
@@ -113,7 +114,7 @@ def markdown(report: dict[str, Any]) -> str:
             ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
         )
         lines.append(f"- {key}: {shown}")
-    lines.append(f"- asked for: {report['model'] or 'no model'}")
+    lines.append(f"- asked for: {report['model'] or 'no model'}{', quick' * report['quick']}")
     for name, step in report["steps"].items():
         lines += ["", f"## {name}", "", f"{step['seconds']:.1f} s", ""]
         lines += _table(step["rows"])
@@ -176,6 +177,7 @@ def explore(sizes: mac_steps.Sizes, arguments: argparse.Namespace) -> dict[str, 
     is_local = model is not None and Path(model).expanduser().exists()
     report: dict[str, Any] = {
         "rehearsal": arguments.rehearse,
+        "quick": arguments.quick,
         "machine": machine(),
         "model": model and f"{'a local folder' if is_local else model}, {arguments.variant}",
         "steps": {},
@@ -193,8 +195,8 @@ def explore(sizes: mac_steps.Sizes, arguments: argparse.Namespace) -> dict[str, 
     return report
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Write the report; 1 if a step failed, 2 if there is nothing to run on."""
+def make_parser() -> argparse.ArgumentParser:
+    """Build the command's parser."""
     parser = argparse.ArgumentParser(
         prog="scripts/first_mac_run", description=__doc__.partition("\n")[0]
     )
@@ -205,7 +207,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         action="append",
         metavar="TEXT",
         help="ask this, as a prompt on the model's card; repeat it for more "
-        "(default: three of ours)",
+        "(default: the card's three)",
     )
     parser.add_argument(
         "--output",
@@ -214,17 +216,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="FOLDER",
         help="where the report is written (default: build/mac-report)",
     )
-    parser.add_argument(
+    extent = parser.add_mutually_exclusive_group()
+    extent.add_argument(
+        "--quick", action="store_true", help="the essential alone: fewer shapes, fewer rounds"
+    )
+    extent.add_argument(
         "--rehearse", action="store_true", help="try this script itself, in tiny sizes, anywhere"
     )
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write the report; 1 if a step failed, 2 if there is nothing to run on."""
+    arguments = make_parser().parse_args(argv)
     if arguments.rehearse:
         with rehearsing():
             report = explore(mac_steps.REHEARSAL, arguments)
     elif mx.metal.is_available():
-        report = explore(mac_steps.FULL, arguments)
+        report = explore(mac_steps.QUICK if arguments.quick else mac_steps.FULL, arguments)
     else:
-        print("error: needed a Mac with Metal, got none. Try --rehearse here.", file=sys.stderr)
+        print(
+            f"error: [first_mac_run] needed a Mac with Metal, got {platform.system()} without. "
+            "Try --rehearse here.",
+            file=sys.stderr,
+        )
         return 2
     print(f"Please send back {arguments.output / NAME}.md and {NAME}.json.")
     return int(any(step["error"] for step in report["steps"].values()))

@@ -22,6 +22,7 @@ from hlwq_mlx import library
 from hlwq_mlx.quant import backend, codec, kernels, selftest
 from hlwq_mlx.quant.kernels import Coded, Tile
 from hlwq_mlx.quant.packing import UNIT
+from hlwq_mlx.store import model_card
 
 Row = dict[str, Any]
 Steps = dict[str, Callable[[], Iterator[Row]]]
@@ -31,12 +32,6 @@ Trial = Callable[[], bool]
 TARGET_MS = {2: 0.12, 3: 0.18, 4: 0.237, 5: 0.295, 6: 0.35, 8: 0.47}
 TARGET_WEIGHTS = 2560 * 10240
 FEWER_CALLS = 8  # of products with many rows, where a launch costs nothing
-# The card's question, and one that takes a sentence and one that takes a few.
-PROMPTS = (
-    "What is 2+2?",
-    "What is the capital of France?",
-    "Explain in three sentences why the sky is blue.",
-)
 
 
 @dataclass(frozen=True)
@@ -74,8 +69,25 @@ FULL = Sizes(
     calls=64,
     rounds=5,
     working_set=96 << 20,
-    prompts=PROMPTS,
+    prompts=model_card.PROMPTS,
     max_tokens=200,
+)
+# For a first look in about two minutes: every width compiles, one layer's shape is timed.
+QUICK = replace(
+    FULL,
+    dtypes=(mx.float16, mx.bfloat16),
+    few=(1, 8),
+    outputs=(256,),
+    widths=(256, 2560),
+    shapes=((2560, 10240),),
+    timed_bits=(2, 4, 5, 8),
+    tile_bits=(5,),
+    tiles=(Tile(4, 8, 2, 1), Tile(4, 16, 2, 1)),
+    many=(128,),
+    calls=16,
+    rounds=3,
+    working_set=48 << 20,
+    max_tokens=64,
 )
 REHEARSAL = Sizes(
     bits=(5,),
@@ -91,7 +103,7 @@ REHEARSAL = Sizes(
     calls=2,
     rounds=1,
     working_set=1,
-    prompts=PROMPTS[:1],
+    prompts=model_card.PROMPTS[:1],
     max_tokens=4,
 )
 

@@ -33,3 +33,14 @@ def test_divergence_is_from_the_reference_and_perplexity_of_the_next_token():
     perplexity, divergence = fidelity.compare(subject, [[1, 0]], [wanted])
     assert perplexity == pytest.approx(2)
     assert divergence == pytest.approx(0.25 * np.log(0.5) + 0.5 * np.log(2))
+
+
+def test_what_the_card_says_stands_beside_what_was_found(capsys):
+    found = {"bf16": 1.0, "PQ1": 0.7995, "PQ2-Mixed": 0.95, "PQ5, auto": 0.99}
+    fidelity.print_beside_card(
+        [fidelity.Row(name, cos_sim, 0, 1, 0, {}, 56, 100) for name, cos_sim in found.items()]
+    )
+    assert capsys.readouterr().out.splitlines()[3:5] == [
+        "| PQ1 | 0.7995 | 0.7884 | +0.0111 | 56/100 | 0/3 |",
+        "| PQ2-Mixed | 0.9500 | – | – | 56/100 | 1/3 |",
+    ]

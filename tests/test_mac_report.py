@@ -19,7 +19,7 @@ import pytest
 
 from hlwq_mlx.quant import backend, selftest
 from hlwq_mlx.quant.packing import UNIT
-from hlwq_mlx.store import published
+from hlwq_mlx.store import model_card, published
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "first_mac_run"
 NO_MODEL = list(mac_steps.steps(mac_steps.REHEARSAL, None, None))
@@ -113,7 +113,7 @@ def test_a_person_s_own_prompts_are_asked(tmp_path, monkeypatch):
         assert mac_report.main(["--output", str(tmp_path), *options]) == 0
         report = json.loads((tmp_path / "mac-report.json").read_text())
         asked[name] = report["steps"]["Asked"]["rows"][0]["prompts"]
-    assert asked == {"ours": " | ".join(mac_steps.PROMPTS), "theirs": "One | Two"}
+    assert asked == {"ours": " | ".join(model_card.PROMPTS), "theirs": "One | Two"}
 
 
 def test_what_came_before_a_crash_is_written(tmp_path, monkeypatch):
@@ -166,7 +166,7 @@ def test_the_command_runs_from_anywhere(tmp_path):
         check=False,
     )
     assert ran.returncode == 2
-    assert ran.stderr.startswith("error: needed a Mac with Metal")
+    assert ran.stderr.startswith("error: [first_mac_run] needed a Mac with Metal")
 
 
 def test_with_a_model_there_is_one_more_step():
@@ -214,6 +214,24 @@ def test_the_full_run_tries_every_width_of_e4b():
         None,
         (text["hidden_size"],),
     }
+
+
+def test_a_quick_run_tries_less_of_the_same(tmp_path, monkeypatch):
+    monkeypatch.setattr(mx.metal, "is_available", lambda: True)
+    tried = []
+    monkeypatch.setattr(mac_steps, "steps", lambda sizes, *_: tried.append(sizes) or {})
+    for options in ([], ["--quick"]):
+        assert mac_report.main(["--output", str(tmp_path), *options]) == 0
+    full, quick = map(vars, tried)
+    assert (tried[0], tried[1]) == (mac_steps.FULL, mac_steps.QUICK)
+    assert quick["bits"] == full["bits"] and quick["prompts"] == full["prompts"]
+    for name, chosen in quick.items():
+        if isinstance(chosen, tuple):
+            assert set(chosen) <= set(full[name]), name
+        else:
+            assert chosen < full[name]
+    assert json.loads((tmp_path / "mac-report.json").read_text())["quick"]
+    assert "no model, quick\n" in (tmp_path / "mac-report.md").read_text()
 
 
 def test_tiles_that_do_not_work_are_not_timed(monkeypatch):
