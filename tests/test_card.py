@@ -13,7 +13,7 @@ import pytest
 from transformers import BatchEncoding
 
 from hlwq_mlx import HLWQModel, PolarQuantModel, library
-from hlwq_mlx.errors import RequestError
+from hlwq_mlx.errors import RequestError, SourceError
 
 
 @pytest.fixture(scope="module")
@@ -58,15 +58,16 @@ def test_ids_come_back_as_they_came(model, make):
     assert output.shape == (1, 5)
 
 
-def test_code_in_a_folder_is_never_run(tmp_path):
-    """`trust_remote_code` is taken, and followed by nothing."""
+def test_trust_changes_nothing_about_code_in_a_folder(model, tmp_path):
+    trusting = HLWQModel.from_pretrained(str(demo.folder()), trust_remote_code=True)
+    assert trusting.generate("What is 2+2?") == model.generate("What is 2+2?")
     folder = shutil.copytree(demo.folder(), tmp_path / "model")
     config = json.loads((folder / "tokenizer_config.json").read_text())
     config["auto_map"] = {"AutoTokenizer": ["evil.Evil", "evil.Evil"]}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Evil: pass\n")
-    loaded = HLWQModel.from_pretrained(str(folder), trust_remote_code=True)
-    assert loaded.generate("What is 2+2?") == "4"
+    with pytest.raises(SourceError, match="Nothing in a model folder is executed"):
+        HLWQModel.from_pretrained(str(folder), trust_remote_code=True)
     assert not (tmp_path / "ran").exists()
 
 
