@@ -23,13 +23,14 @@ from ..gemma4.towers import TOWERS, Tower, make_tower, no_tower, prefixes
 from ..quant import backend, fuse
 from ..quant.layers import CodedLayer
 from ..quant.packing import BLOCK
+from ..strict.jsonfile import read_json
 from .coded import SHOWN, CodedTensor, raise_all
 from .detect import Reading
 from .hub import PLAIN
 from .leftovers import Leftover
 from .ple import FILE_NAME as ROW_STORE
 from .ple import RowStore
-from .source import PlainTensor, Source, read_json, weight_map
+from .source import PlainTensor, Source, weight_map
 from .tensorfile import TensorFile
 
 MODEL_TYPE = MULTIMODAL[1]

@@ -6,7 +6,6 @@ were renamed from PolarQuant to HLWQ, and either name finds them.
 """
 
 import errno
-import json
 import logging
 import shutil
 from collections.abc import Iterable
@@ -31,6 +30,7 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]  # the names o
 )
 
 from ..errors import CheckpointError, DeviceError, HLWQError, SourceError
+from ..strict.jsonfile import parse_json
 from . import resume
 from .sizes import spell_bytes
 from .tensorfile import TensorSpec, checked_spec
@@ -205,24 +205,6 @@ def _header(info: ModelInfo, name: str) -> dict[str, TensorSpec]:
         tensor: checked_spec(name, tensor, about.dtype, about.shape)
         for tensor, about in found.tensors.items()
     }
-
-
-def parse_json(content: bytes, name: str, origin: object) -> dict[str, Any]:
-    """Read a JSON object of a model; `origin` is where it lies.
-
-    Raises: SourceError when it is not one.
-    """
-    try:
-        value = json.loads(content)
-        got = f"a {type(value).__name__}"
-    except ValueError as problem:
-        value, got = None, str(problem)
-    if not isinstance(value, dict):
-        raise SourceError(
-            f"[{name}] needed a JSON object in {origin}, got {got}. "
-            "Download it again, or ask its publisher for a whole one."
-        )
-    return value
 
 
 def _require_model(repository: str, wanted: list[str]) -> list[str]:

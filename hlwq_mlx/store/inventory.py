@@ -19,11 +19,12 @@ from ..gemma4.config import Gemma4Config
 from ..gemma4.towers import TOWERS
 from ..quant.packing import BLOCK
 from ..quant.tables import centroids, error_energy
+from ..strict.jsonfile import read_json
 from . import checkpoint, hub, leftovers, published, rules
 from .coded import parse_key
 from .ple import FILE_NAME as ROW_STORE
 from .ple import coded_specs
-from .source import Source, find_local, local_path, read_json, weight_map
+from .source import Source, find_local, local_path, weight_map
 from .tensorfile import TensorFile, TensorSpec
 
 Specs = Mapping[str, TensorSpec]

@@ -18,10 +18,11 @@ from ..dialog import sentencepiece_model, tokenizer, trial
 from ..engine.sampling import Sampling
 from ..errors import CheckpointError, ConfigError, DeviceError, HLWQError, SourceError
 from ..media.processor import Processor
+from ..strict.jsonfile import read_json
 from . import checkpoint
 from .atomic import place, scratch
 from .code_keys import CODE_KEYS, without_code
-from .source import Source, find_local, local_path, read_json
+from .source import Source, find_local, local_path
 
 CONFIG = "config.json"
 GENERATION = "generation_config.json"
