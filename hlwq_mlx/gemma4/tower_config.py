@@ -41,6 +41,7 @@ VISION_FIXED = {
 AUDIO_FIXED = {
     "model_type": ("gemma4_audio", "another sound encoder"),
     "hidden_act": ("silu", "another activation"),
+    "attention_context_right": (0, "sight of later frames"),
     "attention_invalid_logits_value": (-1e9, "hidden frames that keep some weight"),
 }
 CHANNELS = 1 << 12  # the most that a convolution may have
@@ -108,7 +109,7 @@ class VisionConfig:
 class AudioConfig:
     """The `audio_config` section."""
 
-    hidden_size: Annotated[int, WIDTH]
+    hidden_size: Annotated[int, Bounds(2, 1 << 14)]
     num_hidden_layers: Annotated[int, LAYERS]
     num_attention_heads: Annotated[int, HEADS]
     subsampling_conv_channels: tuple[int, int]
@@ -116,8 +117,7 @@ class AudioConfig:
     residual_weight: Annotated[float, Bounds(0, 100)]
     attention_chunk_size: Annotated[int, Bounds(1, 1 << 12)]
     # Counts the frame itself and one more than is seen.
-    attention_context_left: Annotated[int, Bounds(2, 1 << 8)]
-    attention_context_right: Annotated[int, Bounds(0, 0)]  # sight of later frames is not there
+    attention_context_left: Annotated[int, Bounds(2, 1 << 7)]
     attention_logit_cap: Annotated[float, CAP]
     use_clipped_linears: bool
     rms_norm_eps: Annotated[float, EPS]
