@@ -166,13 +166,13 @@ class Gemma4Config:
     text_config: TextConfig
     vision_config: VisionConfig | None
     audio_config: AudioConfig | None
-    image_token_id: Annotated[int | None, TOKEN]
-    video_token_id: Annotated[int | None, TOKEN]
-    audio_token_id: Annotated[int | None, TOKEN]
-    boi_token_id: Annotated[int | None, TOKEN]
-    eoi_token_id: Annotated[int | None, TOKEN]
-    boa_token_id: Annotated[int | None, TOKEN]
-    eoa_token_id: Annotated[int | None, TOKEN]
+    image_token_id: int | None
+    video_token_id: int | None
+    audio_token_id: int | None
+    boi_token_id: int | None
+    eoi_token_id: int | None
+    boa_token_id: int | None
+    eoa_token_id: int | None
     media_token_ids: tuple[int, ...]  # soft tokens and what encloses them, towers or not
     quantization_config: Mapping[str, Any] | None
 
@@ -199,16 +199,19 @@ class Gemma4Config:
         vision, audio = towers.get(VISION_SECTION), towers.get(AUDIO_SECTION)
         text_config = TextConfig.from_dict(text)
         manifest = config.get("quantization_config")
-        ids = _media_ids(config, has_vision=vision is not None, has_audio=audio is not None)
-        for key, value in checked(cls, ids, "config").items():
-            _check_id(value, f"config.{key}", text_config.vocab_size)
+        vocab_size = text_config.vocab_size
+        ids = dict.fromkeys((*VISION_TOKENS, *AUDIO_TOKENS))
+        if vision is not None:
+            ids |= {key: _token_id(config, key, vocab_size) for key in VISION_TOKENS}
+        if audio is not None:
+            ids |= {key: _token_id(config, key, vocab_size) for key in AUDIO_TOKENS}
         _check_stop_ids(config.get("eos_token_id"))
         return cls(
             model_type=model_type,
             text_config=text_config,
             vision_config=None if vision is None else VisionConfig.from_dict(vision),
             audio_config=None if audio is None else AudioConfig.from_dict(audio),
-            media_token_ids=_known_media_ids(config, text_config.vocab_size),
+            media_token_ids=_known_media_ids(config, vocab_size),
             quantization_config=manifest and as_section(manifest, "quantization_config"),
             **ids,
         )
@@ -244,18 +247,13 @@ class Gemma4Config:
         return self.vision_token_ids + audio
 
 
-def _media_ids(
-    config: Mapping[str, Any], *, has_vision: bool, has_audio: bool
-) -> dict[str, int | None]:
-    """The ids of soft tokens and of what encloses them, null for a tower that is not there."""
-    ends = (key for key in END_OF_AUDIO if key in config)
-    spelled = {key: key for key in (*VISION_TOKENS, *AUDIO_TOKENS)}
-    spelled |= {END_OF_AUDIO[0]: next(ends, END_OF_AUDIO[0])}
-    wanted = (*(VISION_TOKENS if has_vision else ()), *(AUDIO_TOKENS if has_audio else ()))
-    return {
-        key: required(config, name, "config") if key in wanted else None
-        for key, name in spelled.items()
-    }
+def _token_id(config: Mapping[str, Any], key: str, vocab_size: int) -> int:
+    """The id of a soft token, or of what encloses some."""
+    if key == END_OF_AUDIO[0]:
+        key = next((spelled for spelled in END_OF_AUDIO if spelled in config), key)
+    value: int = required(config, key, "config")
+    _check_id(value, f"config.{key}", vocab_size)
+    return value
 
 
 def _known_media_ids(config: Mapping[str, Any], vocab_size: int) -> tuple[int, ...]:
@@ -264,10 +262,10 @@ def _known_media_ids(config: Mapping[str, Any], vocab_size: int) -> tuple[int, .
     return tuple(sorted({i for i in stated if type(i) is int and 0 <= i < vocab_size}))
 
 
-def _check_id(value: int | None, where: str, vocab_size: int) -> None:
-    if value is not None and value >= vocab_size:
+def _check_id(value: Any, where: str, vocab_size: int) -> None:
+    if type(value) is not int or not 0 <= value < vocab_size:
         raise ConfigError(
-            f"[{where}] needed 0 to {vocab_size - 1} as the vocabulary has, got {value}. "
+            f"[{where}] needed 0 to {vocab_size - 1} as the vocabulary has, got {shown(value)}. "
             "Take the model's own config.json."
         )
 

@@ -15,6 +15,7 @@ from ..errors import SourceError
 
 MOST_BYTES = 8 << 20  # a config.json, an index or a manifest of 60 layers has less than 1 MB
 MOST_LEVELS = 64
+_TOO_DEEP = f"values nested deeper than {MOST_LEVELS} levels"
 
 
 def read_json(path: Path, most_bytes: int = MOST_BYTES) -> dict[str, Any]:
@@ -50,8 +51,10 @@ def parse_json(
         )
         _check_levels(value)
         got = f"a {type(value).__name__}"
-    except (ValueError, RecursionError) as problem:
+    except ValueError as problem:
         value, got = None, str(problem)
+    except RecursionError:
+        value, got = None, _TOO_DEEP
     if not isinstance(value, dict):
         raise SourceError(
             f"[{name}] needed a JSON object in {origin}, got {got}. "
@@ -82,7 +85,7 @@ def _check_levels(value: Any) -> None:
     while level:
         depth += 1
         if depth > MOST_LEVELS:
-            raise ValueError(f"values nested deeper than {MOST_LEVELS} levels")
+            raise ValueError(_TOO_DEEP)
         nested = [each for each in level if isinstance(each, dict | list)]
         level = [
             inner
