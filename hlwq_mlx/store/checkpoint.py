@@ -125,7 +125,7 @@ def unread_names(
     is missing, unknown or of another shape.
     """
     args = Gemma4Config.from_dict(config)
-    _check_depths(args, tensors)
+    check_depths(args, tensors)
     model = Model(args)
     unread = {name for name in tensors if name == TIED_HEAD or model.is_dead(name)}
     read = {name for name in tensors.keys() - unread if not name.startswith(TOWERS)}
@@ -139,7 +139,7 @@ def unread_names(
     return unread
 
 
-def _check_depths(args: Gemma4Config, names: Iterable[str]) -> None:
+def check_depths(args: Gemma4Config, names: Iterable[str]) -> None:
     """Check that there are tensors of as many layers as the config says, before any is made.
 
     Raises: CheckpointError naming the first section that says more.
@@ -309,7 +309,7 @@ def load(folder: Path) -> Model:
     config = read_json(folder / "config.json")
     manifest_of(folder, config)
     args = Gemma4Config.from_dict(config)
-    _check_depths(args, weight_map(folder / INDEX_NAME))
+    check_depths(args, weight_map(folder / INDEX_NAME))
     model = Model(args)
     attach(model, folder)
     _load_weights(model, folder, lambda name: not (name.startswith(TOWERS) or model.is_dead(name)))
