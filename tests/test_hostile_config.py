@@ -263,7 +263,7 @@ def test_every_command_ends_in_a_line(name, damage, tmp_path, capsys):
         change, named = BROKEN[name], "config.json"
     else:
         path, value = DAMAGES[name]
-        named = ".".join(path if len(path) > 1 else ("config", *path))
+        named = ".".join(path) if len(path) > 1 else "config.json"  # by what reads it
 
         def change(config):
             return json.dumps(edited(config, path, value)).encode()

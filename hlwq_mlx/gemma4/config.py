@@ -205,7 +205,6 @@ class Gemma4Config:
             ids |= {key: _token_id(config, key, vocab_size) for key in VISION_TOKENS}
         if audio is not None:
             ids |= {key: _token_id(config, key, vocab_size) for key in AUDIO_TOKENS}
-        _check_stop_ids(config.get("eos_token_id"))
         return cls(
             model_type=model_type,
             text_config=text_config,
@@ -267,15 +266,6 @@ def _check_id(value: Any, where: str, vocab_size: int) -> None:
         raise ConfigError(
             f"[{where}] needed 0 to {vocab_size - 1} as the vocabulary has, got {shown(value)}. "
             "Take the model's own config.json."
-        )
-
-
-def _check_stop_ids(stated: Any) -> None:
-    ids = stated if isinstance(stated, list | tuple) else [stated]
-    if any(each is not None and (type(each) is not int or each < 0) for each in ids):
-        raise ConfigError(
-            f"[config.eos_token_id] needed an id or a list of ids, got {shown(stated)}. "
-            "Correct the value."
         )
 
 
