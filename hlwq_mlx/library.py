@@ -26,6 +26,7 @@ from .errors import RequestError, SourceError
 from .gemma4.caching import Caching
 from .gemma4.model import Model
 from .store import checkpoint, convert, leftovers, side_files, source
+from .strict.jsonfile import read_json
 
 DEMO = Path(__file__).parent / "demo"
 DEMO_VARIANT = "PQ5"
@@ -103,7 +104,7 @@ def load(model: str | Path, variant: str | None = None) -> tuple[Model, Any]:
 def generation_config(folder: Path) -> dict[str, Any]:
     """Return a converted folder's generation_config.json; empty if it has none."""
     path = folder / "generation_config.json"
-    return source.read_json(path) if path.is_file() else {}
+    return read_json(path) if path.is_file() else {}
 
 
 def prompt_ids(

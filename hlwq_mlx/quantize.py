@@ -80,10 +80,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def add_variant(opened: "Source", rule: "Rule", output: Path, encoder: "Encoder") -> "Report":
     """Write a variant's folder, and the repository's root files where they are missing."""
+    from .store import checkpoint
     from .store.quantize import write_published
     from .store.side_files import add_files, try_out
 
     root_files = opened.root_files  # what is missing or damaged is told before the work
+    config = checkpoint.normalize_config(opened.config)
+    checkpoint.unread_names(config, checkpoint.canonical_tensors(opened))
     try_out(opened)
     report = write_published(opened, rule, output, encoder)
     add_files(root_files, output.parent)

@@ -108,7 +108,7 @@ def serve(arguments: argparse.Namespace, passed_on: Sequence[str]) -> None:
     from .engine.sampling import Sampling
     from .gemma4.config import Gemma4Config
     from .store import side_files
-    from .store.source import read_json
+    from .strict.jsonfile import read_json
 
     settings = cli.settings_for(arguments, cli.CONTEXT)
     with_media = replace(settings, has_towers=True)  # a request may bring a picture at any time

@@ -87,8 +87,13 @@ class Model(model.Model):
         return perceive.place(self, np.array(tokens).tolist(), looked)[0]
 
     def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
-        """Drop what the tree has no place for, and cast the rest to what this machine runs."""
-        return checkpoint.cast(super().sanitize(weights))
+        """Drop what the tree has no place for, and cast the rest to what this machine runs.
+
+        Raises: CheckpointError listing all that is missing, extra or of another shape.
+        """
+        kept = super().sanitize(weights)
+        checkpoint.check_weights(self, kept)
+        return checkpoint.cast(kept)
 
 
 @dataclass(frozen=True)

@@ -174,7 +174,7 @@ def test_what_is_not_implemented_is_refused_by_name(key, value, meaning):
 @pytest.mark.parametrize("model_type", ["gemma4_unified", "gemma4_assistant", "llama"])
 def test_other_architectures_are_refused_by_name(model_type):
     settings = {**released(), "model_type": model_type}
-    refuse(settings, rf"^\[config.model_type\] needed one of gemma4, .*, got {model_type}\.")
+    refuse(settings, rf"^\[config.model_type\] needed one of gemma4, .*, got '{model_type}'\.")
 
 
 def test_encoder_use_is_refused_by_name():
@@ -192,39 +192,6 @@ def test_unknown_text_keys_that_ask_for_nothing_pass():
     assert TextConfig.from_dict(told["text_config"]) == TextConfig.from_dict(
         changed()["text_config"]
     )
-
-
-@pytest.mark.parametrize(
-    "per_layer",
-    [
-        {},
-        {"2": {"head_dim": 32}, "4": {"head_dim": 32}},
-        {"2": {"head_dim": 32}, "4": {"head_dim": 32}, "7": {"head_dim": 16}},
-        {str(i): {"head_dim": 32} for i in (2, 4, 5, 7)},
-        {str(i): {"head_dim": 32, "intermediate_size": 48} for i in (2, 4, 7)},
-    ],
-)
-def test_other_per_layer_overrides_are_refused(per_layer):
-    settings = config()
-    settings["text_config"]["per_layer_config"] = per_layer
-    refuse(
-        settings, r"^\[text_config.per_layer_config\] needed one equal entry .* layers 2, 4, 7, "
-    )
-
-
-def test_per_layer_overrides_need_a_head_dim():
-    settings = config()
-    entries = {str(i): {"num_key_value_heads": 1} for i in (2, 4, 7)}
-    settings["text_config"]["per_layer_config"] = entries
-    refuse(settings, r"^\[text_config.per_layer_config\] needed key head_dim, got none\.")
-
-
-def test_the_two_forms_may_not_contradict_each_other():
-    settings = config()
-    settings["text_config"]["global_head_dim"] = 32
-    assert Gemma4Config.from_dict(settings) == Gemma4Config.from_dict(config())
-    settings["text_config"]["global_head_dim"] = 64
-    refuse(settings, r"^\[text_config.global_head_dim\] needed 32 as in per_layer_config, got 64\.")
 
 
 def test_null_layer_types_mean_five_to_one_with_a_full_end():
@@ -245,7 +212,7 @@ def test_wrong_layer_types_are_refused(types):
     [
         (
             {"rope_type": "yarn"},
-            r"full_attention.rope_type\] needed one of default, prop.*got yarn",
+            r"full_attention.rope_type\] needed one of default, prop.*got 'yarn'",
         ),
         ({"factor": 8.0}, r"full_attention\] needed only .*, got factor\. Rotary scaling"),
         ({"partial_rotary_factor": None}, r"full_attention\] needed key partial_rotary_factor"),
@@ -270,9 +237,9 @@ def test_both_layer_types_need_a_rotary_embedding(ropes):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"hidden_size": 0}, r"hidden_size\] needed a positive integer, got 0\."),
-        ({"sliding_window": "6"}, r"sliding_window\] needed a positive integer, got '6'\."),
-        ({"head_dim": True}, r"head_dim\] needed a positive integer, got True\."),
+        ({"hidden_size": 0}, r"hidden_size\] needed a whole number from 1 to 65536, got 0\."),
+        ({"sliding_window": "6"}, r"sliding_window\] needed a whole number from 1 .*, got '6'\."),
+        ({"head_dim": True}, r"head_dim\] needed a whole number from 1 .*, got True\."),
         ({"num_key_value_heads": 3}, r"num_key_value_heads\] needed a divisor .* 4, got 3\."),
         (
             {"num_global_key_value_heads": 3},
@@ -283,12 +250,15 @@ def test_both_layer_types_need_a_rotary_embedding(ropes):
             r"vocab_size_per_layer_input\] needed at least vocab_size 320, got 319\.",
         ),
         ({"num_kv_shared_layers": 8}, r"num_kv_shared_layers\] needed 0 to 7, got 8\."),
-        ({"num_kv_shared_layers": -1}, r"num_kv_shared_layers\] needed 0 to 7, got -1\."),
+        ({"num_kv_shared_layers": -1}, r"num_kv_shared_layers\] needed .* from 0 to 256, got -1\."),
         (
             {"num_kv_shared_layers": 6},
             r"num_kv_shared_layers\] needed a layer of each .*, got no full_attention\.",
         ),
-        ({"final_logit_softcapping": 0.0}, r"softcapping\] needed null or a positive number, got"),
+        (
+            {"final_logit_softcapping": 0.0},
+            r"softcapping\] needed a number from 0\.01 .* or null, got",
+        ),
     ],
 )
 def test_impossible_values_are_refused(change, message):
@@ -299,14 +269,23 @@ def test_impossible_values_are_refused(change, message):
     ("change", "message"),
     [
         ({"attention_k_eq_v": 1}, r"attention_k_eq_v\] needed true or false, got 1\."),
-        ({"rms_norm_eps": "1e-6"}, r"rms_norm_eps\] needed a number, got '1e-6'\."),
-        ({"num_kv_shared_layers": None}, r"shared_layers\] needed a whole number, got None\."),
-        ({"hidden_size_per_layer_input": 1.5}, r"layer_input\] needed a whole number, got 1\.5\."),
+        (
+            {"rms_norm_eps": "1e-6"},
+            r"rms_norm_eps\] needed a number from 1e-12 to 0.01, got '1e-6'\.",
+        ),
+        (
+            {"num_kv_shared_layers": None},
+            r"shared_layers\] needed a whole number from .*, got None\.",
+        ),
+        (
+            {"hidden_size_per_layer_input": 1.5},
+            r"layer_input\] needed a whole number from .*, got 1\.5\.",
+        ),
         (
             {"use_bidirectional_attention": True},
             r"attention\] needed a text or null, got True\.",
         ),
-        ({"pad_token_id": 320}, r"pad_token_id\] needed 0 to 319, got 320\."),
+        ({"pad_token_id": 320}, r"pad_token_id\] needed 0 to 319 .*, got 320\."),
         ({"layer_types": 7}, r"layer_types\] needed 8 entries out of .*, got 7\."),
         ({"per_layer_config": 7}, r"per_layer_config\] needed a JSON object, got 7\."),
     ],
@@ -319,9 +298,8 @@ def test_values_of_another_kind_are_refused(change, message):
 def test_impossible_angles_are_refused(change):
     settings = released()
     settings["text_config"]["rope_parameters"][FULL] |= change
-    refuse(
-        settings, r"full_attention\] needed a positive rope_theta and a partial_rotary_factor of"
-    )
+    ((key, value),) = change.items()
+    refuse(settings, rf"full_attention.{key}\] needed a number from . to .*, got {value}\.")
 
 
 def places(section, path=()):
@@ -347,12 +325,6 @@ def test_nothing_but_a_config_error_comes_of_a_value(settings, value):
         except ConfigError:
             refused += 1
     assert refused > 30
-
-
-def test_a_null_override_is_none():
-    settings = released()
-    settings["text_config"]["per_layer_config"] = None
-    assert Gemma4Config.from_dict(settings) == Gemma4Config.from_dict(released())
 
 
 def test_a_manifest_without_tensors_is_named():

@@ -15,13 +15,14 @@ LONGEST_FUNCTION = 60
 # What each room may import, besides itself. Commands and `library` may import every room.
 MAY_IMPORT = {
     "errors": set(),
+    "strict": {"errors"},
     "quant": {"errors"},
-    "gemma4": {"errors", "quant"},
+    "gemma4": {"errors", "strict", "quant"},
     "child": set(),
-    "store": {"errors", "quant", "gemma4", "dialog", "engine", "media"},
+    "store": {"errors", "strict", "quant", "gemma4", "dialog", "engine", "media"},
     "engine": {"errors", "gemma4"},
     "dialog": {"errors", "child"},
-    "media": {"errors"},
+    "media": {"errors", "strict"},
     "perceive": {"errors", "gemma4", "engine", "dialog", "media"},
 }
 NEVER_NAMED = {"utils.py", "helpers.py", "common.py", "types.py"}

@@ -1,16 +1,18 @@
+import dataclasses
 import json
 import logging
 
 import pytest
 from media_data import FOLDER
 
-from hlwq_mlx.errors import ConfigError, RequestError
+from hlwq_mlx.errors import ConfigError, HLWQError, RequestError, SourceError
 from hlwq_mlx.media.processor import (
     ImageSettings,
     Processor,
     SoundSettings,
     VideoSettings,
 )
+from hlwq_mlx.strict.fields import kind_of
 
 SAVED = json.loads((FOLDER / "processor" / "default" / "processor_config.json").read_text())
 
@@ -96,7 +98,7 @@ def test_an_older_file_about_images_says_nothing_of_sound(tmp_path, caplog):
     [
         ("image_processor", {"resample": 2}, r"image_processor\.resample\] needed 3, got 2"),
         ("image_processor", {"do_rescale": False}, "do_rescale"),
-        ("image_processor", {"patch_size": 0}, r"patch_size\] needed a positive whole number"),
+        ("image_processor", {"patch_size": 0}, r"patch_size\] needed a whole number from 1 to 64"),
         ("image_processor", {"patch_size": 4.5}, "got 4.5"),
         ("image_processor", {"max_soft_tokens": True}, "got True"),
         ("video_processor", {"image_mean": [0.5] * 3}, r"video_processor\.image_mean"),
@@ -127,12 +129,55 @@ def test_a_mean_that_is_not_used_does_not_matter(tmp_path):
     assert Processor.from_folder(folder_with(tmp_path, processor_config=config)) == Processor()
 
 
-@pytest.mark.parametrize(("text", "message"), [("{", "needed JSON"), ("[]", "JSON object")])
-def test_a_broken_file_is_named(tmp_path, text, message):
+@pytest.mark.parametrize("text", ["{", "[]"])
+def test_a_broken_file_is_named(tmp_path, text):
     (tmp_path / "processor_config.json").write_text(text)
-    with pytest.raises(ConfigError, match=message) as caught:
+    with pytest.raises(SourceError, match=r"^\[processor_config\.json\] needed a JSON object"):
         Processor.from_folder(tmp_path)
-    assert "processor_config.json" in str(caught.value)
+
+
+HOSTILE = [0, -1, 10**30, 1 << 31, 1 << 40, True, "7", 1.5, []]
+
+
+@pytest.mark.parametrize("section", ["image_processor", "video_processor", "feature_extractor"])
+def test_every_number_has_bounds(tmp_path, section):
+    """Of each number the processor reads, what no model needs is refused by name."""
+    kinds = {
+        "image_processor": ImageSettings,
+        "video_processor": VideoSettings,
+        "feature_extractor": SoundSettings,
+    }
+    for field in dataclasses.fields(kinds[section]):
+        bounds = kind_of(field.type).bounds
+        assert bounds is not None, field.name
+        key = "audio_seq_length" if section[0] + field.name == "fmax_soft_tokens" else field.name
+        for value in [*HOSTILE, bounds.least, bounds.most]:
+            config = changed(section, **{key: value})
+            if key == "audio_seq_length":
+                config = SAVED | {key: value}
+            folder = folder_with(tmp_path, processor_config=config)
+            try:
+                read = Processor.from_folder(folder)
+            except HLWQError as refusal:
+                assert key in str(refusal) or "come to" in str(refusal)
+            else:
+                assert max(read.image.max_pixels, read.video.max_pixels) <= 1 << 24
+                assert read.sound.max_values <= 1 << 23
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "message"),
+    [
+        ("image_processor", {"patch_size": 64}, r"image_processor\] .* at most 16,777,216 pixels"),
+        ("video_processor", {"num_frames": 256}, r"video_processor\] .* 16,777,216 pixels, got"),
+        ("feature_extractor", {"fft_length": 8192}, r"feature_extractor\] .* values of spectra, g"),
+        ("feature_extractor", {"min_frequency": 8000}, r"max_frequency\] needed more than min_"),
+    ],
+)
+def test_numbers_are_held_against_what_they_come_to(tmp_path, section, values, message):
+    folder = folder_with(tmp_path, processor_config=changed(section, **values))
+    with pytest.raises(ConfigError, match=message):
+        Processor.from_folder(folder)
 
 
 def test_a_callers_budget_is_checked_a_files_own_is_not():

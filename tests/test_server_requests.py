@@ -14,7 +14,7 @@ from hlwq_mlx import library
 from hlwq_mlx.errors import RequestError
 from hlwq_mlx.gemma4.config import Gemma4Config
 from hlwq_mlx.server_requests import COMPLETIONS_PATH, bounded_tokenize, load_default
-from hlwq_mlx.store.source import read_json
+from hlwq_mlx.strict.jsonfile import read_json
 
 CHAT_PATH = "/v1/chat/completions"
 QUESTION = [{"role": "user", "content": demo.CARD_QUESTION}]

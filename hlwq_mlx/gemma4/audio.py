@@ -113,13 +113,13 @@ class Attention(nn.Module):  # type: ignore[misc]  # nn.Module is untyped
     the chunk matters here only because half of its context is where distances are counted from.
     """
 
-    def __init__(self, config: AudioConfig) -> None:
+    def __init__(self, config: AudioConfig, distances: mx.array) -> None:
         super().__init__()
         H, has_bounds = config.hidden_size, config.use_clipped_linears
         self.head_dim = config.head_dim
         self.band = config.attention_context_left - 1
         self.cap = config.attention_logit_cap
-        self._sinusoids = sinusoids(config)
+        self._sinusoids = distances
         self.q_proj = ClippedLinear(H, H, has_bounds)
         self.k_proj = ClippedLinear(H, H, has_bounds)
         self.v_proj = ClippedLinear(H, H, has_bounds)
@@ -176,13 +176,13 @@ class LightConv1d(nn.Module):  # type: ignore[misc]  # nn.Module is untyped
 class ConformerLayer(nn.Module):  # type: ignore[misc]  # nn.Module is untyped
     """Feed forward, attention, convolution, feed forward, norm."""
 
-    def __init__(self, config: AudioConfig) -> None:
+    def __init__(self, config: AudioConfig, distances: mx.array) -> None:
         super().__init__()
         H = config.hidden_size
         self.limit = config.gradient_clipping
         self.feed_forward1 = FeedForward(config)
         self.feed_forward2 = FeedForward(config)
-        self.self_attn = Attention(config)
+        self.self_attn = Attention(config, distances)
         self.lconv1d = LightConv1d(config)
         self.norm_pre_attn = nn.RMSNorm(H, EPS)
         self.norm_post_attn = nn.RMSNorm(H, EPS)
@@ -205,7 +205,8 @@ class AudioTower(nn.Module):  # type: ignore[misc]  # nn.Module is untyped
         super().__init__()
         self.config = config
         self.subsample_conv_projection = SubsampleProjection(config)
-        self.layers = [ConformerLayer(config) for _ in range(config.num_hidden_layers)]
+        distances = sinusoids(config)
+        self.layers = [ConformerLayer(config, distances) for _ in range(config.num_hidden_layers)]
         self.output_proj = nn.Linear(config.hidden_size, config.output_proj_dims)
 
     def __call__(self, mel: mx.array) -> mx.array:

@@ -8,11 +8,29 @@ Source: transformers 5.23.0, models/gemma4/configuration_gemma4.py.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 from ..errors import ConfigError
-from .section import as_section, check_fixed, check_known, check_sizes, check_types, required
-from .tower_config import AUDIO, VISION, AudioConfig, VisionConfig
+from ..strict.fields import Bounds, checked, shown
+from .overrides import released_form
+from .section import (
+    CAP,
+    EPS,
+    HEAD_WIDTH,
+    HEADS,
+    INNER_WIDTH,
+    LAYERS,
+    POSITIONS,
+    THETA,
+    TOKEN,
+    VOCABULARY,
+    WIDTH,
+    as_section,
+    check_fixed,
+    check_known,
+    required,
+)
+from .tower_config import AUDIO, AUDIO_SECTION, VISION, VISION_SECTION, AudioConfig, VisionConfig
 
 # The multimodal form: Google's name, and the one our folders carry so that stock tools which know
 # gemma4 do not misread coded tensors.
@@ -45,24 +63,17 @@ FLAT_IGNORED = frozenset({"quantization_config", "quantization", "model_file"})
 
 # The second spelling of `eoa_token_id` is the only one in files that transformers re-saves.
 END_OF_AUDIO = ("eoa_token_id", "eoa_token_index")
-MEDIA_TOKENS = (
-    *("image_token_id", "video_token_id", "audio_token_id"),
-    *("boi_token_id", "eoi_token_id", "boa_token_id", *END_OF_AUDIO),
-)
-
-SIZES = (
-    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "sliding_window"),
-    *("num_attention_heads", "num_key_value_heads", "head_dim", "global_head_dim"),
-    "max_position_embeddings",
-)
+VISION_TOKENS = ("image_token_id", "video_token_id", "boi_token_id", "eoi_token_id")
+AUDIO_TOKENS = ("audio_token_id", "boa_token_id", END_OF_AUDIO[0])
+MEDIA_TOKENS = (*VISION_TOKENS, *AUDIO_TOKENS, END_OF_AUDIO[1])
 
 
 @dataclass(frozen=True)
 class RopeConfig:
     """The rotary angles of one layer type."""
 
-    rope_theta: float
-    partial_rotary_factor: float
+    rope_theta: Annotated[float, THETA]
+    partial_rotary_factor: Annotated[float, Bounds(0, 1)]
 
 
 @dataclass(frozen=True)
@@ -81,28 +92,28 @@ class LayerConfig:
 class TextConfig:
     """The `text_config` section; fields carry the checkpoint's key names."""
 
-    vocab_size: int
-    vocab_size_per_layer_input: int
-    hidden_size: int
-    hidden_size_per_layer_input: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_kv_shared_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    num_global_key_value_heads: int | None
-    head_dim: int
-    global_head_dim: int
+    vocab_size: Annotated[int, VOCABULARY]
+    vocab_size_per_layer_input: Annotated[int, Bounds(0, VOCABULARY.most)]
+    hidden_size: Annotated[int, WIDTH]
+    hidden_size_per_layer_input: Annotated[int, Bounds(0, WIDTH.most)]
+    intermediate_size: Annotated[int, INNER_WIDTH]
+    num_hidden_layers: Annotated[int, LAYERS]
+    num_kv_shared_layers: Annotated[int, Bounds(0, LAYERS.most)]
+    num_attention_heads: Annotated[int, HEADS]
+    num_key_value_heads: Annotated[int, HEADS]
+    num_global_key_value_heads: Annotated[int | None, HEADS]
+    head_dim: Annotated[int, HEAD_WIDTH]
+    global_head_dim: Annotated[int, HEAD_WIDTH]
     attention_k_eq_v: bool
     use_double_wide_mlp: bool
     use_bidirectional_attention: str | None
     layer_types: tuple[str, ...]
     rope_parameters: Mapping[str, RopeConfig]
-    sliding_window: int
-    max_position_embeddings: int
-    rms_norm_eps: float
-    final_logit_softcapping: float | None
-    pad_token_id: int
+    sliding_window: Annotated[int, POSITIONS]
+    max_position_embeddings: Annotated[int, POSITIONS]
+    rms_norm_eps: Annotated[float, EPS]
+    final_logit_softcapping: Annotated[float | None, CAP]
+    pad_token_id: Annotated[int, TOKEN]
 
     @classmethod
     def from_dict(cls, section: Mapping[str, Any]) -> Self:
@@ -111,16 +122,15 @@ class TextConfig:
         An unknown key may stand for a formula, unless it is null or false.
         Raises: ConfigError naming the key that is missing, unknown or not implemented.
         """
-        values = _released_form(section)
+        types = _layer_types(section)
+        values = released_form(section, [layer_type == FULL for layer_type in types])
         check_fixed(values, FIXED, "text_config")
         names = [field.name for field in fields(cls)]
         check_known(values, {*names, *FIXED, *IGNORED}, "text_config")
         chosen = {name: required(values, name, "text_config") for name in names}
-        chosen["layer_types"] = _layer_types(chosen)
+        chosen["layer_types"] = types
         chosen["rope_parameters"] = _ropes(chosen["rope_parameters"])
-        check_sizes(chosen, SIZES, "text_config")
-        check_types(cls, chosen, "text_config")
-        config = cls(**chosen)
+        config = cls(**checked(cls, chosen, "text_config"))
         _check_sizes(config)
         _check_sharing(config)
         _check_formulas(config)
@@ -176,7 +186,7 @@ class Gemma4Config:
         if model_type not in (*MULTIMODAL, FLAT):
             raise ConfigError(
                 f"[config.model_type] needed one of {', '.join((*MULTIMODAL, FLAT))}, "
-                f"got {model_type}. Use a checkpoint of one of these architectures."
+                f"got {shown(model_type)}. Use a checkpoint of one of these architectures."
             )
         if model_type == FLAT:
             text = {key: value for key, value in config.items() if key not in FLAT_IGNORED}
@@ -186,26 +196,24 @@ class Gemma4Config:
             if "tie_word_embeddings" in config:
                 text.setdefault("tie_word_embeddings", config["tie_word_embeddings"])
             towers = dict(config)
-        vision, audio = towers.get("vision_config"), towers.get("audio_config")
-        media = {config[key] for key in MEDIA_TOKENS if type(config.get(key)) is int}
+        vision, audio = towers.get(VISION_SECTION), towers.get(AUDIO_SECTION)
+        text_config = TextConfig.from_dict(text)
         manifest = config.get("quantization_config")
-        read = cls(
+        vocab_size = text_config.vocab_size
+        ids = dict.fromkeys((*VISION_TOKENS, *AUDIO_TOKENS))
+        if vision is not None:
+            ids |= {key: _token_id(config, key, vocab_size) for key in VISION_TOKENS}
+        if audio is not None:
+            ids |= {key: _token_id(config, key, vocab_size) for key in AUDIO_TOKENS}
+        return cls(
             model_type=model_type,
-            text_config=TextConfig.from_dict(text),
+            text_config=text_config,
             vision_config=None if vision is None else VisionConfig.from_dict(vision),
             audio_config=None if audio is None else AudioConfig.from_dict(audio),
-            image_token_id=None if vision is None else required(config, "image_token_id", "config"),
-            video_token_id=None if vision is None else required(config, "video_token_id", "config"),
-            audio_token_id=None if audio is None else required(config, "audio_token_id", "config"),
-            boi_token_id=None if vision is None else required(config, "boi_token_id", "config"),
-            eoi_token_id=None if vision is None else required(config, "eoi_token_id", "config"),
-            boa_token_id=None if audio is None else required(config, "boa_token_id", "config"),
-            eoa_token_id=None if audio is None else _end_of_audio(config),
-            media_token_ids=tuple(sorted(media)),
+            media_token_ids=_known_media_ids(config, vocab_size),
             quantization_config=manifest and as_section(manifest, "quantization_config"),
+            **ids,
         )
-        check_types(cls, vars(read), "config")
-        return read
 
     @property
     def towers(self) -> tuple[str, ...]:
@@ -238,41 +246,27 @@ class Gemma4Config:
         return self.vision_token_ids + audio
 
 
-def _end_of_audio(config: Mapping[str, Any]) -> Any:
-    stated = (key for key in END_OF_AUDIO if key in config)
-    return required(config, next(stated, END_OF_AUDIO[0]), "config")
+def _token_id(config: Mapping[str, Any], key: str, vocab_size: int) -> int:
+    """The id of a soft token, or of what encloses some."""
+    if key == END_OF_AUDIO[0]:
+        key = next((spelled for spelled in END_OF_AUDIO if spelled in config), key)
+    value: int = required(config, key, "config")
+    _check_id(value, f"config.{key}", vocab_size)
+    return value
 
 
-def _released_form(section: Mapping[str, Any]) -> dict[str, Any]:
-    """Turn `per_layer_config`, which overrides full layers one by one, into the released keys."""
-    values = dict(section)
-    overrides = values.pop("per_layer_config", None)
-    if overrides is None:
-        return values
-    overrides = as_section(overrides, "text_config.per_layer_config")
-    types = _layer_types(values)
-    full = {str(i) for i, layer_type in enumerate(types) if layer_type == FULL}
-    entries = list(overrides.values())
-    uniform = all(entry == entries[0] for entry in entries)
-    is_known = uniform and entries and isinstance(entries[0], dict)
-    is_known = is_known and entries[0].keys() <= {"head_dim", "num_key_value_heads"}
-    if not is_known or {str(i) for i in overrides} != full:
+def _known_media_ids(config: Mapping[str, Any], vocab_size: int) -> tuple[int, ...]:
+    """The same of every kind, towers or not, as far as the vocabulary has them."""
+    stated = (config.get(key) for key in MEDIA_TOKENS)
+    return tuple(sorted({i for i in stated if type(i) is int and 0 <= i < vocab_size}))
+
+
+def _check_id(value: Any, where: str, vocab_size: int) -> None:
+    if type(value) is not int or not 0 <= value < vocab_size:
         raise ConfigError(
-            "[text_config.per_layer_config] needed one equal entry of head_dim and "
-            f"num_key_value_heads for each of the layers {', '.join(sorted(full, key=int))}, "
-            f"got {overrides}. Other overrides are not implemented."
+            f"[{where}] needed 0 to {vocab_size - 1} as the vocabulary has, got {shown(value)}. "
+            "Take the model's own config.json."
         )
-    released = {
-        "global_head_dim": required(entries[0], "head_dim", "text_config.per_layer_config"),
-        "num_global_key_value_heads": entries[0].get("num_key_value_heads"),
-    }
-    for key, value in released.items():
-        if values.setdefault(key, value) != value:
-            raise ConfigError(
-                f"[text_config.{key}] needed {value} as in per_layer_config, got {values[key]}. "
-                "Remove one of the two."
-            )
-    return values
 
 
 def _layer_types(values: Mapping[str, Any]) -> tuple[str, ...]:
@@ -281,7 +275,7 @@ def _layer_types(values: Mapping[str, Any]) -> tuple[str, ...]:
     Source: transformers 5.23.0, configuration_gemma4.py, Gemma4TextConfig.__post_init__.
     """
     count = required(values, "num_hidden_layers", "text_config")
-    check_sizes(values, ("num_hidden_layers",), "text_config")
+    checked(TextConfig, {"num_hidden_layers": count}, "text_config")
     types = required(values, "layer_types", "text_config")
     if types is None:
         return tuple(FULL if i % 6 == 5 or i == count - 1 else SLIDING for i in range(count))
@@ -289,7 +283,7 @@ def _layer_types(values: Mapping[str, Any]) -> tuple[str, ...]:
     if not is_list or any(each not in LAYER_TYPES for each in types):
         raise ConfigError(
             f"[text_config.layer_types] needed {count} entries out of {', '.join(LAYER_TYPES)}, "
-            f"the last one {FULL}, got {types}. Correct the list."
+            f"the last one {FULL}, got {shown(types)}. Correct the list."
         )
     return tuple(types)
 
@@ -305,7 +299,7 @@ def _ropes(parameters: Any) -> dict[str, RopeConfig]:
         if rope_type not in ROPE_TYPES:
             raise ConfigError(
                 f"[{where}.{layer_type}.rope_type] needed one of {', '.join(ROPE_TYPES)}, "
-                f"got {rope_type}. Other rotary embeddings are not implemented."
+                f"got {shown(rope_type)}. Other rotary embeddings are not implemented."
             )
         known = {"rope_type", "rope_theta", "partial_rotary_factor"}
         if rope.keys() - known:
@@ -317,27 +311,24 @@ def _ropes(parameters: Any) -> dict[str, RopeConfig]:
         if rope_type == "proportional":
             part = required(rope, "partial_rotary_factor", f"{where}.{layer_type}")
         theta = required(rope, "rope_theta", f"{where}.{layer_type}")
-        ropes[layer_type] = RopeConfig(rope_theta=theta, partial_rotary_factor=part)
-        check_types(RopeConfig, vars(ropes[layer_type]), f"{where}.{layer_type}")
-        if not (theta > 0 and 0 <= part <= 1):
-            raise ConfigError(
-                f"[{where}.{layer_type}] needed a positive rope_theta and a partial_rotary_factor "
-                f"of 0 to 1, got {theta} and {part}. Correct the values."
-            )
+        values = {"rope_theta": theta, "partial_rotary_factor": part}
+        ropes[layer_type] = RopeConfig(**checked(RopeConfig, values, f"{where}.{layer_type}"))
     return ropes
 
 
 def _check_sizes(config: TextConfig) -> None:
-    if not 0 <= config.pad_token_id < config.vocab_size:
-        raise ConfigError(
-            f"[text_config.pad_token_id] needed 0 to {config.vocab_size - 1}, got "
-            f"{config.pad_token_id}. Soft tokens are embedded as it."
-        )
+    _check_id(config.pad_token_id, "text_config.pad_token_id", config.vocab_size)
+    for key, width in (("head_dim", config.head_dim), ("global_head_dim", config.global_head_dim)):
+        if width % 2:
+            raise ConfigError(
+                f"[text_config.{key}] needed an even number, got {width}. "
+                "Rotary embeddings turn pairs of dimensions."
+            )
     for key, heads in (
         ("num_key_value_heads", config.num_key_value_heads),
         ("num_global_key_value_heads", config.num_global_key_value_heads),
     ):
-        if heads is not None and (heads < 1 or config.num_attention_heads % heads):
+        if heads is not None and config.num_attention_heads % heads:
             raise ConfigError(
                 f"[text_config.{key}] needed a divisor of num_attention_heads "
                 f"{config.num_attention_heads}, got {heads}. Correct the value."
@@ -351,7 +342,7 @@ def _check_sizes(config: TextConfig) -> None:
 
 
 def _check_sharing(config: TextConfig) -> None:
-    if not 0 <= config.num_kv_shared_layers < config.num_hidden_layers:
+    if config.num_kv_shared_layers >= config.num_hidden_layers:
         raise ConfigError(
             f"[text_config.num_kv_shared_layers] needed 0 to {config.num_hidden_layers - 1}, "
             f"got {config.num_kv_shared_layers}. Some layer has to make keys and values."
@@ -370,10 +361,4 @@ def _check_formulas(config: TextConfig) -> None:
         raise ConfigError(
             "[text_config.use_bidirectional_attention] needed null or 'vision', got "
             f"{config.use_bidirectional_attention!r}. Encoder use ('all') is not implemented."
-        )
-    cap = config.final_logit_softcapping
-    if cap is not None and not cap > 0:
-        raise ConfigError(
-            f"[text_config.final_logit_softcapping] needed null or a positive number, got {cap}. "
-            "Correct the value."
         )

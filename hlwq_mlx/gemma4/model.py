@@ -32,7 +32,7 @@ LoadTower = Callable[[str], Tower]
 
 KEY_VALUE_PARTS = ("k_proj", "v_proj", "k_norm")
 KEY_VALUE = re.compile(
-    rf"^model\.language_model\.layers\.(\d+)\.self_attn\.({'|'.join(KEY_VALUE_PARTS)})\."
+    rf"^model\.language_model\.layers\.(\d{{1,6}})\.self_attn\.({'|'.join(KEY_VALUE_PARTS)})\."
 )
 
 

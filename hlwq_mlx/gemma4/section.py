@@ -1,14 +1,14 @@
 """A section of config.json, read strictly: what it must hold, what it may hold, and nothing else.
 
-Knows no key but those that transformers' base class may write into any section.
+Knows no key but those that transformers' base class may write into any section, and of numbers what
+they may be at most.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import fields
-from types import NoneType, UnionType
-from typing import Any, get_args
+from typing import Any
 
 from ..errors import ConfigError
+from ..strict.fields import Bounds, shown
 
 # Keys that change neither a shape nor a formula, whatever the section is about.
 COMMON = frozenset(
@@ -18,15 +18,27 @@ COMMON = frozenset(
         *("_name_or_path", "return_dict", "id2label", "label2id", "cache_implementation"),
         *("chunk_size_feed_forward", "output_attentions", "output_hidden_states"),
         *("is_encoder_decoder", "problem_type", "sep_token_id", "decoder_start_token_id"),
+        # How `per_layer_config` was written; it reads the same.
+        *("serialize_explicit_per_layer_config", "allow_global_per_layer_attribute_access"),
     }
 )
 
 
-# What JSON writes for the types that fields have; other types are for their readers to check.
-SPELLED = {
-    **{int: "a whole number", float: "a number", bool: "true or false", str: "a text"},
-    NoneType: "null",
-}
+MOST_NAMED = 500  # characters of keys
+
+# What numbers may be, whatever a checkpoint holds: several times what any released model has, so
+# that the tree of the model can be built, unfilled, and held against the tensors on disk.
+WIDTH = Bounds(1, 1 << 16)
+INNER_WIDTH = Bounds(1, 1 << 18)
+HEADS = Bounds(1, 1 << 10)
+HEAD_WIDTH = Bounds(1, 1 << 13)
+LAYERS = Bounds(1, 1 << 8)
+VOCABULARY = Bounds(1, 1 << 22)
+TOKEN = Bounds(0, VOCABULARY.most - 1)
+POSITIONS = Bounds(1, 1 << 24)
+EPS = Bounds(1e-12, 1e-2)
+THETA = Bounds(1, 1e12)
+CAP = Bounds(1e-2, 1e6)
 
 
 def as_section(value: Any, where: str) -> Mapping[str, Any]:
@@ -36,7 +48,7 @@ def as_section(value: Any, where: str) -> Mapping[str, Any]:
     """
     if not isinstance(value, Mapping):
         raise ConfigError(
-            f"[{where}] needed a JSON object, got {value!r}. Take the model's own config.json."
+            f"[{where}] needed a JSON object, got {shown(value)}. Take the model's own config.json."
         )
     return value
 
@@ -64,7 +76,7 @@ def check_fixed(
     for key, (accepted, meaning) in fixed.items():
         if required(section, key, where) != accepted:
             raise ConfigError(
-                f"[{where}.{key}] needed {accepted!r}, got {section[key]!r}. "
+                f"[{where}.{key}] needed {accepted!r}, got {shown(section[key])}. "
                 f"This would need {meaning}, which is not implemented."
             )
 
@@ -78,35 +90,6 @@ def check_known(section: Mapping[str, Any], known: Iterable[str], where: str) ->
     unknown = sorted(key for key in strangers if section[key] not in (None, False))
     if unknown:
         raise ConfigError(
-            f"[{where}] needed known keys, got {', '.join(unknown)}. "
+            f"[{where}] needed known keys, got {', '.join(unknown)[:MOST_NAMED]}. "
             "They may stand for a formula that this version lacks."
         )
-
-
-def check_types(kind: type, values: Mapping[str, Any], where: str) -> None:
-    """Check that values have the types of a dataclass's fields; a whole number is a number too.
-
-    Raises: ConfigError naming the first key whose value has another type.
-    """
-    for field in fields(kind):
-        value = values[field.name]
-        options = get_args(field.type) if isinstance(field.type, UnionType) else (field.type,)
-        found = {type(value), float} if type(value) is int else {type(value)}
-        if SPELLED.keys() >= set(options) and found.isdisjoint(options):
-            raise ConfigError(
-                f"[{where}.{field.name}] needed {' or '.join(SPELLED[each] for each in options)}, "
-                f"got {value!r}. Correct the value."
-            )
-
-
-def check_sizes(values: Mapping[str, Any], keys: Iterable[str], where: str) -> None:
-    """Check that values are positive integers.
-
-    Raises: ConfigError naming the first key whose value is not.
-    """
-    for key in keys:
-        value = values[key]
-        if type(value) is not int or value < 1:
-            raise ConfigError(
-                f"[{where}.{key}] needed a positive integer, got {value!r}. Correct the value."
-            )

@@ -6,10 +6,24 @@ Source: transformers 5.23.0, models/gemma4/configuration_gemma4.py.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 from ..errors import ConfigError
-from .section import as_section, check_fixed, check_known, check_sizes, check_types, required
+from ..strict.fields import Bounds, checked, shown
+from .section import (
+    CAP,
+    EPS,
+    HEAD_WIDTH,
+    HEADS,
+    INNER_WIDTH,
+    LAYERS,
+    THETA,
+    WIDTH,
+    as_section,
+    check_fixed,
+    check_known,
+    required,
+)
 
 # The two kinds of tower, and the sections that describe them.
 VISION = "vision"
@@ -27,37 +41,29 @@ VISION_FIXED = {
 AUDIO_FIXED = {
     "model_type": ("gemma4_audio", "another sound encoder"),
     "hidden_act": ("silu", "another activation"),
+    "attention_context_right": (0, "sight of later frames"),
     "attention_invalid_logits_value": (-1e9, "hidden frames that keep some weight"),
 }
+CHANNELS = 1 << 12  # the most that a convolution may have
 # What no layer reads; the output length is the processor's budget.
 VISION_IGNORED = frozenset({"max_position_embeddings", "global_head_dim", "default_output_length"})
-
-VISION_SIZES = (
-    *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
-    *("num_key_value_heads", "head_dim", "patch_size", "pooling_kernel_size"),
-    "position_embedding_size",
-)
-AUDIO_SIZES = (
-    *("hidden_size", "num_hidden_layers", "num_attention_heads", "conv_kernel_size"),
-    *("attention_chunk_size", "attention_context_left", "output_proj_dims"),
-)
 
 
 @dataclass(frozen=True)
 class VisionConfig:
     """The `vision_config` section."""
 
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int
-    rms_norm_eps: float
-    rope_theta: float  # stands in `rope_parameters`
-    patch_size: int
-    pooling_kernel_size: int
-    position_embedding_size: int
+    hidden_size: Annotated[int, WIDTH]
+    intermediate_size: Annotated[int, INNER_WIDTH]
+    num_hidden_layers: Annotated[int, LAYERS]
+    num_attention_heads: Annotated[int, HEADS]
+    num_key_value_heads: Annotated[int, HEADS]
+    head_dim: Annotated[int, HEAD_WIDTH]
+    rms_norm_eps: Annotated[float, EPS]
+    rope_theta: Annotated[float, THETA]  # stands in `rope_parameters`
+    patch_size: Annotated[int, Bounds(1, 64)]
+    pooling_kernel_size: Annotated[int, Bounds(1, 16)]
+    position_embedding_size: Annotated[int, Bounds(1, 1 << 20)]
     use_clipped_linears: bool
     standardize: bool
 
@@ -74,16 +80,15 @@ class VisionConfig:
         if rope_type not in ROPE_TYPES or rope.keys() - {"rope_type", "rope_theta"}:
             raise ConfigError(
                 f"[{where}] needed rope_theta and a rope_type of {', '.join(ROPE_TYPES)}, got "
-                f"{rope}. Other rotary embeddings are not implemented."
+                f"{shown(rope)}. Other rotary embeddings are not implemented."
             )
         del values["rope_parameters"]
         values["rope_theta"] = required(rope, "rope_theta", where)
         check_fixed(values, VISION_FIXED, VISION_SECTION)
         names = [field.name for field in fields(cls)]
         check_known(values, {*names, *VISION_FIXED, *VISION_IGNORED}, VISION_SECTION)
-        config = cls(**{name: required(values, name, VISION_SECTION) for name in names})
-        check_sizes(vars(config), VISION_SIZES, VISION_SECTION)
-        check_types(cls, vars(config), VISION_SECTION)
+        chosen = {name: required(values, name, VISION_SECTION) for name in names}
+        config = cls(**checked(cls, chosen, VISION_SECTION))
         config._check()
         return config
 
@@ -104,20 +109,20 @@ class VisionConfig:
 class AudioConfig:
     """The `audio_config` section."""
 
-    hidden_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
+    hidden_size: Annotated[int, Bounds(2, 1 << 14)]
+    num_hidden_layers: Annotated[int, LAYERS]
+    num_attention_heads: Annotated[int, HEADS]
     subsampling_conv_channels: tuple[int, int]
-    conv_kernel_size: int
-    residual_weight: float
-    attention_chunk_size: int
-    attention_context_left: int  # counts the frame itself and one more than is seen
-    attention_context_right: int
-    attention_logit_cap: float
+    conv_kernel_size: Annotated[int, Bounds(1, 1 << 10)]
+    residual_weight: Annotated[float, Bounds(0, 100)]
+    attention_chunk_size: Annotated[int, Bounds(1, 1 << 12)]
+    # Counts the frame itself and one more than is seen.
+    attention_context_left: Annotated[int, Bounds(2, 1 << 7)]
+    attention_logit_cap: Annotated[float, CAP]
     use_clipped_linears: bool
-    rms_norm_eps: float
-    gradient_clipping: float
-    output_proj_dims: int
+    rms_norm_eps: Annotated[float, EPS]
+    gradient_clipping: Annotated[float, Bounds(1e-2, 3e38)]
+    output_proj_dims: Annotated[int, WIDTH]
 
     @classmethod
     def from_dict(cls, section: Mapping[str, Any]) -> Self:
@@ -131,9 +136,7 @@ class AudioConfig:
         check_known(section, {*names, *AUDIO_FIXED}, AUDIO_SECTION)
         chosen = {name: required(section, name, AUDIO_SECTION) for name in names}
         chosen["subsampling_conv_channels"] = _channels(chosen["subsampling_conv_channels"])
-        config = cls(**chosen)
-        check_sizes(chosen, AUDIO_SIZES, AUDIO_SECTION)
-        check_types(cls, chosen, AUDIO_SECTION)
+        config = cls(**checked(cls, chosen, AUDIO_SECTION))
         config._check()
         return config
 
@@ -153,25 +156,17 @@ class AudioConfig:
                 f"[{AUDIO_SECTION}.hidden_size] needed an even multiple of num_attention_heads "
                 f"{self.num_attention_heads}, got {self.hidden_size}. Correct the value."
             )
-        if self.attention_context_left < 2 or self.attention_context_right:
-            raise ConfigError(
-                f"[{AUDIO_SECTION}] needed attention_context_left of at least 2 and "
-                f"attention_context_right 0, got {self.attention_context_left} and "
-                f"{self.attention_context_right}. Sight of later frames is not implemented."
-            )
-        for key in ("attention_logit_cap", "gradient_clipping"):
-            if not getattr(self, key) > 0:
-                raise ConfigError(
-                    f"[{AUDIO_SECTION}.{key}] needed a positive number, got {getattr(self, key)}. "
-                    "Correct the value."
-                )
 
 
 def _channels(value: Any) -> tuple[int, int]:
     is_pair = isinstance(value, list | tuple) and len(value) == 2
-    if not is_pair or any(type(count) is not int or count < 1 for count in value) or value[0] < 4:
+    if (
+        not is_pair
+        or any(type(n) is not int or not 1 <= n <= CHANNELS for n in value)
+        or value[0] < 4
+    ):
         raise ConfigError(
-            f"[{AUDIO_SECTION}.subsampling_conv_channels] needed two positive integers, the first "
-            f"of them at least 4, got {value!r}. Correct the value."
+            f"[{AUDIO_SECTION}.subsampling_conv_channels] needed two whole numbers from 1 to "
+            f"{CHANNELS}, the first of them at least 4, got {shown(value)}. Correct the value."
         )
     return value[0], value[1]

@@ -8,19 +8,23 @@ Source: transformers 5.23.0, models/gemma4/{image_processing_pil,feature_extract
 video_processing,processing}_gemma4.py.
 """
 
-import json
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 from ..errors import ConfigError, RequestError
+from ..strict.fields import Bounds, checked
+from ..strict.jsonfile import read_json
 
 logger = logging.getLogger("hlwq_mlx")
 
 # The budgets Gemma 4 was trained with; a caller's own budget must be one of them.
 BUDGETS = (70, 140, 280, 560, 1120)
+# What one medium may come to: four times what Gemma 4's own constants and budgets do.
+MOST_PIXELS = 1 << 24
+MOST_VALUES = 1 << 23
 FRAMES_PER_TOKEN = 4  # mel frames: the audio tower halves time twice
 
 # Keys with one implemented value, per section. Absent means that value.
@@ -40,10 +44,16 @@ FIXED_SOUND = {
 class ImageSettings:
     """Patches of `patch_size` pixels, pooled `pooling_kernel_size` squared to a soft token."""
 
-    patch_size: int = 16
-    pooling_kernel_size: int = 3
-    max_soft_tokens: int = 280
-    rescale_factor: float = 1 / 255
+    patch_size: Annotated[int, Bounds(1, 64)] = 16
+    pooling_kernel_size: Annotated[int, Bounds(1, 16)] = 3
+    max_soft_tokens: Annotated[int, Bounds(1, 4096)] = 280
+    rescale_factor: Annotated[float, Bounds(1e-6, 1)] = 1 / 255
+
+    @property
+    def max_pixels(self) -> int:
+        """The pixels of the largest picture that a caller may ask for."""
+        side = self.patch_size * self.pooling_kernel_size
+        return max(self.max_soft_tokens, *BUDGETS) * side**2
 
     def budget(self, max_soft_tokens: int | None) -> int:
         """Return the most soft tokens an image may take: the file's, or the caller's wish.
@@ -64,28 +74,49 @@ class ImageSettings:
 class VideoSettings(ImageSettings):
     """As for images, for each of at most `num_frames` frames."""
 
-    max_soft_tokens: int = 70
-    num_frames: int = 32
+    max_soft_tokens: Annotated[int, Bounds(1, 4096)] = 70
+    num_frames: Annotated[int, Bounds(1, 256)] = 32
+
+    @property
+    def max_pixels(self) -> int:
+        """The pixels of all frames, which are there at once."""
+        side = self.patch_size * self.pooling_kernel_size
+        return self.num_frames * self.max_soft_tokens * side**2
 
 
 @dataclass(frozen=True)
 class SoundSettings:
     """Log-mel frames; lengths are in samples, frequencies in Hz."""
 
-    sampling_rate: int = 16_000
-    feature_size: int = 128
-    frame_length: int = 320
-    hop_length: int = 160
-    fft_length: int = 512
-    min_frequency: float = 0.0
-    max_frequency: float = 8000.0
-    mel_floor: float = 1e-3
-    max_soft_tokens: int = 750
+    sampling_rate: Annotated[int, Bounds(1_000, 192_000)] = 16_000
+    feature_size: Annotated[int, Bounds(1, 1024)] = 128
+    frame_length: Annotated[int, Bounds(1, 1 << 13)] = 320
+    hop_length: Annotated[int, Bounds(1, 1 << 13)] = 160
+    fft_length: Annotated[int, Bounds(2, 1 << 13)] = 512
+    min_frequency: Annotated[float, Bounds(0, 96_000)] = 0.0
+    max_frequency: Annotated[float, Bounds(1, 96_000)] = 8000.0
+    mel_floor: Annotated[float, Bounds(1e-12, 1)] = 1e-3
+    max_soft_tokens: Annotated[int, Bounds(1, 4096)] = 750
 
     @property
     def max_samples(self) -> int:
         """The longest clip the audio tower takes in one piece: 30 s with Gemma 4's constants."""
         return self.max_soft_tokens * FRAMES_PER_TOKEN * self.hop_length
+
+    @property
+    def max_values(self) -> int:
+        """The values of that clip's windows, as the transform takes them."""
+        longest = max(self.frame_length, self.fft_length)
+        return self.max_soft_tokens * FRAMES_PER_TOKEN * longest
+
+
+@dataclass(frozen=True)
+class _Spans:
+    """What an older file says of lengths, in milliseconds."""
+
+    sampling_rate: Annotated[int, Bounds(1_000, 192_000)]
+    frame_length_ms: Annotated[float, Bounds(1, 1000)]
+    hop_length_ms: Annotated[float, Bounds(1, 1000)]
 
 
 @dataclass(frozen=True)
@@ -113,10 +144,11 @@ class Processor:
         _check_fixed("image_processor", pictures, FIXED_PICTURE)
         _check_fixed("feature_extractor", sounds, FIXED_SOUND)
         _check_fixed("video_processor", videos, FIXED_PICTURE)
-        image = _chosen(ImageSettings, pictures)
+        image = _chosen(ImageSettings, pictures, "image_processor")
         # In an older file, which is about all kinds, the budget is the image's.
-        sound = _chosen(SoundSettings, _in_samples(sounds) | {"max_soft_tokens": None})
-        video = _chosen(VideoSettings, videos)
+        lengths = _in_samples(sounds) | {"max_soft_tokens": None}
+        sound = _chosen(SoundSettings, lengths, "feature_extractor")
+        video = _chosen(VideoSettings, videos, "video_processor")
         kinds = {"image": image, "sound": sound, "video": video}
         missing = [kind for kind, found in kinds.items() if not found]
         if missing:
@@ -128,20 +160,34 @@ class Processor:
         # A folder that says nothing of video cuts its frames as it does its images.
         grid = {key: image[key] for key in ("patch_size", "pooling_kernel_size") if key in image}
         length = {"max_soft_tokens": nested.get("audio_seq_length")}
-        sound |= _chosen(SoundSettings, length)
-        return cls(ImageSettings(**image), SoundSettings(**sound), VideoSettings(**(grid | video)))
+        sound |= _chosen(SoundSettings, length, "audio_seq_length")
+        read = cls(ImageSettings(**image), SoundSettings(**sound), VideoSettings(**(grid | video)))
+        read._check()
+        return read
+
+    def _check(self) -> None:
+        """Hold what the numbers come to together against what one medium may take."""
+        sums = {
+            "image_processor": (self.image.max_pixels, MOST_PIXELS, "pixels"),
+            "video_processor": (self.video.max_pixels, MOST_PIXELS, "pixels"),
+            "feature_extractor": (self.sound.max_values, MOST_VALUES, "values of spectra"),
+        }
+        for where, (got, most, what) in sums.items():
+            if got > most:
+                raise ConfigError(
+                    f"[{where}] needed sizes and budgets that come to at most {most:,} {what}, got "
+                    f"{got:,}. Fetch the processor file again."
+                )
+        low, high = self.sound.min_frequency, self.sound.max_frequency
+        if low >= high:
+            raise ConfigError(
+                f"[feature_extractor.max_frequency] needed more than min_frequency {low}, got "
+                f"{high}. Fetch the processor file again."
+            )
 
 
 def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConfigError(f"[{path}] needed JSON, got {error}. Fetch the file again.") from error
-    if not isinstance(found, dict):
-        raise ConfigError(f"[{path}] needed a JSON object, got {type(found).__name__}.")
-    return found
+    return read_json(path) if path.is_file() else {}
 
 
 def _section(nested: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -154,43 +200,29 @@ def _section(nested: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def _chosen(
-    kind: type[ImageSettings | SoundSettings], section: Mapping[str, Any]
+    kind: type[ImageSettings | SoundSettings], section: Mapping[str, Any], where: str
 ) -> dict[str, Any]:
-    """Pick what a section says of a settings class."""
-    return {
-        field.name: _positive(section, field.name, field.type is int)
-        for field in fields(kind)
-        if section.get(field.name) is not None
-    }
-
-
-def _positive(section: Mapping[str, Any], name: str, is_whole: bool) -> int | float:
-    value = section[name]
-    is_number = type(value) is int or (type(value) is float and not is_whole)
-    if not is_number or value < 0 or (value == 0 and name != "min_frequency"):
-        raise ConfigError(
-            f"[{name}] needed a positive {'whole ' if is_whole else ''}number, got {value!r}. "
-            "Fetch the processor file again."
-        )
-    number: int | float = value
-    return number
+    """Pick what a section says of a settings class; null says nothing."""
+    stated = {key: value for key, value in section.items() if value is not None}
+    return checked(kind, stated, where)
 
 
 def _in_samples(section: Mapping[str, Any]) -> dict[str, Any]:
     """Complete the lengths, which an older file holds in milliseconds or leaves out."""
     if section.get("sampling_rate") is None:
         return dict(section)
-    rate = _positive(section, "sampling_rate", is_whole=True)
     spans = {"frame_length_ms": 20.0, "hop_length_ms": 10.0} | dict(section)
+    spans = checked(_Spans, spans, "feature_extractor")
+    rate = spans.pop("sampling_rate")
     lengths = {
-        name: round(rate * _positive(spans, f"{name}_ms", is_whole=False) / 1000)
-        for name in ("frame_length", "hop_length")
-        if section.get(name) is None
+        name.removesuffix("_ms"): round(rate * span / 1000)
+        for name, span in spans.items()
+        if section.get(name.removesuffix("_ms")) is None
     }
     found = {**section, **lengths}
     if found.get("fft_length") is None:
-        frame_length = int(_positive(found, "frame_length", is_whole=True))
-        found["fft_length"] = 1 << (frame_length - 1).bit_length()
+        length = checked(SoundSettings, found, "feature_extractor")["frame_length"]
+        found["fft_length"] = 1 << (length - 1).bit_length()
     return found
 
 

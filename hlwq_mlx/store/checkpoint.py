@@ -6,7 +6,8 @@ lies on disk as `x.codes`, `x.norms` and `x.centroids`; the manifest in config.j
 and table.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,17 +20,19 @@ from tqdm import tqdm
 from ..errors import CheckpointError, SourceError
 from ..gemma4.config import FLAT, FLAT_IGNORED, MULTIMODAL, Gemma4Config
 from ..gemma4.model import Model
+from ..gemma4.tower_config import AUDIO, AUDIO_SECTION, VISION, VISION_SECTION
 from ..gemma4.towers import TOWERS, Tower, make_tower, no_tower, prefixes
 from ..quant import backend, fuse
 from ..quant.layers import CodedLayer
 from ..quant.packing import BLOCK
+from ..strict.jsonfile import read_json
 from .coded import SHOWN, CodedTensor, raise_all
 from .detect import Reading
 from .hub import PLAIN
 from .leftovers import Leftover
 from .ple import FILE_NAME as ROW_STORE
 from .ple import RowStore
-from .source import PlainTensor, Source, read_json, weight_map
+from .source import PlainTensor, Source, weight_map
 from .tensorfile import TensorFile
 
 MODEL_TYPE = MULTIMODAL[1]
@@ -43,6 +46,7 @@ TIED_HEAD = "lm_head.weight"
 TEMPLATES_KEY = "templates"  # of the manifest: digests of the chat templates that were tried
 MOST_BITS = 8
 _PATIENCE_S = 1.0
+_LAYER = re.compile(r"(model\..+?\.)layers\.(\d{1,6})\.")
 
 Shape = tuple[int, ...]
 Tensors = dict[str, CodedTensor | PlainTensor]
@@ -120,7 +124,9 @@ def unread_names(
     Raises: ConfigError for a config that is incomplete; CheckpointError listing every tensor that
     is missing, unknown or of another shape.
     """
-    model = Model(Gemma4Config.from_dict(config))
+    args = Gemma4Config.from_dict(config)
+    check_depths(args, tensors)
+    model = Model(args)
     unread = {name for name in tensors if name == TIED_HEAD or model.is_dead(name)}
     read = {name for name in tensors.keys() - unread if not name.startswith(TOWERS)}
     expected = text_shapes(model)
@@ -131,6 +137,29 @@ def unread_names(
             expected |= tower_shapes(model.args, kind)
     raise_all(_misfits(expected, {name: tensors[name] for name in sorted(read)}))
     return unread
+
+
+def check_depths(args: Gemma4Config, names: Iterable[str]) -> None:
+    """Check that there are tensors of as many layers as the config says, before any is made.
+
+    Raises: CheckpointError naming the first section that says more.
+    """
+    depths: dict[str, int] = {}
+    for found in filter(None, map(_LAYER.match, names)):
+        depths[found[1]] = max(depths.get(found[1], 0), int(found[2]) + 1)
+    stated = {TEXT: ("text_config", args.text_config.num_hidden_layers)}
+    if args.vision_config is not None:
+        tower = f"{prefixes(VISION)[0]}encoder."
+        stated[tower] = VISION_SECTION, args.vision_config.num_hidden_layers
+    if args.audio_config is not None:
+        stated[prefixes(AUDIO)[0]] = AUDIO_SECTION, args.audio_config.num_hidden_layers
+    for part, (section, depth) in stated.items():
+        held = depths.get(part, 0)
+        if 0 < held < depth:
+            raise CheckpointError(
+                f"[{section}.num_hidden_layers] needed tensors of {depth} layers by config.json, "
+                f"got {held}. The files do not belong together, or some are missing."
+            )
 
 
 def _misfits(
@@ -279,7 +308,9 @@ def load(folder: Path) -> Model:
     """
     config = read_json(folder / "config.json")
     manifest_of(folder, config)
-    model = Model(Gemma4Config.from_dict(config))
+    args = Gemma4Config.from_dict(config)
+    check_depths(args, weight_map(folder / INDEX_NAME))
+    model = Model(args)
     attach(model, folder)
     _load_weights(model, folder, lambda name: not (name.startswith(TOWERS) or model.is_dead(name)))
     model.eval()
@@ -306,7 +337,7 @@ def load_tower(args: Gemma4Config, folder: Path, kind: str) -> Tower:
 def _load_weights(module: nn.Module, folder: Path, belongs: Callable[[str], bool]) -> None:
     """Give a part its weights, unread; it alone holds them then, and so may let go of some."""
     weights = cast(_read_shards(folder, belongs))
-    _check_weights(module, weights)
+    check_weights(module, weights)
     module.load_weights(list(weights.items()), strict=True)
 
 
@@ -372,7 +403,11 @@ def _read_shards(folder: Path, belongs: Callable[[str], bool]) -> dict[str, mx.a
     return weights
 
 
-def _check_weights(module: nn.Module, weights: Mapping[str, mx.array]) -> None:
+def check_weights(module: nn.Module, weights: Mapping[str, mx.array]) -> None:
+    """Hold the weights of a part, unread, against its shapes.
+
+    Raises: CheckpointError listing all that is missing, extra or of another shape.
+    """
     expected = _shapes(module)
     problems = [
         f"[{name}] needed in the folder, got no such tensor. Convert the model again."

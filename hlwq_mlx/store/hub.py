@@ -6,7 +6,6 @@ were renamed from PolarQuant to HLWQ, and either name finds them.
 """
 
 import errno
-import json
 import logging
 import shutil
 from collections.abc import Iterable
@@ -31,6 +30,7 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]  # the names o
 )
 
 from ..errors import CheckpointError, DeviceError, HLWQError, SourceError
+from ..strict.jsonfile import MOST_BYTES, parse_json
 from . import resume
 from .sizes import spell_bytes
 from .tensorfile import TensorSpec, checked_spec
@@ -181,6 +181,7 @@ def read_headers(model: str, variant: str | None) -> Headers:
         files = [file.rfilename for file in info.siblings or ()]
         variant = choose_variant(repository, files, variant)
         wanted = _require_model(repository, wanted_files(files, variant))
+        _require_small(info, "config.json")
         url = hf_hub_url(info.id, "config.json", revision=info.sha)
         answer = get_session().get(
             url, headers=build_hf_headers(), follow_redirects=True, timeout=_patience()
@@ -191,6 +192,16 @@ def read_headers(model: str, variant: str | None) -> Headers:
         return Headers(variant, config, headers)
     except (httpx.HTTPError, HFValidationError, OSError) as problem:
         raise _explain(repository, problem) from problem
+
+
+def _require_small(info: ModelInfo, name: str) -> None:
+    """Refuse a JSON file that would not be read, before it fills the memory."""
+    size = next((file.size or 0 for file in info.siblings or () if file.rfilename == name), 0)
+    if size > MOST_BYTES:
+        raise SourceError(
+            f"[{name}] needed at most {MOST_BYTES:,} bytes in {info.id}, got {size:,}. "
+            "Name another repository."
+        )
 
 
 def _header(info: ModelInfo, name: str) -> dict[str, TensorSpec]:
@@ -205,24 +216,6 @@ def _header(info: ModelInfo, name: str) -> dict[str, TensorSpec]:
         tensor: checked_spec(name, tensor, about.dtype, about.shape)
         for tensor, about in found.tensors.items()
     }
-
-
-def parse_json(content: bytes, name: str, origin: object) -> dict[str, Any]:
-    """Read a JSON object of a model; `origin` is where it lies.
-
-    Raises: SourceError when it is not one.
-    """
-    try:
-        value = json.loads(content)
-        got = f"a {type(value).__name__}"
-    except ValueError as problem:
-        value, got = None, str(problem)
-    if not isinstance(value, dict):
-        raise SourceError(
-            f"[{name}] needed a JSON object in {origin}, got {got}. "
-            "Download it again, or ask its publisher for a whole one."
-        )
-    return value
 
 
 def _require_model(repository: str, wanted: list[str]) -> list[str]:

@@ -15,15 +15,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ..errors import CheckpointError
 from ..gemma4.config import Gemma4Config
 from ..gemma4.towers import TOWERS
 from ..quant.packing import BLOCK
 from ..quant.tables import centroids, error_energy
+from ..strict.jsonfile import read_json
 from . import checkpoint, hub, leftovers, published, rules
 from .coded import parse_key
 from .ple import FILE_NAME as ROW_STORE
 from .ple import coded_specs
-from .source import Source, find_local, local_path, read_json, weight_map
+from .source import Source, find_local, local_path, weight_map
 from .tensorfile import TensorFile, TensorSpec
 
 Specs = Mapping[str, TensorSpec]
@@ -183,6 +185,11 @@ def stored_bytes(shape: Shape, bits: int | None) -> int:
 def doubts(inventory: Inventory) -> Iterator[str]:
     """Say what is not as the config, and for a published variant its rule, lead one to expect."""
     yield from inventory.problems
+    try:
+        checkpoint.check_depths(inventory.args, (entry.name for entry in inventory.entries))
+    except CheckpointError as problem:
+        yield str(problem)
+        return
     dead = published.dead(inventory.args)  # transformers leaves them out when it saves
     expected = published.tensors(inventory.config)
     found = {entry.name: entry for entry in inventory.entries}

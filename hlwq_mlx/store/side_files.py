@@ -17,11 +17,13 @@ from typing import Any
 from ..dialog import sentencepiece_model, tokenizer, trial
 from ..engine.sampling import Sampling
 from ..errors import CheckpointError, ConfigError, DeviceError, HLWQError, SourceError
+from ..gemma4.config import Gemma4Config
 from ..media.processor import Processor
+from ..strict.jsonfile import read_json
 from . import checkpoint
 from .atomic import place, scratch
 from .code_keys import CODE_KEYS, without_code
-from .source import Source, find_local, local_path, read_json
+from .source import Source, find_local, local_path
 
 CONFIG = "config.json"
 GENERATION = "generation_config.json"
@@ -223,11 +225,10 @@ def _check_processors(folder: Path) -> None:
 
 def _require_known_ids(opened: Any, config: Mapping[str, Any]) -> None:
     """Refuse a tokenizer that would begin or end a text with an id that the model does not have."""
-    text = config.get("text_config", config)
-    size = text.get("vocab_size")
+    size = Gemma4Config.from_dict(config).text_config.vocab_size
     for name in ("bos_token", "eos_token"):
         number = getattr(opened, f"{name}_id")
-        if number is not None and type(size) is int and number >= size:
+        if number is not None and number >= size:
             raise CheckpointError(
                 f"[{SETTINGS}] needed a {name} of {TOKENIZER}'s vocabulary, got "
                 f"{getattr(opened, name)!r}. The files do not belong together."

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from ..errors import CheckpointError, SourceError
 from ..quant.packing import BitOrder
 from ..quant.tables import CENTROIDS
+from ..strict.jsonfile import read_json
 from . import detect, hub
 from .code_keys import without_code
 from .coded import SHOWN, CodedTensor, Parts, gather, parse_key, polar_settings, raise_all
@@ -158,20 +159,6 @@ def _parts(file: TensorFile) -> dict[str, Parts]:
         if key is not None:
             parts.setdefault(key.tensor, {})[key.role] = key, file.view(name)
     return parts
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises: SourceError when the file is not one.
-    """
-    try:
-        content = path.read_bytes()
-    except OSError as problem:
-        raise SourceError(
-            f"[{path.name}] needed a JSON object in {path}, got {problem}. Download it again."
-        ) from problem
-    return hub.parse_json(content, path.name, path)
 
 
 def weight_map(index: Path) -> dict[str, str]:

@@ -1,0 +1,1 @@
+"""What a stranger's file says, read with suspicion: JSON and the numbers in it."""
