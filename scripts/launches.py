@@ -23,7 +23,7 @@ from mlx.utils import tree_map_with_path
 from mlx_lm.models import gemma4_text
 
 from hlwq_mlx.gemma4.model import Model, ModelArgs
-from hlwq_mlx.quant import backend, fuse, selftest
+from hlwq_mlx.quant import device, fuse, selftest
 from hlwq_mlx.quant.tables import centroids
 from hlwq_mlx.store import published
 from hlwq_mlx.store.rules import Rule
@@ -208,9 +208,9 @@ def standing_in() -> Iterator[Counter[str]]:
             (mx.fast, attention, like_first(attention, 3)),
             (mx.fast, "metal_kernel", metal_kernel),
             (mx, "dequantize", dequantize),
-            (backend, "has_metal", lambda: True),
-            (backend, "chip", lambda: backend.CHIPS[13]),
-            (backend, "activation_dtype", lambda: DTYPE),
+            (device, "has_metal", lambda: True),
+            (device, "chip", lambda: device.CHIPS[13]),
+            (device, "activation_dtype", lambda: DTYPE),
             (selftest, "is_sound", lambda *case: True),
             (selftest, "is_sound_on", lambda *case: True),
         ):

@@ -11,7 +11,8 @@ from metal_host import Checks, device
 from hlwq_mlx import cli, library, quantize
 from hlwq_mlx.engine.decode import generate_tokens
 from hlwq_mlx.engine.sampling import Sampling
-from hlwq_mlx.quant import backend, fuse, kernels, selftest
+from hlwq_mlx.quant import device as computer
+from hlwq_mlx.quant import fuse, kernels, selftest
 from hlwq_mlx.store import convert
 from hlwq_mlx.store.source import Source
 
@@ -27,11 +28,21 @@ ALL = "mlp=4,attention=4,ple=4,embedding=4"
 LAUNCHES = {
     "PQ5": (
         {"hadamard": 4 * LAYERS + 2 * MAKING, "qmv": 4 * LAYERS + 2 * MAKING},
-        {"hadamard": LAYERS + 2, "qmv": 4 * LAYERS, "tail": 3 * LAYERS, "gated": 2 * LAYERS},
+        {
+            "hadamard": LAYERS + 2,
+            "qmv": 4 * LAYERS,
+            "residual_norm": 3 * LAYERS,
+            "gelu_mul": 2 * LAYERS,
+        },
     ),
     "mlp=4,attention=4": (
         {"hadamard": 5 * LAYERS + 2 * MAKING, "qmv": 5 * LAYERS + 2 * MAKING},
-        {"hadamard": 2 * LAYERS + 2, "qmv": 4 * LAYERS, "tail": 3 * LAYERS, "gated": LAYERS},
+        {
+            "hadamard": 2 * LAYERS + 2,
+            "qmv": 4 * LAYERS,
+            "residual_norm": 3 * LAYERS,
+            "gelu_mul": LAYERS,
+        },
     ),
     # The two matrices outside the layers, and the embedding.
     ALL: (
@@ -39,8 +50,8 @@ LAUNCHES = {
         {
             "hadamard": 2 * LAYERS + 2 + 2,
             "qmv": 6 * LAYERS + 2,
-            "tail": 3 * LAYERS,
-            "gated": LAYERS,
+            "residual_norm": 3 * LAYERS,
+            "gelu_mul": LAYERS,
             "embed": 1,
         },
     ),
@@ -72,8 +83,8 @@ def on_kernels(checks):
     for known in (selftest.is_sound, selftest.is_sound_on):
         known.cache_clear()
     with device(checks), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(backend, "has_metal", lambda: True)
-        patch.setattr(backend, "chip", lambda: backend.CHIPS[13])
+        patch.setattr(computer, "has_metal", lambda: True)
+        patch.setattr(computer, "chip", lambda: computer.CHIPS[13])
         patch.setattr(kernels, "built", counted)
         yield names
     for known in (selftest.is_sound, selftest.is_sound_on):
