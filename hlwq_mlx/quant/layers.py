@@ -9,7 +9,7 @@ manifest's to say.
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import mlx.core as mx
 import numpy as np
@@ -28,21 +28,20 @@ from .packing import BLOCK, UNIT
 T = TypeVar("T")
 
 
-class _Made:
+class _Made(Generic[T]):
     """What has been made of a layer's parameters, until other ones are loaded."""
 
     def __init__(self) -> None:
-        self._kept: dict[Callable[[CodedMatrix], Any], tuple[CodedMatrix, Any]] = {}
+        self._kept: tuple[CodedMatrix, T] | None = None
 
     def get(self, make: Callable[[CodedMatrix], T], matrix: CodedMatrix) -> T:
         """Return what `make` makes of a matrix, kept from the last call if it had these arrays."""
-        kept = self._kept.get(make)
-        if kept is None or any(
-            mine is not other for mine, other in zip(kept[0].arrays, matrix.arrays, strict=True)
+        if self._kept is None or any(
+            mine is not other
+            for mine, other in zip(self._kept[0].arrays, matrix.arrays, strict=True)
         ):
-            kept = self._kept[make] = (matrix, make(matrix))
-        made: T = kept[1]
-        return made
+            self._kept = (matrix, make(matrix))
+        return self._kept[1]
 
 
 class CodedLayer(nn.Module):
@@ -56,7 +55,7 @@ class CodedLayer(nn.Module):
         self.codes = mx.zeros((rows, blocks * BLOCK * code_bits // UNIT), dtype=mx.uint32)
         self.norms = mx.zeros((rows, blocks), dtype=mx.float16)
         self.centroids = mx.zeros((max(MIN_ENTRIES, 1 << code_bits),))
-        self._made = _Made()
+        self._product: _Made[Product] = _Made()
 
     @property
     def matrix(self) -> CodedMatrix:
@@ -65,7 +64,7 @@ class CodedLayer(nn.Module):
 
     def prepare(self) -> Product:
         """Return the product, made now unless it was made from these very parameters."""
-        return self._made.get(choose.prepare, self.matrix)
+        return self._product.get(choose.prepare, self.matrix)
 
     def _multiply(self, x: Input) -> mx.array:
         activation = Activation.of(x)
@@ -102,10 +101,11 @@ class HLWQEmbedding(CodedLayer):
         super().__init__(num_embeddings, dims, code_bits)
         self.num_embeddings = num_embeddings
         self.dims = dims
+        self._rows: _Made[choose.Rows] = _Made()
 
     def __call__(self, ids: mx.array) -> mx.array:
         """Look up rows: integer ids [...] -> [..., dims] of the dtype that activations have."""
-        return self._rows()(ids)[..., : self.dims]
+        return self._look_up()(ids)[..., : self.dims]
 
     def as_linear(self, x: Input) -> mx.array:
         """Multiply by the whole table: x [..., dims] -> [..., num_embeddings]."""
@@ -113,11 +113,11 @@ class HLWQEmbedding(CodedLayer):
 
     def prepare(self) -> Product:
         """Return the product of the head; make what looks rows up, too."""
-        self._rows()
+        self._look_up()
         return super().prepare()
 
-    def _rows(self) -> choose.Rows:
-        return self._made.get(choose.prepare_rows, self.matrix)
+    def _look_up(self) -> choose.Rows:
+        return self._rows.get(choose.prepare_rows, self.matrix)
 
 
 class HLWQRows(CodedLayer):
@@ -144,7 +144,7 @@ class HLWQGateUp(CodedLayer):
 
     def prepare(self) -> Product:
         """Return the product that gates its own result."""
-        return self._made.get(choose.prepare_gate_up, self.matrix)
+        return self._product.get(choose.prepare_gate_up, self.matrix)
 
 
 class Linear(nn.Linear):
