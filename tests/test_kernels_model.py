@@ -21,9 +21,9 @@ TOKENS = 6
 LAYERS, MAKING = 7, 5  # layers, and those of them that make keys and values
 
 # Launches of a token by variant, apart and fused. Apart, each coded matrix costs one, and so does
-# the rotation of an input, which several may share. Fused, an input is rotated where it is made, but
-# for o_proj, for the first layer that makes keys and values and the first that shares them, and for
-# down_proj where gate is coded as up is and so one matrix with it. PQ5 leaves gate_proj as it is.
+# the rotation of an input, which several may share. Fused, an input is rotated where it is made,
+# but for o_proj, for the first layer that makes keys and values and the first that shares them, and
+# for down_proj where gate is coded as up is and so one matrix with it. PQ5 leaves gate_proj.
 ALL = "mlp=4,attention=4,ple=4,embedding=4"
 LAUNCHES = {
     "PQ5": (

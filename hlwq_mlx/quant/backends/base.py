@@ -13,9 +13,10 @@ import mlx.core as mx
 
 from .. import codec, ops
 from ..activation import Activation
+from ..kernels import QMV_ROWS
 from ..matrix import CodedMatrix
 
-FEW_ROWS = 8
+FEW_ROWS = QMV_ROWS
 
 
 class Product(ABC):
