@@ -26,7 +26,8 @@ from .gemma4.caching import KV_BITS, SINKS, WHOLE, Caching
 from .gemma4.config import FULL, Gemma4Config, TextConfig
 from .gemma4.tower_config import AudioConfig, VisionConfig
 from .media.processor import FRAMES_PER_TOKEN, ImageSettings, SoundSettings
-from .quant import backend
+from .quant import device
+from .quant.backends.choose import prepared_bytes
 from .store import leftovers
 from .store.inventory import (
     Entry,
@@ -140,7 +141,7 @@ def this_machine(folder: Path) -> Machine:
     info = mx.device_info()
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     free = shutil.disk_usage(there).free
-    if backend.has_metal():
+    if device.has_metal():
         limit = int(info["max_recommended_working_set_size"])
         name, asked_mb = str(info["device_name"]), _wired_limit_mb()
         return Machine(name, int(info["memory_size"]), limit, True, asked_mb, free)
@@ -230,7 +231,7 @@ def _resident_bytes(entry: Entry, item_bytes: int, machine: Machine) -> int:
     """What a tensor takes in memory: cast to what activations are, or as codes."""
     if entry.bits is None:
         return item_bytes * entry.weights
-    prepared = backend.prepared_bytes(entry.weights, has_kernels=machine.has_metal)
+    prepared = prepared_bytes(entry.weights, has_kernels=machine.has_metal)
     return stored_bytes(entry.shape, entry.bits) + prepared
 
 

@@ -10,6 +10,8 @@
 //   limits     K % 128 == 0, N * K >= 1024, N * K * B / 32 < 2^32, M * K < 2^32
 //   numbers    W rounded to half; x divided by a power of two of its row, so that half holds it,
 //              and rounded; products and sums float, multiplied by the power, rounded once to TO
+//   rows       of x do not touch each other: a row of y has the same bits whatever M is, but not
+//              those of qmv, whose sums are in another order
 #pragma once
 #include "codes.metal"
 

@@ -11,6 +11,8 @@
 //   limits     K % 128 == 0, (K / 32) % LANES == 0, N * K >= 1024, N * K * B / 32 < 2^32;
 //              N and ROWS even for GEGLU
 //   sums       float; a unit's sum times its norm; over LANES by shuffles; rounded once to TO
+//   rows       of x do not touch each other, and K alone chooses LANES, which order the sums: a row
+//              of y has the same bits whatever M is
 #pragma once
 #include "codes.metal"
 

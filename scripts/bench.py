@@ -28,9 +28,12 @@ import m1
 import mlx.core as mx
 import row_reads
 
-from hlwq_mlx.quant import backend
-from hlwq_mlx.quant.kernels import Coded
+from hlwq_mlx.quant.activation import Activation
+from hlwq_mlx.quant.backends.affine import IMAGE_ERROR, Affine
+from hlwq_mlx.quant.backends.base import Product, reference
+from hlwq_mlx.quant.backends.dense import Dense
 from hlwq_mlx.quant.layers import pad_table
+from hlwq_mlx.quant.matrix import CodedMatrix
 from hlwq_mlx.quant.packing import BLOCK, UNIT
 from hlwq_mlx.quant.tables import centroids
 from hlwq_mlx.store import rules
@@ -87,15 +90,15 @@ def measured(case: str, contenders: dict[str, Contender], rounds: int) -> list[d
     ]
 
 
-def random_matrix(N: int, K: int, bits: int) -> Coded:
+def random_matrix(N: int, K: int, bits: int) -> CodedMatrix:
     """Draw codes, norms and a table as an encoder would leave them; any words are codes."""
-    matrix = Coded(
+    matrix = CodedMatrix(
         mx.random.randint(0, 1 << 16, (N, K * bits // UNIT), mx.uint32) * 65521,
         mx.random.uniform(0.2, 0.4, (N, K // BLOCK), mx.float16),
         mx.array(pad_table(centroids("clip4_100", bits))),
         bits,
     )
-    mx.eval(*matrix[:3])
+    mx.eval(*matrix.arrays)
     return matrix
 
 
@@ -104,6 +107,11 @@ def stock_product(weight: mx.array, bits: int) -> Callable[[mx.array], mx.array]
     quantized = mx.quantize(weight, group_size=64, bits=bits)
     mx.eval(quantized)
     return lambda x: mx.quantized_matmul(x, *quantized, group_size=64, bits=bits)
+
+
+def coded_product(product: Product) -> Callable[[mx.array], mx.array]:
+    """Return a product of ours that rotates its input at each call."""
+    return lambda x: product(Activation(x))
 
 
 def products(N: int, K: int) -> dict[str, Callable[[mx.array], mx.array]]:
@@ -115,8 +123,8 @@ def products(N: int, K: int) -> dict[str, Callable[[mx.array], mx.array]]:
         found[f"MLX affine {bits}"] = stock_product(weight, bits)
     for bits in BITS:
         matrix = random_matrix(N, K, bits)
-        for path in (backend.Dense, backend.AffineImage):
-            found[f"HLWQ {bits}, {path.__name__}"] = path(*matrix)
+        for path in (Dense, Affine):
+            found[f"HLWQ {bits}, {path.__name__}"] = coded_product(path(matrix))
     return found
 
 
@@ -201,10 +209,10 @@ def check_paths() -> None:
     """Fail before timing anything that computes something else."""
     matrix = random_matrix(64, 256, 5)
     x = mx.random.normal((3, 256))
-    wanted = backend.rotated_product(x, *matrix)
-    for path in (backend.Dense, backend.AffineImage):
-        error = mx.linalg.norm(path(*matrix)(x) - wanted) / mx.linalg.norm(wanted)
-        if error.item() > 2 * backend.IMAGE_ERROR["clip4_100"][4]:
+    wanted = reference(x, matrix)
+    for path in (Dense, Affine):
+        error = mx.linalg.norm(path(matrix)(Activation(x)) - wanted) / mx.linalg.norm(wanted)
+        if error.item() > 2 * IMAGE_ERROR["clip4_100"][4]:
             raise SystemExit(f"error: {path.__name__} is {error.item():.2e} off its twin")
 
 

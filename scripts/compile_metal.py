@@ -63,18 +63,20 @@ def calls() -> Iterator[Callable[[], Any]]:
     for dtype in kernels.FLOATING:
         x, weight, scale = mx.zeros((8, 2560), dtype), mx.zeros(2560, dtype), mx.zeros(1, dtype)
         yield lambda x=x: kernels.hadamard(x, dtype=mx.float32)
-        yield lambda x=x: kernels.gated(x, x)
+        yield lambda x=x: kernels.gelu_mul(x, x)
         for following in (weight, None):
-            yield lambda x=x, w=weight, s=scale, n=following: kernels.tail(x, x, w, s, 1e-6, n)
+            yield lambda x=x, w=weight, s=scale, n=following: kernels.residual_norm(
+                x, x, w, s, 1e-6, n
+            )
     for bits, dtype in product(range(1, 9), kernels.FLOATING):
         matrix = selftest.random_matrix(bits)
         for M in (1, kernels.QMV_ROWS):
             x = mx.zeros((M, selftest.COLUMNS))
             for kernel in (kernels.qmv, kernels.geglu, kernels.qmm):
-                yield lambda k=kernel, x=x, m=matrix, d=dtype: k(x, *m, dtype=d)
+                yield lambda k=kernel, x=x, m=matrix, d=dtype: k(x, m, dtype=d)
         for kernel in (kernels.dequantize, kernels.rotated_weight):
-            yield lambda k=kernel, m=matrix, d=dtype: k(*m, dtype=d)
-        yield lambda m=matrix, d=dtype: kernels.embed(mx.array([1]), *m, dtype=d)
+            yield lambda k=kernel, m=matrix, d=dtype: k(m, dtype=d)
+        yield lambda m=matrix, d=dtype: kernels.embed(mx.array([1]), m, dtype=d)
 
 
 def command(source: Path) -> list[str]:

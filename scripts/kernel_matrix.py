@@ -123,10 +123,10 @@ def run_case(case: Case) -> Record:
 def run_layer(layer: Layer) -> Record:
     """Multiply as a layer does, and compare rows picked at random with float64."""
     N, K = SHAPES[layer.shape]
-    (codes, norms, levels), arguments = test_kernels.coded(layer.bits, N, K)
+    (codes, norms, levels), matrix = test_kernels.coded(layer.bits, N, K)
     x = test_kernels.random(layer.M, K)
     with device(Checks(is_watched=False)):
-        y = getattr(kernels, layer.kernel)(x, *arguments)
+        y = getattr(kernels, layer.kernel)(x, matrix)
     outputs = y.shape[1]
     rng = np.random.default_rng(0)
     rows = np.unique([0, outputs - 1, *rng.integers(0, outputs, CHECKED_ROWS)])

@@ -172,11 +172,11 @@ def cases_for(file: str) -> list[Case]:
     def rotated(*shape: int, dtypes: tuple[str, str] = f32) -> Case:
         return "hadamard", {"shape": shape, "dtypes": dtypes}
 
-    def tail(K: int, dtypes: tuple[str, str], is_normed: bool, M: int) -> Case:
-        return "tail", {"K": K, "dtypes": dtypes, "is_normed": is_normed, "M": M}
+    def residual_norm(K: int, dtypes: tuple[str, str], is_normed: bool, M: int) -> Case:
+        return "residual_norm", {"K": K, "dtypes": dtypes, "is_normed": is_normed, "M": M}
 
     embedded: Case = ("embed", {"bits": 4, "dtype": "float32", "shape": (7,), "ids_dtype": "int32"})
-    gated: Case = ("gated", {"dtypes": f32})
+    gelu_mul: Case = ("gelu_mul", {"dtypes": f32})
     geglu: Case = ("geglu", {"bits": 5, "M": 2})
     few = [
         qmv(5, 1, f32, 384, 33),
@@ -187,13 +187,13 @@ def cases_for(file: str) -> list[Case]:
     halves = [rotated(3, 640, dtypes=dtypes) for dtypes in (f16, bf16)]
     return {
         "codes.metal": [*decoded(7, 3, 1, 5, 8, 2, 6), few[0], few[1]],
-        "common.metal": [gated, rotated(3, 640), *halves, *few],
+        "common.metal": [gelu_mul, rotated(3, 640), *halves, *few],
         "dequantize.metal": [
             *decoded(4, 1),
             ("dequantize", {"bits": 2, "dtype": "float16", "N": 11}),
         ],
         "embed.metal": [embedded, ("embed_reads_the_last_row_for_an_id_that_is_none", {})],
-        "hadamard.metal": [rotated(3, 640), gated],
+        "hadamard.metal": [rotated(3, 640), gelu_mul],
         "qmm.metal": [
             *many,
             *(("qmm_holds_rows_that_float16_does_not", {"scale": s}) for s in (0.0, 1e-30)),
@@ -201,10 +201,10 @@ def cases_for(file: str) -> list[Case]:
         ],
         "qmv.metal": [*few, geglu, qmv(2, 8, f32, 1024, 31, 4096)],
         "rotation.metal": [rotated(3, 640), *decoded(4)],
-        "tail.metal": [
-            tail(1152, bf16, True, 1),
-            tail(384, f32, False, 3),
-            tail(2560, f16, True, 2),
+        "residual_norm.metal": [
+            residual_norm(1152, bf16, True, 1),
+            residual_norm(384, f32, False, 3),
+            residual_norm(2560, f16, True, 2),
         ],
     }[file]
 

@@ -30,7 +30,8 @@ from unittest import mock
 import mac_steps
 import mlx.core as mx
 
-from hlwq_mlx.quant import backend, selftest
+from hlwq_mlx.quant import device as computer
+from hlwq_mlx.quant import selftest
 
 TESTS = Path(__file__).parent.parent / "tests"
 NAME = "mac-report"
@@ -162,8 +163,8 @@ def rehearsing() -> Iterator[None]:
     try:
         with (
             device(Checks(is_watched=False)),
-            mock.patch.object(backend, "has_metal", lambda: True),
-            mock.patch.object(backend, "chip", lambda: backend.CHIPS[13]),
+            mock.patch.object(computer, "has_metal", lambda: True),
+            mock.patch.object(computer, "chip", lambda: computer.CHIPS[13]),
         ):
             yield
     finally:

@@ -19,8 +19,11 @@ import bench
 import mlx.core as mx
 
 from hlwq_mlx import library
-from hlwq_mlx.quant import backend, codec, kernels, selftest
-from hlwq_mlx.quant.kernels import Coded, Tile
+from hlwq_mlx.quant import codec, device, kernels, ops, selftest
+from hlwq_mlx.quant.backends import metal
+from hlwq_mlx.quant.backends.base import reference, reference_geglu
+from hlwq_mlx.quant.kernels import Tile
+from hlwq_mlx.quant.matrix import CodedMatrix
 from hlwq_mlx.quant.packing import UNIT
 from hlwq_mlx.store import model_card
 
@@ -144,27 +147,27 @@ def _variants(
 ) -> Iterator[tuple[selftest.Path, selftest.Twin, list[Tile | None]]]:
     cuts = product(sizes.few, sizes.outputs, sizes.widths)
     tiles = dict.fromkeys(kernels.qmv_tile(bits, M, N, K) for M, N, K in cuts)
-    yield backend.few_rows, backend.rotated_product, [*tiles]
-    yield backend.few_gated, backend.rotated_geglu, [*tiles]
-    yield backend.many_rows, backend.rotated_product, [None]
-    yield backend.decoded, backend.rotated_product, [None]
-    yield backend.rows_of, codec.embed, [None]
+    yield metal.few_rows, reference, [*tiles]
+    yield metal.few_geglu, reference_geglu, [*tiles]
+    yield metal.many_rows, reference, [None]
+    yield metal.decoded, reference, [None]
+    yield metal.rows_of, codec.embed, [None]
 
 
 def _between(
     sizes: Sizes,
 ) -> Iterator[tuple[selftest.Kernel, selftest.Kernel, list[selftest.Arguments]]]:
-    """The kernels without a matrix, and by shape what backend gives them."""
+    """The kernels without a matrix, and by shape what fused layers give them."""
     yield (
-        kernels.tail,
-        codec.tail,
+        kernels.residual_norm,
+        codec.residual_norm,
         [
-            ((2, K), (2, K), (K,), (1,), 1e-6, following)
-            for K in filter(kernels.can_close, sizes.widths)
-            for following in (None, (K,))
+            case
+            for K in filter(kernels.can_residual_norm, sizes.widths)
+            for case in ops.residual_norm_cases(K)
         ],
     )
-    yield kernels.gated, codec.gated, [((2, K), (2, K)) for K in sizes.widths]
+    yield kernels.gelu_mul, codec.gelu_mul, [*map(ops.gelu_mul_case, sizes.widths)]
     yield hadamard, hadamard_twin, [((2, K),) for K in sizes.widths]
 
 
@@ -208,7 +211,7 @@ def time_qmv(sizes: Sizes) -> Iterator[Row]:
         matrices = _matrices(N, K, bits, sizes)
         contenders = {"ours": _calls(lambda m, x=x: _qmv(x, m, None), matrices, sizes)}
         contenders["float32 table"] = _calls(
-            lambda m, x=x: kernels.qmv(x, *m, dtype=_dtype(), entries=mx.float32), matrices, sizes
+            lambda m, x=x: kernels.qmv(x, m, dtype=_dtype(), entries=mx.float32), matrices, sizes
         )
         if bits in TARGET_MS:  # the widths that stock MLX has, too
             narrow = x.astype(_dtype())
@@ -234,7 +237,7 @@ def time_tiles(sizes: Sizes) -> Iterator[Row]:
         matrices = _matrices(N, K, bits, sizes)
         chosen = kernels.qmv_tile(bits, 1, N, K)
         fitting = [tile for tile in sizes.tiles if K // UNIT % tile.lanes == 0]
-        case = (backend.few_rows, backend.rotated_product, bits, _dtype())
+        case = (metal.few_rows, reference, bits, _dtype())
         trials = {tile: partial(selftest.is_sound, *case, tile) for tile in (chosen, *fitting)}
         sound = [tile for tile, trial in trials.items() if not _fault(tile, trial)]
         contenders = {
@@ -265,8 +268,8 @@ def time_many(sizes: Sizes) -> Iterator[Row]:
         weight = mx.random.normal((N, K)).astype(_dtype())
         times = _milliseconds(
             {
-                "qmm": _calls(lambda m, x=x: backend.many_rows(x, m), matrices, sizes),
-                "decoded": _calls(lambda m, x=x: backend.decoded(x, m), matrices, sizes),
+                "qmm": _calls(lambda m, x=x: metal.many_rows(x, m), matrices, sizes),
+                "decoded": _calls(lambda m, x=x: metal.decoded(x, m), matrices, sizes),
                 "stock affine 4": _calls(lambda q, x=x: _stock(x, q, 4), stock, sizes),
                 "mx.matmul": _calls(lambda w, x=x: x @ w.T, [weight], sizes),
             },
@@ -285,11 +288,11 @@ def time_others(sizes: Sizes) -> Iterator[Row]:
     rotated, ids = _activations(1, K), mx.array([1])
     works: dict[str, Callable[[Any], Any]] = {
         "hadamard": lambda _: kernels.hadamard(h),
-        "gated": lambda _: kernels.gated(h, h),
-        "tail": lambda _: kernels.tail(h, h, weight, scale, 1e-6, weight),
-        "embed": lambda _: kernels.embed(ids, *matrix),
-        "geglu": lambda _: kernels.geglu(rotated, *matrix),
-        "dequantize": lambda _: kernels.dequantize(*matrix, dtype=_dtype()),
+        "gelu_mul": lambda _: kernels.gelu_mul(h, h),
+        "residual_norm": lambda _: kernels.residual_norm(h, h, weight, scale, 1e-6, weight),
+        "embed": lambda _: kernels.embed(ids, matrix),
+        "geglu": lambda _: kernels.geglu(rotated, matrix),
+        "dequantize": lambda _: kernels.dequantize(matrix, dtype=_dtype()),
         "mx.fast.rms_norm": lambda _: mx.fast.rms_norm(h, weight, 1e-6),
         "add, for what a launch costs": lambda _: h + h,
     }
@@ -347,7 +350,7 @@ def _calls(work: Callable[[Any], Any], parts: list[Any], sizes: Sizes) -> Callab
     return lambda: [work(part) for part, _ in zip(cycle(parts), range(sizes.calls), strict=False)]
 
 
-def _matrices(N: int, K: int, bits: int, sizes: Sizes) -> list[Coded]:
+def _matrices(N: int, K: int, bits: int, sizes: Sizes) -> list[CodedMatrix]:
     """Make as many matrices as fill the working set."""
     count = -(-sizes.working_set // (N * K * bits // 8))
     return [bench.random_matrix(N, K, bits) for _ in range(count)]
@@ -366,8 +369,8 @@ def _stock(x: mx.array, quantized: tuple[mx.array, ...], bits: int) -> mx.array:
     return mx.quantized_matmul(x, *quantized, group_size=64, bits=bits)
 
 
-def _qmv(x: mx.array, matrix: Coded, tile: Tile | None) -> mx.array:
-    return kernels.qmv(x, *matrix, dtype=_dtype(), tile=tile)
+def _qmv(x: mx.array, matrix: CodedMatrix, tile: Tile | None) -> mx.array:
+    return kernels.qmv(x, matrix, dtype=_dtype(), tile=tile)
 
 
 def _activations(M: int, K: int) -> mx.array:
@@ -377,7 +380,7 @@ def _activations(M: int, K: int) -> mx.array:
 
 
 def _dtype() -> mx.Dtype:
-    return backend.chip().activations
+    return device.chip().activations
 
 
 def _cut(tile: Tile) -> str:

@@ -1,9 +1,16 @@
+from dataclasses import replace
+
 import mlx.core as mx
 import numpy as np
 import pytest
 
 from hlwq_mlx.errors import ShapeError
-from hlwq_mlx.quant import backend, codec
+from hlwq_mlx.quant import codec, device
+from hlwq_mlx.quant.activation import Activation
+from hlwq_mlx.quant.backends import affine, choose
+from hlwq_mlx.quant.backends.affine import Affine
+from hlwq_mlx.quant.backends.dense import Dense
+from hlwq_mlx.quant.matrix import CodedMatrix
 from hlwq_mlx.quant.packing import pack_p32
 from hlwq_mlx.quant.tables import CENTROIDS, centroids
 
@@ -23,17 +30,17 @@ def coded(table, bits, rows, columns):
     levels = centroids(table, bits)
     codes, norms = codec.encode(weight, levels)
     padded = np.pad(levels, (0, max(0, 8 - levels.size)), mode="edge")
-    arguments = (mx.array(pack_p32(codes, bits)), mx.array(norms), mx.array(padded), bits)
-    return weight, codes, norms, arguments
+    arrays = mx.array(pack_p32(codes, bits)), mx.array(norms), mx.array(padded)
+    return weight, codes, norms, CodedMatrix(*arrays, bits)
 
 
 def activations(columns, dtype=mx.float32):
     return mx.random.normal((3, 5, columns), key=mx.random.key(4)).astype(dtype)
 
 
-def twin(x, arguments):
+def twin(x, matrix):
     """What a product must be: everything in float32, one rounding to x.dtype."""
-    return codec.qmv(codec.hadamard(x.astype(mx.float32)), *arguments).astype(x.dtype)
+    return codec.qmv(codec.hadamard(x.astype(mx.float32)), matrix).astype(x.dtype)
 
 
 def relative_error(got, expected):
@@ -44,39 +51,39 @@ def relative_error(got, expected):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("bits", WIDTHS)
 def test_dense_is_the_twin(bits, dtype):
-    *_, arguments = coded("clip4_100", bits, 37, 384)
+    *_, matrix = coded("clip4_100", bits, 37, 384)
     x = activations(384, dtype)
-    y = backend.Dense(*arguments)(x)
+    y = Dense(matrix)(Activation(x))
     assert y.dtype == dtype
-    assert mx.array_equal(y, twin(x, arguments))
+    assert mx.array_equal(y, twin(x, matrix))
 
 
 @pytest.mark.parametrize("bits", WIDTHS)
 @pytest.mark.parametrize("table", CENTROIDS)
 def test_image_is_within_its_bound(table, bits):
-    *_, arguments = coded(table, bits, 256, 512)
+    *_, matrix = coded(table, bits, 256, 512)
     x = activations(512)
-    error = relative_error(backend.AffineImage(*arguments)(x), twin(x, arguments))
-    bound = backend.IMAGE_ERROR[table][bits - 1]
+    error = relative_error(Affine(matrix)(Activation(x)), twin(x, matrix))
+    bound = affine.IMAGE_ERROR[table][bits - 1]
     assert error <= bound
     assert bits == 1 or error > 0.6 * bound, "the stated bound is looser than it has to be"
 
 
 @pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])
 def test_image_rounds_once_to_a_narrow_dtype(dtype):
-    *_, arguments = coded("clip4_100", 5, 64, 384)
+    *_, matrix = coded("clip4_100", 5, 64, 384)
     x = activations(384, dtype)
-    y = backend.AffineImage(*arguments)(x)
+    y = Affine(matrix)(Activation(x))
     assert y.dtype == dtype
-    wide = backend.AffineImage(*arguments)(x.astype(mx.float32))
+    wide = Affine(matrix)(Activation(x.astype(mx.float32)))
     assert mx.array_equal(y, wide.astype(dtype))
 
 
 @pytest.mark.parametrize("bits", WIDTHS)
 @pytest.mark.parametrize("table", CENTROIDS)
 def test_image_raises_the_coding_error_no_more_than_stated(table, bits):
-    weight, codes, norms, arguments = coded(table, bits, 256, 1024)
-    image = np.array(backend.AffineImage(*arguments)(mx.eye(1024))).T
+    weight, codes, norms, matrix = coded(table, bits, 256, 1024)
+    image = np.array(Affine(matrix)(Activation(mx.eye(1024)))).T
     decoded = codec.decode(codes, norms, centroids(table, bits))
     rise = ((image - weight) ** 2).sum() / ((decoded - weight) ** 2).sum()
     assert rise <= IMAGE_RISE[table][bits - 1]
@@ -85,7 +92,7 @@ def test_image_raises_the_coding_error_no_more_than_stated(table, bits):
 @pytest.mark.parametrize("table", CENTROIDS)
 @pytest.mark.parametrize("bits", WIDTHS)
 def test_affine_grid_keeps_the_order_and_the_symmetry_of_a_table(bits, table):
-    levels, step = backend.affine_grid(centroids(table, bits).astype(np.float64))
+    levels, step = affine.affine_grid(centroids(table, bits).astype(np.float64))
     assert levels.dtype == np.uint8
     assert step > 0
     assert (np.diff(levels.astype(int)) >= 0).all()
@@ -94,48 +101,46 @@ def test_affine_grid_keeps_the_order_and_the_symmetry_of_a_table(bits, table):
 
 def test_one_bit_grid_is_exact():
     table = centroids("clip4_100", 1).astype(np.float64)
-    levels, step = backend.affine_grid(table)
+    levels, step = affine.affine_grid(table)
     np.testing.assert_allclose(step * (levels - 127.5), table, rtol=1e-15)
 
 
 def test_only_a_slice_of_an_image_is_decoded_at_a_time():
-    *_, arguments = coded("clip4_100", 5, 16384, 1024)
-    image = backend.AffineImage(*arguments)
-    x = mx.random.normal((backend.DECODED_ROWS, 1024))
+    *_, matrix = coded("clip4_100", 5, 16384, 1024)
+    image = Affine(matrix)
+    x = mx.random.normal((affine.DECODED_ROWS, 1024))
     mx.eval(x)
     before = mx.get_active_memory()
     mx.reset_peak_memory()
-    mx.eval(image(x))
-    products = 2 * 4 * backend.DECODED_ROWS * 16384
-    assert mx.get_peak_memory() - before < products + 2 * 4 * backend._SLICE_WEIGHTS
+    mx.eval(image(Activation(x)))
+    products = 2 * 4 * affine.DECODED_ROWS * 16384
+    assert mx.get_peak_memory() - before < products + 2 * 4 * affine._SLICE_WEIGHTS
 
 
 @pytest.mark.parametrize("bits", [5, 8])
 def test_image_in_slices_is_the_image(bits, monkeypatch):
-    *_, arguments = coded("converged", bits, 11, 256)
+    *_, matrix = coded("converged", bits, 11, 256)
     x = activations(256)
-    whole = backend.AffineImage(*arguments)(x)
-    monkeypatch.setattr(backend, "_SLICE_WEIGHTS", 3 * 256)
-    assert mx.array_equal(backend.AffineImage(*arguments)(x), whole)
+    whole = Affine(matrix)(Activation(x))
+    monkeypatch.setattr(affine, "_SLICE_WEIGHTS", 3 * 256)
+    assert mx.array_equal(Affine(matrix)(Activation(x)), whole)
 
 
-@pytest.mark.parametrize(
-    ("rows", "path"), [(7, backend.Dense), (8, backend.Dense), (9, backend.AffineImage)]
-)
+@pytest.mark.parametrize(("rows", "path"), [(7, Dense), (8, Dense), (9, Affine)])
 def test_small_weights_are_dense_and_large_ones_images(rows, path, monkeypatch):
-    monkeypatch.setattr(backend, "DENSE_WEIGHTS", 8 * 256)
-    *_, arguments = coded("clip4_100", 4, rows, 256)
-    product = backend.prepare(*arguments)
+    monkeypatch.setattr(choose, "DENSE_WEIGHTS", 8 * 256)
+    *_, matrix = coded("clip4_100", 4, rows, 256)
+    product = choose.prepare(matrix)
     assert type(product) is path
     x = activations(256)
-    assert relative_error(product(x), twin(x, arguments)) < 4e-3
+    assert relative_error(product(Activation(x)), twin(x, matrix)) < 4e-3
 
 
 def test_activations_are_float32_on_a_cpu_and_bfloat16_on_a_gpu(monkeypatch):
     monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.cpu))
-    assert backend.activation_dtype() == mx.float32
+    assert device.activation_dtype() == mx.float32
     monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu))
-    assert backend.activation_dtype() == mx.bfloat16
+    assert device.activation_dtype() == mx.bfloat16
 
 
 @pytest.mark.parametrize(
@@ -152,54 +157,56 @@ def test_activations_are_float32_on_a_cpu_and_bfloat16_on_a_gpu(monkeypatch):
 )
 def test_chips(architecture, dtype, qmm_rows, monkeypatch):
     monkeypatch.setattr(mx, "device_info", lambda: {"architecture": architecture})
-    assert backend.chip() == backend.Chip(dtype, qmm_rows)
+    assert device.chip() == device.Chip(dtype, qmm_rows)
 
 
 def test_no_kernels_on_a_cpu(monkeypatch):
-    assert not backend.has_metal() or mx.default_device() == mx.Device(mx.gpu)
+    assert not device.has_metal() or mx.default_device() == mx.Device(mx.gpu)
     monkeypatch.setattr(mx.metal, "is_available", lambda: True)
     monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.cpu))
-    assert not backend.has_metal()
+    assert not device.has_metal()
     monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu))
-    assert backend.has_metal()
+    assert device.has_metal()
 
 
 def test_dense_limit_is_sixteen_mebibytes():
-    assert backend.DENSE_WEIGHTS * 4 == 16 * 2**20
+    assert choose.DENSE_WEIGHTS * 4 == 16 * 2**20
 
 
 def test_misuse_is_refused():
-    codes, norms, levels, _ = coded("clip4_100", 5, 9, 256)[3]
-    with pytest.raises(ShapeError, match=r"\[backend\.prepare\] needed uint32 codes \(9, 32\) for"):
-        backend.prepare(codes, norms, levels, 4)
-    with pytest.raises(ShapeError, match=r"\[backend\.prepare\] needed at least 32 centroids"):
-        backend.prepare(codes, norms, levels[:8], 5)
-    for path in (backend.Dense, backend.AffineImage):
-        product = path(codes, norms, levels, 5)
+    *_, matrix = coded("clip4_100", 5, 9, 256)
+    with pytest.raises(ShapeError, match=r"\[choose\.prepare\] needed uint32 codes \(9, 32\) for"):
+        choose.prepare(replace(matrix, bits=4))
+    with pytest.raises(ShapeError, match=r"\[choose\.prepare\] needed at least 32 centroids"):
+        choose.prepare(replace(matrix, centroids=matrix.centroids[:8]))
+    for path in (Dense, Affine):
+        product = path(matrix)
         with pytest.raises(ShapeError) as caught:
-            product(mx.zeros((2, 128)))
+            product(Activation(mx.zeros((2, 128))))
         assert str(caught.value) == (
-            f"[backend.{path.__name__}] needed x [..., 256], got (2, 128). "
+            f"[{path.__name__.lower()}.{path.__name__}] needed x [..., 256], got (2, 128). "
             "Pad the last axis with zeros to the columns of the coded matrix."
         )
         with pytest.raises(
             ShapeError, match=r"needed a floating x \[\.\.\., K\], got mlx.core.int"
         ):
-            product(mx.zeros((2, 256), dtype=mx.int32))
+            product(Activation(mx.zeros((2, 256), dtype=mx.int32)))
 
 
 @pytest.mark.parametrize("columns", [128, 384])
 def test_an_image_is_decoded_for_many_rows_alone(monkeypatch, columns):
     """By blocks of rows whose last is short; the product is the same."""
-    _, _, _, arguments = coded("clip4_100", 5, 37, columns)
-    image = backend.AffineImage(*arguments)
-    x = mx.random.normal((2, backend.DECODED_ROWS, columns), key=mx.random.key(1))
-    few = mx.concatenate([image(x[:, start : start + 8]) for start in range(0, 64, 8)], axis=1)
+    _, _, _, matrix = coded("clip4_100", 5, 37, columns)
+    image = Affine(matrix)
+    x = mx.random.normal((2, affine.DECODED_ROWS, columns), key=mx.random.key(1))
+    few = mx.concatenate(
+        [image(Activation(x[:, start : start + 8])) for start in range(0, 64, 8)], axis=1
+    )
     calls = []
-    monkeypatch.setattr(backend, "_SLICE_WEIGHTS", 10 * columns)
+    monkeypatch.setattr(affine, "_SLICE_WEIGHTS", 10 * columns)
     dequantize = mx.dequantize
     monkeypatch.setattr(
         mx, "dequantize", lambda *parts, **options: calls.append(1) or dequantize(*parts, **options)
     )
-    np.testing.assert_allclose(np.array(image(x)), np.array(few), rtol=0, atol=2e-5)
+    np.testing.assert_allclose(np.array(image(Activation(x))), np.array(few), rtol=0, atol=2e-5)
     assert len(calls) == 4

@@ -61,8 +61,8 @@ def test_launches_of_a_token(pq5):
     # gate and the two of the per-layer input, its projection and the head.
     assert pq5["Matmul"] == 3 * LAYERS + 2
     # Each part of a layer ends in one, and each gate is one.
-    assert pq5["hlwq_tail"] == 3 * LAYERS
-    assert pq5["hlwq_gated"] == 2 * LAYERS
+    assert pq5["hlwq_residual_norm"] == 3 * LAYERS
+    assert pq5["hlwq_gelu_mul"] == 2 * LAYERS
     # o's input, and that of the first layers that make keys and values and that share them.
     assert pq5["hlwq_hadamard"] == LAYERS + 2
     assert pq5["Compiled"] == 0
@@ -73,7 +73,7 @@ def test_small_widths_take_the_kernels_that_e4b_s_do():
     real = launches.e4b_config()["text_config"]
     for key in ("hidden_size", "hidden_size_per_layer_input", "intermediate_size"):
         assert kernels.can_rotate(launches.SMALL[key]) and kernels.can_rotate(real[key])
-    assert kernels.can_close(launches.SMALL["hidden_size"]) and kernels.can_close(
+    assert kernels.can_residual_norm(launches.SMALL["hidden_size"]) and kernels.can_residual_norm(
         real["hidden_size"]
     )
 
@@ -90,7 +90,7 @@ def test_mlx_lm_is_counted_the_same_way():
 
 
 def test_nothing_stays_replaced_after_counting(pq5):
-    assert bench.backend.activation_dtype() == mx.float32
+    assert launches.device.activation_dtype() == mx.float32
     assert mx.fast.rms_norm(mx.ones((2, 4)), None, 1e-6).sum().item() == pytest.approx(8)
 
 
@@ -108,7 +108,7 @@ def test_ops_end_with_their_rows(capsys):
     assert first == "| CPU ms (ratio) | small 256 x 64, 1 row | small 256 x 64, 16 rows |"
     assert base.startswith("| mx.matmul float32 |")
     assert base.count("(1.00)") == 2
-    assert others[-1].startswith("| HLWQ 8, AffineImage |")
+    assert others[-1].startswith("| HLWQ 8, Affine |")
 
 
 def test_model_times_every_contender(capsys):

@@ -10,7 +10,8 @@ import tiny
 from mlx.utils import tree_flatten
 
 from hlwq_mlx.errors import CheckpointError, ConfigError, SourceError
-from hlwq_mlx.quant import backend
+from hlwq_mlx.quant import device
+from hlwq_mlx.quant.backends import choose
 from hlwq_mlx.quant.layers import HLWQEmbedding, HLWQLinear
 from hlwq_mlx.store import checkpoint, inventory
 from hlwq_mlx.store.convert import convert
@@ -64,7 +65,7 @@ def test_a_folder_loads_in_the_dtype_of_this_machine(converted):
     assert dtypes.pop("codes") == mx.uint32
     assert dtypes.pop("norms") == mx.float16
     assert dtypes.pop("centroids") == mx.float32
-    assert set(dtypes.values()) == {backend.activation_dtype()}
+    assert set(dtypes.values()) == {device.activation_dtype()}
     assert not model.training
 
 
@@ -82,7 +83,7 @@ def test_a_loaded_model_is_ready_to_answer(tmp_path, monkeypatch, capsys):
     def refuse(*arguments):
         raise AssertionError("a product was made after loading")
 
-    monkeypatch.setattr(backend, "prepare", refuse)
+    monkeypatch.setattr(choose, "prepare", refuse)
     coded = [module for module in model.modules() if isinstance(module, HLWQLinear | HLWQEmbedding)]
     assert {type(module) for module in coded} == {HLWQLinear, HLWQEmbedding}
     for module in coded:

@@ -9,6 +9,7 @@ from scipy.stats import norm
 
 from hlwq_mlx.errors import ShapeError
 from hlwq_mlx.quant import codec
+from hlwq_mlx.quant.matrix import CodedMatrix
 from hlwq_mlx.quant.packing import pack_p32, unpack
 from hlwq_mlx.quant.tables import CENTROIDS, centroids
 
@@ -27,14 +28,14 @@ def natural_hadamard():
 
 
 def coded(bits, rows, columns, table="clip4_100", seed=0):
-    """Random codes and norms, as numpy arrays and as the twins' arguments."""
+    """Random codes and norms, as numpy arrays and as the twins take them."""
     rng = np.random.default_rng(1000 * seed + bits)
     codes = rng.integers(0, 1 << bits, (rows, columns), dtype=np.uint8)
     norms = rng.uniform(0.1, 2.0, (rows, columns // 128)).astype(np.float16)
     levels = centroids(table, bits)
     padded = np.pad(levels, (0, max(0, 8 - levels.size)), mode="edge")
-    arguments = (mx.array(pack_p32(codes, bits)), mx.array(norms), mx.array(padded), bits)
-    return codes, norms, levels, arguments
+    arrays = mx.array(pack_p32(codes, bits)), mx.array(norms), mx.array(padded)
+    return codes, norms, levels, CodedMatrix(*arrays, bits)
 
 
 def rotated(codes, norms, levels):
@@ -103,7 +104,9 @@ def test_decode_gives_golden_weights(name, packed, norms, expected):
 def test_dequantize_gives_golden_weights(name, packed, norms, expected):
     codes, levels, bits = unpacked(packed, norms)
     levels = mx.array(np.pad(levels, (0, max(0, 8 - levels.size)), mode="edge"))
-    weight = codec.dequantize(mx.array(pack_p32(codes, bits)), mx.array(norms), levels, bits)
+    weight = codec.dequantize(
+        CodedMatrix(mx.array(pack_p32(codes, bits)), mx.array(norms), levels, bits)
+    )
     assert weight.dtype == mx.float32
     assert relative_error(weight[:, : expected.shape[1]], expected.astype(np.float64)) < 2e-7
 
@@ -233,38 +236,40 @@ def exact_gelu(x):
     return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
 
 
-def test_gated_rotates_the_gated_product():
+def test_gelu_mul_rotates_its_product():
     gate, up = (3 * mx.random.normal((2, 256), key=mx.random.key(n)) for n in (1, 2))
     wide = exact_gelu(np.array(gate, np.float64)) * np.array(up, np.float64)
-    product, y = codec.gated(gate, up)
+    product, y = codec.gelu_mul(gate, up)
     assert relative_error(product, wide) < 5e-7
     assert relative_error(y, (wide.reshape(-1, 128) @ natural_hadamard()).reshape(2, 256)) < 5e-7
-    with pytest.raises(ShapeError, match=r"\[codec\.gated\] needed gate and up of one shape, got"):
-        codec.gated(gate, up[:, :128])
+    with pytest.raises(
+        ShapeError, match=r"\[codec\.gelu_mul\] needed gate and up of one shape, got"
+    ):
+        codec.gelu_mul(gate, up[:, :128])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_geglu_gates_the_second_half_of_the_rows(dtype):
-    codes, norms, levels, arguments = coded(5, 14, 256)
+    codes, norms, levels, matrix = coded(5, 14, 256)
     x = mx.random.normal((3, 256), key=mx.random.key(5)).astype(dtype)
-    y = codec.geglu(x, *arguments)
+    y = codec.geglu(x, matrix)
     assert y.dtype == dtype
     weight = rotated(codes, norms, levels)
     gate, up = np.split(np.array(x.astype(mx.float32), np.float64) @ weight.T, 2, axis=-1)
     assert relative_error(y, exact_gelu(gate) * up) < 2 * TOL[dtype]
     with pytest.raises(ShapeError, match=r"\[codec\.geglu\] needed as many rows of gate as of up"):
-        codec.geglu(x, *coded(5, 7, 256)[3])
+        codec.geglu(x, coded(5, 7, 256)[3])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("is_normed", [True, False])
-def test_tail_norms_adds_scales_norms_and_rotates(is_normed, dtype):
+def test_residual_norm_norms_adds_scales_norms_and_rotates(is_normed, dtype):
     x, update, weight, following = (
         (n * mx.random.normal((2, 256), key=mx.random.key(n))).astype(dtype) for n in (1, 2, 3, 4)
     )
     arguments = (weight[0], mx.array([0.7]), 1e-6, following[0] if is_normed else None)
-    h, opened, y = codec.tail(x, update, *arguments)
-    assert (h.dtype, opened.dtype, y.dtype) == (dtype, dtype, mx.float32)
+    h, got_normed, y = codec.residual_norm(x, update, *arguments)
+    assert (h.dtype, got_normed.dtype, y.dtype) == (dtype, dtype, mx.float32)
 
     def normed(values, scale):
         root = np.sqrt((values**2).mean(axis=-1, keepdims=True) + 1e-6)
@@ -275,7 +280,7 @@ def test_tail_norms_adds_scales_norms_and_rotates(is_normed, dtype):
     )
     assert relative_error(h, (wide_x + normed(wide_update, weight[0])) * 0.7) < TOL[dtype]
     expected = normed(wide_h, following[0]) if is_normed else wide_h
-    assert relative_error(opened, expected) < TOL[dtype]
+    assert relative_error(got_normed, expected) < TOL[dtype]
     rotated = (expected.reshape(-1, 128) @ natural_hadamard()).reshape(2, 256)
     assert relative_error(y, rotated) < 5e-7
 
@@ -285,9 +290,9 @@ def test_tail_norms_adds_scales_norms_and_rotates(is_normed, dtype):
 @pytest.mark.parametrize("bits", WIDTHS)
 @pytest.mark.parametrize(("rows", "columns"), [(1, 128), (7, 384), (33, 256)])
 def test_products(rows, columns, bits, dtype, product):
-    codes, norms, levels, arguments = coded(bits, rows, columns)
+    codes, norms, levels, matrix = coded(bits, rows, columns)
     x = mx.random.normal((2, 3, columns), key=mx.random.key(bits)).astype(dtype)
-    y = product(x, *arguments)
+    y = product(x, matrix)
     assert y.dtype == dtype
     assert y.shape == (2, 3, rows)
     exact = np.array(x.astype(mx.float32)).astype(np.float64) @ rotated(codes, norms, levels).T
@@ -296,37 +301,37 @@ def test_products(rows, columns, bits, dtype, product):
 
 @pytest.mark.parametrize("bits", WIDTHS)
 def test_product_with_a_rotated_x_is_the_product_with_the_weight(bits):
-    *_, arguments = coded(bits, 9, 256)
+    *_, matrix = coded(bits, 9, 256)
     x = mx.random.normal((5, 256), key=mx.random.key(bits))
-    y = codec.qmv(codec.hadamard(x), *arguments)
-    weight = np.array(codec.dequantize(*arguments)).astype(np.float64)
+    y = codec.qmv(codec.hadamard(x), matrix)
+    weight = np.array(codec.dequantize(matrix)).astype(np.float64)
     assert relative_error(y, np.array(x).astype(np.float64) @ weight.T) < 6e-7
 
 
 @pytest.mark.parametrize("bits", WIDTHS)
 @pytest.mark.parametrize("table", CENTROIDS)
 def test_dequantize(table, bits):
-    codes, norms, levels, arguments = coded(bits, 5, 384, table)
-    weight = codec.dequantize(*arguments)
+    codes, norms, levels, matrix = coded(bits, 5, 384, table)
+    weight = codec.dequantize(matrix)
     assert weight.dtype == mx.float32
     assert relative_error(weight, codec.decode(codes, norms, levels).astype(np.float64)) < 2e-7
 
 
 @pytest.mark.parametrize("bits", WIDTHS)
 def test_rotated_weight(bits):
-    codes, norms, levels, arguments = coded(bits, 6, 256)
-    assert relative_error(codec.rotated_weight(*arguments), rotated(codes, norms, levels)) < 1e-7
+    codes, norms, levels, matrix = coded(bits, 6, 256)
+    assert relative_error(codec.rotated_weight(matrix), rotated(codes, norms, levels)) < 1e-7
 
 
 @pytest.mark.parametrize("bits", WIDTHS)
 @pytest.mark.parametrize("ids", [[4], [[0, 10, 3], [3, 3, 7]]])
 def test_embed(ids, bits):
-    *_, arguments = coded(bits, 11, 256)
+    *_, matrix = coded(bits, 11, 256)
     ids = mx.array(ids, dtype=mx.int32)
-    rows = codec.embed(ids, *arguments)
+    rows = codec.embed(ids, matrix)
     assert rows.dtype == mx.float32
     assert rows.shape == (*ids.shape, 256)
-    whole = codec.dequantize(*arguments)
+    whole = codec.dequantize(matrix)
     assert mx.array_equal(rows, whole[ids])
 
 
@@ -388,41 +393,41 @@ LEVELS = mx.zeros((32,))
             "Cast it, or pass the embeddings.",
         ),
         (
-            lambda: codec.qmv(mx.zeros((2, 128)), CODES, NORMS, LEVELS, 5),
+            lambda: codec.qmv(mx.zeros((2, 128)), CodedMatrix(CODES, NORMS, LEVELS, 5)),
             "[codec.qmv] needed x [..., 256], got (2, 128). "
             "Pad the last axis with zeros to the columns of the coded matrix.",
         ),
         (
-            lambda: codec.qmm(mx.array(1.0), CODES, NORMS, LEVELS, 5),
+            lambda: codec.qmm(mx.array(1.0), CodedMatrix(CODES, NORMS, LEVELS, 5)),
             "[codec.qmm] needed a floating x [..., K], got mlx.core.float32 (). "
             "Cast it, or pass the embeddings.",
         ),
         (
-            lambda: codec.qmv(X, CODES, NORMS, LEVELS, 9),
+            lambda: codec.qmv(X, CodedMatrix(CODES, NORMS, LEVELS, 9)),
             "[codec.qmv] needed 1 to 8 bits, got 9. Check the manifest.",
         ),
         (
-            lambda: codec.qmm(X, CODES, NORMS.reshape(-1), LEVELS, 5),
+            lambda: codec.qmm(X, CodedMatrix(CODES, NORMS.reshape(-1), LEVELS, 5)),
             "[codec.qmm] needed norms [N, K/128], got shape (6,). "
             "Reshape them to one row of blocks for each row of the weight.",
         ),
         (
-            lambda: codec.dequantize(CODES, NORMS, LEVELS, 4),
+            lambda: codec.dequantize(CodedMatrix(CODES, NORMS, LEVELS, 4)),
             "[codec.dequantize] needed uint32 codes (3, 32) for 4 bits and norms (3, 2), got "
             "mlx.core.uint32 (3, 40). Pack them with packing.pack_p32 at that width.",
         ),
         (
-            lambda: codec.rotated_weight(CODES.astype(mx.int32), NORMS, LEVELS, 5),
+            lambda: codec.rotated_weight(CodedMatrix(CODES.astype(mx.int32), NORMS, LEVELS, 5)),
             "[codec.rotated_weight] needed uint32 codes (3, 40) for 5 bits and norms (3, 2), got "
             "mlx.core.int32 (3, 40). Pack them with packing.pack_p32 at that width.",
         ),
         (
-            lambda: codec.embed(mx.array([0]), CODES, NORMS, LEVELS[:31], 5),
+            lambda: codec.embed(mx.array([0]), CodedMatrix(CODES, NORMS, LEVELS[:31], 5)),
             "[codec.embed] needed at least 32 centroids for 5 bits, got shape (31,). "
             "Take the table of that width.",
         ),
         (
-            lambda: codec.embed(mx.array([0.0]), CODES, NORMS, LEVELS, 5),
+            lambda: codec.embed(mx.array([0.0]), CodedMatrix(CODES, NORMS, LEVELS, 5)),
             "[codec.embed] needed integer ids, got mlx.core.float32. "
             "Pass token ids, not embeddings.",
         ),

@@ -24,7 +24,7 @@ def test_every_kernel_has_a_unit_of_its_variants(units):
     widths = {name: units[name].count("[[host_name(") for name in units}
     assert widths["hlwq_qmm"] == 8 * 3
     assert widths["hlwq_dequantize"] == 2 * 8 * 3
-    assert widths["hlwq_tail"] == 2 * 3
+    assert widths["hlwq_residual_norm"] == 2 * 3
 
 
 def test_units_can_be_parsed(units):

@@ -1,4 +1,6 @@
 import weakref
+from contextlib import contextmanager
+from dataclasses import replace
 
 import mlx.core as mx
 import numpy as np
@@ -11,11 +13,15 @@ from mlx_lm.models.cache import KVCache
 from hlwq_mlx.gemma4.attention import Attention
 from hlwq_mlx.gemma4.config import Gemma4Config
 from hlwq_mlx.gemma4.text import MLP
-from hlwq_mlx.quant import backend, codec, selftest
+from hlwq_mlx.gemma4.vision import VisionTower
+from hlwq_mlx.quant import codec, ops, selftest
+from hlwq_mlx.quant import device as computer
+from hlwq_mlx.quant.backends import metal
 from hlwq_mlx.quant.fuse import blocks, fuse
 from hlwq_mlx.quant.layers import HLWQLinear, pad_table
 from hlwq_mlx.quant.packing import pack_p32
 from hlwq_mlx.quant.tables import centroids
+from hlwq_mlx.store import published
 
 
 def linear(columns, rows, bits=5, table="converged", seed=0, bias=False):
@@ -51,6 +57,16 @@ def attend(block):
     return block.produce(x, "causal", KVCache())[0]
 
 
+@contextmanager
+def on_metal(monkeypatch):
+    """The Metal host in place of a GPU, with nothing known about its kernels yet."""
+    selftest.forget()
+    with device(Checks(is_watched=False)), monkeypatch.context() as patch:
+        patch.setattr(computer, "has_metal", lambda: True)
+        yield
+    selftest.forget()
+
+
 def fuse_all(*parts):
     """Fuse what is in a model of these parts; count it."""
     model = nn.Module()
@@ -69,25 +85,32 @@ def test_a_fused_block_computes_the_same():
     assert mx.allclose(block(x), before, rtol=1e-5, atol=1e-6)
 
 
-def test_a_gate_as_wide_as_e4b_s_is_a_kernel():
+def test_a_gate_as_wide_as_e4b_s_is_a_kernel(monkeypatch):
     block = MLP(128, 10240)
-    assert fuse_all(block) == 1
-    assert block.gated is backend.gated
+    with on_metal(monkeypatch):
+        assert fuse_all(block) == 0
+    assert block.ops != ops.PLAIN
+    assert block.ops.residual_norm is ops.residual_norm
 
 
 def test_a_fused_block_on_metal(monkeypatch):
     block = mlp(columns=256)
     x = mx.random.normal((1, 1, 256), key=mx.random.key(0))
     before = block(x)
-    fuse_all(block)
-    selftest.forget()
-    with device(Checks(is_watched=False)):
-        monkeypatch.setattr(backend, "has_metal", lambda: True)
+    with on_metal(monkeypatch):
+        fuse_all(block)
         after = block(x)
-    assert type(block.gate_up.prepare()) is backend.Kernels
+        assert type(block.gate_up.prepare()) is metal.MetalGateUp
     difference = mx.linalg.norm(after - before) / mx.linalg.norm(before)
     assert difference < 2e-3, "tables of float16"
-    selftest.forget()
+
+
+def test_a_tower_has_nothing_to_fuse(monkeypatch):
+    """Its layers are named as the text model's, and clipped."""
+    config = Gemma4Config.from_dict(published.e4b_config()).vision_config
+    tower = VisionTower(replace(config, num_hidden_layers=1))
+    with on_metal(monkeypatch):
+        assert fuse_all(tower) == 0
 
 
 @pytest.mark.parametrize(

@@ -22,17 +22,17 @@ def rows(count):
     return mx.random.normal((count, 512), key=mx.random.key(count))
 
 
-def tail():
+def residual_norm():
     weight = mx.ones(512)
-    return kernels.tail(rows(2), rows(2), weight, mx.ones(1), 1e-6, weight)
+    return kernels.residual_norm(rows(2), rows(2), weight, mx.ones(1), 1e-6, weight)
 
 
 CALLS = {
-    "dequantize.metal": lambda: kernels.dequantize(*MATRIX),
-    "embed.metal": lambda: kernels.embed(mx.array([3, 1]), *MATRIX),
-    "qmm.metal": lambda: kernels.qmm(rows(9), *MATRIX),
-    "qmv.metal": lambda: kernels.qmv(rows(1), *MATRIX),
-    "tail.metal": tail,
+    "dequantize.metal": lambda: kernels.dequantize(MATRIX),
+    "embed.metal": lambda: kernels.embed(mx.array([3, 1]), MATRIX),
+    "qmm.metal": lambda: kernels.qmm(rows(9), MATRIX),
+    "qmv.metal": lambda: kernels.qmv(rows(1), MATRIX),
+    "residual_norm.metal": residual_norm,
 }
 
 

@@ -1,15 +1,18 @@
 """What the kernels' contracts rule out is refused by their wrappers, before any kernel is built."""
 
+from dataclasses import replace
+
 import mlx.core as mx
 import pytest
 
 from hlwq_mlx.errors import ShapeError
 from hlwq_mlx.quant import kernels
 from hlwq_mlx.quant.kernels import Tile
+from hlwq_mlx.quant.matrix import CodedMatrix
 
 
 def matrix(N=16, K=256, bits=4):
-    return (
+    return CodedMatrix(
         mx.zeros((N, K * bits // 32), dtype=mx.uint32),
         mx.zeros((N, K // 128), dtype=mx.float16),
         mx.zeros(max(8, 1 << bits)),
@@ -22,34 +25,34 @@ def zeros(*shape, dtype=mx.float32):
 
 
 MATRIX_CALLS = {
-    "qmv": lambda *arguments: kernels.qmv(zeros(1, 256), *arguments),
-    "geglu": lambda *arguments: kernels.geglu(zeros(1, 256), *arguments),
-    "qmm": lambda *arguments: kernels.qmm(zeros(9, 256), *arguments),
+    "qmv": lambda matrix: kernels.qmv(zeros(1, 256), matrix),
+    "geglu": lambda matrix: kernels.geglu(zeros(1, 256), matrix),
+    "qmm": lambda matrix: kernels.qmm(zeros(9, 256), matrix),
     "dequantize": kernels.dequantize,
     "rotated_weight": kernels.rotated_weight,
-    "embed": lambda *arguments: kernels.embed(mx.array([1]), *arguments),
+    "embed": lambda matrix: kernels.embed(mx.array([1]), matrix),
 }
 
 
 @pytest.mark.parametrize("name", MATRIX_CALLS)
 def test_matrices_that_do_not_fit(name):
     call = MATRIX_CALLS[name]
-    codes, norms, levels, bits = matrix()
+    right = matrix()
     where = rf"\[kernels\.{name}\]"
     with pytest.raises(ShapeError, match=rf"{where} needed 1 to 8 bits, got 9"):
-        call(codes, norms, levels, 9)
+        call(replace(right, bits=9))
     with pytest.raises(ShapeError, match=rf"{where} needed uint32 codes \(16, 40\) for 5 bits"):
-        call(codes, norms, levels, 5)
+        call(replace(right, bits=5))
     with pytest.raises(ShapeError, match=rf"{where} needed at least 16 centroids for 4 bits"):
-        call(codes, norms, levels[:8], bits)
+        call(replace(right, centroids=zeros(8)))
     with pytest.raises(ShapeError, match=rf"{where} needed norms of float16 and centroids of"):
-        call(codes, norms.astype(mx.float32), levels, bits)
+        call(replace(right, norms=right.norms.astype(mx.float32)))
     with pytest.raises(ShapeError, match=rf"{where} needed norms of float16 and centroids of"):
-        call(codes, norms, levels.astype(mx.float16), bits)
+        call(replace(right, centroids=right.centroids.astype(mx.float16)))
     with pytest.raises(ShapeError, match=rf"{where} needed at least 1024 weights, 8 centroids"):
-        call(*matrix(N=2))
+        call(matrix(N=2))
     with pytest.raises(ShapeError, match=rf"{where} needed at least 1024 weights, 8 centroids"):
-        call(*matrix(bits=2)[:2], zeros(4), 2)
+        call(replace(matrix(bits=2), centroids=zeros(4)))
 
 
 def test_a_matrix_of_2_to_the_32_words_is_too_large():
@@ -58,7 +61,7 @@ def test_a_matrix_of_2_to_the_32_words_is_too_large():
             self.size = size
 
     def fits(words):
-        return kernels.can_address(kernels.Coded(Sized(words), Sized(words), Sized(8), 1))
+        return kernels.can_address(CodedMatrix(Sized(words), Sized(words), Sized(8), 1))
 
     assert fits((1 << 32) - 1)
     assert not fits(1 << 32)
@@ -69,11 +72,11 @@ def test_activations_that_do_not_fit(name):
     call = getattr(kernels, name)
     where = rf"\[kernels\.{name}\]"
     with pytest.raises(ShapeError, match=rf"{where} needed x \[\.\.\., 256\], got \(1, 128\)"):
-        call(zeros(1, 128), *matrix())
+        call(zeros(1, 128), matrix())
     with pytest.raises(ShapeError, match=rf"{where} needed a floating x"):
-        call(zeros(1, 256, dtype=mx.int32), *matrix())
+        call(zeros(1, 256, dtype=mx.int32), matrix())
     with pytest.raises(ShapeError, match=rf"{where} needed x of float32, float16 or bfloat16"):
-        call(zeros(1, 256, dtype=mx.float64), *matrix())
+        call(zeros(1, 256, dtype=mx.float64), matrix())
 
 
 @pytest.mark.parametrize("name", ["qmv", "geglu"])
@@ -82,36 +85,36 @@ def test_rows_and_tiles_of_qmv(name):
     where = rf"\[kernels\.{name}\]"
     for shape, count in (((9, 256), 9), ((0, 256), 0), ((2, 5, 256), 10)):
         with pytest.raises(ShapeError, match=rf"{where} needed 1 to 8 rows, got {count}\."):
-            call(zeros(*shape), *matrix())
+            call(zeros(*shape), matrix())
     with pytest.raises(ShapeError, match=rf"{where} needed lanes that divide the 8 units"):
-        call(zeros(1, 256), *matrix(), tile=Tile(2, 16, 4, 1))
+        call(zeros(1, 256), matrix(), tile=Tile(2, 16, 4, 1))
 
 
 def test_gate_and_up_are_halves():
     with pytest.raises(ShapeError, match=r"\[kernels\.geglu\] needed as many rows of gate as of"):
-        kernels.geglu(zeros(1, 256), *matrix(N=17))
+        kernels.geglu(zeros(1, 256), matrix(N=17))
     with pytest.raises(ShapeError, match=r"\[kernels\.geglu\] needed lanes that .* even number"):
-        kernels.geglu(zeros(1, 256), *matrix(), tile=Tile(1, 8, 4, 1))
+        kernels.geglu(zeros(1, 256), matrix(), tile=Tile(1, 8, 4, 1))
 
 
 def test_activations_of_2_to_the_32_elements_are_too_large():
     rows = zeros(1 << 24, 256)  # never evaluated
     with pytest.raises(ShapeError, match=r"\[kernels\.qmm\] needed x of .* than 2\*\*32 elements"):
-        kernels.qmm(rows, *matrix())
+        kernels.qmm(rows, matrix())
     with pytest.raises(ShapeError, match=r"\[kernels\.hadamard\] needed float32, float16 or"):
         kernels.hadamard(rows)
 
 
 def test_qmm_needs_a_row():
     with pytest.raises(ShapeError, match=r"\[kernels\.qmm\] needed at least one row"):
-        kernels.qmm(zeros(0, 256), *matrix())
+        kernels.qmm(zeros(0, 256), matrix())
 
 
 def test_ids_of_embed():
     with pytest.raises(ShapeError, match=r"\[kernels\.embed\] needed integer ids, got"):
-        kernels.embed(zeros(3), *matrix())
+        kernels.embed(zeros(3), matrix())
     with pytest.raises(ShapeError, match=r"\[kernels\.embed\] needed at least one id"):
-        kernels.embed(zeros(0, dtype=mx.int32), *matrix())
+        kernels.embed(zeros(0, dtype=mx.int32), matrix())
 
 
 @pytest.mark.parametrize(
@@ -122,16 +125,16 @@ def test_ids_of_embed():
 def test_blocks(x):
     for name, call in {
         "hadamard": lambda: kernels.hadamard(x),
-        "gated": lambda: kernels.gated(x, x),
-        "tail": lambda: kernels.tail(x, x, zeros(128), zeros(1), 1e-6),
+        "gelu_mul": lambda: kernels.gelu_mul(x, x),
+        "residual_norm": lambda: kernels.residual_norm(x, x, zeros(128), zeros(1), 1e-6),
     }.items():
         with pytest.raises(ShapeError, match=rf"\[kernels\.{name}\] needed float32, float16 or"):
             call()
 
 
-def test_gated_needs_one_shape():
-    with pytest.raises(ShapeError, match=r"\[kernels\.gated\] needed gate and up of one shape"):
-        kernels.gated(zeros(2, 128), zeros(1, 256))
+def test_gelu_mul_needs_one_shape():
+    with pytest.raises(ShapeError, match=r"\[kernels\.gelu_mul\] needed gate and up of one shape"):
+        kernels.gelu_mul(zeros(2, 128), zeros(1, 256))
 
 
 @pytest.mark.parametrize(
@@ -145,6 +148,6 @@ def test_gated_needs_one_shape():
     ],
     ids=["update", "weight", "scale", "next", "columns"],
 )
-def test_tail(arguments):
-    with pytest.raises(ShapeError, match=r"\[kernels\.tail\] needed .* K up to 8192, got"):
-        kernels.tail(*arguments)
+def test_residual_norm(arguments):
+    with pytest.raises(ShapeError, match=r"\[kernels\.residual_norm\] needed .* K up to 8192, got"):
+        kernels.residual_norm(*arguments)

@@ -15,6 +15,7 @@ from pairwise import pairwise
 from hlwq_mlx.quant import codec, kernels
 from hlwq_mlx.quant.bodies import BODIES, metal_folder
 from hlwq_mlx.quant.kernels import qmv_tile
+from hlwq_mlx.quant.matrix import CodedMatrix
 from hlwq_mlx.quant.packing import pack_p32
 from hlwq_mlx.quant.tables import centroids
 
@@ -30,8 +31,8 @@ TOL = {
     "dequantize": 3e-7,  # seven additions a value
     "embed": 3e-7,
     "hadamard": 3e-7,
-    "gated": 1e-6,
-    "tail": 1e-6,  # sums of K squares
+    "gelu_mul": 1e-6,
+    "residual_norm": 1e-6,  # sums of K squares
 }
 # What the float16 of tables and tiles costs against the twin, which has neither: up to 4.9e-4 of
 # each centroid, and more of few outputs that have cancelled (seen 6e-4 of 9).
@@ -55,14 +56,14 @@ def sliced(dtype, jitter_ulp=0):
 
 
 def coded(bits, rows, columns):
-    """A coded matrix as numpy arrays, and as the kernels' arguments."""
+    """A coded matrix as numpy arrays, and as the kernels take it."""
     rng = np.random.default_rng(bits)
     codes = rng.integers(0, 1 << bits, (rows, columns), dtype=np.uint8)
     norms = rng.uniform(0.1, 2.0, (rows, columns // 128)).astype(np.float16)
     levels = centroids("clip4_100", bits)
     padded = np.pad(levels, (0, max(0, 8 - levels.size)), constant_values=9)
-    arguments = (mx.array(pack_p32(codes, bits)), mx.array(norms), mx.array(padded), bits)
-    return (codes, norms, levels), arguments
+    arrays = mx.array(pack_p32(codes, bits)), mx.array(norms), mx.array(padded)
+    return (codes, norms, levels), CodedMatrix(*arrays, bits)
 
 
 def rotated_weight(codes, norms, levels):
@@ -131,7 +132,7 @@ def each_width(bits, **factors):
 
 FEW = [1, 2, 3, 5, 7, 8]
 # Rows of one simdgroup, of whole and broken numbers of blocks for each, and the longest.
-TAIL_CASES = [
+RESIDUAL_NORM_CASES = [
     (128, (F32, F32), True, 3),
     (384, (F16, F32), False, 1),
     (1024, (F32, BF16), False, 3),
@@ -167,9 +168,9 @@ FACTORS: dict[str, dict[str, list[Any]]] = {
         "ids_dtype": [mx.int32, mx.uint32, mx.int64],
     },
     "hadamard": {"shape": [(128,), (2, 3, 128), (3, 640)], "dtypes": DTYPES},
-    "gated": {"dtypes": DTYPES},
-    "tail": {
-        "K": sorted({K for K, *_ in TAIL_CASES}),
+    "gelu_mul": {"dtypes": DTYPES},
+    "residual_norm": {
+        "K": sorted({K for K, *_ in RESIDUAL_NORM_CASES}),
         "dtypes": DTYPES,
         "is_normed": [False, True],
         "M": [1, 2, 3],
@@ -181,37 +182,37 @@ FACTORS: dict[str, dict[str, list[Any]]] = {
     ("bits", "M", "dtypes", "K", "N", "N_of_tile"), named(pairwise(**FACTORS["qmv"]))
 )
 def test_qmv(bits, M, dtypes, K, N, N_of_tile):
-    (codes, norms, levels), arguments = coded(bits, N, K)
+    (codes, norms, levels), matrix = coded(bits, N, K)
     x = random(M, K, dtype=dtypes[0])
     tile = qmv_tile(bits, M, N_of_tile, K)
     with device(ALIGNED):
-        y = kernels.qmv(x, *arguments, dtype=dtypes[1], tile=tile)
+        y = kernels.qmv(x, matrix, dtype=dtypes[1], tile=tile)
     assert y.dtype == dtypes[1]
     entries = levels if bits == 1 else levels.astype(np.float16)
     assert_close(y, wide(x) @ rotated_weight(codes, norms, entries).T, TOL["qmv"])
-    assert_close(y, codec.qmv(x.astype(F32), *arguments), TOL["qmv"] + HALF_TABLE)
+    assert_close(y, codec.qmv(x.astype(F32), matrix), TOL["qmv"] + HALF_TABLE)
 
 
 @pytest.mark.parametrize("bits", [2, 5, 8])
 def test_qmv_with_exact_tables(bits):
-    parts, arguments = coded(bits, 9, 256)
+    parts, matrix = coded(bits, 9, 256)
     x = random(1, 256)
     with device(ALIGNED):
-        y = kernels.qmv(x, *arguments, entries=F32)
+        y = kernels.qmv(x, matrix, entries=F32)
     assert_close(y, wide(x) @ rotated_weight(*parts).T, TOL["qmv"])
 
 
 @pytest.mark.parametrize(("bits", "M"), [*product((3, 5), (1, 2, 7)), (1, 1), (8, 3)])
 def test_geglu(bits, M):
-    (codes, norms, levels), arguments = coded(bits, 66, 384)
+    (codes, norms, levels), matrix = coded(bits, 66, 384)
     x = random(2, M, 384)[0]
     tile = qmv_tile(bits, M, 4096, 384)
     with device(JITTERED):
-        y = kernels.geglu(x, *arguments, tile=tile)
+        y = kernels.geglu(x, matrix, tile=tile)
     entries = levels if bits == 1 else levels.astype(np.float16)
     gate, up = np.split(wide(x) @ rotated_weight(codes, norms, entries).T, 2, axis=-1)
     assert_close(y, gelu(gate) * up, TOL["geglu"])
-    assert_close(y, codec.geglu(x, *arguments), TOL["geglu"] + 3 * HALF_TABLE)
+    assert_close(y, codec.geglu(x, matrix), TOL["geglu"] + 3 * HALF_TABLE)
 
 
 def rounded_tile(x):
@@ -222,22 +223,22 @@ def rounded_tile(x):
 
 @pytest.mark.parametrize(("bits", "M", "dtypes", "K", "N"), named(pairwise(**FACTORS["qmm"])))
 def test_qmm(bits, M, dtypes, K, N):
-    parts, arguments = coded(bits, N, K)
+    parts, matrix = coded(bits, N, K)
     x = random(M, K, dtype=dtypes[0])
     with device(ALIGNED):
-        y = kernels.qmm(x, *arguments, dtype=dtypes[1])
+        y = kernels.qmm(x, matrix, dtype=dtypes[1])
     assert y.dtype == dtypes[1]
     assert_close(y, rounded_tile(wide(x)) @ half_weight(*parts).T, TOL["qmm"])
-    assert_close(y, codec.qmm(x.astype(F32), *arguments), TOL["qmm"] + HALF_TILES)
+    assert_close(y, codec.qmm(x.astype(F32), matrix), TOL["qmm"] + HALF_TILES)
 
 
 @pytest.mark.parametrize("scale", [0.0, 1e-30, 1e-6, 1e6, 1e30])
 def test_qmm_holds_rows_that_float16_does_not(scale):
-    _, arguments = coded(4, 9, 128)
+    _, matrix = coded(4, 9, 128)
     x = random(3, 128) * mx.array([[1.0], [scale], [3.0]])
     with device(ALIGNED):
-        y = kernels.qmm(x, *arguments)
-    expected = codec.qmm(x, *arguments)
+        y = kernels.qmm(x, matrix)
+    expected = codec.qmm(x, matrix)
     for row in (0, 2) if scale == 0 else (0, 1, 2):
         assert_close(y[row], expected[row], TOL["qmm"] + HALF_TILES)
     assert scale or not y[1].any()
@@ -245,43 +246,43 @@ def test_qmm_holds_rows_that_float16_does_not(scale):
 
 def test_qmm_holds_the_largest_rows():
     """The inverse of the power of two below 3e38 is not normal, so the next smaller one is used."""
-    parts, arguments = coded(4, 9, 128)
+    parts, matrix = coded(4, 9, 128)
     x = mx.zeros((1, 128))
     x[0, 127] = 3e38
     with device(ALIGNED):
-        y = kernels.qmm(x, *arguments)
+        y = kernels.qmm(x, matrix)
     assert_close(y, rounded_tile(wide(x)) @ half_weight(*parts).T, TOL["qmm"])
 
 
 @pytest.mark.parametrize(("bits", "dtype", "N"), each_width(**FACTORS["dequantize"]))
 def test_dequantize(bits, dtype, N):
-    parts, arguments = coded(bits, N, 384)
+    parts, matrix = coded(bits, N, 384)
     with device(ALIGNED):
-        weight = kernels.dequantize(*arguments, dtype=dtype)
-        rotated = kernels.rotated_weight(*arguments, dtype=dtype)
+        weight = kernels.dequantize(matrix, dtype=dtype)
+        rotated = kernels.rotated_weight(matrix, dtype=dtype)
     assert weight.dtype == rotated.dtype == dtype
     assert_close(weight, hadamard(rotated_weight(*parts)), TOL["dequantize"])
-    assert_close(weight, codec.dequantize(*arguments), TOL["dequantize"])
+    assert_close(weight, codec.dequantize(matrix), TOL["dequantize"])
     assert_close(rotated, rotated_weight(*parts), TOL["dequantize"])
-    assert_close(rotated, codec.rotated_weight(*arguments), TOL["dequantize"])
+    assert_close(rotated, codec.rotated_weight(matrix), TOL["dequantize"])
 
 
 @pytest.mark.parametrize(("bits", "dtype", "shape", "ids_dtype"), each_width(**FACTORS["embed"]))
 def test_embed(bits, dtype, shape, ids_dtype):
-    parts, arguments = coded(bits, 19, 256)
+    parts, matrix = coded(bits, 19, 256)
     ids = mx.random.randint(0, 19, shape, key=mx.random.key(bits)).astype(ids_dtype)
     with device(ALIGNED):
-        rows = kernels.embed(ids, *arguments, dtype=dtype)
+        rows = kernels.embed(ids, matrix, dtype=dtype)
     assert rows.dtype == dtype
     assert_close(rows, hadamard(rotated_weight(*parts))[np.array(ids)], TOL["embed"])
-    assert_close(rows, codec.embed(ids, *arguments), TOL["embed"])
+    assert_close(rows, codec.embed(ids, matrix), TOL["embed"])
 
 
 def test_embed_reads_the_last_row_for_an_id_that_is_none():
-    _, arguments = coded(4, 19, 256)
+    _, matrix = coded(4, 19, 256)
     with device(ALIGNED):
-        rows = kernels.embed(mx.array([19, -1, 18]), *arguments)
-    assert_close(rows, codec.embed(mx.array([18, 18, 18]), *arguments), TOL["embed"])
+        rows = kernels.embed(mx.array([19, -1, 18]), matrix)
+    assert_close(rows, codec.embed(mx.array([18, 18, 18]), matrix), TOL["embed"])
 
 
 @pytest.mark.parametrize("dtypes", DTYPES)
@@ -297,38 +298,38 @@ def test_hadamard(shape, dtypes):
 
 
 @pytest.mark.parametrize("dtypes", DTYPES)
-def test_gated(dtypes):
+def test_gelu_mul(dtypes):
     gate, up = random(3, 384, dtype=dtypes[0]) * 3, random(3, 384, dtype=dtypes[1], seed=1)
     with device(sliced(max(dtypes, key=lambda dtype: dtype.size), jitter_ulp=4)):
-        product, y = kernels.gated(gate, up)
+        product, y = kernels.gelu_mul(gate, up)
     assert (product.dtype, y.dtype) == (dtypes[0], F32)
     expected = gelu(wide(gate)) * wide(up)
-    assert_close(product, expected, TOL["gated"])
-    assert_close(y, hadamard(expected), TOL["gated"])
-    twin_product, twin_y = codec.gated(gate, up)
-    assert_close(product, twin_product, TOL["gated"] + ROUNDING[dtypes[0]])
-    assert_close(y, twin_y, TOL["gated"])
+    assert_close(product, expected, TOL["gelu_mul"])
+    assert_close(y, hadamard(expected), TOL["gelu_mul"])
+    twin_product, twin_y = codec.gelu_mul(gate, up)
+    assert_close(product, twin_product, TOL["gelu_mul"] + ROUNDING[dtypes[0]])
+    assert_close(y, twin_y, TOL["gelu_mul"])
 
 
-@pytest.mark.parametrize(("K", "dtypes", "is_normed", "M"), TAIL_CASES)
-def test_tail(K, dtypes, is_normed, M):
+@pytest.mark.parametrize(("K", "dtypes", "is_normed", "M"), RESIDUAL_NORM_CASES)
+def test_residual_norm(K, dtypes, is_normed, M):
     x, update = random(M, K, dtype=dtypes[0]) * 8, random(M, K, dtype=dtypes[1], seed=1) * 3
     weights = [(1 + random(K, seed=seed) / 4).astype(dtypes[1]) for seed in (2, 3)]
     scale = mx.array([0.7]).astype(dtypes[1])
     arguments = (x, update, weights[0], scale, 1e-6, weights[1] if is_normed else None)
     with device(sliced(max(dtypes, key=lambda dtype: dtype.size), jitter_ulp=4)):
-        h, opened, y = kernels.tail(*arguments)
-    assert (h.dtype, opened.dtype, y.dtype) == (dtypes[0], dtypes[0], F32)
+        h, normed, y = kernels.residual_norm(*arguments)
+    assert (h.dtype, normed.dtype, y.dtype) == (dtypes[0], dtypes[0], F32)
     sums = wide(x) + rms_norm(wide(update), wide(weights[0]), 1e-6)
-    assert_close(h, sums * wide(scale), TOL["tail"])
+    assert_close(h, sums * wide(scale), TOL["residual_norm"])
     # From h as it is: a sum next to the middle between two float16 may be rounded either way.
     expected = rms_norm(wide(h), wide(weights[1]), 1e-6) if is_normed else wide(h)
-    assert_close(opened, expected, TOL["tail"])
-    assert_close(y, hadamard(expected), TOL["tail"])
-    twin_h, twin_opened, twin_y = codec.tail(*arguments)
-    assert_close(h, twin_h, TOL["tail"])
-    assert_close(opened, twin_opened, TOL["tail"] + ROUNDING[dtypes[0]])
-    assert_close(y, twin_y, TOL["tail"] + ROUNDING[dtypes[0]])
+    assert_close(normed, expected, TOL["residual_norm"])
+    assert_close(y, hadamard(expected), TOL["residual_norm"])
+    twin_h, twin_normed, twin_y = codec.residual_norm(*arguments)
+    assert_close(h, twin_h, TOL["residual_norm"])
+    assert_close(normed, twin_normed, TOL["residual_norm"] + ROUNDING[dtypes[0]])
+    assert_close(y, twin_y, TOL["residual_norm"] + ROUNDING[dtypes[0]])
 
 
 def test_every_kernel_has_a_contract_a_twin_and_a_short_text():
@@ -342,13 +343,14 @@ def test_every_kernel_has_a_contract_a_twin_and_a_short_text():
 
 def test_mlx_takes_the_kernels_as_they_are(tmp_path):
     """Exported, a call goes through MLX's own generator without needing a GPU."""
-    _, arguments = coded(5, 9, 256)
+    _, matrix = coded(5, 9, 256)
 
     def run(x, *arrays):
-        few = kernels.qmv(x, *arrays, 5)
-        rows = kernels.embed(mx.array([1, 2]), *arrays, 5)
-        h, _, y = kernels.tail(rows, rows, rows[0], mx.array([1.0]), 1e-6)
-        decoded = kernels.dequantize(*arrays, 5)
-        return few, kernels.qmm(y, *arrays, 5), *kernels.gated(h, y), decoded
+        matrix = CodedMatrix(*arrays, 5)
+        few = kernels.qmv(x, matrix)
+        rows = kernels.embed(mx.array([1, 2]), matrix)
+        h, _, y = kernels.residual_norm(rows, rows, rows[0], mx.array([1.0]), 1e-6)
+        decoded = kernels.dequantize(matrix)
+        return few, kernels.qmm(y, matrix), *kernels.gelu_mul(h, y), decoded
 
-    mx.export_function(str(tmp_path / "kernels.mlxfn"), run, random(3, 256), *arguments[:3])
+    mx.export_function(str(tmp_path / "kernels.mlxfn"), run, random(3, 256), *matrix.arrays)

@@ -6,7 +6,11 @@ import mac_steps
 import mlx.core as mx
 import pytest
 
-from hlwq_mlx.quant import backend
+from hlwq_mlx.quant import device
+from hlwq_mlx.quant.activation import Activation
+from hlwq_mlx.quant.backends import choose
+from hlwq_mlx.quant.backends.base import reference
+from hlwq_mlx.quant.matrix import CodedMatrix
 
 pytestmark = [
     pytest.mark.metal,
@@ -23,7 +27,7 @@ def test_every_variant_passes_its_self_test(bits, dtype):
 
 def test_the_chip_is_known():
     architecture = mx.device_info()["architecture"]
-    assert any(architecture.startswith(f"applegpu_g{number}") for number in backend.CHIPS)
+    assert any(architecture.startswith(f"applegpu_g{number}") for number in device.CHIPS)
 
 
 @pytest.mark.parametrize("bits", [1, 3, 5, 8])
@@ -31,9 +35,9 @@ def test_layers_of_real_size(bits):
     N, K = 10240, 2560
     words = mx.random.randint(0, 1 << 16, (N, K * bits // 32), mx.uint32) * 65521
     norms = mx.random.uniform(0.5, 1.5, (N, K // 128), mx.float16)
-    matrix = (words, norms, mx.linspace(-3, 3, max(8, 1 << bits)), bits)
+    matrix = CodedMatrix(words, norms, mx.linspace(-3, 3, max(8, 1 << bits)), bits)
     for M in (1, 2, 33, 600):
-        x = mx.random.normal((M, K)).astype(backend.activation_dtype())
-        y, expected = backend.Kernels(*matrix)(x), backend.rotated_product(x, *matrix)
+        x = mx.random.normal((M, K)).astype(device.activation_dtype())
+        y, expected = choose.prepare(matrix)(Activation(x)), reference(x, matrix)
         difference = mx.linalg.norm(y.astype(mx.float32) - expected)
         assert difference < 5e-3 * mx.linalg.norm(expected)

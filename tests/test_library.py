@@ -17,7 +17,7 @@ from hlwq_mlx.dialog.parts import Medium
 from hlwq_mlx.engine.prefix import Prefix
 from hlwq_mlx.engine.sampling import Sampling
 from hlwq_mlx.errors import RequestError, SourceError
-from hlwq_mlx.quant import backend
+from hlwq_mlx.quant import device
 from hlwq_mlx.store import checkpoint
 
 QUESTION = [{"role": "user", "content": demo.CARD_QUESTION}]
@@ -148,7 +148,7 @@ def test_a_converted_folder_of_another_variant():
 
 def test_the_dtype_of_a_gpu(monkeypatch):
     """What runs on a Mac, as far as a CPU can tell: bfloat16 all the way, logits in float32."""
-    monkeypatch.setattr(backend, "activation_dtype", lambda: mx.bfloat16)
+    monkeypatch.setattr(device, "activation_dtype", lambda: mx.bfloat16)
     model, tokenizer = library.load(demo.folder())
     assert model.model.language_model.norm.weight.dtype == mx.bfloat16
     ids = library.prompt_ids(tokenizer, QUESTION)

@@ -17,7 +17,8 @@ import metal_host
 import mlx.core as mx
 import pytest
 
-from hlwq_mlx.quant import backend, selftest
+from hlwq_mlx.quant import device as computer
+from hlwq_mlx.quant import selftest
 from hlwq_mlx.quant.packing import UNIT
 from hlwq_mlx.store import model_card, published
 
@@ -43,8 +44,8 @@ def test_a_rehearsal_takes_every_step(folder):
     tests = report["steps"][NO_MODEL[0]]["rows"]
     assert {row["faults"] for row in tests} == {0}
     assert {row["path"]: row["variants"] for row in tests} == {
-        **{"few_rows": 1, "few_gated": 1, "many_rows": 1, "decoded": 1, "rows_of": 1},
-        **{"tail": 2, "gated": 1, "hadamard": 1},
+        **{"few_rows": 1, "few_geglu": 1, "many_rows": 1, "decoded": 1, "rows_of": 1},
+        **{"residual_norm": 2, "gelu_mul": 1, "hadamard": 1},
     }
     answered = report["steps"]["The demo model"]["rows"][-1]
     assert answered["answer"] == "4"
@@ -74,9 +75,9 @@ def test_a_report_names_no_one(folder):
 def test_nothing_of_a_rehearsal_stays():
     path = list(sys.path)
     with mac_report.rehearsing():
-        assert backend.has_metal()
+        assert computer.has_metal()
         assert list(mac_steps.self_tests(mac_steps.REHEARSAL))
-    assert not backend.has_metal()
+    assert not computer.has_metal()
     assert sys.path == path
     assert selftest.is_sound.cache_info().currsize == 0
     assert selftest.is_sound_on.cache_info().currsize == 0
@@ -186,8 +187,10 @@ def test_a_kernel_that_is_wrong_is_a_fault_at_every_shape(monkeypatch):
         patch.setattr(mx.fast, "metal_kernel", wrong)
         rows = {row["path"]: row for row in mac_steps.self_tests(mac_steps.REHEARSAL)}
     assert all(row["faults"] == row["variants"] for row in rows.values())
-    assert rows["tail"]["first fault"].startswith("((2, 256), (2, 256), (256,), (1,), 1e-06, None)")
-    assert "needed gated on ((2, 256), (2, 256)) in mlx" in rows["gated"]["first fault"]
+    assert rows["residual_norm"]["first fault"].startswith(
+        "((2, 256), (2, 256), (256,), (1,), 1e-06, None)"
+    )
+    assert "needed gelu_mul on ((2, 256), (2, 256)) in mlx" in rows["gelu_mul"]["first fault"]
     assert rows["hadamard"]["bits"] is None
 
 
@@ -208,9 +211,9 @@ def test_the_full_run_tries_every_width_of_e4b():
     widths |= {text["hidden_size"], text["intermediate_size"], text["hidden_size_per_layer_input"]}
     assert widths == set(mac_steps.FULL.widths)
     tried = {kernel.__name__: cases for kernel, _, cases in mac_steps._between(mac_steps.FULL)}
-    assert {case[0][1] for case in tried["gated"]} == widths
+    assert {case[0][1] for case in tried["gelu_mul"]} == widths
     assert {case[0][1] for case in tried["hadamard"]} == widths
-    assert {case[-1] for case in tried["tail"] if case[0][1] == text["hidden_size"]} == {
+    assert {case[-1] for case in tried["residual_norm"] if case[0][1] == text["hidden_size"]} == {
         None,
         (text["hidden_size"],),
     }

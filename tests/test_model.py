@@ -120,9 +120,9 @@ def test_prefill_runs_the_sharing_layers_for_one_position():
             self.layer, self.layer_type = layer, layer.layer_type
             self.input_layernorm = layer.input_layernorm
 
-        def __call__(self, x, opened, view, per_layer_input, following):
+        def __call__(self, x, normed, view, per_layer_input, following):
             seen.append((x.shape[1], per_layer_input.shape[1]))
-            return self.layer(x, opened, view, per_layer_input, following)
+            return self.layer(x, normed, view, per_layer_input, following)
 
     layers = tiny.model.language_model.layers
     layers[5:] = [Watched(layer) for layer in layers[5:]]

@@ -8,7 +8,8 @@ import pytest
 from oracle import fresh_model, model
 
 from hlwq_mlx.gemma4.config import Gemma4Config
-from hlwq_mlx.gemma4.text import TextModel, gated, scaled
+from hlwq_mlx.gemma4.text import TextModel, scaled
+from hlwq_mlx.quant.ops import gelu_mul
 from hlwq_mlx.store import published
 
 E4B = published.e4b_config()
@@ -23,15 +24,15 @@ def gelu(x):
     return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
 
 
-def test_gated_follows_the_tanh_approximation():
+def test_gelu_mul_follows_the_tanh_approximation():
     gate = np.linspace(-8, 8, 1001, dtype=np.float32)
-    got = gated(mx.array(gate), mx.full(gate.shape, 2.0))
+    got = gelu_mul(mx.array(gate), mx.full(gate.shape, 2.0))
     np.testing.assert_allclose(np.array(got), 2 * gelu(gate.astype(np.float64)), rtol=0, atol=2e-6)
 
 
-def test_gated_rounds_gelu_to_bfloat16_once():
+def test_gelu_mul_rounds_gelu_to_bfloat16_once():
     gate = mx.array(np.linspace(-4, 4, 801)).astype(mx.bfloat16)
-    got = gated(gate, mx.ones_like(gate))
+    got = gelu_mul(gate, mx.ones_like(gate))
     assert got.dtype == mx.bfloat16
     wanted = gelu(np.array(gate.astype(mx.float32), np.float64))
     # One bfloat16 ulp where float32 falls on the other side of a rounding border, which is rare.

@@ -36,10 +36,10 @@ def tuned() -> Iterator[None]:
     import mlx.core as mx
 
     from .. import fit
-    from ..quant import backend
+    from ..quant import device
 
     # Asking MLX about a GPU is its first use.
-    with fit.many_in_flight(has_metal=backend.has_metal(), ram=fit.ram_bytes()):
+    with fit.many_in_flight(has_metal=device.has_metal(), ram=fit.ram_bytes()):
         machine = fit.this_machine(Path.cwd())
         before = mx.set_cache_limit(machine.cache_bytes)
         try:

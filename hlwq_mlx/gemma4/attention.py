@@ -12,6 +12,8 @@ import mlx.core as mx
 from mlx import nn
 from mlx.utils import tree_map
 
+from ..quant.activation import Input
+from ..quant.layers import Linear
 from .config import TextConfig
 from .masks import Mask, last_row
 from .rope import rotate, wavelengths
@@ -96,7 +98,7 @@ def attend_coded(queries: mx.array, view: View) -> mx.array:
     return mixed.reshape(B, heads, L, D)
 
 
-class Attention(nn.Module):  # type: ignore[misc]  # nn.Module is untyped
+class Attention(nn.Module):
     """Attention of one layer; without `has_kv` it has queries only.
 
     quant.fuse may have made one layer, `qkv`, of the projections.
@@ -110,16 +112,16 @@ class Attention(nn.Module):  # type: ignore[misc]  # nn.Module is untyped
         self.eps = config.rms_norm_eps
         self.k_eq_v = layer.k_eq_v
         self._waves = wavelengths(config.rope_parameters[layer.layer_type], layer.head_dim)
-        self.q_proj = nn.Linear(config.hidden_size, heads * self.head_dim, bias=False)
+        self.q_proj = Linear(config.hidden_size, heads * self.head_dim, bias=False)
         self.q_norm = nn.RMSNorm(self.head_dim, self.eps)
         self.o_proj = nn.Linear(heads * self.head_dim, config.hidden_size, bias=False)
         if layer.has_kv:
-            self.k_proj = nn.Linear(config.hidden_size, kv_heads * self.head_dim, bias=False)
+            self.k_proj = Linear(config.hidden_size, kv_heads * self.head_dim, bias=False)
             self.k_norm = nn.RMSNorm(self.head_dim, self.eps)
         if layer.has_kv and not layer.k_eq_v:
-            self.v_proj = nn.Linear(config.hidden_size, kv_heads * self.head_dim, bias=False)
+            self.v_proj = Linear(config.hidden_size, kv_heads * self.head_dim, bias=False)
 
-    def produce(self, h: mx.array, mask: Mask, cache: Any) -> tuple[mx.array, View]:
+    def produce(self, h: Input, mask: Mask, cache: Any) -> tuple[mx.array, View]:
         """Append keys and values of new positions to the cache, and attend to what it then holds.
 
         Shapes: h [B, L, H] -> [B, L, H]. Values get a norm without weights and no rotation.
@@ -132,14 +134,14 @@ class Attention(nn.Module):  # type: ignore[misc]  # nn.Module is untyped
         view = View(keys, values, mask, offset, cache)
         return self._attend(queries, view), view
 
-    def __call__(self, h: mx.array, view: View) -> mx.array:
+    def __call__(self, h: Input, view: View) -> mx.array:
         """Attend from each position to the keys and values of another layer.
 
         Shapes: h [B, L, H] -> [B, L, H].
         """
         return self._attend(self.q_proj(h), view)
 
-    def _projections(self, h: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+    def _projections(self, h: Input) -> tuple[mx.array, mx.array, mx.array]:
         """Queries, keys and values, each [B, L, heads * D]; values may be the keys."""
         if "qkv" in self:
             queries, keys, *values = self.qkv(h)
@@ -153,8 +155,7 @@ class Attention(nn.Module):  # type: ignore[misc]  # nn.Module is untyped
         B, L, _ = queries.shape
         queries = rotate(self.q_norm(self._heads(queries)), self._waves, view.offset)
         out = view.attend(queries)
-        mixed: mx.array = self.o_proj(out.transpose(0, 2, 1, 3).reshape(B, L, -1))
-        return mixed
+        return self.o_proj(out.transpose(0, 2, 1, 3).reshape(B, L, -1))
 
     def _heads(self, x: mx.array) -> mx.array:
         """[B, L, heads * D] -> [B, heads, L, D]"""

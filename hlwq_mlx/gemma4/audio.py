@@ -27,7 +27,7 @@ def bounded(x: mx.array, limit: float) -> mx.array:
     return mx.clip(x, -limit, limit)
 
 
-class Conv2d(nn.Module):  # type: ignore[misc]  # nn.Module is untyped
+class Conv2d(nn.Module):
     """A convolution of 3 x 3, stride 2, padding 1; weight [out, in, 3, 3] as on disk."""
 
     def __init__(self, input_channels: int, output_channels: int) -> None:
@@ -39,7 +39,7 @@ class Conv2d(nn.Module):  # type: ignore[misc]  # nn.Module is untyped
         return mx.conv2d(x, self.weight.transpose(0, 2, 3, 1), stride=2, padding=1)
 
 
-class DepthwiseConv1d(nn.Module):  # type: ignore[misc]  # nn.Module is untyped
+class DepthwiseConv1d(nn.Module):
     """A convolution of each channel with the frames before it; weight [H, 1, width] as on disk."""
 
     def __init__(self, channels: int, width: int) -> None:
@@ -53,7 +53,7 @@ class DepthwiseConv1d(nn.Module):  # type: ignore[misc]  # nn.Module is untyped
         return mx.conv1d(padded, self.weight.transpose(0, 2, 1), groups=channels)[0]
 
 
-class SubsampleLayer(nn.Module):  # type: ignore[misc]  # nn.Module is untyped
+class SubsampleLayer(nn.Module):
     """Convolution, norm over channels, ReLU."""
 
     def __init__(self, input_channels: int, output_channels: int, eps: float) -> None:
@@ -66,7 +66,7 @@ class SubsampleLayer(nn.Module):  # type: ignore[misc]  # nn.Module is untyped
         return mx.maximum(self.norm(self.conv(x)), 0)
 
 
-class SubsampleProjection(nn.Module):  # type: ignore[misc]  # nn.Module is untyped
+class SubsampleProjection(nn.Module):
     """Two convolutions, which leave a quarter of frames and bins, and a linear map of the rest."""
 
     def __init__(self, config: AudioConfig) -> None:
@@ -80,11 +80,10 @@ class SubsampleProjection(nn.Module):  # type: ignore[misc]  # nn.Module is unty
     def __call__(self, mel: mx.array) -> mx.array:
         """Shapes: mel [F, bins] -> [N, H]; in a row the channel is fastest."""
         x = self.layer1(self.layer0(mel[None, :, :, None]))
-        rows: mx.array = self.input_proj_linear(x.reshape(x.shape[1], -1))
-        return rows
+        return self.input_proj_linear(x.reshape(x.shape[1], -1))
 
 
-class FeedForward(nn.Module):  # type: ignore[misc]  # nn.Module is untyped
+class FeedForward(nn.Module):
     """Half a step of a conformer layer: two layers between two norms, added with a weight."""
 
     def __init__(self, config: AudioConfig) -> None:
@@ -102,11 +101,10 @@ class FeedForward(nn.Module):  # type: ignore[misc]  # nn.Module is untyped
         h = self.pre_layer_norm(bounded(x, self.limit))
         h = self.ffw_layer_2(nn.silu(self.ffw_layer_1(h)))
         h = self.post_layer_norm(bounded(h, self.limit))
-        y: mx.array = x + h * self.residual_weight
-        return y
+        return x + h * self.residual_weight
 
 
-class Attention(nn.Module):  # type: ignore[misc]  # nn.Module is untyped
+class Attention(nn.Module):
     """Attention of a frame to itself and those shortly before it, in float32.
 
     A key is the frame's own plus one for its distance. The reference works on chunks of frames;
@@ -145,15 +143,14 @@ class Attention(nn.Module):  # type: ignore[misc]  # nn.Module is untyped
         logits = mx.where(mx.array(frames >= 0)[:, None, None], logits, -mx.inf)
         weights = mx.softmax(logits, axis=-1)
         out = weights @ values[seen].transpose(0, 2, 1, 3)  # [N, heads, 1, D]
-        mixed: mx.array = self.post(out.reshape(N, -1).astype(h.dtype))
-        return mixed
+        return self.post(out.reshape(N, -1).astype(h.dtype))
 
     def _heads(self, x: mx.array) -> mx.array:
         """[rows, H] -> float32 [rows, heads, D]"""
         return x.astype(mx.float32).reshape(len(x), -1, self.head_dim)
 
 
-class LightConv1d(nn.Module):  # type: ignore[misc]  # nn.Module is untyped
+class LightConv1d(nn.Module):
     """A gated depthwise convolution between two linear layers, added to its input."""
 
     def __init__(self, config: AudioConfig) -> None:
@@ -173,7 +170,7 @@ class LightConv1d(nn.Module):  # type: ignore[misc]  # nn.Module is untyped
         return self.linear_end(nn.silu(h)) + x
 
 
-class ConformerLayer(nn.Module):  # type: ignore[misc]  # nn.Module is untyped
+class ConformerLayer(nn.Module):
     """Feed forward, attention, convolution, feed forward, norm."""
 
     def __init__(self, config: AudioConfig, distances: mx.array) -> None:
@@ -194,11 +191,10 @@ class ConformerLayer(nn.Module):  # type: ignore[misc]  # nn.Module is untyped
         h = self.self_attn(self.norm_pre_attn(bounded(x, self.limit)))
         x = x + self.norm_post_attn(bounded(h, self.limit))
         x = self.feed_forward2(self.lconv1d(x))
-        out: mx.array = self.norm_out(bounded(x, self.limit))
-        return out
+        return self.norm_out(bounded(x, self.limit))
 
 
-class AudioTower(nn.Module):  # type: ignore[misc]  # nn.Module is untyped
+class AudioTower(nn.Module):
     """Subsampling, conformer layers and a linear map to the width that is embedded."""
 
     def __init__(self, config: AudioConfig) -> None:
@@ -225,8 +221,7 @@ class AudioTower(nn.Module):  # type: ignore[misc]  # nn.Module is untyped
         x = self.subsample_conv_projection(mel.astype(dtype))
         for layer in self.layers:
             x = layer(x)
-        features: mx.array = self.output_proj(x)
-        return features
+        return self.output_proj(x)
 
 
 def sinusoids(config: AudioConfig) -> mx.array:

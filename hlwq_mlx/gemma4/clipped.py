@@ -7,7 +7,7 @@ import mlx.core as mx
 from mlx import nn
 
 
-class ClippedLinear(nn.Module):  # type: ignore[misc]  # nn.Module is untyped
+class ClippedLinear(nn.Module):
     """clip(linear(clip(x))) with the bounds of each clip as scalars; without bounds, linear(x).
 
     `linear` may be coded. The bounds are values that training found, not mere guards.
@@ -25,7 +25,6 @@ class ClippedLinear(nn.Module):  # type: ignore[misc]  # nn.Module is untyped
     def __call__(self, x: mx.array) -> mx.array:
         """Shapes: x [..., input_dims] -> [..., output_dims]."""
         if "input_min" not in self:
-            y: mx.array = self.linear(x)
-            return y
+            return self.linear(x)
         y = self.linear(mx.clip(x, self.input_min, self.input_max))
         return mx.clip(y, self.output_min, self.output_max)

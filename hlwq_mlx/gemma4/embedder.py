@@ -7,7 +7,7 @@ import mlx.core as mx
 from mlx import nn
 
 
-class Embedder(nn.Module):  # type: ignore[misc]  # nn.Module is untyped
+class Embedder(nn.Module):
     """embedding_projection(rms(x)), the norm without weights."""
 
     def __init__(self, input_dims: int, hidden_size: int, eps: float) -> None:
@@ -22,5 +22,4 @@ class Embedder(nn.Module):  # type: ignore[misc]  # nn.Module is untyped
         than `dtype` can hold: they are rounded behind the norm.
         """
         h = mx.fast.rms_norm(features, None, self.eps).astype(dtype)
-        rows: mx.array = self.embedding_projection(h)
-        return rows
+        return self.embedding_projection(h)

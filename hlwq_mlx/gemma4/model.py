@@ -53,7 +53,7 @@ class Step(NamedTuple):
         )
 
 
-class Parts(nn.Module):  # type: ignore[misc]  # nn.Module is untyped
+class Parts(nn.Module):
     """The level `model.` of the checkpoint's names; towers join it when they are needed."""
 
     def __init__(self, args: Gemma4Config) -> None:
@@ -61,7 +61,7 @@ class Parts(nn.Module):  # type: ignore[misc]  # nn.Module is untyped
         self.language_model = TextModel(args.text_config)
 
 
-class Model(nn.Module):  # type: ignore[misc]  # nn.Module is untyped
+class Model(nn.Module):
     """Gemma 4; its modules are coded where the config's HLWQ manifest says so.
 
     `rows` has to be set before the first call of a model with per-layer embeddings: a callable
@@ -85,8 +85,7 @@ class Model(nn.Module):  # type: ignore[misc]  # nn.Module is untyped
     @property
     def layers(self) -> list[nn.Module]:
         """The decoder layers, where mlx-lm looks for them."""
-        layers: list[nn.Module] = self.model.language_model.layers
-        return layers
+        return self.model.language_model.layers
 
     def make_cache(self, caching: Caching | None = None) -> list[Any]:
         """Make an empty cache for each layer that makes keys and values, as `self.caching` says.
@@ -102,8 +101,7 @@ class Model(nn.Module):  # type: ignore[misc]  # nn.Module is untyped
         Shapes: inputs int [B, L] -> [B, L, H].
         Raises: ShapeError, RequestError when an id is outside the vocabulary.
         """
-        x: mx.array = self.model.language_model.embed(mx.array(self._hard(self._ids(inputs))))
-        return x
+        return self.model.language_model.embed(mx.array(self._hard(self._ids(inputs))))
 
     def image_features(self, patches: mx.array, positions: mx.array) -> mx.array:
         """Make the features of one image, or of one frame of a video.
@@ -114,8 +112,7 @@ class Model(nn.Module):  # type: ignore[misc]  # nn.Module is untyped
         """
         self._require(VISION)
         features = self.model.vision_tower(patches, positions)
-        rows: mx.array = self.model.embed_vision(features, self.model.language_model.dtype)
-        return rows
+        return self.model.embed_vision(features, self.model.language_model.dtype)
 
     def audio_features(self, mel: mx.array) -> mx.array:
         """Make the features of one clip.
@@ -125,8 +122,7 @@ class Model(nn.Module):  # type: ignore[misc]  # nn.Module is untyped
         """
         self._require(AUDIO)
         features = self.model.audio_tower(mel)
-        rows: mx.array = self.model.embed_audio(features, self.model.language_model.dtype)
-        return rows
+        return self.model.embed_audio(features, self.model.language_model.dtype)
 
     def embed_media(
         self,
@@ -250,8 +246,7 @@ class Model(nn.Module):  # type: ignore[misc]  # nn.Module is untyped
 
     def _logits(self, step: Step) -> mx.array:
         text = self.model.language_model
-        logits: mx.array = text.logits(text.consume(step.x, step.per_layer, step.views))
-        return logits
+        return text.logits(text.consume(step.x, step.per_layer, step.views))
 
     def _ids(self, inputs: mx.array) -> np.ndarray:
         """The step's ids on the host: the one place that waits for them."""
@@ -298,8 +293,7 @@ class Model(nn.Module):  # type: ignore[misc]  # nn.Module is untyped
                 f"[model.rows] needed rows of shape {(*hard.shape, N * d)}, got {rows.shape}. "
                 "Give the row store of this model's embed_tokens_per_layer."
             )
-        inputs: list[mx.array] = self.model.language_model.per_layer_inputs(x, rows)
-        return inputs
+        return self.model.language_model.per_layer_inputs(x, rows)
 
 
 def _no_rows(ids: np.ndarray) -> mx.array:

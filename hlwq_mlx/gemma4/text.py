@@ -7,40 +7,17 @@ Source: transformers 5.23.0, modeling_gemma4.py, Gemma4TextModel and Gemma4TextD
 """
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import mlx.core as mx
 from mlx import nn
 
+from ..quant.activation import Activation, Input
+from ..quant.layers import Linear
+from ..quant.ops import PLAIN
 from .attention import Attention, View
 from .config import TextConfig
 from .masks import Mask
-
-
-@partial(mx.compile, shapeless=True)
-def gated(gate: mx.array, x: mx.array) -> mx.array:
-    """gelu(gate) * x with the tanh approximation; gelu is float32 and rounded once."""
-    g = gate.astype(mx.float32)
-    g = 0.5 * g * (1 + mx.tanh(0.7978845608028654 * (g + 0.044715 * g * g * g)))
-    return g.astype(gate.dtype) * x
-
-
-def tail(
-    x: mx.array,
-    update: mx.array,
-    norm: nn.RMSNorm,
-    following: nn.RMSNorm | None = None,
-    scale: mx.array | None = None,
-) -> tuple[mx.array, mx.array]:
-    """Close a part of a layer, (x + norm(update)) * scale, and open the following: its norm of it.
-
-    Shapes: x, update [B, L, H], scale [1] -> twice [B, L, H].
-    """
-    x = x + norm(update)
-    if scale is not None:
-        x = x * scale
-    return x, x if following is None else following(x)
 
 
 def scaled(x: mx.array, factor: float) -> mx.array:
@@ -48,33 +25,28 @@ def scaled(x: mx.array, factor: float) -> mx.array:
     return (x.astype(mx.float32) * factor).astype(x.dtype)
 
 
-class MLP(nn.Module):  # type: ignore[misc]  # nn.Module is untyped
-    """down(gelu(gate(x)) * up(x)); quant.fuse may have made one layer of gate and up.
-
-    Or it may have put a kernel in the place of `gated`.
-    """
+class MLP(nn.Module):
+    """down(gelu(gate(x)) * up(x)); quant.fuse may have made one layer of gate and up."""
 
     def __init__(self, hidden_size: int, intermediate_size: int) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(hidden_size, intermediate_size, bias=False)
-        self.up_proj = nn.Linear(hidden_size, intermediate_size, bias=False)
-        self.down_proj = nn.Linear(intermediate_size, hidden_size, bias=False)
-        self.gated = gated
+        self.gate_proj = Linear(hidden_size, intermediate_size, bias=False)
+        self.up_proj = Linear(hidden_size, intermediate_size, bias=False)
+        self.down_proj = Linear(intermediate_size, hidden_size, bias=False)
+        self.ops = PLAIN
 
-    def __call__(self, x: mx.array) -> mx.array:
+    def __call__(self, x: Input) -> mx.array:
         """Shapes: x [B, L, H] -> [B, L, H]."""
-        is_fused = "gate_up" in self
-        hidden = self.gate_up(x) if is_fused else self.gated(self.gate_proj(x), self.up_proj(x))
-        y: mx.array = self.down_proj(hidden)
-        return y
+        if "gate_up" in self:
+            return self.down_proj(self.gate_up(x))
+        return self.down_proj(self.ops.gelu_mul(self.gate_proj(x), self.up_proj(x)))
 
 
-class DecoderLayer(nn.Module):  # type: ignore[misc]  # nn.Module is untyped
+class DecoderLayer(nn.Module):
     """One layer of the stack, in the order attention, MLP, per-layer input, scalar.
 
-    It takes its input plain and, if the layer before has opened it, through `input_layernorm`; and
-    returns as much for the `following` norm. quant.fuse may have put kernels in the place of `tail`
-    and `gated`: what they open, linear layers alone may look into.
+    It takes its input plain and, if the layer before has done so, normed by `input_layernorm`; and
+    returns as much for the `following` norm. quant.fuse may have put kernels into `ops`.
     """
 
     def __init__(self, config: TextConfig, index: int) -> None:
@@ -89,40 +61,42 @@ class DecoderLayer(nn.Module):  # type: ignore[misc]  # nn.Module is untyped
         self.pre_feedforward_layernorm = nn.RMSNorm(H, eps)
         self.post_feedforward_layernorm = nn.RMSNorm(H, eps)
         if d:
-            self.per_layer_input_gate = nn.Linear(H, d, bias=False)
-            self.per_layer_projection = nn.Linear(d, H, bias=False)
+            self.per_layer_input_gate = Linear(H, d, bias=False)
+            self.per_layer_projection = Linear(d, H, bias=False)
             self.post_per_layer_input_norm = nn.RMSNorm(H, eps)
         self.layer_scalar = mx.ones((1,))
-        self.tail, self.gated = tail, gated
+        self.ops = PLAIN
 
     def produce(
         self,
         x: mx.array,
-        opened: mx.array | None,
+        normed: Activation | None,
         mask: Mask,
         cache: Any,
         per_layer_input: mx.array | None,
         following: nn.RMSNorm | None,
-    ) -> tuple[mx.array, mx.array, View]:
+    ) -> tuple[mx.array, Activation, View]:
         """Run a layer that makes keys and values; return them for the layers that share them."""
-        opened = self.input_layernorm(x) if opened is None else opened
-        attended, view = self.self_attn.produce(opened, mask, cache)
+        attended, view = self.self_attn.produce(self._normed(x, normed), mask, cache)
         return *self._finish(x, attended, per_layer_input, following), view
 
     def __call__(
         self,
         x: mx.array,
-        opened: mx.array | None,
+        normed: Activation | None,
         view: View,
         per_layer_input: mx.array | None,
         following: nn.RMSNorm | None,
-    ) -> tuple[mx.array, mx.array]:
+    ) -> tuple[mx.array, Activation]:
         """Run a layer that attends to another layer's keys and values.
 
-        Shapes: x, opened [B, L, H], per_layer_input [B, L, d] -> twice [B, L, H].
+        Shapes: x, normed [B, L, H], per_layer_input [B, L, d] -> twice [B, L, H].
         """
-        opened = self.input_layernorm(x) if opened is None else opened
-        return self._finish(x, self.self_attn(opened, view), per_layer_input, following)
+        attended = self.self_attn(self._normed(x, normed), view)
+        return self._finish(x, attended, per_layer_input, following)
+
+    def _normed(self, x: mx.array, normed: Activation | None) -> Activation:
+        return Activation(self.input_layernorm(x)) if normed is None else normed
 
     def _finish(
         self,
@@ -130,17 +104,19 @@ class DecoderLayer(nn.Module):  # type: ignore[misc]  # nn.Module is untyped
         attended: mx.array,
         per_layer_input: mx.array | None,
         following: nn.RMSNorm | None,
-    ) -> tuple[mx.array, mx.array]:
-        x, h = self.tail(x, attended, self.post_attention_layernorm, self.pre_feedforward_layernorm)
-        h, norm = self.mlp(h), self.post_feedforward_layernorm
+    ) -> tuple[mx.array, Activation]:
+        x, normed = self.ops.residual_norm(
+            x, attended, self.post_attention_layernorm, self.pre_feedforward_layernorm
+        )
+        update, norm = self.mlp(normed), self.post_feedforward_layernorm
         if per_layer_input is not None:
-            x, h = self.tail(x, h, norm)
-            h = self.per_layer_projection(self.gated(self.per_layer_input_gate(h), per_layer_input))
-            norm = self.post_per_layer_input_norm
-        return self.tail(x, h, norm, following, self.layer_scalar)
+            x, normed = self.ops.residual_norm(x, update, norm)
+            gated = self.ops.gelu_mul(self.per_layer_input_gate(normed), per_layer_input)
+            update, norm = self.per_layer_projection(gated), self.post_per_layer_input_norm
+        return self.ops.residual_norm(x, update, norm, following, self.layer_scalar)
 
 
-class TextModel(nn.Module):  # type: ignore[misc]  # nn.Module is untyped
+class TextModel(nn.Module):
     """The stack in its two parts: layers that make keys and values, and layers that share them."""
 
     def __init__(self, config: TextConfig) -> None:
@@ -160,8 +136,7 @@ class TextModel(nn.Module):  # type: ignore[misc]  # nn.Module is untyped
     @property
     def dtype(self) -> mx.Dtype:
         """The dtype of activations."""
-        dtype: mx.Dtype = self.norm.weight.dtype
-        return dtype
+        return self.norm.weight.dtype
 
     def embed(self, ids: mx.array) -> mx.array:
         """Look up and scale token embeddings; sqrt(H) is rounded to their dtype first.
@@ -195,11 +170,11 @@ class TextModel(nn.Module):  # type: ignore[misc]  # nn.Module is untyped
         Shapes: x [B, L, H] -> [B, L, H].
         """
         views: dict[str, View] = {}
-        opened = None
+        normed = None
         span = self._span(0, self.config.first_shared)
         for (layer, following), entry, extra in zip(span, cache, per_layer, strict=False):
-            x, opened, view = layer.produce(
-                x, opened, masks[layer.layer_type], entry, extra, following
+            x, normed, view = layer.produce(
+                x, normed, masks[layer.layer_type], entry, extra, following
             )
             views[layer.layer_type] = view
         return x, views
@@ -211,15 +186,14 @@ class TextModel(nn.Module):  # type: ignore[misc]  # nn.Module is untyped
 
         Shapes: x [B, L, H] -> [B, L, H].
         """
-        opened = None
+        normed = None
         first, N = self.config.first_shared, self.config.num_hidden_layers
         for (layer, following), extra in zip(self._span(first, N), per_layer[first:], strict=True):
-            x, opened = layer(x, opened, views[layer.layer_type], extra, following)
-        h: mx.array = self.norm(x)
-        return h
+            x, normed = layer(x, normed, views[layer.layer_type], extra, following)
+        return self.norm(x)
 
     def _span(self, first: int, end: int) -> list[tuple[DecoderLayer, nn.RMSNorm | None]]:
-        """Some layers, each with the norm that opens the next of them."""
+        """Some layers, each with the norm of the next one's input."""
         layers = self.layers[first:end]
         following = [*(layer.input_layernorm for layer in layers[1:]), None]
         return list(zip(layers, following, strict=False))

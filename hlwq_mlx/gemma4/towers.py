@@ -23,7 +23,7 @@ def prefixes(kind: str) -> tuple[str, str]:
 TOWERS = (*prefixes(VISION), *prefixes(AUDIO))
 
 
-class Tower(nn.Module):  # type: ignore[misc]  # nn.Module is untyped
+class Tower(nn.Module):
     """An encoder and its embedder below a level `model.`, as in the checkpoint's names."""
 
     def __init__(self, kind: str, encoder: nn.Module, embedder: Embedder) -> None:

@@ -13,8 +13,8 @@ import numpy as np
 from mlx import nn
 
 from ..errors import ShapeError
+from ..quant.ops import gelu_mul
 from .clipped import ClippedLinear
-from .text import gated
 from .tower_config import VisionConfig
 
 
@@ -25,7 +25,7 @@ class Turn(NamedTuple):
     sin: mx.array
 
 
-class PatchEmbedder(nn.Module):  # type: ignore[misc]  # nn.Module is untyped
+class PatchEmbedder(nn.Module):
     """A linear map of a patch's values, and a learned row for its column and for its row."""
 
     def __init__(self, config: VisionConfig) -> None:
@@ -42,7 +42,7 @@ class PatchEmbedder(nn.Module):  # type: ignore[misc]  # nn.Module is untyped
         return x + (columns[positions[:, 0]] + rows[positions[:, 1]])
 
 
-class Attention(nn.Module):  # type: ignore[misc]  # nn.Module is untyped
+class Attention(nn.Module):
     """Every patch attends to every patch: normed queries, keys and values, scale 1."""
 
     def __init__(self, config: VisionConfig) -> None:
@@ -70,11 +70,10 @@ class Attention(nn.Module):  # type: ignore[misc]  # nn.Module is untyped
         values = mx.fast.rms_norm(values, None, self.eps)
         queries, keys, values = (x.transpose(1, 0, 2)[None] for x in (queries, keys, values))
         out = mx.fast.scaled_dot_product_attention(queries, keys, values, scale=1.0)
-        mixed: mx.array = self.o_proj(out[0].transpose(1, 0, 2).reshape(P, -1))
-        return mixed
+        return self.o_proj(out[0].transpose(1, 0, 2).reshape(P, -1))
 
 
-class MLP(nn.Module):  # type: ignore[misc]  # nn.Module is untyped
+class MLP(nn.Module):
     """down(gelu(gate(x)) * up(x)) of clipped layers."""
 
     def __init__(self, config: VisionConfig) -> None:
@@ -86,11 +85,10 @@ class MLP(nn.Module):  # type: ignore[misc]  # nn.Module is untyped
 
     def __call__(self, h: mx.array) -> mx.array:
         """Shapes: h [P, H] -> [P, H]."""
-        y: mx.array = self.down_proj(gated(self.gate_proj(h), self.up_proj(h)))
-        return y
+        return self.down_proj(gelu_mul(self.gate_proj(h), self.up_proj(h)))
 
 
-class EncoderLayer(nn.Module):  # type: ignore[misc]  # nn.Module is untyped
+class EncoderLayer(nn.Module):
     """Attention, then MLP, each between two norms."""
 
     def __init__(self, config: VisionConfig) -> None:
@@ -111,7 +109,7 @@ class EncoderLayer(nn.Module):  # type: ignore[misc]  # nn.Module is untyped
         return x
 
 
-class Encoder(nn.Module):  # type: ignore[misc]  # nn.Module is untyped
+class Encoder(nn.Module):
     """The level `encoder.` of the checkpoint's names."""
 
     def __init__(self, config: VisionConfig) -> None:
@@ -119,7 +117,7 @@ class Encoder(nn.Module):  # type: ignore[misc]  # nn.Module is untyped
         self.layers = [EncoderLayer(config) for _ in range(config.num_hidden_layers)]
 
 
-class VisionTower(nn.Module):  # type: ignore[misc]  # nn.Module is untyped
+class VisionTower(nn.Module):
     """Patch embedder, encoder and pooling; `standardize` shifts and scales what is pooled."""
 
     def __init__(self, config: VisionConfig) -> None:

@@ -101,23 +101,23 @@ hlwq::hadamard(
     x, y, uint(x_shape[0]) * (uint(x_shape[1]) / 128u), thread_position_in_grid.x / 32u,
     thread_index_in_simdgroup);""",
     ),
-    "gated": Body(
+    "gelu_mul": Body(
         "hadamard",
         ("gate", "up"),
         ("product", "y"),
         """
-hlwq::gated(
+hlwq::gelu_mul(
     gate, up, product, y, uint(gate_shape[0]) * (uint(gate_shape[1]) / 128u),
     thread_position_in_grid.x / 32u, thread_index_in_simdgroup);""",
     ),
-    "tail": Body(
-        "tail",
+    "residual_norm": Body(
+        "residual_norm",
         ("x", "update", "weight", "next", "scale", "epsilon"),
-        ("h", "opened", "y"),
+        ("h", "normed", "y"),
         """
 threadgroup float sums[2 * SIMDGROUPS];
-hlwq::tail<SIMDGROUPS, BLOCKS, NORMED>(
-    x, update, weight, next, scale, epsilon, h, opened, y, sums, uint(x_shape[1]),
+hlwq::residual_norm<SIMDGROUPS, BLOCKS, NORMED>(
+    x, update, weight, next, scale, epsilon, h, normed, y, sums, uint(x_shape[1]),
     threadgroup_position_in_grid.x, simdgroup_index_in_threadgroup, thread_index_in_simdgroup);""",
     ),
 }

@@ -3,11 +3,11 @@
 Two halves. `encode` and `decode` are numpy, for files; inside they are float64, and the transform
 is applied unscaled (entries +1 and -1), so that a decoded weight is the exact value rounded once to
 float32. The rest are the plain twins in mlx: they define, in float32, every kernel of the same name
-and are not meant to be fast (backend chooses what runs).
+and are not meant to be fast (backends choose what runs).
 
 A block is 128 neighbours of one row; its rotation is the Walsh-Hadamard transform in natural order,
-symmetric and its own inverse. W = norm * (centroids[code] / sqrt(128)) @ H. The twins take codes in
-P32 (packing) and, but for `dequantize` and `embed`, an x that `hadamard` has rotated.
+symmetric and its own inverse. W = norm * (centroids[code] / sqrt(128)) @ H. The twins take
+a CodedMatrix and, but for `dequantize` and `embed`, an x that `hadamard` has rotated.
 
 N rows, K columns padded to a multiple of 128. Source: arXiv 2603.29078 (PolarQuant, withdrawn) and
 the writer printed in skills/polarquant-multi.md of caiovicentino/polarengine-vllm @ 78abeac.
@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ShapeError
+from .matrix import CodedMatrix
 from .packing import BLOCK, UNIT, p32_plane_widths
 
 _SLICE_WEIGHTS = 1 << 18
@@ -160,7 +161,7 @@ def hadamard(x: mx.array) -> mx.array:
     return mx.hadamard_transform(blocks).reshape(x.shape).astype(x.dtype)
 
 
-def gated(gate: mx.array, up: mx.array) -> tuple[mx.array, mx.array]:
+def gelu_mul(gate: mx.array, up: mx.array) -> tuple[mx.array, mx.array]:
     """Return gelu(gate) * up, with the tanh approximation, in gate's dtype, and its rotation.
 
     Float32 inside; the rotation is float32, and of the product before it is rounded.
@@ -170,14 +171,24 @@ def gated(gate: mx.array, up: mx.array) -> tuple[mx.array, mx.array]:
     """
     if gate.shape != up.shape:
         raise ShapeError(
-            f"[codec.gated] needed gate and up of one shape, got {gate.shape} and {up.shape}. "
+            f"[codec.gelu_mul] needed gate and up of one shape, got {gate.shape} and {up.shape}. "
             "Give as many columns of both."
         )
-    product = gelu(gate.astype(mx.float32)) * up.astype(mx.float32)
+    product = wide_gelu_mul(gate, up)
     return product.astype(gate.dtype), hadamard(product)
 
 
-def tail(
+def wide_gelu_mul(gate: mx.array, up: mx.array) -> mx.array:
+    """Return gelu(gate) * up in float32, unrounded."""
+    return gelu(gate.astype(mx.float32)) * up.astype(mx.float32)
+
+
+def gelu(x: mx.array) -> mx.array:
+    """Return gelu with the tanh approximation, in x's dtype."""
+    return 0.5 * x * (1 + mx.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)))
+
+
+def residual_norm(
     x: mx.array,
     update: mx.array,
     weight: mx.array,
@@ -185,128 +196,108 @@ def tail(
     epsilon: float,
     next_weight: mx.array | None = None,
 ) -> tuple[mx.array, mx.array, mx.array]:
-    """Close a part of a layer, h = (x + norm(update)) * scale, and open the next.
+    """Return h = (x + norm(update)) * scale, then h normed for the next layer, and its rotation.
 
-    What opens it is h as it was rounded, normed with `next_weight` if there is one, and the
-    rotation of that. Float32 inside; the rotation is float32, the others are of x's dtype.
+    `normed` is made from h as it was rounded, with `next_weight` if there is one, else it is h.
+    Float32 inside; the rotation is float32, the others are of x's dtype.
 
-    Shapes: x, update [..., K], weights [K], scale [1] -> h, opened, rotated, each [..., K].
+    Shapes: x, update [..., K], weights [K], scale [1] -> h, normed, rotated, each [..., K].
     Raises: ShapeError when x is not floating or K is not a multiple of 128.
     """
-    normed = mx.fast.rms_norm(update.astype(mx.float32), weight.astype(mx.float32), epsilon)
-    h = ((x.astype(mx.float32) + normed) * scale.astype(mx.float32)).astype(x.dtype)
-    opened = h.astype(mx.float32)
+    h, normed = wide_residual_norm(x, update, weight, scale, epsilon, next_weight)
+    return h, normed.astype(x.dtype), hadamard(normed)
+
+
+def wide_residual_norm(
+    x: mx.array,
+    update: mx.array,
+    weight: mx.array,
+    scale: mx.array | None,
+    epsilon: float,
+    next_weight: mx.array | None = None,
+) -> tuple[mx.array, mx.array]:
+    """Return h in x's dtype and `normed` in float32, as `residual_norm`, for any K.
+
+    Without a scale, nothing is multiplied.
+    """
+    added = mx.fast.rms_norm(update.astype(mx.float32), weight.astype(mx.float32), epsilon)
+    h = x.astype(mx.float32) + added
+    if scale is not None:
+        h = h * scale.astype(mx.float32)
+    h = h.astype(x.dtype)
+    normed = h.astype(mx.float32)
     if next_weight is not None:
-        opened = mx.fast.rms_norm(opened, next_weight.astype(mx.float32), epsilon)
-    return h, opened.astype(x.dtype), hadamard(opened)
+        normed = mx.fast.rms_norm(normed, next_weight.astype(mx.float32), epsilon)
+    return h, normed
 
 
-def qmv(x: mx.array, codes: mx.array, norms: mx.array, centroids: mx.array, bits: int) -> mx.array:
+def qmv(x: mx.array, matrix: CodedMatrix) -> mx.array:
     """Multiply a few rotated rows by a coded matrix.
 
     Accumulates in float32, returns x.dtype.
 
-    Shapes: x [..., K] rotated, codes uint32 [N, K*bits/32], norms [N, K/128],
-        centroids float32 [>= 2**bits] -> [..., N].
+    Shapes: x [..., K] rotated, matrix [N, K] -> [..., N].
     Raises: ShapeError when an array does not fit the others.
     """
-    return _product("codec.qmv", x, codes, norms, centroids, bits)
+    return _product("codec.qmv", x, matrix)
 
 
-def qmm(x: mx.array, codes: mx.array, norms: mx.array, centroids: mx.array, bits: int) -> mx.array:
+def qmm(x: mx.array, matrix: CodedMatrix) -> mx.array:
     """Multiply many rotated rows by a coded matrix: the same numbers as `qmv`, row by row.
 
     Shapes and Raises: as `qmv`.
     """
-    return _product("codec.qmm", x, codes, norms, centroids, bits)
+    return _product("codec.qmm", x, matrix)
 
 
-def geglu(
-    x: mx.array, codes: mx.array, norms: mx.array, centroids: mx.array, bits: int
-) -> mx.array:
-    """Multiply rotated rows by a coded gate|up, and up's half by the gelu of gate's.
+def geglu(x: mx.array, matrix: CodedMatrix) -> mx.array:
+    """Multiply rotated rows by a coded gate|up, and return gelu(gate) * up.
 
-    The rows of gate come first, then those of up. The tanh approximation; float32 throughout,
-    returns x.dtype.
+    The rows of gate come first, then those of up. Float32 throughout, returns x.dtype.
 
     Shapes: as `qmv`, but -> [..., N/2].
     Raises: ShapeError when an array does not fit the others or N is odd.
     """
-    check_halves("codec.geglu", norms)
-    y = _product("codec.geglu", x.astype(mx.float32), codes, norms, centroids, bits)
-    gate, up = mx.split(y, 2, axis=-1)
-    return (gelu(gate) * up).astype(x.dtype)
+    matrix.check_halves("codec.geglu")
+    y = _product("codec.geglu", x.astype(mx.float32), matrix)
+    return wide_gelu_mul(*mx.split(y, 2, axis=-1)).astype(x.dtype)
 
 
-def dequantize(codes: mx.array, norms: mx.array, centroids: mx.array, bits: int) -> mx.array:
+def dequantize(matrix: CodedMatrix) -> mx.array:
     """Return the weight itself, rotated back, in float32.
 
-    Shapes: codes uint32 [N, K*bits/32], norms [N, K/128], centroids [>= 2**bits] -> [N, K].
+    Shapes: matrix [N, K] -> [N, K].
     Raises: ShapeError when an array does not fit the others.
     """
-    check_coded("codec.dequantize", codes, norms, centroids, bits)
-    return hadamard(_rotated_rows(_planes(codes, bits), norms, centroids, bits))
+    matrix.check("codec.dequantize")
+    return hadamard(_rotated_rows(_planes(matrix), matrix.norms, matrix))
 
 
-def embed(
-    ids: mx.array, codes: mx.array, norms: mx.array, centroids: mx.array, bits: int
-) -> mx.array:
+def embed(ids: mx.array, matrix: CodedMatrix) -> mx.array:
     """Return the rows `ids` of the weight, rotated back, in float32, decoding only those.
 
-    Shapes: ids integer [...], codes uint32 [N, K*bits/32], norms [N, K/128],
-        centroids [>= 2**bits] -> [..., K].
+    Shapes: ids integer [...], matrix [N, K] -> [..., K].
     Raises: ShapeError when ids are not integers or an array does not fit the others.
     """
-    check_coded("codec.embed", codes, norms, centroids, bits)
+    matrix.check("codec.embed")
     check_ids("codec.embed", ids)
     flat = ids.reshape(-1)
-    planes = [plane[flat] for plane in _planes(codes, bits)]
-    rows = hadamard(_rotated_rows(planes, norms[flat], centroids, bits))
+    planes = [plane[flat] for plane in _planes(matrix)]
+    rows = hadamard(_rotated_rows(planes, matrix.norms[flat], matrix))
     return rows.reshape(*ids.shape, rows.shape[-1])
 
 
-def rotated_weight(codes: mx.array, norms: mx.array, centroids: mx.array, bits: int) -> mx.array:
+def rotated_weight(matrix: CodedMatrix) -> mx.array:
     """Return the weight in the rotated basis, where codes live, in float32: x @ this.T is `qmv`.
 
     Shapes and Raises: as `dequantize`.
     """
-    check_coded("codec.rotated_weight", codes, norms, centroids, bits)
-    return _rotated_rows(_planes(codes, bits), norms, centroids, bits)
-
-
-def check_coded(
-    where: str, codes: mx.array, norms: mx.array, centroids: mx.array, bits: int
-) -> None:
-    """Refuse a coded matrix whose arrays do not fit each other, naming `where`.
-
-    Raises: ShapeError.
-    """
-    if not 1 <= bits <= 8:
-        raise ShapeError(f"[{where}] needed 1 to 8 bits, got {bits}. Check the manifest.")
-    if norms.ndim != 2:
-        raise ShapeError(
-            f"[{where}] needed norms [N, K/{BLOCK}], got shape {norms.shape}. "
-            "Reshape them to one row of blocks for each row of the weight."
-        )
-    N, blocks = norms.shape
-    shape = (N, blocks * BLOCK * bits // UNIT)
-    if codes.dtype != mx.uint32 or codes.shape != shape:
-        raise ShapeError(
-            f"[{where}] needed uint32 codes {shape} for {bits} bits and norms {norms.shape}, "
-            f"got {codes.dtype} {codes.shape}. Pack them with packing.pack_p32 at that width."
-        )
-    if centroids.ndim != 1 or centroids.size < 1 << bits:
-        raise ShapeError(
-            f"[{where}] needed at least {1 << bits} centroids for {bits} bits, "
-            f"got shape {centroids.shape}. Take the table of that width."
-        )
+    matrix.check("codec.rotated_weight")
+    return _rotated_rows(_planes(matrix), matrix.norms, matrix)
 
 
 def check_product(where: str, x: mx.array, K: int) -> None:
-    """Refuse an activation that does not fit a coded matrix of K columns, naming `where`.
-
-    Raises: ShapeError.
-    """
+    """Raise ShapeError, whose text begins with `where`, when x does not fit K columns."""
     _check_activation(where, x)
     if x.shape[-1] != K:
         raise ShapeError(
@@ -316,25 +307,10 @@ def check_product(where: str, x: mx.array, K: int) -> None:
 
 
 def check_ids(where: str, ids: mx.array) -> None:
-    """Refuse ids that are not integers, naming `where`.
-
-    Raises: ShapeError.
-    """
+    """Raise ShapeError, whose text begins with `where`, for ids that are not integers."""
     if not mx.issubdtype(ids.dtype, mx.integer):
         raise ShapeError(
             f"[{where}] needed integer ids, got {ids.dtype}. Pass token ids, not embeddings."
-        )
-
-
-def check_halves(where: str, norms: mx.array) -> None:
-    """Refuse a matrix that cannot be gate|up, naming `where`.
-
-    Raises: ShapeError.
-    """
-    if norms.shape[0] % 2:
-        raise ShapeError(
-            f"[{where}] needed as many rows of gate as of up, got {norms.shape[0]} in all. "
-            "Concatenate two matrices of one shape."
         )
 
 
@@ -346,36 +322,28 @@ def _check_activation(where: str, x: mx.array) -> None:
         )
 
 
-def gelu(x: mx.array) -> mx.array:
-    """Return gelu with the tanh approximation, in x's dtype."""
-    return 0.5 * x * (1 + mx.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)))
-
-
-def _product(
-    where: str, x: mx.array, codes: mx.array, norms: mx.array, centroids: mx.array, bits: int
-) -> mx.array:
-    check_coded(where, codes, norms, centroids, bits)
-    check_product(where, x, norms.shape[1] * BLOCK)
-    weight = _rotated_rows(_planes(codes, bits), norms, centroids, bits)
+def _product(where: str, x: mx.array, matrix: CodedMatrix) -> mx.array:
+    matrix.check(where)
+    check_product(where, x, matrix.shape[1])
+    weight = _rotated_rows(_planes(matrix), matrix.norms, matrix)
     return (x.astype(mx.float32) @ weight.T).astype(x.dtype)
 
 
-def _planes(codes: mx.array, bits: int) -> list[mx.array]:
+def _planes(matrix: CodedMatrix) -> list[mx.array]:
     """Split P32 into its planes, each [N, K/32, words of a unit]."""
-    N, units = codes.shape[0], codes.shape[1] // bits
-    flat = codes.reshape(-1)
+    N, units = matrix.codes.shape[0], matrix.codes.shape[1] // matrix.bits
+    flat = matrix.codes.reshape(-1)
     planes, start = [], 0
-    for width in p32_plane_widths(bits):
+    for width in p32_plane_widths(matrix.bits):
         stop = start + N * units * width
         planes.append(flat[start:stop].reshape(N, units, width))
         start = stop
     return planes
 
 
-def _rotated_rows(
-    planes: list[mx.array], norms: mx.array, centroids: mx.array, bits: int
-) -> mx.array:
-    """Decode rows given by their planes, in the rotated basis, in float32."""
+def _rotated_rows(planes: list[mx.array], norms: mx.array, matrix: CodedMatrix) -> mx.array:
+    """Decode some rows, given by their planes and norms, in the rotated basis, in float32."""
+    bits = matrix.bits
     words = mx.concatenate(planes, axis=-1)
     N, blocks = norms.shape
     first_bits = np.arange(UNIT) * bits
@@ -388,4 +356,4 @@ def _rotated_rows(
     # [N, block, quarter, i, c] -> [N, block, i, quarter, c]: see packing for the order of a unit.
     index = fields.reshape(N, blocks, 4, 8, 4).transpose(0, 1, 3, 2, 4).reshape(N, blocks, BLOCK)
     scales = norms.astype(mx.float32)[..., None] / math.sqrt(BLOCK)
-    return (centroids.astype(mx.float32)[index] * scales).reshape(N, blocks * BLOCK)
+    return (matrix.centroids.astype(mx.float32)[index] * scales).reshape(N, blocks * BLOCK)

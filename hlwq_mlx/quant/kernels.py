@@ -2,8 +2,8 @@
 
 The one caller of `mx.fast.metal_kernel`, looked up at each call so that tests can put a host for
 Linux in its place. The texts are in metal/ and bodies; what is added here is the grid and the
-limits: arrays that a kernel is not made for raise ShapeError. Which kernel runs when is backend's
-to say, and whether any does: without Metal a call raises RuntimeError.
+limits: arrays that a kernel is not made for raise ShapeError. Whether and when a kernel runs is
+decided in backends; without Metal a call raises RuntimeError.
 
 M rows of x, N rows and K columns of the coded matrix.
 """
@@ -17,6 +17,7 @@ import mlx.core as mx
 from ..errors import ShapeError
 from . import codec
 from .bodies import BODIES
+from .matrix import CodedMatrix
 from .packing import BLOCK, UNIT
 
 QMV_ROWS = 8
@@ -24,23 +25,15 @@ FLOATING = (mx.float32, mx.float16, mx.bfloat16)
 MIN_ENTRIES = 8  # Metal passes shorter arrays in another address space
 SMALLEST = MIN_ENTRIES * BLOCK
 
-TAIL_SIMDGROUPS = 8
-TAIL_BLOCKS = 8
+RESIDUAL_SIMDGROUPS = 8
+RESIDUAL_BLOCKS = 8
+LONGEST_RESIDUAL = BLOCK * RESIDUAL_SIMDGROUPS * RESIDUAL_BLOCKS
 
 _LANES = 32
 _GROUP = 128
 
 Options = Sequence[tuple[str, bool | int | mx.Dtype]]
 Size = tuple[int, int, int]
-
-
-class Coded(NamedTuple):
-    """A coded matrix, as the twins take it."""
-
-    codes: mx.array
-    norms: mx.array
-    centroids: mx.array
-    bits: int
 
 
 class Tile(NamedTuple):
@@ -68,7 +61,7 @@ def qmv_tile(bits: int, M: int, N: int, K: int) -> Tile:
     return Tile(rows, lanes, 4, tokens)
 
 
-class How(TypedDict, total=False):
+class KernelOptions(TypedDict, total=False):
     """How `qmv` and `geglu` run; both choose what is left out.
 
     Sums are float32, rounded once to `dtype`, x's by default. Centroids are rounded to `entries`,
@@ -80,54 +73,38 @@ class How(TypedDict, total=False):
     entries: mx.Dtype
 
 
-def qmv(
-    x: mx.array,
-    codes: mx.array,
-    norms: mx.array,
-    centroids: mx.array,
-    bits: int,
-    **how: Unpack[How],
-) -> mx.array:
+def qmv(x: mx.array, matrix: CodedMatrix, **options: Unpack[KernelOptions]) -> mx.array:
     """Multiply up to 8 rotated rows by a coded matrix.
 
     Shapes: as codec.qmv.
     Raises: ShapeError when an array does not fit the others or the limits of qmv.metal.
     """
-    matrix = Coded(codes, norms, centroids, bits)
     check_matrix("kernels.qmv", matrix)
-    return _qmv("kernels.qmv", x, matrix, halves=1, **how)
+    return _qmv("kernels.qmv", x, matrix, halves=1, **options)
 
 
-def geglu(
-    x: mx.array,
-    codes: mx.array,
-    norms: mx.array,
-    centroids: mx.array,
-    bits: int,
-    **how: Unpack[How],
-) -> mx.array:
+def geglu(x: mx.array, matrix: CodedMatrix, **options: Unpack[KernelOptions]) -> mx.array:
     """Multiply up to 8 rotated rows by gate|up and return gelu(gate) * up, as `qmv` does.
 
     Shapes: as codec.geglu.
     Raises: ShapeError when an array does not fit the others or the limits of qmv.metal.
     """
-    matrix = Coded(codes, norms, centroids, bits)
     check_matrix("kernels.geglu", matrix)
-    codec.check_halves("kernels.geglu", norms)
-    return _qmv("kernels.geglu", x, matrix, halves=2, **how)
+    matrix.check_halves("kernels.geglu")
+    return _qmv("kernels.geglu", x, matrix, halves=2, **options)
 
 
 def _qmv(
     where: str,
     x: mx.array,
-    matrix: Coded,
+    matrix: CodedMatrix,
     halves: int,
     *,
     dtype: mx.Dtype | None = None,
     tile: Tile | None = None,
     entries: mx.Dtype = mx.float16,
 ) -> mx.array:
-    N, K = matrix.norms.shape[0], matrix.norms.shape[1] * BLOCK
+    N, K = matrix.shape
     rows = _rows(where, x, K)
     M = rows.shape[0]
     if not 1 <= M <= QMV_ROWS:
@@ -144,7 +121,7 @@ def _qmv(
     groups = -(-(N // halves) // outputs_per_group)
     (y,) = _run(
         "qmv",
-        (rows, matrix.codes, matrix.norms, matrix.centroids),
+        (rows, *matrix.arrays),
         [
             ("E", entries),
             ("B", matrix.bits),
@@ -161,15 +138,7 @@ def _qmv(
     return y.reshape(*x.shape[:-1], N // halves)
 
 
-def qmm(
-    x: mx.array,
-    codes: mx.array,
-    norms: mx.array,
-    centroids: mx.array,
-    bits: int,
-    *,
-    dtype: mx.Dtype | None = None,
-) -> mx.array:
+def qmm(x: mx.array, matrix: CodedMatrix, *, dtype: mx.Dtype | None = None) -> mx.array:
     """Multiply any number of rotated rows by a coded matrix, 32 at a time.
 
     Weights and rows are rounded to float16, a row after it was scaled by a power of two; sums are
@@ -178,17 +147,16 @@ def qmm(
     Shapes: as codec.qmm.
     Raises: ShapeError when an array does not fit the others or the limits of qmm.metal.
     """
-    matrix = Coded(codes, norms, centroids, bits)
     check_matrix("kernels.qmm", matrix)
-    N = norms.shape[0]
-    rows = _rows("kernels.qmm", x, norms.shape[1] * BLOCK)
+    N, K = matrix.shape
+    rows = _rows("kernels.qmm", x, K)
     M = rows.shape[0]
     if M < 1:
         raise ShapeError("[kernels.qmm] needed at least one row, got none. Leave the call out.")
     (y,) = _run(
         "qmm",
-        (rows, codes, norms, centroids),
-        [("B", bits)],
+        (rows, *matrix.arrays),
+        [("B", matrix.bits)],
         grid=(_GROUP * -(-N // 64), -(-M // 32), 1),
         group=(_GROUP, 1, 1),
         outputs=[((M, N), dtype or x.dtype)],
@@ -196,46 +164,32 @@ def qmm(
     return y.reshape(*x.shape[:-1], N)
 
 
-def dequantize(
-    codes: mx.array,
-    norms: mx.array,
-    centroids: mx.array,
-    bits: int,
-    *,
-    dtype: mx.Dtype = mx.float32,
-) -> mx.array:
+def dequantize(matrix: CodedMatrix, *, dtype: mx.Dtype = mx.float32) -> mx.array:
     """Return the weight itself, rotated back; float32 inside, rounded once to `dtype`.
 
     Shapes: as codec.dequantize.
     Raises: ShapeError when an array does not fit the others or the limits of dequantize.metal.
     """
-    matrix = Coded(codes, norms, centroids, bits)
     return _dequantize("kernels.dequantize", matrix, dtype, is_rotated_back=True)
 
 
-def rotated_weight(
-    codes: mx.array,
-    norms: mx.array,
-    centroids: mx.array,
-    bits: int,
-    *,
-    dtype: mx.Dtype = mx.float32,
-) -> mx.array:
+def rotated_weight(matrix: CodedMatrix, *, dtype: mx.Dtype = mx.float32) -> mx.array:
     """Return the weight in the basis of its codes; float32 inside, rounded once to `dtype`.
 
     Shapes: as codec.rotated_weight.
     Raises: ShapeError when an array does not fit the others or the limits of dequantize.metal.
     """
-    matrix = Coded(codes, norms, centroids, bits)
     return _dequantize("kernels.rotated_weight", matrix, dtype, is_rotated_back=False)
 
 
-def _dequantize(where: str, matrix: Coded, dtype: mx.Dtype, is_rotated_back: bool) -> mx.array:
+def _dequantize(
+    where: str, matrix: CodedMatrix, dtype: mx.Dtype, is_rotated_back: bool
+) -> mx.array:
     check_matrix(where, matrix)
-    N, K = matrix.norms.shape[0], matrix.norms.shape[1] * BLOCK
+    N, K = matrix.shape
     (y,) = _run(
         "dequantize",
-        (matrix.codes, matrix.norms, matrix.centroids),
+        matrix.arrays,
         [("B", matrix.bits), ("BACK", is_rotated_back)],
         grid=(_whole_groups(N * K // UNIT), 1, 1),
         group=(_GROUP, 1, 1),
@@ -244,15 +198,7 @@ def _dequantize(where: str, matrix: Coded, dtype: mx.Dtype, is_rotated_back: boo
     return y
 
 
-def embed(
-    ids: mx.array,
-    codes: mx.array,
-    norms: mx.array,
-    centroids: mx.array,
-    bits: int,
-    *,
-    dtype: mx.Dtype = mx.float32,
-) -> mx.array:
+def embed(ids: mx.array, matrix: CodedMatrix, *, dtype: mx.Dtype = mx.float32) -> mx.array:
     """Return the rows `ids` of the weight, rotated back; float32 inside, rounded once to `dtype`.
 
     Ids have to be below N: those that are not read the last row.
@@ -260,16 +206,15 @@ def embed(
     Shapes: as codec.embed.
     Raises: ShapeError when an array does not fit the others or the limits of embed.metal.
     """
-    matrix = Coded(codes, norms, centroids, bits)
     check_matrix("kernels.embed", matrix)
     codec.check_ids("kernels.embed", ids)
     if not ids.size:
         raise ShapeError("[kernels.embed] needed at least one id, got none. Leave the call out.")
-    K = norms.shape[1] * BLOCK
+    K = matrix.shape[1]
     (y,) = _run(
         "embed",
-        (ids.reshape(-1).astype(mx.uint32), codes, norms, centroids),
-        [("B", bits)],
+        (ids.reshape(-1).astype(mx.uint32), *matrix.arrays),
+        [("B", matrix.bits)],
         grid=(_whole_groups(ids.size * K // UNIT), 1, 1),
         group=(_GROUP, 1, 1),
         outputs=[((ids.size, K), dtype)],
@@ -295,22 +240,22 @@ def hadamard(x: mx.array, *, dtype: mx.Dtype | None = None) -> mx.array:
     return y.reshape(x.shape)
 
 
-def gated(
+def gelu_mul(
     gate: mx.array, up: mx.array, *, dtype: mx.Dtype = mx.float32
 ) -> tuple[mx.array, mx.array]:
     """Return gelu(gate) * up in gate's dtype, and its rotation in `dtype`; float32 inside.
 
-    Shapes: as codec.gated.
+    Shapes: as codec.gelu_mul.
     Raises: ShapeError when the arrays differ in shape or do not fit the limits of hadamard.metal.
     """
-    rows, others = _blocks("kernels.gated", gate), _blocks("kernels.gated", up)
+    rows, others = _blocks("kernels.gelu_mul", gate), _blocks("kernels.gelu_mul", up)
     if gate.shape != up.shape:
         raise ShapeError(
-            f"[kernels.gated] needed gate and up of one shape, got {gate.shape} and {up.shape}. "
+            f"[kernels.gelu_mul] needed gate and up of one shape, got {gate.shape} and {up.shape}. "
             "Give as many columns of both."
         )
     product, y = _run(
-        "gated",
+        "gelu_mul",
         (rows, others),
         [],
         grid=(_whole_groups(gate.size // BLOCK * _LANES), 1, 1),
@@ -320,7 +265,7 @@ def gated(
     return product.reshape(gate.shape), y.reshape(gate.shape)
 
 
-def tail(
+def residual_norm(
     x: mx.array,
     update: mx.array,
     weight: mx.array,
@@ -334,55 +279,52 @@ def tail(
 
     Float32 inside; the rotation is rounded once to `dtype`, the others to x's.
 
-    Shapes: as codec.tail.
-    Raises: ShapeError when an array does not fit x or the limits of tail.metal.
+    Shapes: as codec.residual_norm.
+    Raises: ShapeError when an array does not fit x or the limits of residual_norm.metal.
     """
-    rows, updates = _blocks("kernels.tail", x), _blocks("kernels.tail", update)
+    rows, updates = _blocks("kernels.residual_norm", x), _blocks("kernels.residual_norm", update)
     M, K = rows.shape
     following = weight if next_weight is None else next_weight
     is_fitting = update.shape == x.shape and weight.shape == following.shape == (K,)
-    blocks = -(-K // (BLOCK * TAIL_SIMDGROUPS))
-    if not is_fitting or scale.size != 1 or blocks > TAIL_BLOCKS:
+    blocks = -(-K // (BLOCK * RESIDUAL_SIMDGROUPS))
+    if not is_fitting or scale.size != 1 or blocks > RESIDUAL_BLOCKS:
         raise ShapeError(
-            f"[kernels.tail] needed an update of x's shape, weights [K], a scale [1] and K up to "
-            f"{BLOCK * TAIL_SIMDGROUPS * TAIL_BLOCKS}, got {x.shape}, {update.shape}, "
-            f"{weight.shape}, {following.shape} and {scale.shape}. Use codec.tail for longer rows."
+            "[kernels.residual_norm] needed an update of x's shape, weights [K], a scale [1] and K "
+            f"up to {LONGEST_RESIDUAL}, got {x.shape}, {update.shape}, {weight.shape}, "
+            f"{following.shape} and {scale.shape}. Use codec.residual_norm for longer rows."
         )
     simdgroups = -(-K // (BLOCK * blocks))
-    h, opened, y = _run(
-        "tail",
+    h, normed, y = _run(
+        "residual_norm",
         (rows, updates, weight, following, scale.reshape(1), epsilon),
         [("SIMDGROUPS", simdgroups), ("BLOCKS", blocks), ("NORMED", next_weight is not None)],
         grid=(_LANES * simdgroups * M, 1, 1),
         group=(_LANES * simdgroups, 1, 1),
         outputs=[((M, K), x.dtype), ((M, K), x.dtype), ((M, K), dtype)],
     )
-    return h.reshape(x.shape), opened.reshape(x.shape), y.reshape(x.shape)
+    return h.reshape(x.shape), normed.reshape(x.shape), y.reshape(x.shape)
 
 
 def can_rotate(K: int) -> bool:
-    """Say whether `gated` takes rows of K columns."""
+    """Whether rows of K columns are whole blocks, as `hadamard` and `gelu_mul` need."""
     return K % BLOCK == 0 and K > 0
 
 
-def can_close(K: int) -> bool:
-    """Say whether `tail` takes rows of K columns, of which a threadgroup holds one."""
-    return can_rotate(K) and K <= BLOCK * TAIL_SIMDGROUPS * TAIL_BLOCKS
+def can_residual_norm(K: int) -> bool:
+    """Whether `residual_norm` takes rows of K columns, of which a threadgroup holds one."""
+    return can_rotate(K) and K <= LONGEST_RESIDUAL
 
 
-def can_address(matrix: Coded) -> bool:
-    """Say whether a matrix is neither too small nor too large for the kernels."""
+def can_address(matrix: CodedMatrix) -> bool:
+    """Whether a matrix is neither too small nor too large for the kernels."""
     is_large = matrix.norms.size * BLOCK >= SMALLEST and matrix.centroids.size >= MIN_ENTRIES
     return is_large and matrix.codes.size < 1 << 32
 
 
-def check_matrix(where: str, matrix: Coded) -> None:
-    """Refuse a coded matrix that the kernels are not made for, naming `where`.
-
-    Raises: ShapeError.
-    """
-    codec.check_coded(where, *matrix)
-    _, norms, centroids, _ = matrix
+def check_matrix(where: str, matrix: CodedMatrix) -> None:
+    """Raise ShapeError, whose text begins with `where`, for a matrix no kernel is made for."""
+    matrix.check(where)
+    norms, centroids = matrix.norms, matrix.centroids
     if norms.dtype != mx.float16 or centroids.dtype != mx.float32:
         raise ShapeError(
             f"[{where}] needed norms of float16 and centroids of float32, "

@@ -1,15 +1,15 @@
 """Layers whose weight stays coded: what nn.Linear and nn.Embedding become in an HLWQ model.
 
-Their parameters are the arrays on disk (`codes`, `norms`, `centroids`) and load strictly. What
-backend makes of them is a plain object beside the parameters, made at the first product or by
-`prepare()`, and made again when others have been loaded. The codes stay: `HLWQEmbedding` reads
-its rows from them, and a model can be saved after it has run. Not a model: which modules are coded
-is the manifest's to say.
+Their parameters are the arrays on disk (`codes`, `norms`, `centroids`) and load strictly. What a
+backend makes of them is a plain object beside the parameters, made by `prepare()` or at the first
+product, and made again when others have been loaded. The codes stay: `HLWQEmbedding` reads its rows
+from them, and a model can be saved after it has run. Not a model: which modules are coded is the
+manifest's to say.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import mlx.core as mx
 import numpy as np
@@ -18,56 +18,62 @@ from mlx.utils import tree_map_with_path
 from numpy.typing import NDArray
 
 from ..errors import CheckpointError, ShapeError
-from . import backend
-from .backend import Activation
+from .activation import Activation, Input
+from .backends import choose
+from .backends.base import Product
 from .kernels import MIN_ENTRIES
+from .matrix import CodedMatrix
 from .packing import BLOCK, UNIT
 
-
-class _Prepared:
-    """A product and the arrays that it was made from."""
-
-    def __init__(self, sources: tuple[mx.array, ...], product: backend.Product) -> None:
-        self.sources = sources
-        self.product = product
-
-    def is_made_from(self, sources: tuple[mx.array, ...]) -> bool:
-        return all(mine is other for mine, other in zip(self.sources, sources, strict=True))
+T = TypeVar("T")
 
 
-class CodedLayer(nn.Module):  # type: ignore[misc]
+class _Made(Generic[T]):
+    """What has been made of a layer's parameters, until other ones are loaded."""
+
+    def __init__(self) -> None:
+        self._kept: tuple[CodedMatrix, T] | None = None
+
+    def get(self, make: Callable[[CodedMatrix], T], matrix: CodedMatrix) -> T:
+        """Return what `make` makes of a matrix, kept from the last call if it had these arrays."""
+        if self._kept is None or any(
+            mine is not other
+            for mine, other in zip(self._kept[0].arrays, matrix.arrays, strict=True)
+        ):
+            self._kept = (matrix, make(matrix))
+        return self._kept[1]
+
+
+class CodedLayer(nn.Module):
     """What the layers share: their parameters, and the product that is made of them."""
 
     def __init__(self, rows: int, columns: int, code_bits: int) -> None:
         super().__init__()
         blocks = -(-columns // BLOCK)
+        self.columns = columns
         self.code_bits = code_bits
         self.codes = mx.zeros((rows, blocks * BLOCK * code_bits // UNIT), dtype=mx.uint32)
         self.norms = mx.zeros((rows, blocks), dtype=mx.float16)
         self.centroids = mx.zeros((max(MIN_ENTRIES, 1 << code_bits),))
-        self._prepared: _Prepared | None = None
+        self._product: _Made[Product] = _Made()
 
-    def prepare(self) -> backend.Product:
+    @property
+    def matrix(self) -> CodedMatrix:
+        """The parameters as one matrix, the padding columns included."""
+        return CodedMatrix(self.codes, self.norms, self.centroids, self.code_bits)
+
+    def prepare(self) -> Product:
         """Return the product, made now unless it was made from these very parameters."""
-        sources = (self.codes, self.norms, self.centroids)
-        if self._prepared is None or not self._prepared.is_made_from(sources):
-            self._prepared = _Prepared(sources, backend.prepare(*sources, self.code_bits))
-        return self._prepared.product
+        return self._product.get(choose.prepare, self.matrix)
 
-    def _multiply(self, x: Activation, columns: int) -> mx.array:
-        return backend.multiply(self.prepare(), self._padded(x, columns))
-
-    def _padded(self, x: Activation, columns: int) -> Activation:
-        shape = backend.plain(x).shape
-        if shape[-1:] != (columns,):
+    def _multiply(self, x: Input) -> mx.array:
+        activation = Activation.of(x)
+        if activation.columns != self.columns:
             raise ShapeError(
-                f"[layers.{type(self).__name__}] needed x [..., {columns}], got {shape}. "
-                "Check the order of the layers."
+                f"[layers.{type(self).__name__}] needed x [..., {self.columns}], got "
+                f"{activation.plain.shape}. Check the order of the layers."
             )
-        padding = -columns % BLOCK
-        if padding:
-            x = mx.pad(backend.plain(x), [(0, 0)] * (len(shape) - 1) + [(0, padding)])
-        return x
+        return self.prepare()(activation)
 
 
 class HLWQLinear(CodedLayer):
@@ -82,9 +88,9 @@ class HLWQLinear(CodedLayer):
         if bias:
             self.bias = mx.zeros((output_dims,))
 
-    def __call__(self, x: Activation) -> mx.array:
+    def __call__(self, x: Input) -> mx.array:
         """Multiply: x [..., input_dims] -> [..., output_dims]."""
-        y = self._multiply(x, self.input_dims)
+        y = self._multiply(x)
         return y + self.bias if "bias" in self else y
 
 
@@ -95,15 +101,23 @@ class HLWQEmbedding(CodedLayer):
         super().__init__(num_embeddings, dims, code_bits)
         self.num_embeddings = num_embeddings
         self.dims = dims
+        self._rows: _Made[choose.Rows] = _Made()
 
     def __call__(self, ids: mx.array) -> mx.array:
         """Look up rows: integer ids [...] -> [..., dims] of the dtype that activations have."""
-        rows = backend.embed(ids, self.codes, self.norms, self.centroids, self.code_bits)
-        return rows[..., : self.dims]
+        return self._look_up()(ids)[..., : self.dims]
 
-    def as_linear(self, x: mx.array) -> mx.array:
+    def as_linear(self, x: Input) -> mx.array:
         """Multiply by the whole table: x [..., dims] -> [..., num_embeddings]."""
-        return self._multiply(x, self.dims)
+        return self._multiply(x)
+
+    def prepare(self) -> Product:
+        """Return the product of the head; make what looks rows up, too."""
+        self._look_up()
+        return super().prepare()
+
+    def _look_up(self) -> choose.Rows:
+        return self._rows.get(choose.prepare_rows, self.matrix)
 
 
 class HLWQRows(CodedLayer):
@@ -111,12 +125,11 @@ class HLWQRows(CodedLayer):
 
     def __init__(self, input_dims: int, heights: Sequence[int], code_bits: int) -> None:
         super().__init__(sum(heights), input_dims, code_bits)
-        self.input_dims = input_dims
         self._ends = list(accumulate(heights))
 
-    def __call__(self, x: Activation) -> list[mx.array]:
+    def __call__(self, x: Input) -> list[mx.array]:
         """Multiply: x [..., input_dims] -> for each layer [..., its height]."""
-        return list(mx.split(self._multiply(x, self.input_dims), self._ends[:-1], axis=-1))
+        return list(mx.split(self._multiply(x), self._ends[:-1], axis=-1))
 
 
 class HLWQGateUp(CodedLayer):
@@ -124,21 +137,33 @@ class HLWQGateUp(CodedLayer):
 
     def __init__(self, input_dims: int, hidden_dims: int, code_bits: int) -> None:
         super().__init__(2 * hidden_dims, input_dims, code_bits)
-        self.input_dims = input_dims
-        self.hidden_dims = hidden_dims
 
-    def __call__(self, x: Activation) -> mx.array:
+    def __call__(self, x: Input) -> mx.array:
         """Multiply and gate: x [..., input_dims] -> [..., hidden_dims]."""
-        return backend.geglu(self.prepare(), self._padded(x, self.input_dims))
+        return self._multiply(x)
+
+    def prepare(self) -> Product:
+        """Return the product that gates its own result."""
+        return self._product.get(choose.prepare_gate_up, self.matrix)
 
 
-class PlainLinear(nn.Linear):  # type: ignore[misc]
-    """A linear layer that is not coded but shares its input with some that are."""
+class Linear(nn.Linear):
+    """A linear layer that is not coded but may share its input with layers that are."""
 
-    def __call__(self, x: Activation) -> mx.array:
+    def __call__(self, x: Input) -> mx.array:
         """Multiply: x [..., input_dims] -> [..., output_dims]."""
-        y: mx.array = super().__call__(backend.plain(x))
-        return y
+        return super().__call__(x.plain if isinstance(x, Activation) else x)
+
+    @property
+    def columns(self) -> int:
+        """The length of a row of x."""
+        return self.weight.shape[1]
+
+
+def is_lazy(model: nn.Module) -> bool:
+    """Whether a step with a few rows only adds to MLX's graph, in all of a model's coded layers."""
+    layers = (module for module in model.modules() if isinstance(module, CodedLayer))
+    return all(layer.prepare().is_lazy for layer in layers)
 
 
 def code_modules(model: nn.Module, manifest: Mapping[str, Any]) -> None:

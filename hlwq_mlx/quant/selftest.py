@@ -1,8 +1,9 @@
 """Try a path through the Metal kernels on this machine before anything is computed with it.
 
-The kernels were written where no Metal was: each compiled variant multiplies a small random matrix
-first and is compared with its twin on the CPU. One that cannot be compiled, or is wrong, is
-reported once and never used. Not a test of the kernels: that is tests/test_kernels.py.
+The kernels were written where no Metal was. When a product is prepared, each compiled variant that
+it may run multiplies a small random matrix and is compared with its twin on the CPU. One that
+cannot be compiled, or is wrong, is reported once and never used. Not a test of the kernels: that is
+tests/test_kernels.py.
 """
 
 import warnings
@@ -12,7 +13,8 @@ from functools import cache, partial
 import mlx.core as mx
 
 from . import codec
-from .kernels import Coded, Tile
+from .kernels import Tile
+from .matrix import CodedMatrix
 from .packing import BLOCK, UNIT
 
 # |path - twin| / |twin|: more than rounding to bfloat16 and to tiles of float16, and far less than
@@ -22,15 +24,15 @@ BOUND = 1e-2
 ROWS, COLUMNS = 70, 512  # no whole number of tiles, and a row for every number of lanes
 MANY_TOKENS = 33
 
-Path = Callable[[mx.array, Coded, Tile | None], mx.array]
-Twin = Callable[[mx.array, mx.array, mx.array, mx.array, int], mx.array]
+Path = Callable[[mx.array, CodedMatrix, Tile | None], mx.array]
+Twin = Callable[[mx.array, CodedMatrix], mx.array]
 Kernel = Callable[..., Sequence[mx.array]]
 Arguments = tuple[tuple[int, ...] | float | None, ...]
 
 
 @cache
 def is_sound(path: Path, twin: Twin, bits: int, dtype: mx.Dtype, tile: Tile | None = None) -> bool:
-    """Say whether a path works here for x of `dtype`; warn if it does not, the first time.
+    """Whether a path works here for x of `dtype`; warn the first time if it does not.
 
     Without a tile the path takes any number of rows; the twin of `embed` takes ids.
     """
@@ -40,7 +42,7 @@ def is_sound(path: Path, twin: Twin, bits: int, dtype: mx.Dtype, tile: Tile | No
 
 @cache
 def is_sound_on(kernel: Kernel, twin: Kernel, arguments: Arguments, dtype: mx.Dtype) -> bool:
-    """Say the same of a kernel without a coded matrix, for arguments of `dtype`, given by shape."""
+    """Whether a kernel without a coded matrix works, on arguments of `dtype` given by shape."""
     what = f"{kernel.__name__} on {arguments} in {dtype}"
     return _is_right(what, partial(_error_on, kernel, twin, arguments, dtype))
 
@@ -75,8 +77,8 @@ def _error(path: Path, twin: Twin, bits: int, dtype: mx.Dtype, tile: Tile | None
         else:
             tokens = MANY_TOKENS if tile is None else tile.tokens
             x = mx.random.normal((tokens, COLUMNS), key=mx.random.key(1)).astype(dtype)
-        mx.eval(x, matrix.codes, matrix.norms, matrix.centroids)
-        expected = twin(x, *matrix).astype(mx.float32)
+        mx.eval(x, *matrix.arrays)
+        expected = twin(x, matrix).astype(mx.float32)
     return _distance(path(x, matrix, tile), expected)
 
 
@@ -100,10 +102,10 @@ def _distance(got: mx.array, expected: mx.array) -> float:
         return float(difference / mx.linalg.norm(expected))
 
 
-def random_matrix(bits: int) -> Coded:
-    """Make a small matrix of random codes; any words are codes of some matrix."""
+def random_matrix(bits: int) -> CodedMatrix:
+    """Return a small matrix of random codes; any words are codes of some matrix."""
     codes, norms = mx.random.split(mx.random.key(bits))
-    return Coded(
+    return CodedMatrix(
         mx.random.randint(0, 1 << 16, (ROWS, COLUMNS * bits // UNIT), mx.uint32, codes) * 65521,
         mx.random.uniform(0.5, 1.5, (ROWS, COLUMNS // BLOCK), mx.float16, norms),
         mx.linspace(-3, 3, max(8, 1 << bits)),

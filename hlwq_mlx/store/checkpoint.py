@@ -22,7 +22,7 @@ from ..gemma4.config import FLAT, FLAT_IGNORED, MULTIMODAL, Gemma4Config
 from ..gemma4.model import Model
 from ..gemma4.tower_config import AUDIO, AUDIO_SECTION, VISION, VISION_SECTION
 from ..gemma4.towers import TOWERS, Tower, make_tower, no_tower, prefixes
-from ..quant import backend, fuse
+from ..quant import device, fuse
 from ..quant.layers import CodedLayer
 from ..quant.packing import BLOCK
 from ..strict.jsonfile import read_json
@@ -348,7 +348,7 @@ def prepare(model: nn.Module) -> None:
     more. Goes layer by layer, so that what is only passed through, as weights before their cast, is
     never there for more than one layer. A bar shows when it takes longer than a moment.
     """
-    if backend.has_metal():
+    if device.has_metal():
         for block in tqdm(fuse.blocks(model), desc="fuse", unit=" blocks", delay=_PATIENCE_S):
             fuse.fuse(block)
     layers = tree_flatten(model.leaf_modules(), is_leaf=nn.Module.is_module)
@@ -361,7 +361,7 @@ def prepare(model: nn.Module) -> None:
 
 def cast(weights: Mapping[str, mx.array]) -> dict[str, mx.array]:
     """Cast what is not coded to the dtype that activations have on this machine."""
-    dtype = backend.activation_dtype()
+    dtype = device.activation_dtype()
     coded_parts = tuple(f".{part}" for part in CodedNames._fields)
     return {
         name: weight if name.endswith(coded_parts) else weight.astype(dtype)

@@ -1,0 +1,58 @@
+"""The input of a layer, as products take it: x, and its rotation, made once for all that share it.
+
+Not a rotation: which function makes it is the backend's choice. M rows of x, K columns padded to a
+multiple of 128.
+"""
+
+from collections.abc import Callable
+from typing import Union
+
+import mlx.core as mx
+
+from . import codec
+from .packing import BLOCK
+
+Rotate = Callable[[mx.array], mx.array]
+Input = Union[mx.array, "Activation"]
+
+
+class Activation:
+    """One x and what has been made of it."""
+
+    def __init__(self, plain: mx.array, rotated: mx.array | None = None) -> None:
+        """Hold x [..., columns], and its rotation float32 [..., K] if a kernel has made it."""
+        self.plain = plain
+        self._rotated = rotated
+
+    @classmethod
+    def of(cls, x: Input) -> "Activation":
+        """Return x as an activation, itself if it is one."""
+        return x if isinstance(x, Activation) else cls(x)
+
+    @property
+    def dtype(self) -> mx.Dtype:
+        """The dtype of x, which products keep."""
+        return self.plain.dtype
+
+    @property
+    def columns(self) -> int:
+        """The length of a row."""
+        return self.plain.shape[-1] if self.plain.ndim else 0
+
+    @property
+    def rows(self) -> int:
+        """M: how many rows there are, over all leading axes."""
+        return self.plain.size // max(1, self.columns)
+
+    def rotated(self, rotate: Rotate) -> mx.array:
+        """Return x [..., K], padded with zeros and rotated by `rotate`, unless it is already."""
+        if self._rotated is None:
+            padding = -self.columns % BLOCK
+            widths = [(0, 0)] * (self.plain.ndim - 1) + [(0, padding)]
+            self._rotated = rotate(mx.pad(self.plain, widths) if padding else self.plain)
+        return self._rotated
+
+    def check(self, where: str, K: int) -> None:
+        """Raise ShapeError, whose text begins with `where`, when x does not fit K columns."""
+        padded = self.columns + -self.columns % BLOCK
+        codec.check_product(where, self.plain, self.columns if padded == K else K)

@@ -1,0 +1,62 @@
+"""What every backend is: a product made ready ahead of its first call, which takes an activation.
+
+A row of a result has the same bits alone and in company of up to FEW_ROWS rows: it depends on its
+own row of x alone. What lets a backend promise that, and from how many rows on its sums are taken
+in another order, is in its own file.
+
+M rows of x, N rows and K columns of the matrix.
+"""
+
+from abc import ABC, abstractmethod
+
+import mlx.core as mx
+
+from .. import codec, ops
+from ..activation import Activation
+from ..kernels import QMV_ROWS
+from ..matrix import CodedMatrix
+
+FEW_ROWS = QMV_ROWS
+
+
+class Product(ABC):
+    """One weight, ready to be multiplied by.
+
+    `is_lazy`: a call with a few rows only adds to MLX's graph, so that a step can be prepared while
+    another is computed. A product that evaluates within the call sets it to False.
+    """
+
+    is_lazy = True
+
+    @abstractmethod
+    def __call__(self, x: Activation) -> mx.array:
+        """Multiply: x [..., K], neither rotated nor cast -> [..., N] of x's dtype.
+
+        Raises: ShapeError when x does not fit.
+        """
+
+
+class GateUp(Product):
+    """A product with gate|up that returns gelu(gate) * up: [..., K] -> [..., N/2]."""
+
+    def __init__(self, product: Product) -> None:
+        self._product = product
+        self.is_lazy = product.is_lazy
+
+    def __call__(self, x: Activation) -> mx.array:
+        return ops.gelu_mul(*mx.split(self._product(x), 2, axis=-1))
+
+
+def reference(x: mx.array, matrix: CodedMatrix) -> mx.array:
+    """Return what every product computes, by the twins alone, in float32."""
+    return codec.qmv(codec.hadamard(x.astype(mx.float32)), matrix)
+
+
+def reference_geglu(x: mx.array, matrix: CodedMatrix) -> mx.array:
+    """Return what every product with gate|up computes, by the twins alone, in float32."""
+    return codec.geglu(codec.hadamard(x.astype(mx.float32)), matrix)
+
+
+def rotate(x: mx.array) -> mx.array:
+    """Rotate to float32, whatever x is, by stock MLX."""
+    return codec.hadamard(x.astype(mx.float32))

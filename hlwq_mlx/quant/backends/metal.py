@@ -1,0 +1,146 @@
+"""The codes themselves, multiplied by our Metal kernels: exactly `bits` bits a weight.
+
+The number of rows and the chip choose the kernel, among those that selftest has tried when the
+product was prepared: qmv for 1 to 8 rows, qmm up to the chip's qmm_rows, beyond them the weight is
+decoded to float16 for `mx.matmul`. Where a kernel does not work the next way takes its place, and
+at last stock MLX.
+
+Rows: a row of 1 to 8 has the same bits in any company, for the order of qmv's sums depends on K
+alone and either all of its tiles are used or none. So has one of 9 to qmm_rows rows, by qmm, which
+sums in another order; and beyond, `mx.matmul` chooses its own.
+
+M rows of x, N rows and K columns of the matrix.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import mlx.core as mx
+
+from .. import codec, device, kernels, ops, selftest
+from ..activation import Activation, Input
+from ..kernels import QMV_ROWS, Tile
+from ..matrix import CodedMatrix
+from .base import Product, reference, reference_geglu
+
+Stock = Callable[[CodedMatrix], Product]
+
+
+class Sound(NamedTuple):
+    """Which ways to multiply work on this machine, for x of one dtype."""
+
+    few: bool
+    many: bool
+    decoded: bool
+
+
+class Metal(Product):
+    """A product by kernels; `stock` makes the product that takes their place if they fail."""
+
+    def __init__(self, matrix: CodedMatrix, stock: Stock) -> None:
+        kernels.check_matrix("metal.Metal", matrix)
+        self._matrix = matrix
+        self._make_stock = stock
+        self._stock: Product | None = None
+        self._qmm_rows = device.chip().qmm_rows
+        self._sound: dict[mx.Dtype, Sound] = {}
+        self._try_kernels(device.activation_dtype())
+
+    def __call__(self, x: Activation) -> mx.array:
+        x.check("metal.Metal", self._matrix.shape[1])
+        sound = self._try_kernels(x.dtype)
+        if sound.few and x.rows <= QMV_ROWS:
+            return few_rows(x, self._matrix)
+        if sound.many and QMV_ROWS < x.rows <= self._qmm_rows:
+            return many_rows(x, self._matrix)
+        return decoded(x, self._matrix) if self._stock is None else self._stock(x)
+
+    def _try_kernels(self, dtype: mx.Dtype) -> Sound:
+        """Return which ways work for x of `dtype`, and make what takes the place of the last."""
+        if dtype not in self._sound:
+            bits = self._matrix.bits
+            self._sound[dtype] = Sound(
+                is_sound_with_all_tiles(few_rows, reference, self._matrix, dtype),
+                selftest.is_sound(many_rows, reference, bits, dtype),
+                selftest.is_sound(decoded, reference, bits, dtype),
+            )
+            if not self._sound[dtype].decoded and self._stock is None:
+                self._stock = self._make_stock(self._matrix)
+        return self._sound[dtype]
+
+
+class MetalGateUp(Product):
+    """A product with gate|up that returns gelu(gate) * up: [..., K] -> [..., N/2]."""
+
+    def __init__(self, matrix: CodedMatrix, stock: Stock) -> None:
+        self._matrix = matrix
+        self._product = Metal(matrix, stock)
+        self._sound: dict[mx.Dtype, bool] = {}
+        self._try_geglu(device.activation_dtype())
+
+    def __call__(self, x: Activation) -> mx.array:
+        x.check("metal.MetalGateUp", self._matrix.shape[1])
+        if x.rows <= QMV_ROWS and self._try_geglu(x.dtype):
+            return few_geglu(x, self._matrix)
+        return ops.gelu_mul(*mx.split(self._product(x), 2, axis=-1))
+
+    def _try_geglu(self, dtype: mx.Dtype) -> bool:
+        if dtype not in self._sound:
+            self._sound[dtype] = is_sound_with_all_tiles(
+                few_geglu, reference_geglu, self._matrix, dtype
+            )
+        return self._sound[dtype]
+
+
+def is_sound_with_all_tiles(
+    path: selftest.Path, twin: selftest.Twin, matrix: CodedMatrix, dtype: mx.Dtype
+) -> bool:
+    """Whether a path works with each tile of 1 to 8 rows, so that all of them may take it."""
+    counts = range(1, QMV_ROWS + 1)
+    tiles = dict.fromkeys(kernels.qmv_tile(matrix.bits, M, *matrix.shape) for M in counts)
+    return all(selftest.is_sound(path, twin, matrix.bits, dtype, tile) for tile in tiles)
+
+
+def can_embed(bits: int, dtype: mx.Dtype) -> bool:
+    """Whether `kernels.embed` works on this machine."""
+    return selftest.is_sound(rows_of, codec.embed, bits, dtype)
+
+
+def few_rows(x: Input, matrix: CodedMatrix, tile: Tile | None = None) -> mx.array:
+    """Rotate and multiply by `kernels.qmv`."""
+    x = Activation.of(x)
+    return kernels.qmv(x.rotated(_rotate), matrix, dtype=x.dtype, tile=tile)
+
+
+def few_geglu(x: Input, matrix: CodedMatrix, tile: Tile | None = None) -> mx.array:
+    """Rotate and multiply by `kernels.geglu`."""
+    x = Activation.of(x)
+    return kernels.geglu(x.rotated(_rotate), matrix, dtype=x.dtype, tile=tile)
+
+
+def many_rows(x: Input, matrix: CodedMatrix, tile: Tile | None = None) -> mx.array:
+    """Rotate and multiply by `kernels.qmm`, which has but one tile."""
+    x = Activation.of(x)
+    return kernels.qmm(x.rotated(_rotate), matrix, dtype=x.dtype)
+
+
+def decoded(x: Input, matrix: CodedMatrix, tile: Tile | None = None) -> mx.array:
+    """Rotate, decode the weight to float16 and multiply by it with `mx.matmul`.
+
+    Rows are scaled to at most 1, so that float16 holds them and the result.
+    """
+    x = Activation.of(x)
+    rotated = x.rotated(_rotate)
+    largest = mx.maximum(mx.abs(rotated).max(axis=-1, keepdims=True), 1e-30)
+    weight = kernels.rotated_weight(matrix, dtype=mx.float16)
+    y = (rotated / largest).astype(mx.float16) @ weight.T
+    return (y.astype(mx.float32) * largest).astype(x.dtype)
+
+
+def rows_of(ids: mx.array, matrix: CodedMatrix, tile: Tile | None = None) -> mx.array:
+    """Look up rows by `kernels.embed`."""
+    return kernels.embed(ids, matrix, dtype=device.activation_dtype())
+
+
+def _rotate(x: mx.array) -> mx.array:
+    return kernels.hadamard(x, dtype=mx.float32)

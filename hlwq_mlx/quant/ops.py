@@ -1,0 +1,104 @@
+"""What runs between the products of a layer: adding to the residual stream with norms, and gating.
+
+Each operation has one definition, in codec. `PLAIN` computes it by stock MLX; `fused_ops` returns
+kernels, which hand the next layers their input rotated, where they run and have been tried. Not the
+products themselves: those are backends.
+
+K columns.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import mlx.core as mx
+from mlx import nn
+
+from . import codec, device, kernels, selftest
+from .activation import Activation, Input
+
+
+@partial(mx.compile, shapeless=True)  # a few launches, where every step of gelu would be one
+def gelu_mul(gate: mx.array, up: mx.array) -> mx.array:
+    """Return gelu(gate) * up with the tanh approximation; float32 inside, rounded to gate's dtype.
+
+    Shapes: gate, up [..., K] -> [..., K].
+    """
+    return codec.wide_gelu_mul(gate, up).astype(gate.dtype)
+
+
+def residual_norm(
+    x: mx.array,
+    update: mx.array,
+    norm: nn.RMSNorm,
+    following: nn.RMSNorm | None = None,
+    scale: mx.array | None = None,
+) -> tuple[mx.array, Activation]:
+    """Return h = (x + norm(update)) * scale, and what the following norm makes of h.
+
+    Without a following norm the second is h itself. Float32 inside.
+
+    Shapes: x, update [..., K], scale [1] -> twice [..., K].
+    """
+    next_weight = None if following is None else following.weight
+    h, normed = codec.wide_residual_norm(x, update, norm.weight, scale, norm.eps, next_weight)
+    return h, Activation(normed.astype(x.dtype))
+
+
+@dataclass(frozen=True)
+class Ops:
+    """The operations as one layer runs them."""
+
+    residual_norm: Callable[..., tuple[mx.array, Activation]] = residual_norm
+    gelu_mul: Callable[[mx.array, mx.array], Input] = gelu_mul
+
+
+PLAIN = Ops()
+
+
+def fused_ops(residual_columns: int, eps: float, gelu_columns: int) -> Ops:
+    """Return the operations of one layer, by kernels where they run and pass their self-test.
+
+    A count of 0 columns means that the layer has no such operation.
+    """
+    if not device.has_metal():
+        return PLAIN
+    dtype = device.activation_dtype()
+    has_residual = kernels.can_residual_norm(residual_columns) and all(
+        selftest.is_sound_on(kernels.residual_norm, codec.residual_norm, case, dtype)
+        for case in residual_norm_cases(residual_columns, eps)
+    )
+    has_gelu = kernels.can_rotate(gelu_columns) and selftest.is_sound_on(
+        kernels.gelu_mul, codec.gelu_mul, gelu_mul_case(gelu_columns), dtype
+    )
+    return Ops(
+        _residual_norm_by_kernel if has_residual else residual_norm,
+        _gelu_mul_by_kernel if has_gelu else gelu_mul,
+    )
+
+
+def residual_norm_cases(K: int, eps: float = 1e-6) -> list[selftest.Arguments]:
+    """Return what the self-test gives `kernels.residual_norm`, without and with a next norm."""
+    return [((2, K), (2, K), (K,), (1,), eps, following) for following in (None, (K,))]
+
+
+def gelu_mul_case(K: int) -> selftest.Arguments:
+    """Return what the self-test gives `kernels.gelu_mul`."""
+    return (2, K), (2, K)
+
+
+def _residual_norm_by_kernel(
+    x: mx.array,
+    update: mx.array,
+    norm: nn.RMSNorm,
+    following: nn.RMSNorm | None = None,
+    scale: mx.array | None = None,
+) -> tuple[mx.array, Activation]:
+    scale = mx.array([1.0], x.dtype) if scale is None else scale
+    next_weight = None if following is None else following.weight
+    h, normed, rotated = kernels.residual_norm(x, update, norm.weight, scale, norm.eps, next_weight)
+    return h, Activation(normed, rotated)
+
+
+def _gelu_mul_by_kernel(gate: mx.array, up: mx.array) -> Activation:
+    return Activation(*kernels.gelu_mul(gate, up))
