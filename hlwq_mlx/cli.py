@@ -7,7 +7,9 @@ prints.
 import argparse
 import json
 import logging
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +25,9 @@ CONTEXT = 8192  # tokens that a conversation should have room for
 PREFILL_STEP = 512  # of engine.decode; mlx-lm's 2048 would take four times the memory
 PATIENCE_S = 1.0
 EXIT_ERROR = 2
-EXIT_INTERRUPTED = 130
+EXIT_SIGNAL = 128  # and the signal's number, as shells count
+EXIT_INTERRUPTED = EXIT_SIGNAL + signal.SIGINT
+ENDING_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 MODEL_NAMES = "hub id (owner/name or owner/name/PQ5), source folder, PQ folder or converted folder"
 
 
@@ -235,18 +239,60 @@ def content_of(media: Sequence[dict[str, Any]], text: str) -> str | list[dict[st
     return [*media, {"type": "text", "text": text}] if media else text
 
 
+class Ended(BaseException):
+    """A signal has asked the command to end; what is half-written is cleared on the way out."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+@contextmanager
+def ending_on_signals() -> Iterator[None]:
+    """Raise `Ended` where SIGTERM or SIGHUP would end the process at once.
+
+    Only the first is raised, so that a second one cannot break into the clearing. A signal that the
+    parent has this process ignore, as nohup does, stays ignored.
+    """
+
+    def end(number: int, frame: object) -> None:
+        for other in caught:
+            signal.signal(other, signal.SIG_IGN)
+        raise Ended(number)
+
+    is_main = threading.current_thread() is threading.main_thread()  # others cannot catch signals
+    caught = [
+        number
+        for number in ENDING_SIGNALS
+        if is_main and signal.getsignal(number) is signal.SIG_DFL
+    ]
+    for number in caught:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in caught:
+            signal.signal(number, signal.SIG_DFL)
+
+
 def run(command: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None = None) -> int:
-    """Run a command: an HLWQError becomes one line and 2, Ctrl-C becomes 130."""
+    """Run a command and return its exit status.
+
+    An HLWQError becomes one line and 2; SIGINT, SIGTERM and SIGHUP become 128 and their number.
+    """
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("hlwq_mlx").setLevel(logging.INFO)
     try:
-        command(argv)
+        with ending_on_signals():
+            command(argv)
     except HLWQError as problem:
         print(f"error: {problem}", file=sys.stderr)
         return EXIT_ERROR
     except KeyboardInterrupt:
         print(file=sys.stderr)
         return EXIT_INTERRUPTED
+    except Ended as ended:
+        return EXIT_SIGNAL + ended.number
     except BrokenPipeError:  # the reader of stdout has seen enough
         sys.stderr.close()
         return 0
