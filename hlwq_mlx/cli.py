@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import HLWQError
 from .media.processor import BUDGETS
+from .store import failures
 
 if TYPE_CHECKING:
     from .fit import Settings
@@ -278,7 +279,8 @@ def ending_on_signals() -> Iterator[None]:
 def run(command: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status.
 
-    An HLWQError becomes one line and 2; SIGINT, SIGTERM and SIGHUP become 128 and their number.
+    An HLWQError, and what the system says of a file, become one line and 2; SIGINT, SIGTERM and
+    SIGHUP become 128 and their number.
     """
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("hlwq_mlx").setLevel(logging.INFO)
@@ -296,6 +298,10 @@ def run(command: Callable[[Sequence[str] | None], None], argv: Sequence[str] | N
     except BrokenPipeError:  # the reader of stdout has seen enough
         sys.stderr.close()
         return 0
+    except OSError as problem:
+        got = f"{failures.cause(problem)}. {failures.advice(problem)}"
+        print(f"error: [files] needed to read or write one, got {got}", file=sys.stderr)
+        return EXIT_ERROR
     return 0
 
 

@@ -168,7 +168,7 @@ def test_the_command_says_in_one_line_that_the_disk_is_full(published, tmp_path)
     assert done.stdout == ""
     last = done.stderr.splitlines()[-1]
     assert last.startswith("error: [model-00001-of-00001.safetensors] needed ")
-    assert last.endswith("got 'File too large'. Free disk space or choose another folder.")
+    assert last.endswith("got 'File too large'. Choose a folder where larger files are allowed.")
     assert done.stderr.count("error") == 1
     assert "Traceback" not in done.stderr
     assert names(tmp_path) == []

@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..errors import DeviceError, HLWQError, SourceError
+from . import failures
 from .sizes import spell_bytes
 
 _SPARE_BYTES = 1 << 26
@@ -61,8 +62,8 @@ def scratch(output: Path) -> Iterator[Path]:
         raise
     except OSError as problem:
         raise DeviceError(
-            f"[output] needed to write {output}, got '{problem}'. "
-            "Free disk space or choose another --output."
+            f"[output] needed to write {output}, got {failures.cause(problem)}. "
+            f"{failures.advice(problem)}"
         ) from problem
 
 

@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 from ..errors import CheckpointError, SourceError
 from ..quant.packing import BitOrder
 from ..quant.tables import CENTROIDS
-from . import detect, hub
+from . import detect, failures, hub
 from .code_keys import without_code
 from .coded import SHOWN, CodedTensor, Parts, gather, parse_key, polar_settings, raise_all
+from .names import require_plain
 from .tensorfile import TensorFile, TensorSpec
 
 TABLE_KEY = "hlwq_table"  # where our own encoder says, in a file's metadata, which table it used
@@ -165,12 +166,9 @@ def read_json(path: Path) -> dict[str, Any]:
 
     Raises: SourceError when the file is not one.
     """
-    try:
+    failures.require_file(path)
+    with failures.reading(path):
         content = path.read_bytes()
-    except OSError as problem:
-        raise SourceError(
-            f"[{path.name}] needed a JSON object in {path}, got {problem}. Download it again."
-        ) from problem
     return hub.parse_json(content, path.name, path)
 
 
@@ -185,7 +183,7 @@ def weight_map(index: Path) -> dict[str, str]:
             f"[{index.name}] needed a weight_map from tensors to files in {index}, got "
             f"{str(files)[:SHOWN]}. Download it again."
         )
-    return files
+    return {tensor: require_plain(name, index.name) for tensor, name in files.items()}
 
 
 def _twice(what: str) -> str:
@@ -356,7 +354,10 @@ class Source:
                 continue
             try:
                 file = TensorFile(path)
-            except CheckpointError:  # a damaged neighbour is no business of this variant's
+            except (
+                CheckpointError,
+                SourceError,
+            ):  # a damaged neighbour is no business of this variant's
                 continue
             try:
                 yield gather(_parts(file), {}, _folder_bits(path.parent.name))

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from ..errors import CheckpointError, DeviceError
+from . import failures
 
 DTYPES: Mapping[str, type[np.generic]] = {
     "BF16": np.uint16,  # numpy has no bfloat16: its bits
@@ -65,15 +66,17 @@ def checked_spec(where: str, name: str, dtype: str, shape: Iterable[int]) -> Ten
 class TensorFile:
     """One safetensors file, mapped into memory.
 
-    Raises: CheckpointError for a file that is cut off, malformed or of an unknown dtype.
+    Raises: CheckpointError for a file that is cut off, malformed or of an unknown dtype;
+    SourceError for one that cannot be read.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        failures.require_file(path)
         try:
-            with safe_open(path, framework="numpy") as checked:
+            with failures.reading(path), safe_open(path, framework="numpy") as checked:
                 names = list(checked.keys())
-        except (SafetensorError, OSError) as problem:
+        except SafetensorError as problem:
             raise CheckpointError(
                 f"[{path.name}] needed a whole safetensors file, got {path} ({problem}). "
                 "Download or convert it again."
@@ -191,5 +194,5 @@ class TensorWriter:
     def _disk_error(self, problem: OSError) -> DeviceError:
         return DeviceError(
             f"[{self.path.name}] needed {self._size:,} bytes in {self.path.parent}, got "
-            f"'{problem.strerror}'. Free disk space or choose another folder."
+            f"'{problem.strerror}'. {failures.advice(problem)}"
         )
