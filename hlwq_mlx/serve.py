@@ -116,7 +116,7 @@ def serve(arguments: argparse.Namespace, passed_on: Sequence[str]) -> None:
     side_files.open_tokenizer(folder)  # mlx-lm loads it again, and would end in a traceback
     config = Gemma4Config.from_dict(read_json(folder / "config.json"))
     sampling = Sampling.from_generation_config(library.generation_config(folder))
-    server.load = ready_load(server.load, settings.caching)
+    server.load = server_requests.watching(ready_load(server.load, settings.caching), server)
     server._run_http_server = ending_together(server._run_http_server)
     server_prompt.teach(server)
     text = config.text_config

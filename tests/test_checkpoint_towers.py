@@ -11,7 +11,7 @@ import tiny
 from mlx.utils import tree_flatten
 
 from hlwq_mlx import stock
-from hlwq_mlx.errors import CheckpointError, RequestError
+from hlwq_mlx.errors import CheckpointError, RequestError, SourceError
 from hlwq_mlx.gemma4.config import Gemma4Config
 from hlwq_mlx.gemma4.towers import TOWERS, make_tower, prefixes
 from hlwq_mlx.plugin import FOLDER_KEY

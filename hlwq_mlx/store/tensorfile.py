@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 
 from ..errors import CheckpointError, DeviceError
 from . import failures
+from .finite import find_not_finite
 
 DTYPES: Mapping[str, type[np.generic]] = {
     "BF16": np.uint16,  # numpy has no bfloat16: its bits
@@ -156,7 +157,8 @@ class TensorWriter:
     def write(self, name: str, piece: NDArray[Any], at: int = 0) -> int:
         """Put a piece `at` bytes into a tensor and return how many bytes it had.
 
-        Raises: CheckpointError for a piece that reaches past its tensor; DeviceError for the disk.
+        Raises: CheckpointError for a piece that reaches past its tensor, or has floating numbers
+        that are NaN or infinite; DeviceError for the disk.
         """
         raw = np.ascontiguousarray(piece).reshape(-1).view(np.uint8)
         room = self._specs[name].nbytes
@@ -165,11 +167,22 @@ class TensorWriter:
                 f"[{self.path.name}] needed a piece inside the {room} bytes of {name}, got "
                 f"{raw.size} bytes at {at}. This is a defect of the writer's caller."
             )
+        self._require_finite(name, raw, at)
         try:
             self._put(self._data_start + self._offsets[name] + at, raw.data)
         except OSError as problem:
             raise self._disk_error(problem) from problem
         return raw.size
+
+    def _require_finite(self, name: str, raw: NDArray[np.uint8], at: int) -> None:
+        spec = self._specs[name]
+        found = find_not_finite(raw, spec.dtype)
+        if found is not None:
+            raise CheckpointError(
+                f"[{name}] needed finite numbers, got NaN or infinity as number "
+                f"{at // spec.item_bytes + found} of {math.prod(spec.shape)}. Download the model "
+                "again, or ask its publisher for a whole one."
+            )
 
     def _put(self, at: int, raw: bytes | memoryview) -> None:
         """Write all of it: one call to the system may take less."""
