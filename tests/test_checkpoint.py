@@ -44,11 +44,11 @@ def change_json(path, edit):
 
 
 def change_shard(folder, edit):
-    tensors = dict(mx.load(str(folder / SHARD)))
+    tensors, metadata = mx.load(str(folder / SHARD), return_metadata=True)
     edit(tensors)
     mx.eval(list(tensors.values()))
     (folder / SHARD).unlink()
-    mx.save_safetensors(str(folder / SHARD), tensors)
+    mx.save_safetensors(str(folder / SHARD), tensors, metadata)
 
 
 def refuse(folder, message, error=CheckpointError):

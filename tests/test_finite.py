@@ -14,7 +14,9 @@ from hlwq_mlx import cli, export, library, quantize
 from hlwq_mlx.card import HLWQModel
 from hlwq_mlx.errors import CheckpointError
 from hlwq_mlx.generate import main as generate_command
-from hlwq_mlx.store import convert, leftovers
+from hlwq_mlx.engine.decode import generate_tokens
+from hlwq_mlx.engine.sampling import Sampling
+from hlwq_mlx.store import checkpoint, convert, leftovers
 from hlwq_mlx.store.finite import find_not_finite
 from hlwq_mlx.store.source import Source
 from hlwq_mlx.store.tensorfile import TensorFile
@@ -150,10 +152,20 @@ def test_the_server_names_the_weight_and_stays_up(broken):
             patient.chat.completions.create(seed=1, **ask)  # which is answered alone
 
 
-@pytest.fixture(scope="module")
-def with_rows(tmp_path_factory):
-    """A converted folder with a row store."""
-    root = tiny.write_root(tmp_path_factory.mktemp("rows"), tiny.config())
-    tiny.publish(root / "PQ5", tiny.make_weights(tiny.config()), tiny.mixed)
-    convert.convert(Source(root / "PQ5"), root / "out")
-    return root / "out"
+def test_a_row_of_the_row_store_is_named(tmp_path):
+    root = tiny.write_root(tmp_path / "source", tiny.config())
+    tiny.publish(root / "PQ5", tiny.make_weights(tiny.config()), tiny.pure(5))
+    convert.convert(Source(root / "PQ5"), tmp_path / "out")
+    model = checkpoint.load(spoil(tmp_path / "out", tiny.ROWS))
+    assert len(list(generate_tokens(model, [2, 5], Sampling(), max_tokens=2))) == 2
+    message = r"^\[row 0 of the per-layer embeddings\] needed finite weights"
+    with pytest.raises(CheckpointError, match=message):
+        list(generate_tokens(model, [0, 5], Sampling(), max_tokens=2))
+
+
+def test_what_no_weight_is_to_blame_for(tmp_path):
+    model, _ = library.load(demo.folder())
+    norm = model.model.language_model.norm
+    norm.eps = float("nan")
+    with pytest.raises(CheckpointError, match=r"^\[scores\] .* from weights that are all finite"):
+        list(generate_tokens(model, [2, 5], Sampling(), max_tokens=2))

@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from ..errors import CheckpointError, DeviceError
 from . import failures
 from .finite import find_not_finite
+from .runs import Runs
 
 DTYPES: Mapping[str, type[np.generic]] = {
     "BF16": np.uint16,  # numpy has no bfloat16: its bits
@@ -113,7 +114,8 @@ class TensorWriter:
     """Write a safetensors file whose tensors arrive in pieces and in any order.
 
     The file has its full size from the start, but not yet the space: a full disk may show at any
-    piece. Use as a context manager; the file is complete when the block ends.
+    piece. Use as a context manager; the file is complete when the block ends. `runs` are the
+    digests of what was written.
 
     Raises: DeviceError when the disk cannot hold the file.
     """
@@ -125,6 +127,7 @@ class TensorWriter:
         metadata: Mapping[str, str] | None = None,
     ) -> None:
         self.path = path
+        self.runs = Runs()
         self._specs = specs
         header: dict[str, Any] = {"__metadata__": {"format": "mlx", **(metadata or {})}}
         self._offsets: dict[str, int] = {}
@@ -186,6 +189,7 @@ class TensorWriter:
 
     def _put(self, at: int, raw: bytes | memoryview) -> None:
         """Write all of it: one call to the system may take less."""
+        self.runs.add(at, raw)
         self._file.seek(at)
         while len(raw):
             raw = raw[self._file.write(raw) :]
