@@ -12,10 +12,10 @@ from served import served
 
 from hlwq_mlx import cli, export, library, quantize
 from hlwq_mlx.card import HLWQModel
-from hlwq_mlx.errors import CheckpointError
-from hlwq_mlx.generate import main as generate_command
 from hlwq_mlx.engine.decode import generate_tokens
 from hlwq_mlx.engine.sampling import Sampling
+from hlwq_mlx.errors import CheckpointError
+from hlwq_mlx.generate import main as generate_command
 from hlwq_mlx.store import checkpoint, convert, leftovers
 from hlwq_mlx.store.finite import find_not_finite
 from hlwq_mlx.store.source import Source

@@ -351,12 +351,12 @@ def attach(model: Model, folder: Path) -> None:
     """
     for shape in _row_table_shape(model.args).values():
         rows = RowStore(folder / ROW_STORE)
-        require_same(TensorFile(folder / ROW_STORE), model.args.quantization_config or {})
         if rows.shape != shape:
             raise CheckpointError(
                 f"[{ROW_STORE}] needed {shape} by config.json, got {rows.shape}. "
                 "The files do not belong together; convert the model again."
             )
+        require_same(TensorFile(folder / ROW_STORE), model.args.quantization_config or {})
         model.rows = rows
     model.load_tower = partial(load_tower, model.args, folder)
     model.folder = folder

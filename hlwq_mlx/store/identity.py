@@ -62,6 +62,6 @@ def require_same(file: TensorFile, manifest: Mapping[str, Any]) -> None:
     if needed != got:
         raise CheckpointError(
             f"[{file.path.name}] needed a file of the conversion {str(needed)[:_SHOWN]} of "
-            f"config.json, got one of {str(got)[:_SHOWN]}. The files do not belong together: copy the "
-            "whole folder again, or convert the model again."
+            f"config.json, got one of {str(got)[:_SHOWN]}. The files do not belong together: copy "
+            "the whole folder again, or convert the model again."
         )
