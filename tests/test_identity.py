@@ -122,15 +122,15 @@ def test_every_file_that_differs_is_named(own, capsys):
         file.write(bytes([last ^ 1]))
     with (own / ROW_STORE).open("r+b") as file:
         file.truncate(100_000)
-    (own / "tokenizer_config.json").write_text("{}")
+    (own / "generation_config.json").write_text("{}")
     (own / "tokenizer.json").unlink()
     status, out, said = verify(own, capsys)
     assert (status, out) == (2, "")
     assert [line.split()[0] for line in said] == [
         f"[{SHARD}]",
         f"[{ROW_STORE}]",
+        "[generation_config.json]",
         "[tokenizer.json]",
-        "[tokenizer_config.json]",
     ]
     assert "needed the bytes that convert wrote, got others between" in said[0]
     assert "bytes, got 100,000." in said[1]
