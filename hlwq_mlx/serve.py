@@ -70,6 +70,7 @@ def ready_load(original: Callable[..., Any], caching: "Caching") -> Callable[...
 def ending_together(original: Callable[..., None]) -> Callable[..., None]:
     """Wrap mlx-lm's HTTP loop so that its generation thread ends with it, whatever ends it.
 
+    A signal ends both at once: the thread would finish an answer that nobody will get.
     Raises: DeviceError when it cannot listen; mlx-lm's thread would keep the command alive.
     """
 
@@ -82,6 +83,9 @@ def ending_together(original: Callable[..., None]) -> Callable[..., None]:
                 f"[serve] needed to listen on port {port} of {host}, got '{problem.strerror}'. "
                 "Choose another --port, or end the program that has it."
             ) from problem
+        except cli.Ended as ended:
+            sys.stdout.flush()
+            os._exit(cli.EXIT_SIGNAL + ended.number)
         finally:
             generator.stop_and_join()
 

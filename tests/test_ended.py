@@ -3,9 +3,12 @@
 import signal
 import subprocess
 import sys
+import tempfile
 
+import demo
 import pytest
 import tiny
+from served import OURS, free_port, wait_until_open
 
 from hlwq_mlx import cli, convert
 from hlwq_mlx.store import checkpoint
@@ -104,6 +107,26 @@ def test_a_variant_added_to_a_repository_leaves_its_other_files(repository, tmp_
     status = end(signal.SIGTERM, "quantize", "40", *arguments, "--layout", "published")
     assert status == 128 + signal.SIGTERM
     assert names(root) == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_the_server_ends_at_once(number):
+    port = free_port()
+    arguments = ("--model", str(demo.folder()), "--port", str(port))
+    with (
+        tempfile.TemporaryFile("w+") as log,
+        subprocess.Popen(
+            [sys.executable, *OURS, *arguments], stdout=log, stderr=subprocess.STDOUT
+        ) as process,
+    ):
+        try:
+            wait_until_open(port, process, log)
+            process.send_signal(number)
+            assert process.wait(LIMIT_S) == 128 + number
+        finally:
+            process.kill()
+        log.seek(0)
+        assert "Traceback" not in log.read()
 
 
 def test_a_signal_that_is_to_be_ignored_is(tmp_path):
