@@ -45,7 +45,7 @@ def refusal(root, output, capsys):
 )
 @pytest.mark.parametrize(
     ("kind", "message"),
-    [("folder", "got a folder at"), ("pipe", "got something else at"), ("loop", "symbolic links")],
+    [("folder", "got a folder"), ("pipe", "got something else"), ("loop", "symbolic links")],
 )
 def test_what_is_no_file_is_named(own, tmp_path, capsys, name, kind, message):
     path = own / name
@@ -58,9 +58,8 @@ def test_what_is_no_file_is_named(own, tmp_path, capsys, name, kind, message):
         path.symlink_to(path)
     said = refusal(own, tmp_path / "out", capsys)
     assert "disk space" not in said
-    if name == "tokenizer.json":
-        assert said.startswith(f"[{path.name}] needed ")
-        assert message in said
+    assert name == "config.json" or path.name in said  # which is looked for in the folder above
+    assert name != "tokenizer.json" or message in said
 
 
 FORBIDDEN = """
