@@ -1,8 +1,9 @@
 """`python -m hlwq_mlx.doctor`: what a model is made of, what it needs, and whether it fits here.
 
 Loads nothing: of a repository on the hub it reads the headers of one variant's files. Exit code 0
-means that it fits. --table needs no model: it prints what every published variant of Gemma 4 E4B,
-or the one of --variant, needs on 8, 16 and 24 GB Macs.
+means that it fits. --verify reads a converted folder instead and compares it with the checksums
+that were taken when it was written. --table needs no model: it prints what every published variant
+of Gemma 4 E4B, or the one of --variant, needs on 8, 16 and 24 GB Macs.
 """
 
 import argparse
@@ -12,6 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from . import cli
+from .errors import SourceError
 from .store import model_card, rules
 
 if TYPE_CHECKING:
@@ -36,6 +38,12 @@ def make_parser() -> argparse.ArgumentParser:
     )
     subject.add_argument(
         "--table", action="store_true", help="every variant, or --variant's, on every Mac"
+    )
+    parser.add_argument(
+        "--verify",
+        action="store_true",
+        help="read every file of a converted folder and name those that are not as convert wrote "
+        "them",
     )
     cli.add_variant_arg(parser)
     parser.add_argument(
@@ -63,8 +71,33 @@ def main(argv: Sequence[str] | None = None) -> None:
         variants = rules.VARIANTS if arguments.variant is None else (arguments.variant,)
         for line in table(variants, settings, arguments.leftovers):
             cli.result(line)
+    elif arguments.verify:
+        cli.result(verify(arguments.model))
     elif not examine(arguments.model, arguments.variant, settings, arguments.leftovers):
         sys.exit(EXIT_UNFIT)
+
+
+def verify(model: str) -> str:
+    """Compare a converted folder with its checksums and return a line that says so.
+
+    Raises: CheckpointError listing the files that differ; SourceError for another kind of folder.
+    """
+    from tqdm import tqdm
+
+    from .store import checkpoint, checksums
+    from .store.sizes import spell_bytes
+    from .store.source import local_path
+
+    folder = local_path(model)
+    if not checkpoint.is_ours(folder):
+        raise SourceError(
+            f"[--verify] needed a folder that convert made, got {model}. Those that were made in "
+            "passing lie in ~/.cache/hlwq_mlx, or in $HLWQ_CACHE."
+        )
+    total = checksums.total_bytes(folder)
+    with tqdm(total=total, unit="B", unit_scale=True, desc="verify", delay=cli.PATIENCE_S) as bar:
+        count = checksums.verify(folder, bar.update)
+    return f"{count} files, {spell_bytes(total)}: all as convert wrote them"
 
 
 def examine(model: str, variant: str | None, settings: "Settings", choice: str) -> bool:

@@ -70,6 +70,7 @@ def ready_load(original: Callable[..., Any], caching: "Caching") -> Callable[...
 def ending_together(original: Callable[..., None]) -> Callable[..., None]:
     """Wrap mlx-lm's HTTP loop so that its generation thread ends with it, whatever ends it.
 
+    A signal ends both at once: the thread would finish an answer that nobody will get.
     Raises: DeviceError when it cannot listen; mlx-lm's thread would keep the command alive.
     """
 
@@ -82,6 +83,9 @@ def ending_together(original: Callable[..., None]) -> Callable[..., None]:
                 f"[serve] needed to listen on port {port} of {host}, got '{problem.strerror}'. "
                 "Choose another --port, or end the program that has it."
             ) from problem
+        except cli.Ended as ended:
+            sys.stdout.flush()
+            os._exit(cli.EXIT_SIGNAL + ended.number)
         finally:
             generator.stop_and_join()
 
@@ -116,7 +120,7 @@ def serve(arguments: argparse.Namespace, passed_on: Sequence[str]) -> None:
     side_files.open_tokenizer(folder)  # mlx-lm loads it again, and would end in a traceback
     config = Gemma4Config.from_dict(read_json(folder / "config.json"))
     sampling = Sampling.from_generation_config(library.generation_config(folder))
-    server.load = ready_load(server.load, settings.caching)
+    server.load = server_requests.watching(ready_load(server.load, settings.caching), server)
     server._run_http_server = ending_together(server._run_http_server)
     server_prompt.teach(server)
     text = config.text_config

@@ -10,9 +10,11 @@ with; here that one answers to every name.
 import inspect
 import io
 import json
+import logging
+import math
 import urllib.parse
 from collections.abc import Callable
-from functools import wraps
+from functools import cache, wraps
 from types import ModuleType
 from typing import Any
 
@@ -20,8 +22,11 @@ from transformers import PreTrainedTokenizerBase
 
 from .dialog.messages import normalize_messages, normalize_tools
 from .dialog.readable import readable
+from .engine.finite import not_finite
 from .engine.sampling import Sampling, bounded_top_k
-from .errors import RequestError
+from .errors import CheckpointError, RequestError
+
+logger = logging.getLogger("hlwq_mlx")
 
 DEFAULT_MODEL = "default_model"  # mlx-lm's name for the model of --model
 MODELS_PATH = "/v1/models"
@@ -92,10 +97,48 @@ def reading_post(original: Callable[[Any], None]) -> Callable[[Any], None]:
         self.rfile = io.BytesIO(body)
         try:
             original(self)
+        except CheckpointError as problem:
+            report_broken(self, problem)
         finally:
             self.rfile = connection
 
     return do_POST
+
+
+def report_broken(handler: Any, problem: CheckpointError) -> None:
+    """Tell the client, amid its answer, that the model cannot give one."""
+    logger.error("%s", problem)
+    error = json.dumps({"error": {"message": str(problem), "code": 500}}).encode()
+    if handler.stream:
+        handler.wfile.write(b"data: " + error + b"\n\n")
+        return
+    handler._headers_buffer = []  # of a success, not sent yet
+    handler._set_completion_headers(500)
+    handler.end_headers()
+    handler.wfile.write(error)
+
+
+def watching(original: Callable[..., Any], server: ModuleType) -> Callable[..., Any]:
+    """Wrap mlx-lm's `load` so that scores of the loaded model which are not finite end an answer.
+
+    What its generation thread puts in the place of a piece, if it is an exception, is raised where
+    the request is answered; raised in the thread, it would end that.
+    """
+
+    @wraps(original)
+    def load(*args: Any, **options: Any) -> Any:
+        loaded = original(*args, **options)
+        explain = cache(lambda: not_finite(loaded[0]))
+        piece = server.Response
+
+        @wraps(piece)
+        def response(text: str, token: int, logprob: float, *more: Any) -> Any:
+            return piece(text, token, logprob, *more) if math.isfinite(logprob) else explain()
+
+        server.Response = response  # type: ignore[attr-defined]
+        return loaded
+
+    return load
 
 
 def read_body(handler: Any) -> bytes:

@@ -61,6 +61,7 @@ class Model(model.Model):
 
     def __init__(self, args: ModelArgs) -> None:
         super().__init__(args)
+        checkpoint.require_own_shards(args, args.folder)
         checkpoint.attach(self, args.folder)
         self._allow = forbidder(args.media_token_ids, args.text_config.vocab_size)
 

@@ -17,7 +17,8 @@ from hlwq_mlx.dialog import trial
 from hlwq_mlx.errors import CheckpointError, ConfigError, SourceError
 from hlwq_mlx.quant.packing import unpack_p32
 from hlwq_mlx.quant.tables import centroids
-from hlwq_mlx.store import checkpoint, convert, output
+from hlwq_mlx.store import checkpoint, checksums, convert, output
+from hlwq_mlx.store.identity import MANIFEST_KEY, METADATA_KEY
 from hlwq_mlx.store.ple import FILE_NAME as ROW_STORE
 from hlwq_mlx.store.sizes import spell_bytes
 from hlwq_mlx.store.source import PlainTensor, Source
@@ -94,7 +95,7 @@ def read_shards(folder):
     tensors = {}
     for path in folder.glob("model*.safetensors"):
         shard, metadata = mx.load(str(path), return_metadata=True)
-        assert metadata == {"format": "mlx"}
+        assert metadata.keys() == {"format", METADATA_KEY}
         assert shard.keys().isdisjoint(tensors)
         tensors |= shard
     return tensors
@@ -141,7 +142,10 @@ def test_row_slices_do_not_change_a_byte(tmp_path, monkeypatch):
     assert files == sorted(path.name for path in (tmp_path / "sliced").iterdir())
     for name in files:
         sliced = (tmp_path / "sliced" / name).read_bytes()
-        assert (tmp_path / "whole" / name).read_bytes() == sliced
+        if name != checksums.FILE_NAME:  # of other runs of bytes
+            assert (tmp_path / "whole" / name).read_bytes() == sliced
+    for folder in ("whole", "sliced"):
+        assert checksums.verify(tmp_path / folder, [].append) == len(files) - 1
 
 
 def test_shards_stay_below_the_limit_and_agree_with_the_index(tmp_path, monkeypatch):
@@ -221,6 +225,7 @@ def test_the_config_carries_the_manifest(tmp_path):
     convert.convert(source, tmp_path / "out")
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     manifest = config.pop("quantization_config")
+    assert len(manifest.pop(MANIFEST_KEY)) == 64
     assert config == tiny.config() | {"model_type": "hlwq_gemma4"}
     tensors = manifest.pop("tensors")
     tables = {
@@ -249,6 +254,7 @@ def test_side_files_are_copied(tmp_path):
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         *tiny.SIDE_FILES,
         *("processor_config.json", "config.json", checkpoint.INDEX_NAME, ROW_STORE),
+        checksums.FILE_NAME,
         "model-00001-of-00001.safetensors",
     }
     assert summary.warnings == ()

@@ -5,6 +5,7 @@ import os
 import re
 import resource
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -271,7 +272,7 @@ def test_a_disk_that_fills_up(server, repository, capfd):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert os.strerror(errno.EFBIG) in str(caught.value)
-    assert "Free some, or set HF_HOME to a folder on a larger disk" in str(caught.value)
+    assert "Choose a folder where larger files are allowed" in str(caught.value)
     whole, parts = blobs()
     assert size not in whole
     assert all(part <= size // 2 for part in parts)
@@ -318,21 +319,26 @@ def environment(server, cache):
     return own | places | {"HF_HUB_OFFLINE": "", "TRANSFORMERS_OFFLINE": "", "HF_TOKEN": ""}
 
 
-def test_a_killed_run_is_taken_up(server, tmp_path):
+@pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_was_ended_is_taken_up(server, tmp_path, ending):
     content = np.random.default_rng(0).bytes(12_000_000)  # written 10 MiB at a time
     server.repositories[NAME]["PQ5/codes.safetensors"] = content
     file = next(item for item in hub.find_repository(NAME).siblings if item.size == len(content))
     partial = resume.partial_path(resume.blob_path(NAME, file))
     hold = threading.Event()
     server.faults = [Fault(CODES, sent=11_000_000, hold=hold)]
-    code = f"from hlwq_mlx.store import hub; print(*hub.download({NAME!r}, 'PQ5'))"
+    arguments = ("--model", NAME, "--variant", "PQ5", "--output", str(tmp_path / "out"))
+    command = [sys.executable, "-m", "hlwq_mlx.convert", *arguments]
     variables = os.environ | environment(server, tmp_path)
-    with subprocess.Popen([sys.executable, "-c", code], env=variables) as process:
+    with subprocess.Popen(command, env=variables, stderr=subprocess.PIPE, text=True) as process:
         deadline = time.monotonic() + 300
         while not (partial.exists() and partial.stat().st_size) and time.monotonic() < deadline:
             hold.wait(0.05)
-        process.kill()
+        process.send_signal(ending)
+        _, errors = process.communicate(timeout=60)
     hold.set()
+    assert process.returncode == (-ending if ending == signal.SIGKILL else 128 + ending)
+    assert "Traceback" not in errors
     (part,) = blobs()[1]
     assert 0 < part < len(content)
     hub.download(NAME, "PQ5")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from hlwq_mlx.errors import CheckpointError, DeviceError
+from hlwq_mlx.errors import CheckpointError, DeviceError, SourceError
 from hlwq_mlx.store.tensorfile import TensorFile, TensorSpec, TensorWriter
 
 TENSORS = {
@@ -83,7 +83,7 @@ def test_a_cut_off_file_is_refused(tmp_path, cut):
 
 
 def test_a_missing_file_is_refused(tmp_path):
-    with pytest.raises(CheckpointError, match=r"needed a whole .* got .*b.safetensors \(No such"):
+    with pytest.raises(SourceError, match=r"needed to read .*b.safetensors, got 'No such"):
         TensorFile(tmp_path / "b.safetensors")
 
 
@@ -191,5 +191,5 @@ def test_a_full_disk_is_a_device_error(tmp_path, limit):
         [sys.executable, "-c", LIMITED, *arguments], capture_output=True, text=True, check=True
     )
     assert done.stdout.startswith("[a] needed 100,")
-    assert "got 'File too large'. Free disk space or choose another folder." in done.stdout
+    assert "got 'File too large'. Choose a folder where larger files are allowed." in done.stdout
     assert done.stderr == ""

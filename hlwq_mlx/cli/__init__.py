@@ -2,7 +2,7 @@
 
 from .arguments import content_of, folder_for, load_for, media_options, settings_for, tuned
 from .boundary import EXIT_ERROR, EXIT_INTERRUPTED, as_error, program, run, tell
-from .console import murmur, note, progress, result, say
+from .console import PATIENCE_S, murmur, note, progress, result, say
 from .options import (
     CONTEXT,
     MODEL_NAMES,
@@ -22,14 +22,18 @@ from .options import (
     text,
 )
 from .screen import Screen, print_stream
+from .signals import EXIT_SIGNAL, Ended
 from .streams import line_reader, read_stdin, read_text
 
 __all__ = [
     "CONTEXT",
     "EXIT_ERROR",
     "EXIT_INTERRUPTED",
+    "EXIT_SIGNAL",
     "MODEL_NAMES",
+    "PATIENCE_S",
     "PREFILL_STEP",
+    "Ended",
     "Screen",
     "add_answer_args",
     "add_conversion_args",

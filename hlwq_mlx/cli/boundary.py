@@ -5,30 +5,35 @@ Also what a command is called, which depends on how it was started.
 
 import logging
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..errors import DeviceError, HLWQError, RequestError, SourceError
+from ..store import failures
 from . import console, streams
+from .signals import EXIT_SIGNAL, Ended, ending_on_signals
 
 EXIT_ERROR = 2
-EXIT_INTERRUPTED = 130
+EXIT_INTERRUPTED = EXIT_SIGNAL + signal.SIGINT
 TRACEBACK_VARIABLE = "HLWQ_TRACEBACK"
 
 
 def run(command: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code: an exception becomes one line and 2, Ctrl-C 130.
+    """Run a command and return its exit code: an exception becomes one line and 2.
 
-    A stdout whose reader has seen enough is a success.
+    SIGINT, SIGTERM and SIGHUP become 128 and their number. A stdout whose reader has seen enough is
+    a success.
     """
     streams.prepare()
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("hlwq_mlx").setLevel(logging.INFO)
     try:
         try:
-            command(argv)
+            with ending_on_signals():
+                command(argv)
         finally:
             console.flush()  # here what stdout refuses can still be told
     except BrokenPipeError:
@@ -36,6 +41,8 @@ def run(command: Callable[[Sequence[str] | None], None], argv: Sequence[str] | N
     except KeyboardInterrupt:
         console.note("")
         return EXIT_INTERRUPTED
+    except Ended as ended:
+        return EXIT_SIGNAL + ended.number
     except Exception as problem:  # noqa: BLE001 - no foreign exception leaves a command
         tell(problem)
         return EXIT_ERROR
@@ -65,8 +72,8 @@ def as_error(problem: Exception) -> HLWQError:
         )
     if isinstance(problem, OSError):
         return SourceError(
-            f"[{problem.filename or 'system'}] needed a file or device that works, got "
-            f"'{problem.strerror or text}'. Check it."
+            f"[{problem.filename or 'files'}] needed to read or write one, got "
+            f"{failures.cause(problem)}. {failures.advice(problem)}"
         )
     last = traceback.extract_tb(problem.__traceback__)[-1:]
     place = "".join(f" at {Path(frame.filename).name}:{frame.lineno}" for frame in last)

@@ -15,6 +15,7 @@ from mlx_lm.generate import generate_step, generation_stream, wired_limit
 from ..errors import RequestError
 from ..gemma4.caching import Caching
 from ..gemma4.model import Model
+from .finite import require_finite
 from .prefix import Prefix
 from .sampling import Sampling
 
@@ -41,7 +42,7 @@ def generate_tokens(
     many of the prompt's tokens are processed.
     Shapes: input_embeddings [1, L, H], of a prompt with media; log probabilities float32 [V].
     Raises: RequestError for an empty prompt, a length that is neither positive nor -1, or a chunk
-    of no tokens.
+    of no tokens; CheckpointError where the scores are not finite, with the weight that is to blame.
     """
     _check(prompt, max_tokens, prefill_step)
     vocab_size = model.args.text_config.vocab_size
@@ -56,6 +57,7 @@ def generate_tokens(
             logits = _prefill(model, ids, input_embeddings, cache, steps, on_prefill)
         try:
             for token, scores in _decode(model, logits, sampler, max_tokens, cache):
+                require_finite(model, token, scores)
                 ids.append(token)
                 yield token, scores
         except GeneratorExit:  # the answer has come to its end

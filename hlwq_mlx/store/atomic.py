@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..errors import DeviceError, HLWQError, SourceError
+from . import failures
 from .sizes import spell_bytes
 
 _SPARE_BYTES = 1 << 26
@@ -61,8 +62,8 @@ def scratch(output: Path) -> Iterator[Path]:
         raise
     except OSError as problem:
         raise DeviceError(
-            f"[output] needed to write {output}, got '{problem}'. "
-            "Free disk space or choose another --output."
+            f"[output] needed to write {output}, got {failures.cause(problem)}. "
+            f"{failures.advice(problem)}"
         ) from problem
 
 
@@ -118,24 +119,39 @@ def _clear(parent: Path, prefix: str) -> None:
     """Remove what dead runs left: a lock ends with its process."""
     for path in parent.iterdir():
         if path.name.startswith(prefix):
-            with suppress(FileNotFoundError), _opened(path) as handle:  # another run may clear too
-                if _take_lock(handle):
+            # Another run may be clearing it too, or writing it.
+            with suppress(FileNotFoundError, BlockingIOError), _opened(path) as handle:
+                if _lock(handle):
                     shutil.rmtree(path, ignore_errors=True)
 
 
 @contextmanager
 def _locked_folder(parent: Path, prefix: str) -> Iterator[Path]:
-    """Make a folder that others see locked from the first, and remove it in the end."""
-    number = secrets.token_hex(4)
-    unlocked, folder = parent / f".{number}.unlocked", parent / f"{prefix}{number}"
-    unlocked.mkdir()
-    with _opened(unlocked) as handle:
-        _take_lock(handle)
-        os.rename(unlocked, folder)
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+    """Make a folder that others see locked, and remove it in the end."""
+    folder, handle = _make_locked(parent, prefix)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(handle)
+
+
+def _make_locked(parent: Path, prefix: str) -> tuple[Path, int]:
+    """Make a folder and lock it; return it with the handle that holds the lock.
+
+    Before it is locked, another run may take it for a dead run's and clear it; then one more is
+    made. A run that ends at any moment leaves what the next one clears.
+    """
+    while True:
+        folder = parent / f"{prefix}{secrets.token_hex(4)}"
+        folder.mkdir()
+        with suppress(FileNotFoundError):
+            handle = os.open(folder, os.O_RDONLY)
+            with suppress(BlockingIOError):
+                _lock(handle)
+                if folder.is_dir():
+                    return folder, handle
+            os.close(handle)
 
 
 @contextmanager
@@ -148,10 +164,15 @@ def _opened(path: Path) -> Iterator[int]:
         os.close(handle)
 
 
-def _take_lock(handle: int) -> bool:
-    """Lock a folder unless another run has, or its file system cannot."""
+def _lock(handle: int) -> bool:
+    """Lock a folder and return True, or False where the file system has no locks.
+
+    Raises: BlockingIOError when another run has the lock.
+    """
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
     except OSError:
         return False
     return True

@@ -29,6 +29,7 @@ from ..strict.jsonfile import read_json
 from .coded import SHOWN, CodedTensor, raise_all
 from .detect import Reading
 from .hub import PLAIN
+from .identity import require_same
 from .leftovers import Leftover
 from .ple import FILE_NAME as ROW_STORE
 from .ple import RowStore
@@ -312,7 +313,10 @@ def load(folder: Path) -> Model:
     check_depths(args, weight_map(folder / INDEX_NAME))
     model = Model(args)
     attach(model, folder)
-    _load_weights(model, folder, lambda name: not (name.startswith(TOWERS) or model.is_dead(name)))
+    _load_weights(
+        *(model, folder, model.args),
+        lambda name: not (name.startswith(TOWERS) or model.is_dead(name)),
+    )
     model.eval()
     prepare(model)
     return model
@@ -328,15 +332,17 @@ def load_tower(args: Gemma4Config, folder: Path, kind: str) -> Tower:
     mine = prefixes(kind)
     if not any(name.startswith(mine) for name in weight_map(folder / INDEX_NAME)):
         raise no_tower(kind)
-    _load_weights(tower, folder, lambda name: name.startswith(mine))
+    _load_weights(tower, folder, args, lambda name: name.startswith(mine))
     tower.eval()
     prepare(tower)
     return tower
 
 
-def _load_weights(module: nn.Module, folder: Path, belongs: Callable[[str], bool]) -> None:
+def _load_weights(
+    module: nn.Module, folder: Path, args: Gemma4Config, belongs: Callable[[str], bool]
+) -> None:
     """Give a part its weights, unread; it alone holds them then, and so may let go of some."""
-    weights = cast(_read_shards(folder, belongs))
+    weights = cast(_read_shards(folder, args, belongs))
     check_weights(module, weights)
     module.load_weights(list(weights.items()), strict=True)
 
@@ -372,7 +378,7 @@ def cast(weights: Mapping[str, mx.array]) -> dict[str, mx.array]:
 def attach(model: Model, folder: Path) -> None:
     """Give a model what it will read of its folder: its row store, and towers when needed.
 
-    Raises: CheckpointError when the store is missing or damaged.
+    Raises: CheckpointError when the store is missing, damaged or of another conversion.
     """
     for shape in _row_table_shape(model.args).values():
         rows = RowStore(folder / ROW_STORE)
@@ -381,18 +387,31 @@ def attach(model: Model, folder: Path) -> None:
                 f"[{ROW_STORE}] needed {shape} by config.json, got {rows.shape}. "
                 "The files do not belong together; convert the model again."
             )
+        require_same(TensorFile(folder / ROW_STORE), model.args.quantization_config or {})
         model.rows = rows
     model.load_tower = partial(load_tower, model.args, folder)
     model.folder = folder
 
 
-def _read_shards(folder: Path, belongs: Callable[[str], bool]) -> dict[str, mx.array]:
+def require_own_shards(args: Gemma4Config, folder: Path) -> None:
+    """Check that every shard is of the conversion that the config is of, for who loads them itself.
+
+    Raises: CheckpointError for one that is not; SourceError for one that is missing.
+    """
+    for file in sorted(set(weight_map(folder / INDEX_NAME).values())):
+        require_same(TensorFile(folder / file), args.quantization_config or {})
+
+
+def _read_shards(
+    folder: Path, args: Gemma4Config, belongs: Callable[[str], bool]
+) -> dict[str, mx.array]:
     """Map the tensors whose names belong to a part; shards without one are not touched."""
     index = weight_map(folder / INDEX_NAME)
     files = {name: file for name, file in index.items() if belongs(name)}
     weights: dict[str, mx.array] = {}
     for file in sorted(set(files.values())):
-        TensorFile(folder / file)  # a clear error for a damaged file, before MLX maps it
+        # A clear error for a damaged file, before MLX maps it.
+        require_same(TensorFile(folder / file), args.quantization_config or {})
         shard = mx.load(str(folder / file))
         assert isinstance(shard, dict)
         weights |= {name: weight for name, weight in shard.items() if belongs(name)}

@@ -17,7 +17,7 @@ import numpy as np
 from ..gemma4.config import Gemma4Config
 from ..quant.layers import pad_table
 from ..quant.packing import BLOCK, UNIT, Codes, p32_plane_offsets, p32_planes
-from . import checkpoint, leftovers, ple
+from . import checkpoint, checksums, identity, leftovers, ple
 from .atomic import building, require_room
 from .checkpoint import Tensors
 from .coded import CodedTensor
@@ -107,18 +107,26 @@ def convert(source: Source, output: Path, choice: str = leftovers.KEEP) -> Summa
         width = checkpoint.row_width(Gemma4Config.from_dict(config))
         rows = [_row_table(table, source.readings, width, plan.row_bits)]
     everything = [*outputs, *rows]
+    coding = {name: leftover.bits for name, leftover in plan.chosen.items()}
+    stated = {"config": config, "leftovers": coding, "row_bits": plan.row_bits}
+    found = tensors | ({} if table is None else {checkpoint.ROW_TABLE: table})
+    own = identity.identify(stated, found, source.readings)
+    metadata = {identity.METADATA_KEY: own}
     with building(output) as folder, bytes_bar(everything, "convert") as progress:
         copied = copy_side_files(source, folder)  # what is damaged there is told before the work
         require_room(folder, total_bytes(everything))
-        write_shards(folder, outputs, progress)
+        written = write_shards(folder, outputs, progress, metadata)
         if rows:
-            version = {ple.VERSION_KEY: ple.CODED} if plan.row_bits == 8 else None
-            write_file(folder / ROW_STORE, rows, progress, version)
+            version = {ple.VERSION_KEY: ple.CODED} if plan.row_bits == 8 else {}
+            path = folder / ROW_STORE
+            written[path.name] = write_file(path, rows, progress, metadata | version)
         summary.warnings += copied.warnings
         done = {name: (tensor, tensor.reading) for name, tensor in plan.chosen.items()}
         manifest = checkpoint.make_manifest(source.variant, {**coded, **done})
-        manifest |= {"leftovers": plan.manifest(), checkpoint.TEMPLATES_KEY: list(copied.templates)}
+        manifest |= {"leftovers": plan.manifest(), identity.MANIFEST_KEY: own}
+        manifest[checkpoint.TEMPLATES_KEY] = list(copied.templates)
         write_json(folder / "config.json", config | {"quantization_config": manifest})
+        checksums.write(folder, written)
         summary.written_bytes = sum(path.stat().st_size for path in folder.iterdir())
     _count(summary, coded, plain, plan)
     summary.row_store_bytes = total_bytes(rows)

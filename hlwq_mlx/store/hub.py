@@ -5,7 +5,6 @@ says in one line what went wrong. A model is named `owner/name` or `owner/name/P
 were renamed from PolarQuant to HLWQ, and either name finds them.
 """
 
-import errno
 import logging
 import shutil
 from collections.abc import Iterable
@@ -31,7 +30,8 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]  # the names o
 
 from ..errors import CheckpointError, DeviceError, HLWQError, SourceError
 from ..strict.jsonfile import MOST_BYTES, parse_json
-from . import resume
+from . import failures, resume
+from .names import is_plain
 from .sizes import spell_bytes
 from .tensorfile import TensorSpec, checked_spec
 
@@ -44,7 +44,6 @@ ROOT_WEIGHTS = (
     "bf16_kept.safetensors",
     "model*.safetensors",
 )
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _RENAMED = (("HLWQ", "PolarQuant"), ("PolarQuant", "HLWQ"))
 
 
@@ -99,7 +98,9 @@ def _names(repository: str) -> list[str]:
 
 def choose_variant(repository: str, files: list[str], variant: str | None) -> str | None:
     """Match the variant asked for with those of a repository; None for the weights at its root."""
-    variants = sorted({name.split("/")[0] for name in files if name.endswith("/codes.safetensors")})
+    variants = sorted(
+        {name.split("/")[0] for name in files if _is_in(name, "*", "codes.safetensors")}
+    )
     if variant is None:
         if len(variants) > 1:
             raise SourceError(
@@ -118,6 +119,13 @@ def choose_variant(repository: str, files: list[str], variant: str | None) -> st
     return None if name == PLAIN else name
 
 
+def _is_in(name: str, folder: str, file: str) -> bool:
+    """Match a file right below a folder at the root; no other name leads to a path here."""
+    parts = name.split("/")
+    patterns = (folder, file)
+    return len(parts) == 2 and all(map(is_plain, parts)) and all(map(fnmatchcase, parts, patterns))
+
+
 def _is_root_weight(name: str) -> bool:
     return "/" not in name and any(fnmatchcase(name, pattern) for pattern in ROOT_WEIGHTS)
 
@@ -128,7 +136,7 @@ def wanted_files(files: Iterable[str], variant: str | None) -> list[str]:
     return [
         name
         for name in files
-        if (variant and fnmatchcase(name, f"{variant}/*.safetensors"))
+        if (variant and _is_in(name, variant, "*.safetensors"))
         or ("/" not in name and any(fnmatchcase(name, pattern) for pattern in at_root))
     ]
 
@@ -293,11 +301,16 @@ def _explain(repository: str, problem: Exception) -> HLWQError:
             f"[{repository}] needed consent to its terms, got none from you. Give it at "
             f"{constants.ENDPOINT}/{repository} and log in with `hf auth login`."
         )
-    if isinstance(problem, OSError) and problem.errno in _NO_ROOM:
+    if isinstance(problem, OSError) and problem.errno in failures.FULL:
         return DeviceError(
             f"[{repository}] needed room in {constants.HF_HUB_CACHE}, got '{problem.strerror}'. "
             "Free some, or set HF_HOME to a folder on a larger disk, and run the same command "
             "again: it goes on where it stopped."
+        )
+    if isinstance(problem, OSError) and failures.is_local(problem):
+        return DeviceError(
+            f"[{repository}] needed to write {constants.HF_HUB_CACHE}, got "
+            f"{failures.cause(problem)}. {failures.advice(problem)}"
         )
     text = " ".join(str(problem).split()).rstrip(".")
     return SourceError(

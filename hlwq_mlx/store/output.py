@@ -18,6 +18,7 @@ from ..quant import codec
 from .checkpoint import INDEX_NAME
 from .coded import CodedTensor
 from .detect import Reading
+from .runs import Run
 from .source import PlainTensor
 from .tensorfile import TensorSpec, TensorWriter
 
@@ -95,16 +96,23 @@ def _shards(outputs: list[Output]) -> list[list[Output]]:
     return shards
 
 
-def write_shards(folder: Path, outputs: list[Output], progress: "tqdm[Any]") -> None:
-    """Write the shards and their index."""
+def write_shards(
+    folder: Path,
+    outputs: list[Output],
+    progress: "tqdm[Any]",
+    metadata: Mapping[str, str] | None = None,
+) -> dict[str, list[Run]]:
+    """Write the shards and their index; return the checksums of the shards."""
+    written: dict[str, list[Run]] = {}
     shards = _shards(outputs)
     weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, start=1):
         file_name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        write_file(folder / file_name, shard, progress)
+        written[file_name] = write_file(folder / file_name, shard, progress, metadata)
         weight_map |= {name: file_name for output in shard for name in output.specs}
     index = {"metadata": {"total_size": total_bytes(outputs)}, "weight_map": weight_map}
     write_json(folder / INDEX_NAME, index)
+    return written
 
 
 def write_file(
@@ -112,13 +120,14 @@ def write_file(
     outputs: list[Output],
     progress: "tqdm[Any]",
     metadata: Mapping[str, str] | None = None,
-) -> None:
-    """Write one file, as its pieces come."""
+) -> list[Run]:
+    """Write one file, as its pieces come, and return its checksums."""
     specs = {name: spec for output in outputs for name, spec in output.specs.items()}
     with TensorWriter(path, specs, metadata) as writer:
         for output in outputs:
             for name, at, piece in output.pieces():
                 progress.update(writer.write(name, piece, at))
+    return writer.runs.listed()
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CheckpointError, RequestError
+from . import failures
 from .tensorfile import DTYPES, TensorFile, TensorSpec
 
 FILE_NAME = "ple.safetensors"
@@ -128,20 +129,22 @@ class _Rows:
     def __init__(self, file: TensorFile, name: str) -> None:
         spec = file.specs[name]
         self.dtype = spec.dtype
-        self._name = file.path.name
+        self._path = file.path
         self._start = file.start(name)
         self._row = np.empty(spec.shape[1:], dtype=DTYPES[spec.dtype])
-        self._handle = os.open(file.path, os.O_RDONLY)
+        with failures.reading(file.path):
+            self._handle = os.open(file.path, os.O_RDONLY)
         finalize(self, os.close, self._handle)
 
     def __call__(self, ids: Sequence[int]) -> NDArray[Any]:
         rows = np.empty((len(ids), *self._row.shape), dtype=self._row.dtype)
         size = self._row.nbytes
         for at, row in enumerate(ids):
-            contents = os.pread(self._handle, size, self._start + row * size)
+            with failures.reading(self._path):
+                contents = os.pread(self._handle, size, self._start + row * size)
             if len(contents) != size:
                 raise CheckpointError(
-                    f"[{self._name}] needed {size} bytes of row {row}, got {len(contents)}. "
+                    f"[{self._path.name}] needed {size} bytes of row {row}, got {len(contents)}. "
                     "The file was cut off since it was opened; convert the model again."
                 )
             rows[at] = np.frombuffer(contents, dtype=rows.dtype)

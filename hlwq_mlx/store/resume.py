@@ -6,6 +6,7 @@ has for them; a whole file is put in that place, where huggingface_hub finds it.
 """
 
 import hashlib
+import re
 from pathlib import Path
 
 from huggingface_hub import constants, hf_hub_url
@@ -19,14 +20,17 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]  # both are in
 from ..errors import SourceError
 from .atomic import place
 
+_HASH = re.compile("[0-9a-f]{40,64}")  # what else the hub says could lead to any path
 _CHUNK_BYTES = 1 << 24
 
 
 def blob_path(repository: str, file: RepoSibling) -> Path | None:
     """Return where huggingface_hub keeps a file's bytes; None if the hub does not say its hash."""
     name = file.lfs.sha256 if file.lfs else file.blob_id
+    if not name or not _HASH.fullmatch(name):
+        return None
     folder = repo_folder_name(repo_id=repository, repo_type="model")
-    return Path(constants.HF_HUB_CACHE, folder, "blobs", name) if name else None
+    return Path(constants.HF_HUB_CACHE, folder, "blobs", name)
 
 
 def partial_path(blob: Path) -> Path:

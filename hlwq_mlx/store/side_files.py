@@ -20,7 +20,7 @@ from ..errors import CheckpointError, ConfigError, DeviceError, HLWQError, Sourc
 from ..gemma4.config import Gemma4Config
 from ..media.processor import Processor
 from ..strict.jsonfile import read_json
-from . import checkpoint
+from . import checkpoint, failures
 from .atomic import place, scratch
 from .code_keys import CODE_KEYS, without_code
 from .source import Source, find_local, local_path
@@ -106,7 +106,7 @@ def try_out(source: Source) -> tuple[str, ...]:
     except OSError as problem:
         raise DeviceError(
             f"[{gettempdir()}] needed room to open copies of {source.root}'s files, got "
-            f"'{problem.strerror}'. Free disk space, or set TMPDIR to another folder."
+            f"{failures.cause(problem)}. {failures.advice(problem)} TMPDIR names one."
         ) from problem
 
 

@@ -24,6 +24,7 @@ from ..strict.jsonfile import read_json
 from . import detect, hub
 from .code_keys import without_code
 from .coded import SHOWN, CodedTensor, Parts, gather, parse_key, polar_settings, raise_all
+from .names import require_plain
 from .tensorfile import TensorFile, TensorSpec
 
 TABLE_KEY = "hlwq_table"  # where our own encoder says, in a file's metadata, which table it used
@@ -172,7 +173,7 @@ def weight_map(index: Path) -> dict[str, str]:
             f"[{index.name}] needed a weight_map from tensors to files in {index}, got "
             f"{str(files)[:SHOWN]}. Download it again."
         )
-    return files
+    return {tensor: require_plain(name, index.name) for tensor, name in files.items()}
 
 
 def _twice(what: str) -> str:
@@ -343,7 +344,10 @@ class Source:
                 continue
             try:
                 file = TensorFile(path)
-            except CheckpointError:  # a damaged neighbour is no business of this variant's
+            except (
+                CheckpointError,
+                SourceError,
+            ):  # a damaged neighbour is no business of this variant's
                 continue
             try:
                 yield gather(_parts(file), {}, _folder_bits(path.parent.name))

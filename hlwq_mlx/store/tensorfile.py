@@ -18,6 +18,9 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from ..errors import CheckpointError, DeviceError
+from . import failures
+from .finite import find_not_finite
+from .runs import Runs
 
 DTYPES: Mapping[str, type[np.generic]] = {
     "BF16": np.uint16,  # numpy has no bfloat16: its bits
@@ -65,15 +68,17 @@ def checked_spec(where: str, name: str, dtype: str, shape: Iterable[int]) -> Ten
 class TensorFile:
     """One safetensors file, mapped into memory.
 
-    Raises: CheckpointError for a file that is cut off, malformed or of an unknown dtype.
+    Raises: CheckpointError for a file that is cut off, malformed or of an unknown dtype;
+    SourceError for one that cannot be read.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        failures.require_file(path)
         try:
-            with safe_open(path, framework="numpy") as checked:
+            with failures.reading(path), safe_open(path, framework="numpy") as checked:
                 names = list(checked.keys())
-        except (SafetensorError, OSError) as problem:
+        except SafetensorError as problem:
             raise CheckpointError(
                 f"[{path.name}] needed a whole safetensors file, got {path} ({problem}). "
                 "Download or convert it again."
@@ -109,7 +114,8 @@ class TensorWriter:
     """Write a safetensors file whose tensors arrive in pieces and in any order.
 
     The file has its full size from the start, but not yet the space: a full disk may show at any
-    piece. Use as a context manager; the file is complete when the block ends.
+    piece. Use as a context manager; the file is complete when the block ends. `runs` are the
+    digests of what was written.
 
     Raises: DeviceError when the disk cannot hold the file.
     """
@@ -121,6 +127,7 @@ class TensorWriter:
         metadata: Mapping[str, str] | None = None,
     ) -> None:
         self.path = path
+        self.runs = Runs()
         self._specs = specs
         header: dict[str, Any] = {"__metadata__": {"format": "mlx", **(metadata or {})}}
         self._offsets: dict[str, int] = {}
@@ -153,7 +160,8 @@ class TensorWriter:
     def write(self, name: str, piece: NDArray[Any], at: int = 0) -> int:
         """Put a piece `at` bytes into a tensor and return how many bytes it had.
 
-        Raises: CheckpointError for a piece that reaches past its tensor; DeviceError for the disk.
+        Raises: CheckpointError for a piece that reaches past its tensor, or has floating numbers
+        that are NaN or infinite; DeviceError for the disk.
         """
         raw = np.ascontiguousarray(piece).reshape(-1).view(np.uint8)
         room = self._specs[name].nbytes
@@ -162,14 +170,26 @@ class TensorWriter:
                 f"[{self.path.name}] needed a piece inside the {room} bytes of {name}, got "
                 f"{raw.size} bytes at {at}. This is a defect of the writer's caller."
             )
+        self._require_finite(name, raw, at)
         try:
             self._put(self._data_start + self._offsets[name] + at, raw.data)
         except OSError as problem:
             raise self._disk_error(problem) from problem
         return raw.size
 
+    def _require_finite(self, name: str, raw: NDArray[np.uint8], at: int) -> None:
+        spec = self._specs[name]
+        found = find_not_finite(raw, spec.dtype)
+        if found is not None:
+            raise CheckpointError(
+                f"[{name}] needed finite numbers, got NaN or infinity as number "
+                f"{at // spec.item_bytes + found} of {math.prod(spec.shape)}. Download the model "
+                "again, or ask its publisher for a whole one."
+            )
+
     def _put(self, at: int, raw: bytes | memoryview) -> None:
         """Write all of it: one call to the system may take less."""
+        self.runs.add(at, raw)
         self._file.seek(at)
         while len(raw):
             raw = raw[self._file.write(raw) :]
@@ -191,5 +211,5 @@ class TensorWriter:
     def _disk_error(self, problem: OSError) -> DeviceError:
         return DeviceError(
             f"[{self.path.name}] needed {self._size:,} bytes in {self.path.parent}, got "
-            f"'{problem.strerror}'. Free disk space or choose another folder."
+            f"'{problem.strerror}'. {failures.advice(problem)}"
         )

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import SourceError
+from ..store import failures
 
 MOST_BYTES = 8 << 20  # a config.json, an index or a manifest of 60 layers has less than 1 MB
 MOST_LEVELS = 64
@@ -23,13 +24,9 @@ def read_json(path: Path, most_bytes: int = MOST_BYTES) -> dict[str, Any]:
 
     Raises: SourceError naming the file when it is not one.
     """
-    try:
-        with path.open("rb") as file:
-            content = file.read(most_bytes + 1)
-    except OSError as problem:
-        raise SourceError(
-            f"[{path.name}] needed a JSON object in {path}, got {problem}. Download it again."
-        ) from problem
+    failures.require_file(path)
+    with failures.reading(path), path.open("rb") as file:
+        content = file.read(most_bytes + 1)
     return parse_json(content, path.name, path, most_bytes)
 
 

@@ -1,0 +1,45 @@
+"""Signals that ask a command to end: it clears what is half-written, then leaves."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+EXIT_SIGNAL = 128  # and the signal's number, as shells count
+ENDING_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
+
+
+class Ended(BaseException):
+    """A signal has asked the command to end; what is half-written is cleared on the way out."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+@contextmanager
+def ending_on_signals() -> Iterator[None]:
+    """Raise `Ended` where SIGTERM or SIGHUP would end the process at once.
+
+    Only the first is raised, so that a second one cannot break into the clearing. A signal that the
+    parent has this process ignore, as nohup does, stays ignored.
+    """
+
+    def end(number: int, frame: object) -> None:
+        for other in caught:
+            signal.signal(other, signal.SIG_IGN)
+        raise Ended(number)
+
+    is_main = threading.current_thread() is threading.main_thread()  # others cannot catch signals
+    caught = [
+        number
+        for number in ENDING_SIGNALS
+        if is_main and signal.getsignal(number) is signal.SIG_DFL
+    ]
+    for number in caught:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in caught:
+            signal.signal(number, signal.SIG_DFL)
