@@ -165,10 +165,6 @@ def test_no_kernels_on_a_cpu(monkeypatch):
     assert backend.has_metal()
 
 
-def test_dense_limit_is_sixteen_mebibytes():
-    assert backend.DENSE_WEIGHTS * 4 == 16 * 2**20
-
-
 def test_misuse_is_refused():
     codes, norms, levels, _ = coded("clip4_100", 5, 9, 256)[3]
     with pytest.raises(ShapeError, match=r"\[backend\.prepare\] needed uint32 codes \(9, 32\) for"):

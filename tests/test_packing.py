@@ -4,7 +4,6 @@ from pairwise import in_turn
 
 from hlwq_mlx.errors import ShapeError
 from hlwq_mlx.quant.packing import (
-    BIT_ORDERS,
     concatenate_p32,
     p32_plane_offsets,
     p32_plane_widths,
@@ -148,10 +147,6 @@ def test_plane_widths_keep_every_load_aligned():
             p32_plane_widths(bits), p32_plane_offsets(5, 3, 384, bits), strict=True
         ):
             assert offset % (4 * min(width, 4)) == 0
-
-
-def test_bit_orders_are_the_three_published_ones():
-    assert BIT_ORDERS == ("msb", "lsb", "half")
 
 
 BYTES = np.zeros(128, dtype=np.uint8)
