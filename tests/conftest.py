@@ -1,5 +1,7 @@
 import os
 import signal
+import tempfile
+from pathlib import Path
 
 import mlx.core as mx
 import pytest
@@ -11,6 +13,12 @@ from hlwq_mlx.library import CACHE_VARIABLE
 mx.set_default_device(mx.cpu)
 # A run in the background ignores Ctrl-C, and so would the commands that tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+if worker := os.environ.get("PYTEST_XDIST_WORKER"):
+    # MLX keeps what it compiles for a CPU in the temporary folder, where two processes that start
+    # at once would read each other's half-written files. It stays there for the next run.
+    folder = Path(tempfile.gettempdir()) / f"hlwq-tests-{worker}"
+    folder.mkdir(exist_ok=True)
+    os.environ["TMPDIR"] = str(folder)
 # Servers of the tests are on this machine, whatever proxy leads out of it.
 os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost"
 

@@ -1,5 +1,6 @@
 """Few cases that still hold every pair of values: most defects need two factors to show."""
 
+from collections.abc import Sequence
 from itertools import combinations, product
 from typing import Any
 
@@ -25,6 +26,11 @@ def pairwise(**factors: list[Any]) -> list[dict[str, Any]]:
         missing -= _pairs(chosen)
         cases.append({name: factors[name][chosen[i]] for i, name in enumerate(names)})
     return cases
+
+
+def in_turn(first: Sequence[Any], *others: Sequence[Any]) -> list[tuple[Any, ...]]:
+    """Choose each value of the first factor once, with the values of the others in turn."""
+    return [(value, *(other[i % len(other)] for other in others)) for i, value in enumerate(first)]
 
 
 def _pairs(chosen: dict[int, int]) -> set[tuple[tuple[int, int], tuple[int, int]]]:

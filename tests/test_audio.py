@@ -21,8 +21,6 @@ from hlwq_mlx.errors import ShapeError
 from hlwq_mlx.gemma4.audio import bounded, sinusoids
 from hlwq_mlx.gemma4.tower_config import AudioConfig
 
-NAMES = [(variant, name) for variant in TOWER_VARIANTS for name in tower_weights(variant, "audio")]
-
 
 def encode(made, sounds):
     """Features [n, H] of clips that a tower and its embedder make."""
@@ -39,11 +37,16 @@ def test_features_match_the_reference_in_both_orders(variant):
     assert distance(encode(made, [short, long]), array(variant, "reverse_features")) < FEATURES
 
 
-@pytest.mark.parametrize(("variant", "name"), NAMES)
-def test_every_tensor_counts(variant, name):
+@pytest.mark.parametrize("variant", TOWER_VARIANTS)
+def test_every_tensor_counts(variant):
     """A tensor that the tower ignored would leave the reference's features as they are."""
-    got = encode(disturbed(variant, "audio", name), clips(variant))
-    assert distance(got, array(variant, "audio_features")) > 50 * FEATURES
+    seen, wanted = clips(variant)[-1:], array(variant, "audio_features")
+    ignored = []
+    for name in tower_weights(variant, "audio"):
+        got = encode(disturbed(variant, "audio", name), seen)
+        if distance(got, wanted[-len(got) :]) <= 50 * FEATURES:
+            ignored.append(name)
+    assert ignored == []
 
 
 @pytest.mark.parametrize("variant", TOWER_VARIANTS)

@@ -1,10 +1,12 @@
 from fractions import Fraction
-from itertools import pairwise
+from itertools import pairwise as neighbours
+from typing import NamedTuple
 
 import mlx.core as mx
 import numpy as np
 import pytest
 from golden import GOLDEN, MULTI, read
+from pairwise import in_turn, pairwise
 from scipy.stats import norm
 
 from hlwq_mlx.errors import ShapeError
@@ -14,6 +16,8 @@ from hlwq_mlx.quant.packing import pack_p32, unpack
 from hlwq_mlx.quant.tables import CENTROIDS, centroids
 
 WIDTHS = range(1, 9)
+# A table is data to all but the tests of its values: every width meets one of them.
+EACH_WIDTH = pytest.mark.parametrize(("bits", "table"), in_turn(WIDTHS, list(CENTROIDS)))
 DTYPES = (mx.float32, mx.float16, mx.bfloat16)
 # |twin - float64| / |float64|: float32 sums of at most 384 products; half a step of a narrow dtype.
 TOL = {mx.float32: 5e-7, mx.float16: 5e-4, mx.bfloat16: 4e-3}
@@ -54,65 +58,65 @@ def relative_error(got, expected):
     return np.linalg.norm(got - expected) / np.linalg.norm(expected)
 
 
-def golden_tensors():
-    tensors = []
-    for variant in MULTI:
-        folder = GOLDEN / "multi" / variant
-        stored = read(folder / "codes.safetensors")
-        expected = read(folder / "expected_f32.safetensors")
-        for key in sorted(stored):
-            if key.endswith("__packed"):
-                prefix = key.removesuffix("__packed")
-                name = prefix.replace("__", ".")
-                arrays = (stored[key], stored[prefix + "__norms"], expected[name])
-                tensors.append(pytest.param(name, *arrays, id=f"{variant}-{name}"))
-    return tensors
+class Golden(NamedTuple):
+    """One coded tensor of the golden samples."""
+
+    name: str
+    codes: np.ndarray
+    norms: np.ndarray
+    bits: int
+    expected: np.ndarray
+
+    @property
+    def levels(self):
+        return centroids("clip4_100", self.bits)
 
 
-GOLDEN_TENSORS = pytest.mark.parametrize(("name", "packed", "norms", "expected"), golden_tensors())
+def golden_tensors(variant):
+    folder = GOLDEN / "multi" / variant
+    stored = read(folder / "codes.safetensors")
+    expected = read(folder / "expected_f32.safetensors")
+    prefixes = [key.removesuffix("__packed") for key in sorted(stored) if key.endswith("__packed")]
+    assert prefixes
+    for prefix in prefixes:
+        name, norms = prefix.replace("__", "."), stored[f"{prefix}__norms"]
+        packed, count = stored[f"{prefix}__packed"], 128 * norms.size
+        bits = 8 * packed.size // count
+        codes = unpack(packed, bits, count, "msb").reshape(norms.shape[0], -1)
+        yield Golden(name, codes, norms, bits, expected[name])
 
 
-def unpacked(packed, norms):
-    bits = 8 * packed.size // (128 * norms.size)
-    codes = unpack(packed, bits, 128 * norms.size, "msb").reshape(norms.shape[0], -1)
-    return codes, centroids("clip4_100", bits), bits
+@pytest.mark.parametrize("variant", MULTI)
+def test_encode_reproduces_golden_codes_and_norms(variant):
+    weights = read(GOLDEN / "source_bf16.safetensors")
+    for golden in golden_tensors(variant):
+        codes, norms = codec.encode(weights[golden.name], golden.levels)
+        assert codes.dtype == np.uint8
+        assert norms.dtype == np.float16
+        np.testing.assert_array_equal(codes, golden.codes, golden.name)
+        np.testing.assert_array_equal(norms, golden.norms, golden.name)
 
 
-@GOLDEN_TENSORS
-def test_encode_reproduces_golden_codes_and_norms(name, packed, norms, expected):
-    weight = read(GOLDEN / "source_bf16.safetensors")[name]
-    golden_codes, levels, _ = unpacked(packed, norms)
-    codes, own_norms = codec.encode(weight, levels)
-    assert codes.dtype == np.uint8
-    assert own_norms.dtype == np.float16
-    np.testing.assert_array_equal(codes, golden_codes)
-    np.testing.assert_array_equal(own_norms, norms)
-
-
-@GOLDEN_TENSORS
-def test_decode_gives_golden_weights(name, packed, norms, expected):
+@pytest.mark.parametrize("variant", MULTI)
+def test_decode_and_dequantize_give_golden_weights(variant):
     """To the last float32 bit but one; golden sums that cancel are 1e-17 off the exact zero."""
-    codes, levels, _ = unpacked(packed, norms)
-    weight = codec.decode(codes, norms, levels)[:, : expected.shape[1]]
-    assert weight.dtype == np.float32
-    assert weight.shape == expected.shape
-    assert (np.abs(weight - expected) <= np.maximum(np.spacing(np.abs(expected)), 1e-17)).all()
-    assert np.count_nonzero((weight != expected) & (weight != 0)) <= 3
+    for name, codes, norms, bits, expected in golden_tensors(variant):
+        levels = centroids("clip4_100", bits)
+        weight = codec.decode(codes, norms, levels)[:, : expected.shape[1]]
+        assert weight.dtype == np.float32
+        assert weight.shape == expected.shape
+        step = np.maximum(np.spacing(np.abs(expected)), 1e-17)
+        assert (np.abs(weight - expected) <= step).all(), name
+        assert np.count_nonzero((weight != expected) & (weight != 0)) <= 3, name
+        levels = mx.array(np.pad(levels, (0, max(0, 8 - levels.size)), mode="edge"))
+        weight = codec.dequantize(
+            CodedMatrix(mx.array(pack_p32(codes, bits)), mx.array(norms), levels, bits)
+        )
+        assert weight.dtype == mx.float32
+        assert relative_error(weight[:, : expected.shape[1]], expected.astype(np.float64)) < 2e-7
 
 
-@GOLDEN_TENSORS
-def test_dequantize_gives_golden_weights(name, packed, norms, expected):
-    codes, levels, bits = unpacked(packed, norms)
-    levels = mx.array(np.pad(levels, (0, max(0, 8 - levels.size)), mode="edge"))
-    weight = codec.dequantize(
-        CodedMatrix(mx.array(pack_p32(codes, bits)), mx.array(norms), levels, bits)
-    )
-    assert weight.dtype == mx.float32
-    assert relative_error(weight[:, : expected.shape[1]], expected.astype(np.float64)) < 2e-7
-
-
-@pytest.mark.parametrize("bits", WIDTHS)
-@pytest.mark.parametrize("table", CENTROIDS)
+@EACH_WIDTH
 def test_decode_is_the_exact_value_rounded_once(table, bits):
     """Against rational arithmetic, where 1/128 replaces the two irrational square roots."""
     codes, norms, levels, _ = coded(bits, 1, 256, table)
@@ -165,13 +169,14 @@ def test_encode_takes_the_lower_code_half_way():
     assert (codes == 0).all()
 
 
-@pytest.mark.parametrize("bits", WIDTHS)
-def test_block_of_zeros(bits):
-    levels = centroids("converged", bits)
-    codes, norms = codec.encode(np.zeros((2, 128), np.float32), levels)
-    assert (codes == (1 << bits - 1) - 1).all()
-    assert (norms == 0).all()
-    np.testing.assert_array_equal(codec.decode(codes, norms, levels), np.zeros((2, 128)))
+@pytest.mark.parametrize("refits", [0, 2])
+def test_block_of_zeros(refits):
+    for bits in WIDTHS:
+        levels = centroids("converged", bits)
+        codes, norms = codec.encode(np.zeros((2, 128), np.float32), levels, refits=refits)
+        assert (codes == (1 << bits - 1) - 1).all()
+        assert (norms == 0).all()
+        np.testing.assert_array_equal(codec.decode(codes, norms, levels), np.zeros((2, 128)))
 
 
 @pytest.mark.parametrize("columns", [1, 127, 128, 129, 300])
@@ -199,25 +204,24 @@ def test_slices_of_rows_are_slices_of_the_result(monkeypatch):
         np.testing.assert_array_equal(codec.decode(codes[rows], norms[rows], levels), decoded[rows])
 
 
-@pytest.mark.parametrize("bits", WIDTHS)
 @pytest.mark.parametrize("table", CENTROIDS)
-def test_coding_error_is_what_the_table_promises(table, bits):
+def test_coding_error_is_what_the_table_promises(table):
     """A normal weight loses what a normal variable loses to the table, or little less.
 
     Less, because 128 values of a given norm are not quite normal: their tails are shorter.
     """
-    weight = np.random.default_rng(bits).normal(size=(256, 1024)).astype(np.float32)
-    levels = centroids(table, bits)
-    decoded = codec.decode(*codec.encode(weight, levels), levels)
-    edges = np.array([-np.inf, *((levels[1:].astype(np.float64) + levels[:-1]) / 2), np.inf])
-    mass, moment = np.diff(norm.cdf(edges)), -np.diff(norm.pdf(edges))
-    promised = 1 - 2 * (moment * levels).sum() + (mass * levels.astype(np.float64) ** 2).sum()
-    measured = ((weight - decoded) ** 2).sum() / (weight**2).sum()
-    assert 0.96 < measured / promised < 1.003
+    for bits in WIDTHS:
+        weight = np.random.default_rng(bits).normal(size=(256, 1024)).astype(np.float32)
+        levels = centroids(table, bits)
+        decoded = codec.decode(*codec.encode(weight, levels), levels)
+        edges = np.array([-np.inf, *((levels[1:].astype(np.float64) + levels[:-1]) / 2), np.inf])
+        mass, moment = np.diff(norm.cdf(edges)), -np.diff(norm.pdf(edges))
+        promised = 1 - 2 * (moment * levels).sum() + (mass * levels.astype(np.float64) ** 2).sum()
+        measured = ((weight - decoded) ** 2).sum() / (weight**2).sum()
+        assert 0.96 < measured / promised < 1.003, bits
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", [(128,), (3, 384), (2, 5, 256)])
+@pytest.mark.parametrize(("shape", "dtype"), in_turn([(128,), (3, 384), (2, 5, 256)], DTYPES))
 def test_hadamard(shape, dtype):
     x = mx.random.normal(shape, key=mx.random.key(1)).astype(dtype)
     y = codec.hadamard(x)
@@ -261,8 +265,7 @@ def test_geglu_gates_the_second_half_of_the_rows(dtype):
         codec.geglu(x, coded(5, 7, 256)[3])
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("is_normed", [True, False])
+@pytest.mark.parametrize(("dtype", "is_normed"), in_turn(DTYPES, [True, False]))
 def test_residual_norm_norms_adds_scales_norms_and_rotates(is_normed, dtype):
     x, update, weight, following = (
         (n * mx.random.normal((2, 256), key=mx.random.key(n))).astype(dtype) for n in (1, 2, 3, 4)
@@ -285,54 +288,47 @@ def test_residual_norm_norms_adds_scales_norms_and_rotates(is_normed, dtype):
     assert relative_error(y, rotated) < 5e-7
 
 
-@pytest.mark.parametrize("product", [codec.qmv, codec.qmm])
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("bits", WIDTHS)
-@pytest.mark.parametrize(("rows", "columns"), [(1, 128), (7, 384), (33, 256)])
-def test_products(rows, columns, bits, dtype, product):
+@pytest.mark.parametrize(
+    ("bits", "dtype", "shape"),
+    [
+        tuple(case.values())
+        for case in pairwise(
+            bits=list(WIDTHS), dtype=list(DTYPES), shape=[(1, 128), (7, 384), (33, 256)]
+        )
+    ],
+)
+def test_products(bits, dtype, shape):
+    rows, columns = shape
     codes, norms, levels, matrix = coded(bits, rows, columns)
     x = mx.random.normal((2, 3, columns), key=mx.random.key(bits)).astype(dtype)
-    y = product(x, matrix)
-    assert y.dtype == dtype
-    assert y.shape == (2, 3, rows)
     exact = np.array(x.astype(mx.float32)).astype(np.float64) @ rotated(codes, norms, levels).T
-    assert relative_error(y, exact) < TOL[dtype]
+    for product in (codec.qmv, codec.qmm):
+        y = product(x, matrix)
+        assert y.dtype == dtype
+        assert y.shape == (2, 3, rows)
+        assert relative_error(y, exact) < TOL[dtype]
 
 
-@pytest.mark.parametrize("bits", WIDTHS)
-def test_product_with_a_rotated_x_is_the_product_with_the_weight(bits):
-    *_, matrix = coded(bits, 9, 256)
-    x = mx.random.normal((5, 256), key=mx.random.key(bits))
+def test_product_with_a_rotated_x_is_the_product_with_the_weight():
+    *_, matrix = coded(5, 9, 256)
+    x = mx.random.normal((5, 256), key=mx.random.key(5))
     y = codec.qmv(codec.hadamard(x), matrix)
     weight = np.array(codec.dequantize(matrix)).astype(np.float64)
     assert relative_error(y, np.array(x).astype(np.float64) @ weight.T) < 6e-7
 
 
-@pytest.mark.parametrize("bits", WIDTHS)
-@pytest.mark.parametrize("table", CENTROIDS)
-def test_dequantize(table, bits):
-    codes, norms, levels, matrix = coded(bits, 5, 384, table)
-    weight = codec.dequantize(matrix)
-    assert weight.dtype == mx.float32
-    assert relative_error(weight, codec.decode(codes, norms, levels).astype(np.float64)) < 2e-7
-
-
-@pytest.mark.parametrize("bits", WIDTHS)
-def test_rotated_weight(bits):
-    codes, norms, levels, matrix = coded(bits, 6, 256)
-    assert relative_error(codec.rotated_weight(matrix), rotated(codes, norms, levels)) < 1e-7
-
-
-@pytest.mark.parametrize("bits", WIDTHS)
-@pytest.mark.parametrize("ids", [[4], [[0, 10, 3], [3, 3, 7]]])
-def test_embed(ids, bits):
-    *_, matrix = coded(bits, 11, 256)
-    ids = mx.array(ids, dtype=mx.int32)
-    rows = codec.embed(ids, matrix)
-    assert rows.dtype == mx.float32
-    assert rows.shape == (*ids.shape, 256)
+@EACH_WIDTH
+def test_the_weight_whole_in_both_bases_and_by_rows(bits, table):
+    codes, norms, levels, matrix = coded(bits, 11, 384, table)
     whole = codec.dequantize(matrix)
-    assert mx.array_equal(rows, whole[ids])
+    assert whole.dtype == mx.float32
+    assert relative_error(whole, codec.decode(codes, norms, levels).astype(np.float64)) < 2e-7
+    assert relative_error(codec.rotated_weight(matrix), rotated(codes, norms, levels)) < 1e-7
+    for ids in (mx.array([4]), mx.array([[0, 10, 3], [3, 3, 7]], dtype=mx.int32)):
+        rows = codec.embed(ids, matrix)
+        assert rows.dtype == mx.float32
+        assert rows.shape == (*ids.shape, 384)
+        assert mx.array_equal(rows, whole[ids])
 
 
 X = mx.zeros((2, 256))
@@ -439,8 +435,7 @@ def test_misuse_is_refused(call, message):
     assert str(caught.value) == message
 
 
-@pytest.mark.parametrize("bits", range(1, 9))
-@pytest.mark.parametrize("table", ["clip4_100", "converged"])
+@pytest.mark.parametrize(("bits", "table"), in_turn(WIDTHS, ["clip4_100", "converged"]))
 def test_refits_only_lower_the_error(bits, table):
     rng = np.random.default_rng(bits)
     weight = rng.standard_t(5, (64, 256)).astype(np.float32)
@@ -450,10 +445,5 @@ def test_refits_only_lower_the_error(bits, table):
         codes, norms = codec.encode(weight, values, refits=refits)
         errors.append(float(np.square(codec.decode(codes, norms, values) - weight).sum()))
     # Storing a norm as float16 moves it by up to 2**-11 of itself, at the foot of a parabola.
-    assert all(after <= before * (1 + 1e-5) for before, after in pairwise(errors))
+    assert all(after <= before * (1 + 1e-5) for before, after in neighbours(errors))
     assert bits == 1 or errors[-1] < 0.999 * errors[0]
-
-
-def test_refits_leave_blocks_of_zeros_at_zero():
-    codes, norms = codec.encode(np.zeros((2, 128)), centroids("converged", 3), refits=2)
-    assert not codec.decode(codes, norms, centroids("converged", 3)).any()

@@ -183,10 +183,6 @@ def test_a_tensor_above_the_limit_has_a_shard_of_its_own(tmp_path, monkeypatch):
     check_same(tmp_path / "out", source)
 
 
-def test_the_limit_is_five_gigabytes():
-    assert output.SHARD_BYTES == 5 * 10**9
-
-
 def test_the_row_store_lies_outside_the_shards(tmp_path):
     source, _ = make_source(tmp_path, tiny.pure(5))
     convert.convert(source, tmp_path / "out")

@@ -35,9 +35,10 @@ def assert_runs_again(published, folder):
     checkpoint.load(folder / "out")
 
 
-@pytest.mark.parametrize("problem", [KeyboardInterrupt, MemoryError])
-@pytest.mark.parametrize("count", [0, 30, 75])
-def test_an_exception_amid_the_tensors(published, tmp_path, monkeypatch, problem, count):
+@pytest.mark.parametrize(
+    ("count", "problem"), [(0, KeyboardInterrupt), (30, MemoryError), (75, KeyboardInterrupt)]
+)
+def test_an_exception_amid_the_tensors(published, tmp_path, monkeypatch, count, problem):
     write, calls = TensorWriter.write, []
 
     def failing(self, name, piece, at=0):

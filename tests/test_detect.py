@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from pairwise import in_turn, pairwise
 
 from hlwq_mlx.errors import RequestError
 from hlwq_mlx.quant import codec
@@ -88,9 +89,17 @@ def test_blocks_of_zeros_do_not_hide_the_order():
     assert detect.order_by_histogram(coded(5, "lsb", weight)) == "lsb"
 
 
-@pytest.mark.parametrize("bits", [1, 2, 4])
-@pytest.mark.parametrize("order", ["msb", "lsb"])
-@pytest.mark.parametrize("sibling", [(3, "lsb"), (5, "msb"), (6, "lsb"), (8, "msb")])
+@pytest.mark.parametrize(
+    ("bits", "order", "sibling"),
+    [
+        tuple(case.values())
+        for case in pairwise(
+            bits=[1, 2, 4],
+            order=["msb", "lsb"],
+            sibling=[(3, "lsb"), (5, "msb"), (6, "lsb"), (8, "msb")],
+        )
+    ],
+)
 def test_another_width_shows_the_order(bits, order, sibling):
     tensor = coded(bits, order)
     reading = settle(tensor, siblings=[{UP: coded(*sibling)}])[UP]
@@ -254,8 +263,7 @@ def test_a_table_that_the_file_states_is_taken_but_not_over_what_is_asked_for():
     assert asked.evidence.endswith("table inf_100 as asked")
 
 
-@pytest.mark.parametrize("bits", range(1, 9))
-@pytest.mark.parametrize("table", CENTROIDS)
+@pytest.mark.parametrize(("bits", "table"), in_turn(range(1, 9), list(CENTROIDS)))
 def test_codes_of_weights_are_not_odd(bits, table):
     for weight in (WEIGHT, WEIGHT[:, :128], np.vstack([0 * WEIGHT, WEIGHT])):
         tensor = coded(bits, weight=weight, table=table)

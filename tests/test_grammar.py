@@ -94,14 +94,9 @@ ANSWERS = {
 
 
 @pytest.mark.parametrize("case", ANSWERS)
-def test_parse_answer(case):
+def test_an_answer_and_every_split_of_its_text(case):
     text, answer = ANSWERS[case]
     assert parse_answer(text) == answer
-
-
-@pytest.mark.parametrize("case", ANSWERS)
-def test_every_split_of_the_text_reads_the_same(case):
-    text, answer = ANSWERS[case]
     assert collect(read(text)) == answer, "a character at a time"
     for cut in range(len(text) + 1):
         assert collect(read([text[:cut], text[cut:]])) == answer, f"cut at {cut}"
@@ -243,10 +238,10 @@ def random_pieces(rng, text):
     return [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(4))
 def test_what_is_printed_is_read_back(seed):
     rng = random.Random(seed)
-    for _ in range(60):
+    for _ in range(200):
         answer = random_answer(rng)
         end = rng.choice(["", "<turn|>", "<|tool_response>x", "<eos>"])
         text = print_answer(answer.thought, answer.content, answer.calls, end=end)
@@ -254,20 +249,19 @@ def test_what_is_printed_is_read_back(seed):
             assert collect(read(pieces)) == answer, text
 
 
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", range(4))
 def test_any_text_is_read_the_same_however_it_is_split(seed):
     rng = random.Random(seed)
-    for _ in range(100):
+    for _ in range(250):
         text = "".join(rng.choices([*FRAGMENTS, *MARKERS, Q, "call:f{a:"], k=rng.randint(0, 15)))
         whole = parse_answer(text)
         assert collect(read(text)) == whole, text
         assert collect(read(random_pieces(rng, text))) == whole, text
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_text_without_markers_passes_unchanged(seed):
-    rng = random.Random(seed)
-    for _ in range(100):
+def test_text_without_markers_passes_unchanged():
+    rng = random.Random(0)
+    for _ in range(500):
         text = random_text(rng, 15, MARKERS)
         assert "".join(event.text for event in read(random_pieces(rng, text))) == text
 

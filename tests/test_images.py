@@ -5,6 +5,7 @@ import struct
 import numpy as np
 import pytest
 from media_data import digest, inputs, references
+from pairwise import in_turn
 from PIL import Image, ImageCms
 
 from hlwq_mlx.errors import RequestError
@@ -91,8 +92,9 @@ def test_lab_is_converted():
     assert np.abs(decoded(encoded(lab, "TIFF")).astype(int) - (200, 90, 30)).max() <= 4
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("form", ["JPEG", "PNG", "TIFF", "WEBP"])
+@pytest.mark.parametrize(
+    ("orientation", "form"), in_turn(range(1, 9), ["JPEG", "PNG", "TIFF", "WEBP"])
+)
 def test_exif_orientation(orientation, form):
     # 3 = upside down, 6 = turn right to see it: what each leaves of a picture, by its definition.
     turn = {

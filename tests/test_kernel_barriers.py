@@ -46,6 +46,7 @@ def copy(tmp_path, monkeypatch):
     kernels.built.cache_clear()
 
 
+@pytest.mark.slow  # each compiles a damaged kernel, as scripts/kernel_matrix.py --mutations does
 @pytest.mark.skipif(mx.metal.is_available(), reason="a GPU does not find races")
 @pytest.mark.parametrize(("file", "index"), BARRIERS)
 def test_every_barrier_is_needed(file, index, copy):

@@ -10,7 +10,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from metal_host import FORWARD, REVERSE, Checks, device
-from pairwise import pairwise
+from pairwise import in_turn, pairwise
 
 from hlwq_mlx.quant import codec, kernels
 from hlwq_mlx.quant.bodies import BODIES, metal_folder
@@ -125,11 +125,6 @@ def named(cases):
     ]
 
 
-def each_width(bits, **factors):
-    """Every width once, with the values of other factors in turn."""
-    return [(b, *(values[b % len(values)] for values in factors.values())) for b in bits]
-
-
 FEW = [1, 2, 3, 5, 7, 8]
 # Rows of one simdgroup, of whole and broken numbers of blocks for each, and the longest.
 RESIDUAL_NORM_CASES = [
@@ -153,6 +148,7 @@ FACTORS: dict[str, dict[str, list[Any]]] = {
         "N_of_tile": [256, 4096],
     },
     "geglu": {"bits": list(WIDTHS), "M": FEW},
+    # Its kernel takes seconds to compile: test_qmm does so once a width.
     "qmm": {
         "bits": list(WIDTHS),
         "M": [1, 9, 16, 31, 33, 64],
@@ -221,8 +217,20 @@ def rounded_tile(x):
     return (x / power).astype(np.float16).astype(np.float64) * power
 
 
-@pytest.mark.parametrize(("bits", "M", "dtypes", "K", "N"), named(pairwise(**FACTORS["qmm"])))
-def test_qmm(bits, M, dtypes, K, N):
+def qmm_cases():
+    """Every pair of M, K and N, and three of them for each width, with dtypes in turn."""
+    factors = FACTORS["qmm"]
+    sizes = pairwise(M=factors["M"], K=factors["K"], N=factors["N"])
+    kernels_built = in_turn(factors["bits"], factors["dtypes"])
+    count = max(len(sizes), 3 * len(kernels_built))
+    return [
+        {"bits": bits, "dtypes": dtypes, **size}
+        for _, (bits, dtypes), size in in_turn(range(count), kernels_built, sizes)
+    ]
+
+
+@pytest.mark.parametrize(("bits", "dtypes", "M", "K", "N"), named(qmm_cases()))
+def test_qmm(bits, dtypes, M, K, N):
     parts, matrix = coded(bits, N, K)
     x = random(M, K, dtype=dtypes[0])
     with device(ALIGNED):
@@ -254,7 +262,7 @@ def test_qmm_holds_the_largest_rows():
     assert_close(y, rounded_tile(wide(x)) @ half_weight(*parts).T, TOL["qmm"])
 
 
-@pytest.mark.parametrize(("bits", "dtype", "N"), each_width(**FACTORS["dequantize"]))
+@pytest.mark.parametrize(("bits", "dtype", "N"), in_turn(*FACTORS["dequantize"].values()))
 def test_dequantize(bits, dtype, N):
     parts, matrix = coded(bits, N, 384)
     with device(ALIGNED):
@@ -267,7 +275,9 @@ def test_dequantize(bits, dtype, N):
     assert_close(rotated, codec.rotated_weight(matrix), TOL["dequantize"])
 
 
-@pytest.mark.parametrize(("bits", "dtype", "shape", "ids_dtype"), each_width(**FACTORS["embed"]))
+@pytest.mark.parametrize(
+    ("bits", "dtype", "shape", "ids_dtype"), in_turn(*FACTORS["embed"].values())
+)
 def test_embed(bits, dtype, shape, ids_dtype):
     parts, matrix = coded(bits, 19, 256)
     ids = mx.random.randint(0, 19, shape, key=mx.random.key(bits)).astype(ids_dtype)

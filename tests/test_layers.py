@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 from mlx import nn
 from mlx.utils import tree_flatten
+from pairwise import in_turn
 
 from hlwq_mlx.errors import CheckpointError, ShapeError
 from hlwq_mlx.quant import codec, device
@@ -43,9 +44,8 @@ def random(*shape, dtype=mx.float32):
     return mx.random.normal(shape, key=mx.random.key(3)).astype(dtype)
 
 
-@pytest.mark.parametrize("bits", WIDTHS)
-@pytest.mark.parametrize("columns", [128, 200, 384])
-def test_linear(columns, bits):
+@pytest.mark.parametrize(("bits", "columns"), in_turn(WIDTHS, [128, 200, 384]))
+def test_linear(bits, columns):
     parameters, weight = coded(bits, 7, columns)
     layer = load(HLWQLinear(columns, 7, bits), parameters)
     x = random(2, 3, columns)
@@ -80,8 +80,10 @@ def test_linear_adds_its_bias():
     assert relative_error(layer(x), expected) < TOL
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(mx.float32, TOL), (mx.bfloat16, 4e-3)])
-@pytest.mark.parametrize("bits", WIDTHS)
+@pytest.mark.parametrize(
+    ("bits", "dtype", "tolerance"),
+    in_turn(WIDTHS, [mx.float32, mx.bfloat16], [TOL, 4e-3]),
+)
 def test_embedding(bits, dtype, tolerance, monkeypatch):
     monkeypatch.setattr(device, "activation_dtype", lambda: dtype)
     parameters, weight = coded(bits, 11, 200)

@@ -36,8 +36,12 @@ def expand(mask, length, keys):
 
 
 @pytest.mark.parametrize("cached", [0, 1, 4, 5, 6, 9])
-@pytest.mark.parametrize("length", [1, 2, 5, 6, 7, 12])
-def test_causal_and_windowed(cached, length):
+def test_causal_and_windowed(cached):
+    for length in (1, 2, 5, 6, 7, 12):
+        check_masks(cached, length)
+
+
+def check_masks(cached, length):
     masks = attention_masks(TEXT, filled(cached), length, None)
     for layer_type, window in ((FULL, None), (SLIDING, WINDOW)):
         held = min(cached, WINDOW - 1) if window else cached

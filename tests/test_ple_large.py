@@ -29,11 +29,11 @@ def bits_of(row):
     return np.random.default_rng(row).integers(0, 1 << 15, W, dtype=np.uint16)
 
 
-@pytest.mark.parametrize("row", ROWS)
-def test_a_row_wherever_it_lies(store, row):
-    found = store(np.array([[row]]))
-    assert (found.shape, found.dtype) == ((1, 1, W), mx.bfloat16)
-    np.testing.assert_array_equal(np.array(found.view(mx.uint16))[0, 0], bits_of(row))
+def test_a_row_wherever_it_lies(store):
+    for row in ROWS:
+        found = store(np.array([[row]]))
+        assert (found.shape, found.dtype) == ((1, 1, W), mx.bfloat16)
+        np.testing.assert_array_equal(np.array(found.view(mx.uint16))[0, 0], bits_of(row))
 
 
 def test_rows_of_a_prompt_in_its_order(store):

@@ -53,19 +53,19 @@ def test_thirty_seconds_are_750_soft_tokens():
 
 
 @pytest.mark.parametrize("rate", [44_100, 48_000, 22_050, 11_025, 8_000, 96_000, 16_000])
-@pytest.mark.parametrize("hertz", [1_000, 3_500])
-def test_a_tone_is_the_same_at_every_rate(rate, hertz):
-    found = read_sound(tone(hertz, rate), SETTINGS, rate_hz=rate)
-    assert len(found) == 16_000
+def test_a_tone_is_the_same_at_every_rate(rate):
     inner = slice(500, -500)  # the ends ring, as the tone starts and stops at once
-    np.testing.assert_allclose(found[inner], tone(hertz, 16_000)[inner], rtol=0, atol=3e-5)
+    for hertz in (1_000, 3_500):
+        found = read_sound(tone(hertz, rate), SETTINGS, rate_hz=rate)
+        assert len(found) == 16_000
+        np.testing.assert_allclose(found[inner], tone(hertz, 16_000)[inner], rtol=0, atol=3e-5)
 
 
 @pytest.mark.parametrize("rate", [44_100, 48_000, 22_050, 96_000])
-@pytest.mark.parametrize("hertz", [8_300, 10_000])
-def test_what_the_model_cannot_hear_does_not_fold_back(rate, hertz):
-    found = read_sound(tone(hertz, rate), SETTINGS, rate_hz=rate)
-    assert np.abs(found[500:-500]).max() < 1e-4
+def test_what_the_model_cannot_hear_does_not_fold_back(rate):
+    for hertz in (8_300, 10_000):
+        found = read_sound(tone(hertz, rate), SETTINGS, rate_hz=rate)
+        assert np.abs(found[500:-500]).max() < 1e-4
 
 
 def test_the_highest_octave_is_kept():
@@ -84,16 +84,16 @@ def test_the_highest_octave_is_kept():
         ("au", "pcm_mulaw", 0.03),
     ],
 )
-@pytest.mark.parametrize("channels", [1, 2])
-def test_formats(form, codec, tolerance, channels):
-    played = np.stack([tone(1_000, 48_000)] * channels, axis=1)
-    found = heard(sound_file(played, 48_000, form, codec))
-    assert found.dtype == np.float32
-    assert 16_000 <= len(found) <= 16_000 + 400  # a codec may pad its last block
-    inner = slice(1000, 15_000)
-    np.testing.assert_allclose(
-        found[inner], tone(1_000, 16_000)[inner], rtol=0, atol=tolerance + 5e-6
-    )
+def test_formats(form, codec, tolerance):
+    for channels in (1, 2):
+        played = np.stack([tone(1_000, 48_000)] * channels, axis=1)
+        found = heard(sound_file(played, 48_000, form, codec))
+        assert found.dtype == np.float32
+        assert 16_000 <= len(found) <= 16_000 + 400  # a codec may pad its last block
+        inner = slice(1000, 15_000)
+        np.testing.assert_allclose(
+            found[inner], tone(1_000, 16_000)[inner], rtol=0, atol=tolerance + 5e-6
+        )
 
 
 def test_vorbis():
@@ -192,11 +192,11 @@ def test_a_sound_that_would_fill_the_memory_is_refused(monkeypatch):
 
 
 @pytest.mark.parametrize(("form", "codec"), [("flac", "flac"), ("ipod", "aac")])
-@pytest.mark.parametrize("share", [0.02, 0.3, 0.7])
-def test_truncated_files_give_one_clear_error(form, codec, share):
+def test_truncated_files_give_one_clear_error(form, codec):
     whole = sound_file(tone(440, 48_000, 2.0), 48_000, form, codec)
-    with pytest.raises(RequestError, match=r"\[bytes\] needed (a|the whole) sound"):
-        heard(whole[: int(len(whole) * share)])
+    for share in (0.02, 0.3, 0.7):
+        with pytest.raises(RequestError, match=r"\[bytes\] needed (a|the whole) sound"):
+            heard(whole[: int(len(whole) * share)])
 
 
 @pytest.mark.parametrize(

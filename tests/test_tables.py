@@ -47,35 +47,25 @@ def fixed_point(start):
 
 
 @pytest.mark.parametrize("bits", WIDTHS)
-def test_clip4_100_is_its_definition(bits):
-    np.testing.assert_array_equal(
-        centroids("clip4_100", bits), hundred_rounds(1 << bits, 4.0, np.float32)
+def test_tables_are_their_definitions(bits):
+    clipped, unbounded, converged = (
+        centroids(table, bits) for table in ("clip4_100", "inf_100", "converged")
     )
+    np.testing.assert_array_equal(clipped, hundred_rounds(1 << bits, 4.0, np.float32))
+    np.testing.assert_array_equal(unbounded, hundred_rounds(1 << bits, np.inf, np.float64))
+    np.testing.assert_array_equal(converged, fixed_point(converged))
 
 
-@pytest.mark.parametrize("bits", WIDTHS)
-def test_inf_100_is_its_definition(bits):
-    np.testing.assert_array_equal(
-        centroids("inf_100", bits), hundred_rounds(1 << bits, np.inf, np.float64)
-    )
-
-
-@pytest.mark.parametrize("bits", WIDTHS)
-def test_converged_is_the_fixed_point(bits):
-    table = centroids("converged", bits)
-    np.testing.assert_array_equal(table, fixed_point(table))
-
-
-@pytest.mark.parametrize("bits", WIDTHS)
 @pytest.mark.parametrize("table", CENTROIDS)
-def test_tables_are_ascending_antisymmetric_and_exact_float32(table, bits):
-    values = centroids(table, bits)
-    assert values.dtype == np.float32
-    assert values.shape == (1 << bits,)
-    assert (np.diff(values) > 0).all()
-    np.testing.assert_array_equal(values, -values[::-1])
-    shortest = tuple(float(np.format_float_positional(v, unique=True)) for v in values)
-    assert CENTROIDS[table][bits] == shortest
+def test_tables_are_ascending_antisymmetric_and_exact_float32(table):
+    for bits in WIDTHS:
+        values = centroids(table, bits)
+        assert values.dtype == np.float32
+        assert values.shape == (1 << bits,)
+        assert (np.diff(values) > 0).all()
+        np.testing.assert_array_equal(values, -values[::-1])
+        shortest = tuple(float(np.format_float_positional(v, unique=True)) for v in values)
+        assert CENTROIDS[table][bits] == shortest
 
 
 def test_published_ends_tell_the_tables_apart():
@@ -103,12 +93,13 @@ def test_cell_probabilities_are_a_distribution():
     np.testing.assert_allclose(cells[4], 0.1915, atol=0.005)  # of N(0, 1) between 0 and 0.5
 
 
-@pytest.mark.parametrize("bits", WIDTHS)
 @pytest.mark.parametrize("table", CENTROIDS)
-def test_error_energy_is_the_integral(table, bits):
+def test_error_energy_is_the_integral(table):
     """By the trapezoidal rule on a fine grid, which for a Gaussian is as good as exact."""
-    levels = centroids(table, bits).astype(np.float64)
-    z = np.linspace(-9, 9, 900_001)
-    nearest = levels[np.searchsorted((levels[1:] + levels[:-1]) / 2, z)]
-    wanted = np.trapezoid((z - nearest) ** 2 * norm.pdf(z), z)
-    np.testing.assert_allclose(error_energy(centroids(table, bits)), wanted, rtol=1e-5)
+    z = np.linspace(-9, 9, 300_001)
+    density = norm.pdf(z)
+    for bits in WIDTHS:
+        levels = centroids(table, bits).astype(np.float64)
+        nearest = levels[np.searchsorted((levels[1:] + levels[:-1]) / 2, z)]
+        wanted = np.trapezoid((z - nearest) ** 2 * density, z)
+        np.testing.assert_allclose(error_energy(centroids(table, bits)), wanted, rtol=1e-5)

@@ -62,21 +62,21 @@ def test_minutes_grow_past_an_hour():
 
 
 @pytest.mark.parametrize(("form", "codec", "pixels"), FORMATS)
-@pytest.mark.parametrize("key_every", [6, 250])
-def test_formats_give_the_frames_asked_for(form, codec, pixels, key_every):
-    file = video_file(ramp(50), 10, form, codec, pixels, g=key_every)
-    clip = seen(file)
-    assert indices_of(clip) == [0, 12, 25, 37]
-    assert clip.timestamps == (0.0, 1.2, 2.5, 3.7)
-    assert clip.stamps == ("00:00", "00:01", "00:02", "00:03")
-    assert clip.frames.dtype == np.uint8
+def test_formats_give_the_frames_asked_for(form, codec, pixels):
+    for key_every in (6, 250):
+        file = video_file(ramp(50), 10, form, codec, pixels, g=key_every)
+        clip = seen(file)
+        assert indices_of(clip) == [0, 12, 25, 37]
+        assert clip.timestamps == (0.0, 1.2, 2.5, 3.7)
+        assert clip.stamps == ("00:00", "00:01", "00:02", "00:03")
+        assert clip.frames.dtype == np.uint8
 
 
 @pytest.mark.parametrize(("form", "codec", "pixels"), FORMATS[:-1])  # FFmpeg needs more of mpegts
-@pytest.mark.parametrize("count", [1, 3])
-def test_fewer_frames_than_asked_for_work(form, codec, pixels, count):
-    clip = seen(video_file(ramp(count), 10, form, codec, pixels))
-    assert indices_of(clip) == list(range(count))
+def test_fewer_frames_than_asked_for_work(form, codec, pixels):
+    for count in (1, 3):
+        clip = seen(video_file(ramp(count), 10, form, codec, pixels))
+        assert indices_of(clip) == list(range(count))
 
 
 def test_only_what_is_needed_is_decoded(monkeypatch):

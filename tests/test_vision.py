@@ -20,8 +20,6 @@ from hlwq_mlx.errors import ShapeError
 from hlwq_mlx.gemma4.tower_config import VisionConfig
 from hlwq_mlx.gemma4.vision import VisionTower, pool
 
-NAMES = [(variant, name) for variant in TOWER_VARIANTS for name in tower_weights(variant, "vision")]
-
 
 def encode(made, pictures):
     """Features [n, H] of pictures that a tower and its embedder make."""
@@ -37,11 +35,16 @@ def test_features_match_the_reference(variant):
     assert distance(encode(made, frames(variant)), array(variant, "video_features")) < FEATURES
 
 
-@pytest.mark.parametrize(("variant", "name"), NAMES)
-def test_every_tensor_counts(variant, name):
+@pytest.mark.parametrize("variant", TOWER_VARIANTS)
+def test_every_tensor_counts(variant):
     """A tensor that the tower ignored would leave the reference's features as they are."""
-    got = encode(disturbed(variant, "vision", name), images(variant))
-    assert distance(got, array(variant, "image_features")) > 50 * FEATURES
+    seen, wanted = images(variant)[-1:], array(variant, "image_features")
+    ignored = []
+    for name in tower_weights(variant, "vision"):
+        got = encode(disturbed(variant, "vision", name), seen)
+        if distance(got, wanted[-len(got) :]) <= 50 * FEATURES:
+            ignored.append(name)
+    assert ignored == []
 
 
 @pytest.mark.parametrize("variant", TOWER_VARIANTS)
