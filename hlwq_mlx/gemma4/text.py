@@ -13,9 +13,11 @@ from typing import Any
 import mlx.core as mx
 from mlx import nn
 
-from .attention import Attention, View
+from .attention import Attention, RowsKV, SharedKV
 from .config import TextConfig
 from .masks import Mask
+
+Shared = SharedKV | RowsKV
 
 
 @partial(mx.compile, shapeless=True)
@@ -95,7 +97,7 @@ class DecoderLayer(nn.Module):  # type: ignore[misc]  # nn.Module is untyped
         self.layer_scalar = mx.ones((1,))
         self.tail, self.gated = tail, gated
 
-    def produce(
+    def run_with_kv(
         self,
         x: mx.array,
         opened: mx.array | None,
@@ -103,17 +105,17 @@ class DecoderLayer(nn.Module):  # type: ignore[misc]  # nn.Module is untyped
         cache: Any,
         per_layer_input: mx.array | None,
         following: nn.RMSNorm | None,
-    ) -> tuple[mx.array, mx.array, View]:
+    ) -> tuple[mx.array, mx.array, Shared]:
         """Run a layer that makes keys and values; return them for the layers that share them."""
         opened = self.input_layernorm(x) if opened is None else opened
-        attended, view = self.self_attn.produce(opened, mask, cache)
-        return *self._finish(x, attended, per_layer_input, following), view
+        attended, shared = self.self_attn.run_with_kv(opened, mask, cache)
+        return *self._finish(x, attended, per_layer_input, following), shared
 
     def __call__(
         self,
         x: mx.array,
         opened: mx.array | None,
-        view: View,
+        shared: Shared,
         per_layer_input: mx.array | None,
         following: nn.RMSNorm | None,
     ) -> tuple[mx.array, mx.array]:
@@ -122,7 +124,7 @@ class DecoderLayer(nn.Module):  # type: ignore[misc]  # nn.Module is untyped
         Shapes: x, opened [B, L, H], per_layer_input [B, L, d] -> twice [B, L, H].
         """
         opened = self.input_layernorm(x) if opened is None else opened
-        return self._finish(x, self.self_attn(opened, view), per_layer_input, following)
+        return self._finish(x, self.self_attn(opened, shared), per_layer_input, following)
 
     def _finish(
         self,
@@ -183,29 +185,28 @@ class TextModel(nn.Module):  # type: ignore[misc]  # nn.Module is untyped
         mixed = scaled(context + identity, 2**-0.5)
         return [mixed[:, :, i] for i in range(N)]
 
-    def produce(
+    def run_kv_layers(
         self,
         x: mx.array,
         per_layer: Sequence[mx.array | None],
         masks: Mapping[str, Mask],
         cache: Sequence[Any],
-    ) -> tuple[mx.array, dict[str, View]]:
-        """Run the layers that make keys and values; return the last view of each layer type.
+    ) -> tuple[mx.array, dict[str, Shared]]:
+        """Run the layers that make keys and values; return the last ones of each layer type.
 
         Shapes: x [B, L, H] -> [B, L, H].
         """
-        views: dict[str, View] = {}
+        shared: dict[str, Shared] = {}
         opened = None
         span = self._span(0, self.config.first_shared)
         for (layer, following), entry, extra in zip(span, cache, per_layer, strict=False):
-            x, opened, view = layer.produce(
+            x, opened, shared[layer.layer_type] = layer.run_with_kv(
                 x, opened, masks[layer.layer_type], entry, extra, following
             )
-            views[layer.layer_type] = view
-        return x, views
+        return x, shared
 
-    def consume(
-        self, x: mx.array, per_layer: Sequence[mx.array | None], views: Mapping[str, View]
+    def run_shared_layers(
+        self, x: mx.array, per_layer: Sequence[mx.array | None], shared: Mapping[str, Shared]
     ) -> mx.array:
         """Run the layers that share keys and values, and the final norm.
 
@@ -214,7 +215,7 @@ class TextModel(nn.Module):  # type: ignore[misc]  # nn.Module is untyped
         opened = None
         first, N = self.config.first_shared, self.config.num_hidden_layers
         for (layer, following), extra in zip(self._span(first, N), per_layer[first:], strict=True):
-            x, opened = layer(x, opened, views[layer.layer_type], extra, following)
+            x, opened = layer(x, opened, shared[layer.layer_type], extra, following)
         h: mx.array = self.norm(x)
         return h
 
