@@ -10,11 +10,11 @@ import pytest
 import tiny
 from mlx.utils import tree_flatten
 
-from hlwq_mlx import stock
 from hlwq_mlx.errors import CheckpointError, RequestError
 from hlwq_mlx.gemma4.config import Gemma4Config
-from hlwq_mlx.gemma4.towers import TOWERS, make_tower, prefixes
-from hlwq_mlx.plugin import FOLDER_KEY
+from hlwq_mlx.gemma4.towers.tower import TOWERS, make_tower, prefixes
+from hlwq_mlx.mlxlm import model as stock
+from hlwq_mlx.mlxlm.plugin import FOLDER_KEY
 from hlwq_mlx.quant.layers import HLWQLinear
 from hlwq_mlx.store import checkpoint, convert, output
 from hlwq_mlx.store.source import Source

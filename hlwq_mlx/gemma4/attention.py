@@ -111,13 +111,12 @@ def extend(cache: Any, keys: mx.array, values: mx.array, mask: Mask) -> SharedKV
     """Append keys and values of new positions to a cache and return what their queries see."""
     offset = mx.array(cache.offset)
     if not isinstance(cache, Rows):
-        return SharedKV(*cache.update_and_fetch(keys, values), mask, offset, cache)
-    rows = [
-        SharedKV(
-            *entry.update_and_fetch(keys[i : i + 1], values[i : i + 1]), mask, offset[i], entry
-        )
-        for i, entry in enumerate(cache.entries)
-    ]
+        keys, values = cache.update_and_fetch(keys, values)
+        return SharedKV(keys, values, mask, offset, cache)
+    rows = []
+    for i, entry in enumerate(cache.entries):
+        row = entry.update_and_fetch(keys[i : i + 1], values[i : i + 1])
+        rows.append(SharedKV(*row, mask, offset[i], entry))
     return RowsKV(rows, offset)
 
 

@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from ..errors import ConfigError
 from .section import as_section, check_fixed, check_known, check_sizes, check_types, required
-from .tower_config import AUDIO, VISION, AudioConfig, VisionConfig
+from .towers.config import AUDIO, VISION, AudioConfig, VisionConfig
 
 # The multimodal form: Google's name, and the one our folders carry so that stock tools which know
 # gemma4 do not misread coded tensors.

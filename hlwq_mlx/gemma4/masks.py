@@ -45,7 +45,7 @@ class Causal:
         """Return what scaled_dot_product_attention takes for L queries over the K keys they see."""
         if L == 1:
             return None
-        return self.array(L, K) if self.window is not None and K > self.window else "causal"
+        return self.array(L, K) if self.window is not None and self.window < K else "causal"
 
 
 # Booleans [L, K] or [B, 1, L, K], Causal, or None where every query sees every key.
@@ -64,18 +64,14 @@ def attention_masks(
     has_blocks = is_vision is not None
     masks: dict[str, Mask] = {}
     if FULL in entries:
-        masks[FULL] = _known(
-            entries[FULL].make_mask(length, return_array=False, window_size=None)
-        )
+        masks[FULL] = _known(entries[FULL].make_mask(length, return_array=False, window_size=None))
     if SLIDING in entries:
         window = config.sliding_window
         entry = entries[SLIDING]
         mask = _known(entry.make_mask(length, return_array=has_blocks, window_size=window))
-        if is_vision is not None:
-            if isinstance(mask, Causal):
-                mask = mask.array(length, min(int(entry.offset), window - 1) + length)
-            mask = join_blocks(mask, is_vision)
-        masks[SLIDING] = mask
+        if isinstance(mask, Causal) and has_blocks:
+            mask = mask.array(length, min(int(entry.offset), window - 1) + length)
+        masks[SLIDING] = mask if is_vision is None else join_blocks(mask, is_vision)
     return masks
 
 
@@ -84,7 +80,7 @@ def _known(mask: Any) -> Mask:
     return Causal(None) if isinstance(mask, str) else mask
 
 
-def join_blocks(mask: mx.array, is_vision: np.ndarray) -> mx.array:
+def join_blocks(mask: Any, is_vision: np.ndarray) -> mx.array:
     """Let each contiguous run of vision tokens see its own later positions.
 
     Shapes: mask bool [L, K] or [B, 1, L, K], is_vision bool [B, L] -> bool [B, 1, L, K].
@@ -96,4 +92,5 @@ def join_blocks(mask: mx.array, is_vision: np.ndarray) -> mx.array:
     same = (runs[:, :, None] == runs[:, None, :]) & is_vision[:, :, None]
     later = np.triu(same, k=1)
     cached = mask.shape[-1] - length
-    return mask | mx.array(np.pad(later, ((0, 0), (0, 0), (cached, 0)))[:, None])
+    joined: mx.array = mask | mx.array(np.pad(later, ((0, 0), (0, 0), (cached, 0)))[:, None])
+    return joined

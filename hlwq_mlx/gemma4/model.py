@@ -8,6 +8,7 @@ B batch, L positions, H hidden size, V vocabulary, N layers, d per-layer input w
 
 import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -51,11 +52,16 @@ class Resources(NamedTuple):
 
     `rows` turns int ids [B, L] on the host into the rows [B, L, N * d] of
     `embed_tokens_per_layer`, unscaled; a model without per-layer embeddings needs none.
-    `load_tower` returns the `vision` or the `audio` tower with its weights.
+    `load_tower` returns the `vision` or the `audio` tower with its weights. `folder` is where what
+    prepares media finds its settings.
     """
 
     rows: Callable[[np.ndarray], mx.array] = _no_rows
     load_tower: Callable[[str], Tower] = _no_loader
+    folder: Path | None = None
+
+
+NO_RESOURCES = Resources()
 
 
 class _Towers:
@@ -101,7 +107,7 @@ class CheckpointRoot(nn.Module):  # type: ignore[misc]  # nn.Module is untyped
 class Model(nn.Module):  # type: ignore[misc]  # nn.Module is untyped
     """Gemma 4; its modules are coded where the config's HLWQ manifest says so."""
 
-    def __init__(self, args: Gemma4Config, resources: Resources = Resources()) -> None:
+    def __init__(self, args: Gemma4Config, resources: Resources = NO_RESOURCES) -> None:
         super().__init__()
         self.args = args
         self.model_type = args.model_type

@@ -18,8 +18,8 @@ from tqdm import tqdm
 
 from ..errors import CheckpointError, SourceError
 from ..gemma4.config import FLAT, FLAT_IGNORED, MULTIMODAL, Gemma4Config
-from ..gemma4.model import Model
-from ..gemma4.towers import TOWERS, Tower, make_tower, no_tower, prefixes
+from ..gemma4.model import Model, Resources
+from ..gemma4.towers.tower import TOWER_PREFIXES, Tower, make_tower, no_tower, prefixes
 from ..quant import backend, fuse
 from ..quant.layers import CodedLayer
 from ..quant.packing import BLOCK
@@ -83,7 +83,7 @@ def normalize_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def canonical_name(name: str) -> str:
     """Spell a source's tensor name as the multimodal checkpoint does."""
-    if name.startswith("model.") and not name.startswith((TEXT, *TOWERS)):
+    if name.startswith("model.") and not name.startswith((TEXT, *TOWER_PREFIXES)):
         return TEXT + name.removeprefix("model.")
     return name
 
@@ -122,7 +122,7 @@ def unread_names(
     """
     model = Model(Gemma4Config.from_dict(config))
     unread = {name for name in tensors if name == TIED_HEAD or model.is_dead(name)}
-    read = {name for name in tensors.keys() - unread if not name.startswith(TOWERS)}
+    read = {name for name in tensors.keys() - unread if not name.startswith(TOWER_PREFIXES)}
     expected = text_shapes(model)
     for kind in model.args.towers:
         own = {name for name in tensors if name.startswith(prefixes(kind))}
@@ -279,9 +279,11 @@ def load(folder: Path) -> Model:
     """
     config = read_json(folder / "config.json")
     manifest_of(folder, config)
-    model = Model(Gemma4Config.from_dict(config))
-    attach(model, folder)
-    _load_weights(model, folder, lambda name: not (name.startswith(TOWERS) or model.is_dead(name)))
+    args = Gemma4Config.from_dict(config)
+    model = Model(args, resources(args, folder))
+    _load_weights(
+        model, folder, lambda name: not (name.startswith(TOWER_PREFIXES) or model.is_dead(name))
+    )
     model.eval()
     prepare(model)
     return model
@@ -338,21 +340,21 @@ def cast(weights: Mapping[str, mx.array]) -> dict[str, mx.array]:
     }
 
 
-def attach(model: Model, folder: Path) -> None:
-    """Give a model what it will read of its folder: its row store, and towers when needed.
+def resources(args: Gemma4Config, folder: Path) -> Resources:
+    """Open what a model reads of its folder while it runs: its row store, and towers when needed.
 
     Raises: CheckpointError when the store is missing or damaged.
     """
-    for shape in _row_table_shape(model.args).values():
+    found = Resources(load_tower=partial(load_tower, args, folder), folder=folder)
+    for shape in _row_table_shape(args).values():
         rows = RowStore(folder / ROW_STORE)
         if rows.shape != shape:
             raise CheckpointError(
                 f"[{ROW_STORE}] needed {shape} by config.json, got {rows.shape}. "
                 "The files do not belong together; convert the model again."
             )
-        model.rows = rows
-    model.load_tower = partial(load_tower, model.args, folder)
-    model.folder = folder
+        found = found._replace(rows=rows)
+    return found
 
 
 def _read_shards(folder: Path, belongs: Callable[[str], bool]) -> dict[str, mx.array]:

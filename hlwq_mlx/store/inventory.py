@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..gemma4.config import Gemma4Config
-from ..gemma4.towers import TOWERS
+from ..gemma4.towers.tower import TOWER_PREFIXES
 from ..quant.packing import BLOCK
 from ..quant.tables import centroids, error_energy
 from . import checkpoint, hub, leftovers, published, rules
@@ -52,7 +52,7 @@ class Entry:
 
     @property
     def is_tower(self) -> bool:
-        return self.name.startswith(TOWERS)
+        return self.name.startswith(TOWER_PREFIXES)
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
-from ..errors import ConfigError
-from .section import as_section, check_fixed, check_known, check_sizes, check_types, required
+from ...errors import ConfigError
+from ..section import as_section, check_fixed, check_known, check_sizes, check_types, required
 
 # The two kinds of tower, and the sections that describe them.
 VISION = "vision"

@@ -12,10 +12,10 @@ import mlx.core as mx
 import numpy as np
 from mlx import nn
 
-from ..errors import ShapeError
+from ...errors import ShapeError
+from ..text import gated
 from .clipped import ClippedLinear
-from .text import gated
-from .tower_config import VisionConfig
+from .config import VisionConfig
 
 
 class Turn(NamedTuple):

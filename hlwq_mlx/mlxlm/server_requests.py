@@ -18,9 +18,9 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from .dialog.messages import normalize_messages, normalize_tools
-from .engine.sampling import Sampling, bounded_top_k
-from .errors import RequestError
+from ..dialog.messages import normalize_messages, normalize_tools
+from ..engine.sampling import Sampling
+from ..errors import RequestError
 
 DEFAULT_MODEL = "default_model"  # mlx-lm's name for the model of --model
 MODELS_PATH = "/v1/models"
@@ -65,7 +65,7 @@ def bounded_make_sampler(original: Callable[..., Any], vocab_size: int) -> Calla
 
     @wraps(original)
     def make_sampler(*args: Any, top_k: int = 0, **options: Any) -> Any:
-        return original(*args, top_k=bounded_top_k(top_k, vocab_size), **options)
+        return original(*args, top_k=top_k if top_k < vocab_size else 0, **options)
 
     return make_sampler
 

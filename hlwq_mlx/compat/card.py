@@ -14,12 +14,13 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
-from . import library
-from .engine.decode import generate_tokens
-from .engine.sampling import Sampling
-from .errors import RequestError
-from .gemma4.caching import KV_BITS, WHOLE, Caching
-from .gemma4.model import Model
+from .. import library
+from ..engine.answer import generate_tokens
+from ..engine.request import Prepared, Request
+from ..engine.sampling import Sampling
+from ..errors import RequestError
+from ..gemma4.caches import KV_BITS, WHOLE, Caching
+from ..gemma4.model import Model
 
 DEFAULT_NEW_TOKENS = 128
 _NAMES = {"gpu": ("gpu", "mps"), "cpu": ("cpu",)}
@@ -160,15 +161,10 @@ class HLWQModel:
                 sampling=sampling,
                 caching=self._caching,
             )
-        prompt = _one_sequence(inputs)
-        ids = list(prompt)
-        for token, _ in generate_tokens(
-            self.model, prompt, sampling, max_tokens=limit, caching=self._caching
-        ):
-            ids.append(token)
-            if token in self._wrapper.eos_token_ids:
-                break
-        return np.asarray([ids]).view(TokenIds)
+        prompt, stop_ids = _one_sequence(inputs), self._wrapper.eos_token_ids
+        request = Request(Prepared(prompt), sampling, limit, stop_ids, self._caching)
+        answer = [chosen.token for chosen in generate_tokens(self.model, request)]
+        return np.asarray([[*prompt, *answer]]).view(TokenIds)
 
     def _choose(self, options: dict[str, Any]) -> Sampling:
         if "temperature" in options:
