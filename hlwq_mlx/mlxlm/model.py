@@ -18,7 +18,6 @@ from transformers import AutoConfig, Gemma4Config
 from .. import prompt
 from ..dialog.parts import Medium
 from ..dialog.placeholders import MARKERS, spell
-from ..dialog.tokenizer import TOOL_PARSER
 from ..engine.sampling import mask_tokens
 from ..errors import CheckpointError
 from ..gemma4 import config, model
@@ -32,7 +31,7 @@ from .plugin import FOLDER_KEY, MODEL_TYPE
 
 __all__ = ["TOKENIZER_DEFAULTS", "Model", "ModelArgs", "Processor"]
 
-TOKENIZER_DEFAULTS = {"tool_parser_type": TOOL_PARSER}
+TOKENIZER_DEFAULTS = {"tool_parser_type": "gemma4"}
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
-"""What the child of `trial` runs: one chat template, rendered for a question and for a long talk.
+"""Where chat templates are rendered: jinja2's sandbox with what transformers gives its templates.
 
-The environment has what transformers gives its templates, built from jinja2 alone: transformers
-takes seconds to import. Reads the template on stdin; writes nothing if it is good, else the fault.
+Built from jinja2 alone, since transformers takes seconds to import. Run as a script, it is the
+child of `trial`: it reads one template on stdin, renders it for a question and for a long talk, and
+writes nothing if it is good, else the fault.
 Source: transformers 5.24.0, utils/chat_template_utils.
 """
 
