@@ -91,7 +91,11 @@ def fault_of(text: str) -> str | None:
     try:
         template = environment().from_string(text)
         answer = template.render(
-            messages=QUESTION, add_generation_prompt=True, enable_thinking=False, **SPECIALS
+            messages=QUESTION,
+            tools=None,
+            add_generation_prompt=True,
+            enable_thinking=False,
+            **SPECIALS,
         )
     except Exception as problem:  # noqa: BLE001  # the template's own, of any kind
         return f"{type(problem).__name__}: {problem}".rstrip(": .")

@@ -5,7 +5,9 @@ more than one. It has the methods that users of mlx-lm and transformers call mos
 names; whatever else is asked of it, transformers' own tokenizer of the folder answers.
 """
 
+import codecs
 import json
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -28,8 +30,7 @@ CLASSES = (
     *("PreTrainedTokenizerFast", "TokenizersBackend"),
 )
 _SAMPLE = "Hello, world! 2+2=4\n\tü🤖"
-_UNFINISHED = "\ufffd"  # how bytes that are no whole letter yet are decoded
-_LONGEST_UNFINISHED = 8  # tokens; a letter has four bytes at most
+_BYTE = re.compile("<0x([0-9A-F]{2})>")
 
 
 class Detokenizer:
@@ -37,22 +38,20 @@ class Detokenizer:
 
     def __init__(self, tokenizer: "Tokenizer") -> None:
         self._tokenizer = tokenizer
-        self._pending: list[int] = []
+        self._bytes = codecs.getincrementaldecoder("utf-8")("replace")
         self.last_segment = ""
 
     def add_token(self, token: int) -> None:
         """Take an id; `last_segment` is then the text that is certain."""
-        self._pending.append(token)
-        text = self._tokenizer.decode(self._pending)
-        is_whole = not text.endswith(_UNFINISHED) or len(self._pending) >= _LONGEST_UNFINISHED
-        self.last_segment = text if is_whole else ""
-        if is_whole:
-            self._pending.clear()
+        byte = _BYTE.fullmatch(self._tokenizer.convert_ids_to_tokens(token) or "")
+        if byte:
+            self.last_segment = self._bytes.decode(bytes.fromhex(byte[1]))
+        else:
+            self.last_segment = self._bytes.decode(b"", True) + self._tokenizer.decode([token])
 
     def finalize(self) -> None:
         """End the text; `last_segment` is then the rest of it."""
-        self.last_segment = self._tokenizer.decode(self._pending)
-        self._pending.clear()
+        self.last_segment = self._bytes.decode(b"", True)
 
 
 class Tokenizer:
@@ -111,6 +110,11 @@ class Tokenizer:
     def convert_tokens_to_ids(self, token: str) -> int | None:
         """Return the id of a token, None if there is no such token."""
         found: int | None = self._encoder.token_to_id(token)
+        return found
+
+    def convert_ids_to_tokens(self, number: int) -> str | None:
+        """Return the token of an id, None if there is no such id."""
+        found: str | None = self._encoder.id_to_token(number)
         return found
 
     def add_eos_token(self, token: str) -> None:
