@@ -11,16 +11,16 @@ this package lets stock mlx-lm load our folders (see plugin).
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from . import plugin
+from .mlxlm import plugin
 
 if TYPE_CHECKING:
-    from .card import HLWQModel, PolarQuantModel
+    from .compat.card import HLWQModel, PolarQuantModel
     from .dialog.grammar import parse_answer
     from .library import generate, load, stream_generate
 
 _HOMES = {
-    "HLWQModel": "card",
-    "PolarQuantModel": "card",
+    "HLWQModel": "compat.card",
+    "PolarQuantModel": "compat.card",
     "generate": "library",
     "load": "library",
     "parse_answer": "dialog.grammar",

@@ -292,14 +292,13 @@ def talk(arguments: argparse.Namespace, conversation: Conversation) -> None:
     import mlx.core as mx
 
     from . import library
-    from .engine.prefix import Prefix
 
     settings = cli.settings_for(arguments, cli.CONTEXT)
     model, tokenizer, sampling = cli.load_for(arguments, settings)
     if arguments.seed is not None:
         mx.random.seed(arguments.seed)
 
-    prefix = Prefix()
+    session = library.Session()
 
     def stream(prompt: Rendered) -> Iterator[Any]:
         return library.stream_generate(
@@ -310,7 +309,7 @@ def talk(arguments: argparse.Namespace, conversation: Conversation) -> None:
             sampling=sampling,
             prefill_step=settings.prefill_step,
             caching=settings.caching,
-            prefix=prefix,
+            session=session,
             **cli.media_options(arguments),
         )
 
@@ -318,7 +317,7 @@ def talk(arguments: argparse.Namespace, conversation: Conversation) -> None:
         cli.note("/help lists the commands; Ctrl-C stops an answer, Ctrl-D leaves.")
     reader = cli.line_reader()
     screen = cli.Screen(is_terminal=sys.stderr.isatty())
-    Chat(conversation, tokenizer, stream, reader, screen, arguments.media, prefix.forget).run()
+    Chat(conversation, tokenizer, stream, reader, screen, arguments.media, session.forget).run()
 
 
 if __name__ == "__main__":

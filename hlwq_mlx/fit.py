@@ -19,12 +19,12 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from .engine.decode import PREFILL_STEP
+from .engine.request import PREFILL_STEP
 from .errors import DeviceError
 from .gemma4.attention import SCORES
-from .gemma4.caching import KV_BITS, SINKS, WHOLE, Caching
+from .gemma4.caches import KV_BITS, SINKS, WHOLE, Caching
 from .gemma4.config import FULL, Gemma4Config, TextConfig
-from .gemma4.tower_config import AudioConfig, VisionConfig
+from .gemma4.towers.config import AudioConfig, VisionConfig
 from .media.processor import FRAMES_PER_TOKEN, ImageSettings, SoundSettings
 from .quant import device
 from .quant.backends.choose import prepared_bytes

@@ -9,21 +9,23 @@ import logging
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
-from mlx_lm.generate import GenerationResponse
 
 from .dialog import template
 from .dialog.messages import Message
 from .dialog.stop import AnswerText
-from .engine.decode import PREFILL_STEP, Progress, generate_tokens
-from .engine.prefix import Prefix
+from .engine.answer import generate_tokens
+from .engine.prefix_cache import PrefixCache
+from .engine.request import PREFILL_STEP, Prepared, Progress, Request, no_progress
 from .engine.sampling import Sampling
+from .engine.step import Chosen
 from .errors import RequestError, SourceError
-from .gemma4.caching import Caching
+from .gemma4.caches import WHOLE, Caching
 from .gemma4.model import Model
 from .store import checkpoint, convert, leftovers, side_files, source
 from .strict.jsonfile import read_json
@@ -36,6 +38,39 @@ CACHE_VARIABLE = "HLWQ_CACHE"
 logger = logging.getLogger("hlwq_mlx")
 Prompt = str | Sequence[int] | Sequence[Message] | template.Rendered
 Tools = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class GenerationResponse:
+    """A piece of an answer, with the fields of mlx-lm's class of this name.
+
+    Rates are tokens a second, `peak_memory` GB; `finish_reason` is `stop` or `length` in the last
+    piece. Shapes: logprobs float32 [V].
+    """
+
+    text: str
+    token: int
+    logprobs: mx.array
+    from_draft: bool
+    prompt_tokens: int
+    prompt_tps: float
+    generation_tokens: int
+    generation_tps: float
+    peak_memory: float
+    finish_reason: str | None = None
+
+
+@dataclass
+class Session:
+    """What a conversation keeps between its prompts, so that the next reads only what is new."""
+
+    prefix_cache: PrefixCache = field(default_factory=PrefixCache)
+    media: list[Any] = field(default_factory=list)  # what was made of the last prompt's media
+
+    def forget(self) -> None:
+        """Keep nothing: the next prompt begins anew."""
+        self.prefix_cache.forget()
+        self.media.clear()
 
 
 def cache_folder() -> Path:
@@ -153,17 +188,17 @@ def stream_generate(
     image_tokens: int | None = None,
     http: bool = False,
     prefill_step: int = PREFILL_STEP,
-    caching: Caching | None = None,
-    prefix: Prefix | None = None,
-    on_media: Progress = lambda done, total: None,
-    on_prefill: Progress = lambda done, total: None,
+    caching: Caching = WHOLE,
+    session: Session | None = None,
+    on_media: Progress = no_progress,
+    on_prefill: Progress = no_progress,
     **options: Any,
 ) -> Iterator[GenerationResponse]:
     """Yield the answer piece by piece; the last piece has a `finish_reason`.
 
     `prompt` is text, token ids or messages, which may hold images, sounds and videos as parts, and
     offer `tools` in OpenAI's form. `image_tokens` bounds what an image takes (70, 140, 280, 560 or
-    1120), `http` lets media be downloaded, `caching` says how keys and values are kept. `prefix`,
+    1120), `http` lets media be downloaded, `caching` says how keys and values are kept. `session`,
     handed over with every prompt of a conversation, spares reading again what was read. An answer
     ends before the first text of `stop`; a `max_tokens` of -1 lets it go on. `options` are the
     fields of `Sampling` (temp, top_p, top_k, min_p), greedy by default.
@@ -171,76 +206,56 @@ def stream_generate(
     cannot be read.
     """
     spelled = _spelled(tokenizer, prompt, tools=tools, thinking=thinking)
-    ids, embeddings = _read(
-        model,
-        tokenizer,
-        spelled,
-        prefix,
-        image_tokens=image_tokens,
-        http=http,
-        on_media=on_media,
+    session = session or Session()
+    media = {"image_tokens": image_tokens, "http": http, "on_media": on_media}
+    request = Request(
+        _prepare(model, tokenizer, spelled, session, **media),
+        (sampling or Sampling()).override(**options),
+        max_tokens,
+        tokenizer.eos_token_ids,
+        caching,
+        prefill_step,
+        on_prefill,
     )
-    chosen = (sampling or Sampling()).override(**options)
-    tokens = generate_tokens(
-        model,
-        ids,
-        chosen,
-        max_tokens=max_tokens,
-        input_embeddings=embeddings,
-        prefill_step=prefill_step,
-        caching=caching,
-        prefix=prefix,
-        on_prefill=on_prefill,
-    )
+    tokens = generate_tokens(model, request, session.prefix_cache)
     stops = [stop] if isinstance(stop, str) else stop
-    yield from _answer(tokenizer, tokens, len(ids), stops, max_tokens)
+    yield from _answer(tokenizer, tokens, request, stops)
 
 
-def _read(
+def _prepare(
     model: Model,
     tokenizer: Any,
     spelled: template.Rendered | list[int],
-    prefix: Prefix | None,
-    **viewing: Any,
-) -> tuple[list[int], mx.array | None]:
-    """Return a prompt's ids, and its input embeddings where it has media; `prefix` is told."""
-    media = spelled.media if isinstance(spelled, template.Rendered) else ()
-    seen = None if prefix is None else prefix.seen
-    embeddings = None
+    session: Session,
+    **options: Any,
+) -> Prepared:
     if not isinstance(spelled, template.Rendered):
-        ids = spelled
-    elif media:
-        from .perceive import perceive  # decoders and towers, which most prompts do not need
+        session.media.clear()
+        return Prepared(spelled)
+    if spelled.media:
+        from .prompt import prepare  # decoders and towers, which most prompts do not need
 
-        ids, embeddings = perceive(model, tokenizer, spelled, seen=seen, **viewing)
-    else:
-        ids = template.encode(tokenizer, spelled)
-    if prefix is not None:
-        prefix.show([medium.mark() for medium in media])
-        del prefix.seen[len(media) :]
-    return ids, embeddings
+        return prepare(model, tokenizer, spelled, seen=session.media, **options)
+    session.media.clear()
+    return Prepared(template.encode(tokenizer, spelled))
 
 
 def _answer(
-    tokenizer: Any,
-    tokens: Iterable[tuple[int, mx.array]],
-    prompt_tokens: int,
-    stops: Sequence[str],
-    max_tokens: int,
+    tokenizer: Any, tokens: Iterable[Chosen], request: Request, stops: Sequence[str]
 ) -> Iterator[GenerationResponse]:
     """Turn tokens into pieces of text, up to the answer's end."""
     text = AnswerText(tokenizer.detokenizer, stops)
-    clock = _Clock(prompt_tokens)
+    clock = _Clock(len(request.prompt.ids))
     for token, scores in tokens:
         clock.tick()
-        if token in tokenizer.eos_token_ids:
+        if token in request.stop_ids:
             yield clock.response(text.finish(), token, scores, "stop")
             return
         piece = text.add(token)
         if text.is_stopped:
             yield clock.response(piece, token, scores, "stop")
             return
-        if clock.tokens == max_tokens:
+        if clock.tokens == request.max_tokens:
             yield clock.response(piece + text.finish(), token, scores, "length")
             return
         yield clock.response(piece, token, scores, None)

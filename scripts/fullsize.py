@@ -83,8 +83,8 @@ def answer(folder: Path, prompt_tokens: int, new_tokens: int) -> dict[str, Any]:
     import numpy as np
 
     from hlwq_mlx import fit
-    from hlwq_mlx.engine.decode import generate_tokens
-    from hlwq_mlx.engine.sampling import Sampling
+    from hlwq_mlx.engine.answer import generate_tokens
+    from hlwq_mlx.engine.request import Prepared, Request
     from hlwq_mlx.store import checkpoint, inventory
     from hlwq_mlx.store.ple import FILE_NAME
 
@@ -93,12 +93,13 @@ def answer(folder: Path, prompt_tokens: int, new_tokens: int) -> dict[str, Any]:
     model = checkpoint.load(folder)
     load_s = time.perf_counter() - begun
     forget(folder / FILE_NAME)
-    rows = model.rows = TimedRows(model.rows)
+    rows = TimedRows(model.resources.rows)
+    model.resources = model.resources._replace(rows=rows)
     vocabulary = model.args.text_config.vocab_size
     ids = np.random.default_rng(0).integers(2, vocabulary - 8, prompt_tokens).tolist()
     moments = [time.perf_counter()]
     is_finite = True
-    for _, scores in generate_tokens(model, ids, Sampling(), max_tokens=new_tokens):
+    for _, scores in generate_tokens(model, Request(Prepared(ids), max_tokens=new_tokens)):
         moments.append(time.perf_counter())
         is_finite &= bool(mx.isfinite(scores).all())
     prefill_rows = -(-prompt_tokens // 512)

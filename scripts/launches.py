@@ -22,7 +22,7 @@ from mlx import nn
 from mlx.utils import tree_map_with_path
 from mlx_lm.models import gemma4_text
 
-from hlwq_mlx.gemma4.model import Model, ModelArgs
+from hlwq_mlx.gemma4.model import Model, ModelArgs, Resources
 from hlwq_mlx.quant import device, fuse, selftest
 from hlwq_mlx.quant.tables import centroids
 from hlwq_mlx.store import published
@@ -88,7 +88,14 @@ def coded_model(config: dict[str, Any], rule: Rule, dtype: mx.Dtype) -> Model:
     """Make a model with random codes, by a rule; all else is zero or random, in `dtype`."""
     described = copy.deepcopy(config)
     described["quantization_config"] = manifest(plain_shapes(config), rule)
-    model = Model(ModelArgs.from_dict(described))
+    args = ModelArgs.from_dict(described)
+    width = args.text_config.num_hidden_layers * args.text_config.hidden_size_per_layer_input
+    row = mx.zeros((1, 1, width), dtype)
+
+    def rows(ids: np.ndarray) -> mx.array:
+        return row if ids.shape == (1, 1) else mx.broadcast_to(row, (*ids.shape, width))
+
+    model = Model(args, Resources(rows))
 
     def filled(name: str, array: mx.array) -> mx.array:
         if name.endswith(".codes"):
@@ -98,15 +105,7 @@ def coded_model(config: dict[str, Any], rule: Rule, dtype: mx.Dtype) -> Model:
         return array if name.endswith(".centroids") else array.astype(dtype)
 
     model.update(tree_map_with_path(filled, model.parameters()))
-    text = model.args.text_config
-    width = text.num_hidden_layers * text.hidden_size_per_layer_input
-    row = mx.zeros((1, 1, width), dtype)
     mx.eval(model.parameters(), row)
-
-    def rows(ids: np.ndarray) -> mx.array:
-        return row if ids.shape == (1, 1) else mx.broadcast_to(row, (*ids.shape, width))
-
-    model.rows = rows
     return model
 
 

@@ -21,7 +21,7 @@ import make_fullsize
 import mlx.core as mx
 
 from hlwq_mlx import fit
-from hlwq_mlx.gemma4.caching import WHOLE, Caching
+from hlwq_mlx.gemma4.caches import WHOLE, Caching
 from hlwq_mlx.gemma4.config import FULL
 from hlwq_mlx.gemma4.model import Model
 from hlwq_mlx.store import inventory, rules

@@ -10,7 +10,7 @@ import numpy as np
 from data.oracle.variants import VARIANTS, derive
 from safetensors.numpy import load_file
 
-from hlwq_mlx.gemma4.model import Model, ModelArgs
+from hlwq_mlx.gemma4.model import Model, ModelArgs, Resources
 
 __all__ = ["TABLE", "TOLERANCE", "VARIANTS", "array", "config", "fresh_model", "model", "weights"]
 
@@ -42,13 +42,16 @@ def weights(variant: str = "plain") -> dict[str, np.ndarray]:
     return derive(variant, load_file(FOLDER / "text.safetensors"))
 
 
-def fresh_model(variant: str = "plain", settings: dict[str, Any] | None = None) -> Model:
-    """A model with the variant's weights, of the config given or the variant's own."""
-    made = Model(ModelArgs.from_dict(config(variant) if settings is None else settings))
+def fresh_model(
+    variant: str = "plain", settings: dict[str, Any] | None = None, **resources: Any
+) -> Model:
+    """A model with the variant's weights; config and resources given replace its own."""
     tensors = {name: mx.array(weight) for name, weight in weights(variant).items()}
     table = tensors.pop(TABLE)
+    found = Resources(**{"rows": lambda ids: table[mx.array(ids)]} | resources)
+    args = ModelArgs.from_dict(config(variant) if settings is None else settings)
+    made = Model(args, found)
     made.load_weights(list(tensors.items()), strict=True)
-    made.rows = lambda ids: table[mx.array(ids)]
     return made
 
 

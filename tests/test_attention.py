@@ -8,7 +8,8 @@ from mlx_lm.models.base import scaled_dot_product_attention
 from mlx_lm.models.cache import KVCache, QuantizedKVCache, RotatingKVCache
 from oracle import model
 
-from hlwq_mlx.gemma4.attention import View, attend_coded
+from hlwq_mlx.gemma4.attention import SharedKV, attend_coded
+from hlwq_mlx.gemma4.masks import Causal
 
 
 def normed(x, weight=1.0):
@@ -43,7 +44,7 @@ def test_attention_follows_the_formula(variant, layer, kv_heads):
     waves, attention._waves = attention._waves, mx.full(attention.head_dim // 2, mx.inf)
     h = np.random.default_rng(0).normal(size=(5, 64)).astype(np.float32)
     x = mx.array(h)[None]
-    got, view = attention.produce(x, "causal", KVCache())
+    got, view = attention.run_with_kv(x, Causal(None), KVCache())
     assert mx.array_equal(attention(x, view), got)
     attention._waves = waves
     np.testing.assert_allclose(
@@ -59,12 +60,12 @@ def test_waves_are_no_parameter():
 def test_a_view_holds_the_offset_before_and_the_keys_during_the_update():
     attention, cache = model().layers[0].self_attn, RotatingKVCache(6, keep=0)
     x = mx.random.normal((1, 11, 64), key=mx.random.key(0))
-    attention.produce(x[:, :4], "causal", cache)
-    _, view = attention.produce(x[:, 4:], None, cache)
+    attention.run_with_kv(x[:, :4], Causal(None), cache)
+    _, view = attention.run_with_kv(x[:, 4:], None, cache)
     assert view.offset.item() == 4
     assert cache.offset == 11
     assert view.keys.shape == view.values.shape == (1, 2, 11, 16)
-    attention.produce(x[:, :1], None, cache)
+    attention.run_with_kv(x[:, :1], None, cache)
     assert cache.keys.shape[2] == 6
     assert view.keys.shape[2] == 11
 
@@ -72,7 +73,7 @@ def test_a_view_holds_the_offset_before_and_the_keys_during_the_update():
 @pytest.mark.parametrize("offset", [4, [4, 9]])
 def test_the_last_view_is_that_of_the_last_query(offset):
     keys = mx.zeros((1, 2, 7, 16))
-    view = View(keys, keys, mx.ones((3, 7), mx.bool_), mx.array(offset), KVCache()).last(3)
+    view = SharedKV(keys, keys, mx.ones((3, 7), mx.bool_), mx.array(offset), KVCache()).last(3)
     assert view.keys is view.values is keys
     assert view.mask.shape == (1, 7)
     assert view.offset.tolist() == (mx.array(offset) + 2).tolist()
@@ -81,7 +82,7 @@ def test_the_last_view_is_that_of_the_last_query(offset):
 def test_the_last_query_alone_gives_the_last_row():
     attention = model().layers[4].self_attn
     x = mx.random.normal((1, 6, 64), key=mx.random.key(0))
-    whole, view = attention.produce(x, "causal", KVCache())
+    whole, view = attention.run_with_kv(x, Causal(None), KVCache())
     last = attention(x[:, -1:], view.last(6))
     np.testing.assert_allclose(np.array(whole[:, -1:]), np.array(last), rtol=0, atol=2e-6)
 
@@ -98,7 +99,7 @@ def test_coded_attention_is_that_of_mlx_lm(kind, bits):
     window = mx.tri(7, 9, 2, mx.bool_) & ~mx.tri(7, 9, -2, mx.bool_)
     batch = mx.stack([window, mx.tri(7, 9, 2, mx.bool_)])[:, None]
     mask = {"none": None, "causal": "causal", "window": window, "batch": batch}[kind]
-    got = attend_coded(queries, View(keys, values, mask, mx.array(2), cache))
+    got = attend_coded(queries, SharedKV(keys, values, mask, mx.array(2), cache), mask)
     wanted = scaled_dot_product_attention(queries, keys, values, cache, 1.0, mask)
     np.testing.assert_allclose(np.array(got), np.array(wanted), atol=1e-6)
 
@@ -112,7 +113,7 @@ def test_coded_keys_are_not_copied_for_the_heads_that_share_them():
     mx.eval(kept, queries)
     before = mx.get_active_memory()
     mx.reset_peak_memory()
-    mx.eval(attend_coded(queries, View(*kept, "causal", mx.array(K - 2), cache)))
+    mx.eval(attend_coded(queries, SharedKV(*kept, None, mx.array(K - 2), cache), "causal"))
     assert mx.get_peak_memory() - before < 8 * heads * 2 * K * 4
 
 
@@ -126,8 +127,8 @@ def test_many_queries_go_block_by_block(monkeypatch, is_array, bits):
     )
     keys, values = cache.update_and_fetch(keys, values)
     row, column = mx.arange(7)[:, None] + 2, mx.arange(9)
-    mask = (row >= column) & (column > row - 4) if is_array else "causal"
-    view = View(keys, values, mask, mx.array(2), cache)
+    mask = (row >= column) & (column > row - 4) if is_array else Causal(None)
+    view = SharedKV(keys, values, mask, mx.array(2), cache)
     whole = view.attend(queries)
     monkeypatch.setattr("hlwq_mlx.gemma4.attention.SCORES", 3 * 4 * 9)
     np.testing.assert_allclose(np.array(view.attend(queries)), np.array(whole), atol=1e-6)

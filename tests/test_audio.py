@@ -18,8 +18,8 @@ from tower_oracle import (
 )
 
 from hlwq_mlx.errors import ShapeError
-from hlwq_mlx.gemma4.audio import bounded, sinusoids
-from hlwq_mlx.gemma4.tower_config import AudioConfig
+from hlwq_mlx.gemma4.towers.audio import bounded, sinusoids
+from hlwq_mlx.gemma4.towers.config import AudioConfig
 
 
 def encode(made, sounds):

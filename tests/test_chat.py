@@ -336,7 +336,7 @@ def test_a_turn_reads_what_is_new_alone(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out == "4\n7\n4\n"
     first, second, third = (seen for seen in begins if seen)
     assert first[0] == third[0] == (0, 16)
-    assert second[0][0] == 16 + len(("4", "<turn|>"))
+    assert second[0][0] == 16 + len(("4",))  # <turn|> was chosen, and read by no step
     assert second[-1][0] == second[-1][1] > second[0][0]
 
 

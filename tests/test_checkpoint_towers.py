@@ -10,11 +10,11 @@ import pytest
 import tiny
 from mlx.utils import tree_flatten
 
-from hlwq_mlx import stock
 from hlwq_mlx.errors import CheckpointError, RequestError, SourceError
 from hlwq_mlx.gemma4.config import Gemma4Config
-from hlwq_mlx.gemma4.towers import TOWERS, make_tower, prefixes
-from hlwq_mlx.plugin import FOLDER_KEY
+from hlwq_mlx.gemma4.towers.tower import TOWER_PREFIXES, make_tower, prefixes
+from hlwq_mlx.mlxlm import model as stock
+from hlwq_mlx.mlxlm.plugin import FOLDER_KEY
 from hlwq_mlx.quant.layers import HLWQLinear
 from hlwq_mlx.store import checkpoint, convert, output
 from hlwq_mlx.store.source import Source
@@ -158,7 +158,7 @@ def test_what_a_tower_of_a_folder_lacks_is_listed(own):
 
 
 def test_a_source_without_towers_stays_without(tmp_path):
-    weights = {n: w for n, w in make_weights().items() if not n.startswith(TOWERS)}
+    weights = {n: w for n, w in make_weights().items() if not n.startswith(TOWER_PREFIXES)}
     source, _ = publish(tmp_path, weights)
     convert.convert(source, tmp_path / "out")
     model = checkpoint.load(tmp_path / "out")

@@ -8,11 +8,11 @@ import numpy as np
 import openai
 import pytest
 import tiny
+from hlwq_mlx.engine.decode import generate_tokens
 from served import served
 
 from hlwq_mlx import cli, export, library, quantize
-from hlwq_mlx.card import HLWQModel
-from hlwq_mlx.engine.decode import generate_tokens
+from hlwq_mlx.compat.card import HLWQModel
 from hlwq_mlx.engine.sampling import Sampling
 from hlwq_mlx.errors import CheckpointError
 from hlwq_mlx.generate import main as generate_command

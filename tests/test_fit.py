@@ -12,11 +12,11 @@ import tiny
 from mlx.utils import tree_flatten
 
 from hlwq_mlx import cli, doctor, fit
-from hlwq_mlx.engine.decode import PREFILL_STEP
+from hlwq_mlx.engine.request import PREFILL_STEP
 from hlwq_mlx.errors import DeviceError
-from hlwq_mlx.gemma4.audio import AudioTower
-from hlwq_mlx.gemma4.caching import WHOLE, Caching
-from hlwq_mlx.gemma4.vision import VisionTower
+from hlwq_mlx.gemma4.caches import WHOLE, Caching
+from hlwq_mlx.gemma4.towers.audio import AudioTower
+from hlwq_mlx.gemma4.towers.vision import VisionTower
 from hlwq_mlx.generate import make_parser
 from hlwq_mlx.store import checkpoint, convert, leftovers
 from hlwq_mlx.store.inventory import as_converted, of_variant, take

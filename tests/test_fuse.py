@@ -8,12 +8,13 @@ import oracle
 import pytest
 from metal_host import Checks, device
 from mlx import nn
-from mlx_lm.models.cache import KVCache
 
 from hlwq_mlx.gemma4.attention import Attention
+from hlwq_mlx.gemma4.caches import FullCache
 from hlwq_mlx.gemma4.config import Gemma4Config
+from hlwq_mlx.gemma4.masks import Causal
 from hlwq_mlx.gemma4.text import MLP
-from hlwq_mlx.gemma4.vision import VisionTower
+from hlwq_mlx.gemma4.towers.vision import VisionTower
 from hlwq_mlx.quant import codec, ops, selftest
 from hlwq_mlx.quant import device as computer
 from hlwq_mlx.quant.backends import metal
@@ -54,7 +55,7 @@ def attention(variant="plain", layer=0, **of_last):
 
 def attend(block):
     x = mx.random.normal((2, 9, 64), key=mx.random.key(0))
-    return block.produce(x, "causal", KVCache())[0]
+    return block.run_with_kv(x, Causal(None), FullCache())[0]
 
 
 @contextmanager

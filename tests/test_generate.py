@@ -15,7 +15,7 @@ from hlwq_mlx import cli, fit, library
 from hlwq_mlx.dialog import template
 from hlwq_mlx.generate import main, make_parser, spell
 from hlwq_mlx.library import CACHE_VARIABLE
-from hlwq_mlx.perceive import perceive
+from hlwq_mlx.prompt import prepare
 
 MODULE = "hlwq_mlx.generate"
 
@@ -188,7 +188,7 @@ def test_media_from_files_in_the_order_given(seeing):
     parts = [{"type": k, "path": str(files[n])} for k, n in zip(kinds, order[1::2], strict=True)]
     messages = [{"role": "user", "content": [*parts, {"type": "text", "text": "Well?"}]}]
     spelled = template.render(tokenizer, messages)
-    ids, _ = perceive(loaded, tokenizer, spelled)
+    ids = prepare(loaded, tokenizer, spelled).ids
     assert f"Prompt: {len(ids)} tokens, " in ran.stderr
     arguments = make_parser().parse_args([*paths, "-p", "Well?"])
     assert spell(arguments, tokenizer, "Well?") == spelled

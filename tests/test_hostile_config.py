@@ -18,7 +18,7 @@ import tiny_media
 from hlwq_mlx import cli
 from hlwq_mlx.errors import CheckpointError, ConfigError
 from hlwq_mlx.gemma4.config import FLAT, Gemma4Config, RopeConfig, TextConfig
-from hlwq_mlx.gemma4.tower_config import AudioConfig, VisionConfig
+from hlwq_mlx.gemma4.towers.config import AudioConfig, VisionConfig
 from hlwq_mlx.store import checkpoint, convert, published
 from hlwq_mlx.store.source import Source
 from hlwq_mlx.strict.fields import kind_of

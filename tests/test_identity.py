@@ -10,8 +10,8 @@ import tiny
 
 from hlwq_mlx import cli, doctor
 from hlwq_mlx.errors import CheckpointError
-from hlwq_mlx.plugin import FOLDER_KEY
-from hlwq_mlx.stock import Model, ModelArgs
+from hlwq_mlx.mlxlm.model import Model, ModelArgs
+from hlwq_mlx.mlxlm.plugin import FOLDER_KEY
 from hlwq_mlx.store import checkpoint, checksums, convert, leftovers
 from hlwq_mlx.store.identity import MANIFEST_KEY, METADATA_KEY
 from hlwq_mlx.store.ple import FILE_NAME as ROW_STORE

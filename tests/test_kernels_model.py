@@ -9,8 +9,8 @@ import pytest
 from metal_host import Checks, device
 
 from hlwq_mlx import cli, library, quantize
-from hlwq_mlx.engine.decode import generate_tokens
-from hlwq_mlx.engine.sampling import Sampling
+from hlwq_mlx.engine.answer import generate_tokens
+from hlwq_mlx.engine.request import Prepared, Request
 from hlwq_mlx.quant import device as computer
 from hlwq_mlx.quant import fuse, kernels, selftest
 from hlwq_mlx.store import convert
@@ -93,7 +93,7 @@ def on_kernels(checks):
 
 def answer(model, ids):
     """The greedy tokens of an answer, after a prefill in two chunks."""
-    made = generate_tokens(model, ids, Sampling(), max_tokens=TOKENS, prefill_step=12)
+    made = generate_tokens(model, Request(Prepared(ids), max_tokens=TOKENS, prefill_step=12))
     return [token for token, _ in made]
 
 

@@ -14,9 +14,9 @@ import hlwq_mlx
 from hlwq_mlx import library
 from hlwq_mlx.dialog import template
 from hlwq_mlx.dialog.parts import Medium
-from hlwq_mlx.engine.prefix import Prefix
 from hlwq_mlx.engine.sampling import Sampling
 from hlwq_mlx.errors import RequestError, SourceError
+from hlwq_mlx.library import Session
 from hlwq_mlx.quant import device
 from hlwq_mlx.store import checkpoint
 
@@ -205,14 +205,14 @@ def test_what_was_shown_is_read_again_only_if_it_changed(seeing, second, is_spar
     (model, tokenizer), folder = seeing
     for seed, name in enumerate(("a.png", "b.png")):
         (folder / name).write_bytes(tiny_media.image_file(seed=seed))
-    prefix, messages = Prefix(), [{"role": "user", "content": [image(folder / "a.png"), "Hi"]}]
+    session, messages = Session(), [{"role": "user", "content": [image(folder / "a.png"), "Hi"]}]
     begins = []
     options = {"max_tokens": 1, "on_prefill": lambda done, total: begins.append(done)}
-    library.generate(model, tokenizer, messages, prefix=prefix, **options)
+    library.generate(model, tokenizer, messages, session=session, **options)
     said = f"{template.render(tokenizer, messages).text}A<turn|>\n<|turn>user\nMore<turn|>\n"
     prompt = template.Rendered(said, (Medium("image", str(folder / second)),))
     begins.clear()
-    answer = library.generate(model, tokenizer, prompt, prefix=prefix, **options)
+    answer = library.generate(model, tokenizer, prompt, session=session, **options)
     assert (begins[0] > 0) == is_spared
     assert answer == library.generate(model, tokenizer, prompt, **options)
 
@@ -222,32 +222,32 @@ def test_what_was_seen_needs_neither_file_nor_tower_again(seeing, tmp_path, monk
     file = tmp_path / "gone.png"
     file.write_bytes(tiny_media.image_file(seed=0))
     messages = [{"role": "user", "content": [image(file), "Hi"]}]
-    prefix = Prefix()
-    first = library.generate(model, tokenizer, messages, max_tokens=3, prefix=prefix)
+    session = Session()
+    first = library.generate(model, tokenizer, messages, max_tokens=3, session=session)
     file.unlink()
     monkeypatch.setattr(model, "image_features", None)
-    assert library.generate(model, tokenizer, messages, max_tokens=3, prefix=prefix) == first
+    assert library.generate(model, tokenizer, messages, max_tokens=3, session=session) == first
     with pytest.raises(SourceError, match=r"gone\.png"):
-        library.generate(model, tokenizer, messages, max_tokens=3, prefix=Prefix())
+        library.generate(model, tokenizer, messages, max_tokens=3, session=Session())
 
 
 @pytest.mark.parametrize("tokens", [None, 70])
 def test_only_the_media_that_a_prompt_begins_with_are_known(seeing, tmp_path, tokens):
     (model, tokenizer), _ = seeing
-    file, prefix = tmp_path / "shot.png", Prefix()
+    file, session = tmp_path / "shot.png", Session()
     pictures = [tiny_media.image_file(seed=seed) for seed in range(2)]
     file.write_bytes(pictures[0])
     one, two = ([{"role": "user", "content": [image(file)] * count}] for count in (1, 2))
     options = {"max_tokens": 3, "image_tokens": tokens}
-    library.generate(model, tokenizer, one, prefix=prefix, max_tokens=3)
+    library.generate(model, tokenizer, one, session=session, max_tokens=3)
     file.write_bytes(pictures[1])
-    answer = library.generate(model, tokenizer, two, prefix=prefix, **options)
+    answer = library.generate(model, tokenizer, two, session=session, **options)
     as_told = pictures if tokens is None else [pictures[1]] * 2
     parts = [{"type": "image", "image": each} for each in as_told]
     fresh = [{"role": "user", "content": parts}]
     assert answer == library.generate(model, tokenizer, fresh, **options)
-    library.generate(model, tokenizer, "Hi", prefix=prefix, max_tokens=1)
-    assert not prefix.seen
+    library.generate(model, tokenizer, "Hi", session=session, max_tokens=1)
+    assert not session.media
 
 
 def image(path):

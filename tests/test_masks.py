@@ -3,11 +3,11 @@
 import mlx.core as mx
 import numpy as np
 import pytest
-from mlx_lm.models.cache import KVCache, RotatingKVCache
 from oracle import config
 
+from hlwq_mlx.gemma4.caches import FullCache, SlidingCache
 from hlwq_mlx.gemma4.config import FULL, SLIDING, Gemma4Config
-from hlwq_mlx.gemma4.masks import attention_masks, join_blocks, last_row
+from hlwq_mlx.gemma4.masks import Causal, attention_masks, join_blocks
 
 TEXT = Gemma4Config.from_dict(config("bidirectional")).text_config
 WINDOW = 6
@@ -15,7 +15,7 @@ WINDOW = 6
 
 def filled(length):
     """One cache of each layer type that has seen `length` positions in one chunk."""
-    caches = [RotatingKVCache(WINDOW, keep=0), RotatingKVCache(WINDOW, keep=0), KVCache()]
+    caches = [SlidingCache(WINDOW), SlidingCache(WINDOW), FullCache()]
     for cache in caches if length else ():
         cache.update_and_fetch(mx.zeros((1, 1, length, 4)), mx.zeros((1, 1, length, 4)))
     return caches
@@ -29,10 +29,8 @@ def sees(query, key, window, runs):
 
 def expand(mask, length, keys):
     """A mask as booleans [length, keys]."""
-    if isinstance(mask, mx.array):
-        return np.broadcast_to(np.array(mask), (1, 1, length, keys))[0, 0]
-    rows = np.arange(keys - length, keys)[:, None]
-    return (np.arange(keys) <= rows) if mask == "causal" else np.full((length, keys), True)
+    array = mask.array(length, keys) if isinstance(mask, Causal) else mask
+    return np.broadcast_to(np.array(array), (1, 1, length, keys))[0, 0]
 
 
 @pytest.mark.parametrize("cached", [0, 1, 4, 5, 6, 9])
@@ -83,8 +81,22 @@ def test_blocks_leave_padding_hidden():
     assert joined[0, 0].astype(int).tolist() == [[0, 0, 0], [0, 1, 1], [0, 1, 1]]
 
 
-def test_last_row_is_what_the_last_query_sees():
-    mask = mx.array([[True, False], [False, True]])
-    assert np.array(last_row(mask)).tolist() == [[False, True]]
-    assert last_row("causal") is None
-    assert last_row(None) is None
+@pytest.mark.parametrize("window", [None, 3])
+def test_a_span_is_what_its_queries_see(window):
+    """Of 5 queries behind 4 keys: cut to a span, the mask shows the same pairs."""
+    mask, cached, L = Causal(window), 4, 5
+    whole = np.array(mask.array(L, cached + L))
+    for start, stop in ((0, 1), (4, 5), (1, 4), (0, 5)):
+        span = mask.span(start, stop, cached)
+        assert not whole[start:stop, : span.start].any()
+        assert not whole[start:stop, span.stop :].any()
+        within = mask.within(stop - start, span.stop - span.start)
+        if within is None:
+            assert whole[start:stop, span].all()
+        elif isinstance(within, str):
+            causal = np.tri(
+                stop - start, span.stop - span.start, span.stop - stop + start - span.start
+            )
+            assert whole[start:stop, span].tolist() == causal.astype(bool).tolist()
+        else:
+            assert np.array(within).tolist() == whole[start:stop, span].tolist()

@@ -9,8 +9,8 @@ from itertools import pairwise
 import mlx.core as mx
 import numpy as np
 import pytest
-from oracle import config
-from tower_oracle import TOWER_VARIANTS, array, distance, features, media_model
+from oracle import config, fresh_model
+from tower_oracle import TOWER_VARIANTS, array, distance, features, media_model, tower
 
 from hlwq_mlx.errors import CheckpointError, RequestError, ShapeError
 from hlwq_mlx.gemma4.model import Model, ModelArgs
@@ -127,9 +127,10 @@ def test_a_batch_is_refused():
 
 
 def test_a_tower_is_loaded_once_and_for_its_own_kind_alone():
-    model, asked = media_model("clipped"), []
-    load = model.load_tower
-    model.load_tower = lambda kind: (asked.append(kind), load(kind))[1]
+    asked = []
+    model = fresh_model(
+        "clipped", load_tower=lambda kind: (asked.append(kind), tower("clipped", kind))[1]
+    )
     model.embed_media(mx.array([[2]]))
     assert asked == []
     for _ in range(2):

@@ -11,7 +11,9 @@ from oracle import TABLE, TOLERANCE, VARIANTS, array, config, fresh_model, model
 from pairwise import in_turn
 
 from hlwq_mlx.errors import CheckpointError, RequestError, ShapeError
-from hlwq_mlx.gemma4.model import Model, ModelArgs
+from hlwq_mlx.gemma4.caches import WHOLE, FullCache, SlidingCache
+from hlwq_mlx.gemma4.model import Model, ModelArgs, Resources
+from hlwq_mlx.mlxlm import caches as mlxlm_caches
 from hlwq_mlx.quant import codec, tables
 from hlwq_mlx.quant.packing import pack_p32
 from hlwq_mlx.store import published
@@ -140,8 +142,9 @@ def test_a_batch_of_two_is_two_batches():
         )
 
 
-def test_merged_caches_of_unequal_length_decode_as_single_ones():
-    caches = [model().make_cache(), model().make_cache()]
+def test_mlx_lms_merged_caches_of_unequal_length_decode_as_single_ones():
+    text = model().args.text_config
+    caches = [mlxlm_caches.make_caches(text, WHOLE), mlxlm_caches.make_caches(text, WHOLE)]
     for cache, length in zip(caches, (11, 4), strict=True):
         model().fill_cache(TEXT[:, :length], cache)
     merged = [type(pair[0]).merge(pair) for pair in zip(*caches, strict=True)]
@@ -166,15 +169,25 @@ def test_bfloat16_weights_give_float32_logits_close_to_float32_ones():
 
 def test_make_cache_has_an_entry_for_each_layer_that_makes_keys():
     kinds = [type(entry) for entry in model().make_cache()]
+    assert kinds == [SlidingCache, SlidingCache, FullCache, SlidingCache, FullCache]
+    own = mlxlm_caches.make_caches(model().args.text_config, WHOLE)
+    kinds = [type(entry) for entry in own]
     assert kinds == [RotatingKVCache, RotatingKVCache, KVCache, RotatingKVCache, KVCache]
-    assert [model().make_cache()[i].max_size for i in (0, 1, 3)] == [6, 6, 6]
+    assert [own[i].max_size for i in (0, 1, 3)] == [6, 6, 6]
     assert len(model().layers) == 8
+
+
+def test_mlx_lms_caches_give_what_ours_give():
+    own = mlxlm_caches.make_caches(model().args.text_config, WHOLE)
+    ours = model().make_cache()
+    for chunk in chunks(TEXT, (9, 10, 11, 12)):
+        assert_close(model()(chunk, own), model()(chunk, ours), TOLERANCE)
 
 
 def test_rows_get_padding_at_soft_tokens():
     tiny, asked = fresh_model(), []
-    rows = tiny.rows
-    tiny.rows = lambda ids: (asked.append(ids), rows(ids))[1]
+    rows = tiny.resources.rows
+    tiny.resources = Resources(lambda ids: (asked.append(ids), rows(ids))[1])
     tiny(MIXED)
     soft = np.isin(np.array(MIXED), (IMAGE, AUDIO, VIDEO))
     assert soft.sum() == 24
@@ -246,7 +259,7 @@ def test_e4b_tree_has_the_released_names_and_shapes():
         here = f"{PREFIX}layers.{i}."
         got = {k.removeprefix(here): v for k, v in shapes.items() if k.startswith(here)}
         assert got == wanted
-    assert [type(entry) for entry in e4b.make_cache()].count(KVCache) == 4
+    assert [type(entry) for entry in e4b.make_cache()].count(FullCache) == 4
     assert len(e4b.make_cache()) == 24
 
 
@@ -283,7 +296,7 @@ def test_a_flat_text_checkpoint_gives_the_same_logits():
     sanitized = flat.sanitize(tensors)
     assert flat.sanitize(sanitized) == sanitized
     flat.load_weights(list(sanitized.items()), strict=True)
-    flat.rows = lambda ids: table[mx.array(ids)]
+    flat.resources = Resources(lambda ids: table[mx.array(ids)])
     assert_close(flat(TEXT), array("plain_text_logits"))
 
 
@@ -318,7 +331,7 @@ def test_a_coded_model_computes_what_its_decoded_weights_do():
     for target, source in ((coded, parameters), (plain, tensors)):
         loaded = {name: mx.array(value) for name, value in source.items() if name != TABLE}
         target.load_weights(list(target.sanitize(loaded).items()), strict=True)
-    coded.rows = plain.rows
+    coded.resources = plain.resources
     assert np.abs(np.array(plain(TEXT)) - array("plain_text_logits")).max() > 1000 * TOLERANCE
     # The rotation adds float32 rounding of its own.
     assert_close(coded(TEXT), plain(TEXT), 5 * TOLERANCE)
@@ -332,7 +345,7 @@ def test_refuses_to_run_without_rows():
 
 def test_refuses_rows_of_another_model():
     tiny = fresh_model()
-    tiny.rows = lambda ids: mx.zeros((*ids.shape, 63))
+    tiny.resources = Resources(lambda ids: mx.zeros((*ids.shape, 63)))
     with pytest.raises(
         ShapeError, match=r"^\[model.rows\] needed .*\(1, 22, 64\), got \(1, 22, 63"
     ):

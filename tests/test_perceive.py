@@ -17,7 +17,8 @@ from hlwq_mlx.media.origin import Access
 from hlwq_mlx.media.processor import Processor
 from hlwq_mlx.media.sound import mel_frames, read_sound
 from hlwq_mlx.media.video import clip_patches, read_video
-from hlwq_mlx.perceive import VIEWERS, perceive, view_all
+from hlwq_mlx.prompt import PREPARERS, prepare, prepare_media
+from hlwq_mlx.store import checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +47,7 @@ def user(*parts):
 
 def read(loaded, *parts, **options):
     model, tokenizer = loaded
-    return perceive(model, tokenizer, template.render(tokenizer, user(*parts)), **options)
+    return prepare(model, tokenizer, template.render(tokenizer, user(*parts)), **options)[:2]
 
 
 def image(path):
@@ -147,11 +148,11 @@ def test_media_in_every_spelling_are_the_same(loaded, settings, files):
 
 def test_media_stop_being_read_where_the_context_ends(settings, monkeypatch):
     media = [Medium("image", tiny_media.picture())] * 4  # of 4 soft tokens
-    assert len(view_all(media, settings, Access(), context=16)) == 4
-    seen, viewed = [], VIEWERS["image"]
-    monkeypatch.setitem(VIEWERS, "image", lambda *given: seen.append(given) or viewed(*given))
+    assert len(prepare_media(media, settings, Access(), context=16)) == 4
+    seen, viewed = [], PREPARERS["image"]
+    monkeypatch.setitem(PREPARERS, "image", lambda *given: seen.append(given) or viewed(*given))
     with pytest.raises(RequestError, match=r"at most 7 soft tokens, .* got 8 or more\."):
-        view_all(media, settings, Access(), context=7)
+        prepare_media(media, settings, Access(), context=7)
     assert len(seen) == 2
 
 
@@ -168,16 +169,20 @@ def test_progress_counts_pictures_frames_and_sounds(loaded, files):
     assert seen == [(0, 4), (1, 4), (2, 4), (3, 4), (4, 4)]
 
 
-def test_towers_load_when_a_prompt_needs_them(folder, files):
-    model, tokenizer = library.load(folder)
-    library.generate(model, tokenizer, [{"role": "user", "content": "Hi"}], max_tokens=1)
-    assert not {"vision_tower", "audio_tower"} & set(model.model)
-    library.generate(
-        model, tokenizer, user({"type": "audio", "path": files["a.wav"]}), max_tokens=1
+def test_towers_load_when_a_prompt_needs_them(folder, files, monkeypatch):
+    loaded, load = [], checkpoint.load_tower
+    monkeypatch.setattr(
+        checkpoint, "load_tower", lambda *given: (loaded.append(given[-1]), load(*given))[1]
     )
-    assert {"vision_tower", "audio_tower"} & set(model.model) == {"audio_tower"}
-    library.generate(model, tokenizer, user(image(files["a.png"])), max_tokens=1)
-    assert {"vision_tower", "audio_tower"} <= set(model.model)
+    model, tokenizer = library.load(folder)
+    sound = {"type": "audio", "path": files["a.wav"]}
+    for content, wanted in (
+        ("Hi", []),
+        ([sound], ["audio"]),
+        ([image(files["a.png"]), sound], ["audio", "vision"]),
+    ):
+        library.generate(model, tokenizer, [{"role": "user", "content": content}], max_tokens=1)
+        assert loaded == wanted
 
 
 @pytest.mark.parametrize("prefill_step", [3, 512])

@@ -5,11 +5,11 @@ import pytest
 from oracle import TOLERANCE
 from oracle import model as oracle_model
 
-from hlwq_mlx.engine.decode import generate_tokens
-from hlwq_mlx.engine.prefix import Prefix
-from hlwq_mlx.engine.sampling import Sampling
+from hlwq_mlx.engine.answer import generate_tokens
+from hlwq_mlx.engine.prefix_cache import PrefixCache
+from hlwq_mlx.engine.request import Prepared, Request
 from hlwq_mlx.errors import RequestError
-from hlwq_mlx.gemma4.caching import Caching
+from hlwq_mlx.gemma4.caches import WHOLE, Caching
 
 FIRST = [2, 11, 45, 7, 130, 201, 9, 88, 64, 17, 255, 31, 5]
 MORE = [90, 14, 77, 3, 160, 21, 48]
@@ -21,49 +21,46 @@ def model():
     return oracle_model()
 
 
-def answer(model, prompt, *, steps=STEPS, **options):
+def answer(model, prompt, *, steps=STEPS, prefix=None, **options):
     """The ids of an answer, the scores of its first token, and how much was read already."""
     begins = []
-    found = generate_tokens(
-        model,
-        prompt,
-        Sampling(),
+    request = Request(
+        Prepared(prompt),
         max_tokens=steps,
         on_prefill=lambda done, total: begins.append(done),
         **options,
     )
+    found = generate_tokens(model, request, prefix)
     ids, scores = zip(*found, strict=True)
     return list(ids), np.array(scores[0]), begins[0]
 
 
-@pytest.mark.parametrize("caching", [None, Caching(8, 32), Caching(max_kv_size=64)])
+@pytest.mark.parametrize("caching", [WHOLE, Caching(8, 32), Caching(max_kv_size=64)])
 @pytest.mark.parametrize("prefill_step", [3, 512])
 def test_a_conversation_is_answered_as_if_read_anew(model, caching, prefill_step):
     options = {"caching": caching, "prefill_step": prefill_step}
     assert model.args.text_config.sliding_window < len(FIRST) + STEPS
-    prefix, prompt = Prefix(), FIRST
+    prefix, prompt = PrefixCache(), FIRST
     for turn in range(3):
         found, scores, begin = answer(model, prompt, prefix=prefix, **options)
         wanted, wanted_scores, _ = answer(model, prompt, **options)
         assert found == wanted
         # Coded, what was read at once and what was read one by one differ by their roundings.
-        assert np.abs(scores - wanted_scores).max() < (
-            0.05 if caching and caching.kv_bits else TOLERANCE
-        )
-        assert begin == (len(prompt) - len(MORE) if turn else 0)
+        assert np.abs(scores - wanted_scores).max() < (0.05 if caching.kv_bits else TOLERANCE)
+        assert begin == (len(prompt) - len(MORE) - 1 if turn else 0)  # all but the last token
         prompt = [*prompt, *found, *MORE]
 
 
 def test_an_answer_that_is_ended_early_is_gone_on_with(model):
     wanted, _, _ = answer(model, FIRST)
-    prefix = Prefix()
-    stream = generate_tokens(model, FIRST, Sampling(), max_tokens=STEPS, prefix=prefix)
+    prefix = PrefixCache()
+    stream = generate_tokens(model, Request(Prepared(FIRST), max_tokens=STEPS), prefix)
     taken = [next(stream)[0] for _ in range(4)]
     stream.close()
     assert taken == wanted[:4]
     prompt = [*FIRST, *taken, *MORE]
     found, _, begin = answer(model, prompt, prefix=prefix)
-    assert begin == len(FIRST) + 4
+    assert begin == len(FIRST) + 3
     assert found == answer(model, prompt)[0]
 
 
@@ -71,7 +68,7 @@ def test_an_answer_that_is_ended_early_is_gone_on_with(model):
     "other", [FIRST[:-1], [*FIRST[:5], *MORE], MORE, FIRST], ids=["cut", "changed", "new", "again"]
 )
 def test_any_other_prompt_begins_anew(model, other):
-    prefix = Prefix()
+    prefix = PrefixCache()
     answer(model, FIRST, prefix=prefix)
     found, _, begin = answer(model, other, prefix=prefix)
     assert begin == 0
@@ -79,21 +76,21 @@ def test_any_other_prompt_begins_anew(model, other):
 
 
 def test_what_fails_leaves_nothing_behind(model):
-    prefix = Prefix()
+    prefix = PrefixCache()
     found, _, _ = answer(model, FIRST, prefix=prefix)
     broken = [*FIRST, *found, 10**6]
     with pytest.raises(RequestError, match=r"needed ids from 0"):
         answer(model, broken, prefix=prefix)
-    assert prefix.take([*FIRST, *found, *MORE]) == (None, 0)
+    assert prefix.take(Prepared([*FIRST, *found, *MORE])) == (None, 0)
 
 
 def test_an_interrupted_answer_is_not_gone_on_with(model):
-    prefix = Prefix()
-    stream = generate_tokens(model, FIRST, Sampling(), max_tokens=STEPS, prefix=prefix)
+    prefix = PrefixCache()
+    stream = generate_tokens(model, Request(Prepared(FIRST), max_tokens=STEPS), prefix)
     first, _ = next(stream)
     with pytest.raises(KeyboardInterrupt):
         stream.throw(KeyboardInterrupt)
-    assert prefix.take([*FIRST, first, *MORE]) == (None, 0)
+    assert prefix.take(Prepared([*FIRST, first, *MORE])) == (None, 0)
 
 
 class Cache:
@@ -103,15 +100,15 @@ class Cache:
 def test_media_must_be_those_that_were_shown():
     caches = [Cache()]
     for shown, is_kept in (("a", True), ("ab", True), ("b", False), ("", False)):
-        prefix = Prefix()
-        prefix.show("a")
+        prefix = PrefixCache()
+        prefix.take(Prepared([1, 2, 3], media=("a",)))
         prefix.keep(caches, [1, 2, 3, 4])
-        prefix.show(shown)
-        assert prefix.take([1, 2, 3, 9]) == ((caches, 3) if is_kept else (None, 0))
+        found = prefix.take(Prepared([1, 2, 3, 9], media=tuple(shown)))
+        assert found == ((caches, 3) if is_kept else (None, 0))
 
 
 def test_caches_are_handed_over_once():
-    prefix = Prefix()
+    prefix = PrefixCache()
     prefix.keep([Cache()], [1, 2, 3])
-    assert prefix.take([1, 2, 3, 4])[1] == 3
-    assert prefix.take([1, 2, 3, 4]) == (None, 0)
+    assert prefix.take(Prepared([1, 2, 3, 4]))[1] == 3
+    assert prefix.take(Prepared([1, 2, 3, 4])) == (None, 0)

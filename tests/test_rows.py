@@ -14,7 +14,7 @@ from metal_host import Checks, device
 from mlx import nn
 from mlx_lm.models.cache import RotatingKVCache
 
-from hlwq_mlx.gemma4.caching import Caching
+from hlwq_mlx.gemma4.caches import Caching
 from hlwq_mlx.quant import device as computer
 from hlwq_mlx.quant import fuse, kernels, ops, selftest
 from hlwq_mlx.quant.activation import Activation

@@ -4,13 +4,15 @@ import re
 import socket
 
 import demo
+import mlx_lm
 import pytest
 from mlx_lm import server
 from served import served
 
 from hlwq_mlx.engine.sampling import Sampling
-from hlwq_mlx.gemma4.caching import Caching
-from hlwq_mlx.serve import THINKING_OFF, make_parser, ready_load, sampling_options
+from hlwq_mlx.gemma4.caches import Caching
+from hlwq_mlx.mlxlm.server import ready_load, sampling_options
+from hlwq_mlx.serve import THINKING_OFF, make_parser
 from hlwq_mlx.store import checkpoint
 
 
@@ -77,7 +79,7 @@ def test_other_options_are_passed_on():
 
 
 def test_a_loaded_model_is_made_ready(monkeypatch):
-    model, tokenizer = demo.load()
+    model, tokenizer = mlx_lm.load(str(demo.folder()))
     prepared, caching = [], Caching(kv_bits=8)
     monkeypatch.setattr(model, "caching", model.caching)
     monkeypatch.setattr(checkpoint, "prepare", prepared.append)

@@ -15,8 +15,8 @@ from hlwq_mlx.dialog.placeholders import clip_span, picture_span
 from hlwq_mlx.errors import RequestError
 from hlwq_mlx.gemma4.config import Gemma4Config
 from hlwq_mlx.media.origin import Access
-from hlwq_mlx.perceive import View, perceive
-from hlwq_mlx.server_media import inliner, media_url, vision_maker
+from hlwq_mlx.mlxlm.server_media import inliner, media_url, vision_maker
+from hlwq_mlx.prompt import PreparedMedium, prepare
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def ask(client, *parts):
 def prompt_tokens(folder, *parts):
     model, tokenizer = library.load(folder)
     messages = [{"role": "user", "content": [*parts, {"type": "text", "text": "Well?"}]}]
-    return len(perceive(model, tokenizer, template.render(tokenizer, messages))[0])
+    return len(prepare(model, tokenizer, template.render(tokenizer, messages)).ids)
 
 
 def test_pictures_sounds_and_videos_are_answered(client, folder, files):
@@ -130,7 +130,7 @@ def test_a_model_that_cannot_hear_refuses_sounds_at_once():
 
 
 def made(prompt, urls, *spans):
-    views = [View(span, ()) for span in spans]
+    views = [PreparedMedium(span, ()) for span in spans]
     make = vision_maker(SimpleNamespace, soft_token_ids=(61, 66))
     return make(prompt, urls=urls, pixel_values=views, token_id=61)
 

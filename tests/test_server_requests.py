@@ -13,7 +13,7 @@ from served import served
 from hlwq_mlx import library
 from hlwq_mlx.errors import RequestError
 from hlwq_mlx.gemma4.config import Gemma4Config
-from hlwq_mlx.server_requests import COMPLETIONS_PATH, bounded_tokenize, load_default
+from hlwq_mlx.mlxlm.server_requests import COMPLETIONS_PATH, bounded_tokenize, load_default
 from hlwq_mlx.strict.jsonfile import read_json
 
 CHAT_PATH = "/v1/chat/completions"

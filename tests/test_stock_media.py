@@ -18,7 +18,7 @@ from hlwq_mlx import library
 from hlwq_mlx.dialog import template
 from hlwq_mlx.dialog.parts import Medium
 from hlwq_mlx.errors import RequestError
-from hlwq_mlx.perceive import perceive
+from hlwq_mlx.prompt import prepare
 
 COMMAND = "import hlwq_mlx, importlib; importlib.import_module('mlx_lm.{}').main()"
 THINKING_OFF = '{"enable_thinking": false}'
@@ -47,7 +47,7 @@ def perceived(folder, files):
     model, tokenizer = library.load(folder)
     parts = [{"type": "image", "path": str(files[name])} for name in ("a.png", "b.jpg")]
     spelled = template.render(tokenizer, [{"role": "user", "content": [*parts, "Well?"]}])
-    return spelled.text, *perceive(model, tokenizer, spelled)
+    return spelled.text, *prepare(model, tokenizer, spelled)[:2]
 
 
 def test_the_hook_makes_the_embeddings_that_we_make(stock, files, perceived):

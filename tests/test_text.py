@@ -108,7 +108,7 @@ def test_layer_scalar_multiplies_the_whole_stream():
     layer = tiny.layers[5]
     x = mx.random.normal((1, 3, 64), key=mx.random.key(1))
     cache = tiny.make_cache()
-    _, views = tiny.model.language_model.produce(
+    _, views = tiny.model.language_model.run_kv_layers(
         x, [mx.zeros((1, 3, 8))] * 8, dict.fromkeys(("full_attention", "sliding_attention")), cache
     )
     arguments = (x, None, views["sliding_attention"], mx.ones((1, 3, 8)), None)

@@ -8,7 +8,7 @@ from oracle import config
 
 from hlwq_mlx.errors import ConfigError
 from hlwq_mlx.gemma4.config import Gemma4Config
-from hlwq_mlx.gemma4.tower_config import AudioConfig, VisionConfig
+from hlwq_mlx.gemma4.towers.config import AudioConfig, VisionConfig
 from hlwq_mlx.store import published
 
 E4B = published.e4b_config()

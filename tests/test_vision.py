@@ -17,8 +17,8 @@ from tower_oracle import (
 )
 
 from hlwq_mlx.errors import ShapeError
-from hlwq_mlx.gemma4.tower_config import VisionConfig
-from hlwq_mlx.gemma4.vision import VisionTower, pool
+from hlwq_mlx.gemma4.towers.config import VisionConfig
+from hlwq_mlx.gemma4.towers.vision import VisionTower, pool
 
 
 def encode(made, pictures):

@@ -17,7 +17,7 @@ from mlx.utils import tree_flatten
 from safetensors.numpy import save_file
 
 import hlwq_mlx
-from hlwq_mlx.gemma4.model import Model, ModelArgs
+from hlwq_mlx.gemma4.model import Model, ModelArgs, Resources
 from hlwq_mlx.quant import codec
 from hlwq_mlx.quant.packing import BLOCK, BitOrder, pack
 from hlwq_mlx.quant.tables import centroids
@@ -206,9 +206,8 @@ def logits(model: Model, ids: Iterable[int] = range(2, 30)) -> np.ndarray:
 
 def dense_model(settings: dict[str, Any], weights: Weights) -> Model:
     """A model without a coded tensor, of the float32 weights given."""
-    model = Model(ModelArgs.from_dict(settings))
     arrays = {name: mx.array(weight) for name, weight in weights.items()}
     table = arrays.pop(ROWS)
+    model = Model(ModelArgs.from_dict(settings), Resources(lambda ids: table[mx.array(ids)]))
     model.load_weights(list(model.sanitize(arrays).items()), strict=True)
-    model.rows = lambda ids: table[mx.array(ids)]
     return model

@@ -17,7 +17,7 @@ from mlx.utils import tree_flatten
 from PIL import Image
 
 from hlwq_mlx.gemma4.model import Model, ModelArgs
-from hlwq_mlx.gemma4.towers import make_tower
+from hlwq_mlx.gemma4.towers.tower import make_tower
 
 VOCAB = tiny_tokenizer.build().get_vocab_size()
 IMAGE, AUDIO, VIDEO = (60, 61, 62), (63, 64, 65), (60, 66, 62)

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 
 from hlwq_mlx.gemma4.config import Gemma4Config
 from hlwq_mlx.gemma4.model import Model
-from hlwq_mlx.gemma4.towers import Tower, make_tower, prefixes
+from hlwq_mlx.gemma4.towers.tower import Tower, make_tower, prefixes
 
 TOWER_VARIANTS = ("clipped", "standard")
 KINDS = ("vision", "audio")
@@ -80,9 +80,8 @@ def distance(got: mx.array, wanted: np.ndarray) -> float:
 
 def media_model(variant: str, dtype: mx.Dtype = mx.float32) -> Model:
     """A model that gets its towers when it needs them."""
-    model = fresh_model(variant)
+    model = fresh_model(variant, load_tower=lambda kind: tower(variant, kind, dtype))
     model.set_dtype(dtype)
-    model.load_tower = lambda kind: tower(variant, kind, dtype)
     return model
 
 

@@ -51,7 +51,7 @@ def tuned() -> Iterator[None]:
 def settings_for(arguments: argparse.Namespace, context: int) -> "Settings":
     """Gather what the arguments say that changes how much memory is needed."""
     from ..fit import Settings
-    from ..gemma4.caching import Caching
+    from ..gemma4.caches import Caching
 
     caching = Caching(arguments.kv_bits, arguments.kv_group_size, arguments.max_kv_size)
     has_towers = bool(getattr(arguments, "media", ()))

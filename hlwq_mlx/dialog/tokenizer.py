@@ -1,58 +1,234 @@
-"""The tokenizer of a folder, with every id that ends an answer.
+"""The tokenizer of a folder: text to ids and back, its chat template, and what ends an answer.
 
-mlx-lm's wrapper does the work; two things about it are wrong for Gemma 4 in 0.32.2. It takes the
-stop ids of config.json or generation_config.json, not both: our own commands take both. Its
-template call turns thinking on unless told not to, so `dialog.template` always tells it.
+Made of tokenizers and jinja2 alone, which take a tenth of a second to import; transformers takes
+more than one. It has the methods that users of mlx-lm and transformers call most, under their
+names; whatever else is asked of it, transformers' own tokenizer of the folder answers.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+import codecs
+import json
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from mlx_lm import tokenizer_utils
-from transformers import PreTrainedConfig
+import tokenizers
 
 from ..errors import CheckpointError, ConfigError, SourceError
 from . import trial
+from .sandbox import environment
 
 FILE_NAME = "tokenizer.json"
+SETTINGS = "tokenizer_config.json"
+TEMPLATE = "chat_template.jinja"
 STOP_TOKENS = ("<eos>", "<turn|>", "<|tool_response>")
-TOOL_PARSER = "gemma4"
+SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token", "mask_token")
 # A tokenizer of another class would read the file in a way that Gemma was not trained with.
 CLASSES = (
     *("GemmaTokenizer", "GemmaTokenizerFast"),
     *("PreTrainedTokenizerFast", "TokenizersBackend"),
 )
 _SAMPLE = "Hello, world! 2+2=4\n\tü🤖"
+_BYTE = re.compile("<0x([0-9A-F]{2})>")
+
+
+class Detokenizer:
+    """Turns ids into text as they come; letters made of several byte tokens come whole."""
+
+    def __init__(self, tokenizer: "Tokenizer") -> None:
+        self._tokenizer = tokenizer
+        self._bytes = codecs.getincrementaldecoder("utf-8")("replace")
+        self.last_segment = ""
+
+    def add_token(self, token: int) -> None:
+        """Take an id; `last_segment` is then the text that is certain."""
+        byte = _BYTE.fullmatch(self._tokenizer.convert_ids_to_tokens(token) or "")
+        if byte:
+            self.last_segment = self._bytes.decode(bytes.fromhex(byte[1]))
+        else:
+            self.last_segment = self._bytes.decode(b"", True) + self._tokenizer.decode([token])
+
+    def finalize(self) -> None:
+        """End the text; `last_segment` is then the rest of it."""
+        self.last_segment = self._bytes.decode(b"", True)
+
+
+class Tokenizer:
+    """The tokenizer of a converted folder.
+
+    `eos_token_ids` are the ids that end an answer. Special tokens (`bos_token`, `eos_token`, ...)
+    are text, None where the folder states none, and have ids of the same names with `_id` behind.
+    """
+
+    def __init__(self, folder: Path, encoder: tokenizers.Tokenizer) -> None:
+        self._folder = folder
+        self._encoder = encoder
+        encoder.no_truncation()
+        encoder.no_padding()
+        settings = _settings_in(folder)
+        self.special_tokens_map = {
+            name: token for name in SPECIAL if (token := _text_of(settings.get(name))) is not None
+        }
+        self.chat_template = _template_in(folder, settings)
+        self.eos_token_ids = {self.eos_token_id} - {None}
+
+    @property
+    def has_chat_template(self) -> bool:
+        return self.chat_template is not None
+
+    @property
+    def vocab_size(self) -> int:
+        return int(self._encoder.get_vocab_size(with_added_tokens=False))
+
+    @property
+    def added_tokens_decoder(self) -> dict[int, Any]:
+        return dict(self._encoder.get_added_tokens_decoder())
+
+    @property
+    def detokenizer(self) -> Detokenizer:
+        """A fresh streaming detokenizer."""
+        return Detokenizer(self)
+
+    def __len__(self) -> int:
+        return int(self._encoder.get_vocab_size())
+
+    def get_vocab(self) -> dict[str, int]:
+        """Return every token with its id."""
+        return dict(self._encoder.get_vocab())
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Return the ids of a text, behind `<bos>` unless told not to add special tokens."""
+        return list(self._encoder.encode(text, add_special_tokens=add_special_tokens).ids)
+
+    def decode(self, ids: Any, skip_special_tokens: bool = False) -> str:
+        """Return the text of ids: a number, a list or an array."""
+        listed = ids.tolist() if hasattr(ids, "tolist") else ids
+        listed = [listed] if isinstance(listed, int) else list(listed)
+        return str(self._encoder.decode(listed, skip_special_tokens=skip_special_tokens))
+
+    def convert_tokens_to_ids(self, token: str) -> int | None:
+        """Return the id of a token, None if there is no such token."""
+        found: int | None = self._encoder.token_to_id(token)
+        return found
+
+    def convert_ids_to_tokens(self, number: int) -> str | None:
+        """Return the token of an id, None if there is no such id."""
+        found: str | None = self._encoder.id_to_token(number)
+        return found
+
+    def add_eos_token(self, token: str) -> None:
+        """Let a token, by its text or its id, end answers."""
+        number = int(token) if token.isdigit() else self.convert_tokens_to_ids(token)
+        if number is None:
+            raise ValueError(f"{token!r} is no token of this tokenizer")
+        self.eos_token_ids.add(number)
+
+    def apply_chat_template(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        *,
+        add_generation_prompt: bool = False,
+        tokenize: bool = True,
+        **variables: Any,
+    ) -> Any:
+        """Render messages by the folder's template; thinking is off unless asked for.
+
+        Returns ids, or text when not to `tokenize`. `dialog.template` renders for the commands: it
+        repairs messages first, and keeps spelled control tokens text, which this does not.
+        """
+        variables = {"enable_thinking": False, **self.special_tokens_map} | variables
+        text = self._template.render(
+            messages=messages,
+            tools=tools,
+            add_generation_prompt=add_generation_prompt,
+            **variables,
+        )
+        return self.encode(text, add_special_tokens=False) if tokenize else text
+
+    @cached_property
+    def _template(self) -> Any:
+        text = self.chat_template
+        if isinstance(text, Mapping):
+            text = text.get("default", next(iter(text.values())))
+        return environment().from_string(text)
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        """transformers' own tokenizer of the folder."""
+        from transformers import AutoTokenizer, PreTrainedConfig
+
+        # Our model type is none of transformers'; a neutral config keeps it from being looked up.
+        return AutoTokenizer.from_pretrained(
+            self._folder, config=PreTrainedConfig(), trust_remote_code=False
+        )
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        """Encode as transformers' tokenizer does."""
+        return self._tokenizer(*args, **options)
+
+    def __getattr__(self, name: str) -> Any:
+        base = name.removesuffix("_id")
+        if base in SPECIAL:
+            token = self.special_tokens_map.get(base)
+            wanted = name != base
+            return self._encoder.token_to_id(token) if wanted and token is not None else token
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self._tokenizer, name)
+
+
+def _settings_in(folder: Path) -> dict[str, Any]:
+    """Read what a folder says of its tokenizer; later files add to earlier ones."""
+    settings: dict[str, Any] = {}
+    for name in ("special_tokens_map.json", SETTINGS):
+        path = folder / name
+        if path.is_file():
+            settings |= json.loads(path.read_text(encoding="utf-8"))
+    return settings
+
+
+def _text_of(token: Any) -> str | None:
+    """Return a special token's text, which files give by itself or as an object."""
+    content = token.get("content") if isinstance(token, Mapping) else token
+    return content if isinstance(content, str) else None
+
+
+def _template_in(folder: Path, settings: Mapping[str, Any]) -> Any:
+    """Return the chat template: the file's, or the settings', which may be several by name."""
+    path = folder / TEMPLATE
+    if path.is_file():
+        return path.read_text(encoding="utf-8")
+    found = settings.get("chat_template")
+    if isinstance(found, list) and all(isinstance(each, Mapping) for each in found):
+        return {str(each.get("name")): each.get("template") for each in found}
+    return found
 
 
 def load_tokenizer(
     folder: Path, configs: Iterable[Mapping[str, Any]] = (), passed: Collection[str] = ()
-) -> Any:
-    """Load the tokenizer of a model folder as mlx-lm's TokenizerWrapper.
+) -> Tokenizer:
+    """Load the tokenizer of a model folder.
 
     `configs` are the folder's parsed config files, each of which may name stop ids; `passed` are
     digests of chat templates that were tried before. Nothing in the folder is executed.
     Raises: SourceError when there is no tokenizer.json; CheckpointError when a file is damaged, or
     the chat template takes too long or too much memory; ConfigError for stop ids that are no ids.
     """
-    if not (folder / FILE_NAME).is_file():
+    path = folder / FILE_NAME
+    if not path.is_file():
         raise SourceError(
             f"[{folder}] needed {FILE_NAME}, got none. "
             "Copy the tokenizer files of the original model into the folder it was made of, and "
             "convert the model again."
         )
     try:
-        # Our model type is none of transformers'; a neutral config keeps it from being looked up.
-        tokenizer = tokenizer_utils.load(
-            folder,
-            {"config": PreTrainedConfig(), "trust_remote_code": False},
-            defaults={"tool_parser_type": TOOL_PARSER},
-        )
+        tokenizer = Tokenizer(folder, tokenizers.Tokenizer.from_file(str(path)))
         _require_same_text(tokenizer)
     except Exception as problem:
         raise _damaged(folder, problem) from problem
-    trial.require_harmless(trial.templates_of(tokenizer), passed, folder / "chat_template.jinja")
+    trial.require_harmless(trial.templates_of(tokenizer), passed, folder / TEMPLATE)
     tokenizer.eos_token_ids = stop_ids(tokenizer, configs)
     return tokenizer
 

@@ -57,7 +57,7 @@ def require_harmless(
 
 def _try(text: str, where: object) -> None:
     try:
-        script = Path(__file__).with_name("trial_child.py")
+        script = Path(__file__).with_name("sandbox.py")
         fault = child.run(script, text.encode("utf-8", "surrogatepass"), LIMITS).decode()
     except child.Ended as problem:
         fault = str(problem)

@@ -52,7 +52,7 @@ def _bad_weights(model: Model) -> Iterator[str]:
         return
     for start in range(0, text.vocab_size_per_layer_input, _ROWS):
         ids = np.arange(start, min(start + _ROWS, text.vocab_size_per_layer_input))
-        finite = np.array(mx.isfinite(model.rows(ids)).all(axis=-1))
+        finite = np.array(mx.isfinite(model.resources.rows(ids)).all(axis=-1))
         if not finite.all():
             yield f"row {ids[~finite][0]} of the per-layer embeddings"
 

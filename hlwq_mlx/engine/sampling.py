@@ -1,8 +1,10 @@
-"""How the next token is chosen: the limits of every sampling option, in one place.
+"""Choose the next token. One frozen record holds the options; every limit of one is checked here.
 
-mlx-lm's samplers do the choosing.
+This module never sees text. Defaults come from the checkpoint's generation_config.json.
+V vocabulary.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from numbers import Integral, Real
@@ -10,27 +12,55 @@ from typing import Any, Self
 
 import mlx.core as mx
 import numpy as np
-from mlx_lm.sample_utils import make_sampler
 
 from ..errors import ConfigError, RequestError
 
-
-def bounded_top_k(top_k: int, vocab_size: int) -> int:
-    """Say "keep all" as mlx-lm 0.32.2 does, which raises for more than there are."""
-    return top_k if top_k < vocab_size else 0
+Choose = Callable[[mx.array], mx.array]
 
 
-def forbidder(ids: Iterable[int], vocab_size: int) -> Callable[[mx.array], mx.array]:
-    """Make what leaves some ids no chance, as media tokens must have none in an answer.
+def mask_tokens(ids: Iterable[int], vocab_size: int) -> Callable[[mx.array], mx.array]:
+    """Return a function that sets the logits of `ids` to -inf.
 
-    A model reads a soft token that it wrote as padding, and then the next.
+    Media tokens are masked this way: if the model emitted one, the next step would read it as
+    padding.
     Shapes: logits [..., V] -> [..., V].
     """
     inside = [token for token in ids if token < vocab_size]
     if not inside:
         return lambda logits: logits
-    is_forbidden = mx.array(np.isin(np.arange(vocab_size), inside))
-    return lambda logits: mx.where(is_forbidden, -mx.inf, logits)
+    is_masked = mx.array(np.isin(np.arange(vocab_size), inside))
+    return lambda logits: mx.where(is_masked, -mx.inf, logits)
+
+
+def keep_top_p(scores: mx.array, top_p: float) -> mx.array:
+    """Keep the likeliest tokens that reach `top_p` of the probability together.
+
+    Shapes: log probabilities [..., V] -> [..., V], -inf for the others.
+    """
+    descending = -mx.sort(-scores, axis=-1)
+    powers = mx.exp(descending)
+    mass_before = mx.cumsum(powers, axis=-1) - powers
+    count = mx.maximum((mass_before < top_p).sum(axis=-1, keepdims=True), 1)
+    least = mx.take_along_axis(descending, count - 1, axis=-1)
+    return mx.where(scores < least, -mx.inf, scores)
+
+
+def keep_min_p(scores: mx.array, min_p: float) -> mx.array:
+    """Keep tokens that have at least `min_p` of the likeliest one's probability.
+
+    Shapes: log probabilities [..., V] -> [..., V], -inf for the others.
+    """
+    least = scores.max(axis=-1, keepdims=True) + math.log(min_p)
+    return mx.where(scores < least, -mx.inf, scores)
+
+
+def keep_top_k(scores: mx.array, top_k: int) -> mx.array:
+    """Keep the `top_k` likeliest tokens, of which there must be more; of equals some.
+
+    Shapes: log probabilities [..., V] -> [..., V], -inf for the others.
+    """
+    others = mx.argpartition(-scores, kth=top_k - 1, axis=-1)[..., top_k:]
+    return mx.put_along_axis(scores, others, mx.array(-mx.inf, scores.dtype), axis=-1)
 
 
 def _unusable(got: str) -> ConfigError:
@@ -98,23 +128,29 @@ class Sampling:
             )
         return replace(self, **{key: value for key, value in given.items() if value is not None})
 
-    def sampler(
-        self, vocab_size: int, forbidden: Iterable[int] = ()
-    ) -> Callable[[mx.array], mx.array]:
-        """Build mlx-lm's sampler for these options; it never chooses a forbidden id.
+    def choose(self, vocab_size: int, masked: Iterable[int] = ()) -> Choose:
+        """Return a function that chooses an id for each row, and never a masked one.
 
+        Filters see the distribution at temperature 1, in the order top_p, min_p, top_k, as mlx-lm's
+        do; a top_p of 0 filters nothing.
         Shapes: log probabilities [B, V] -> ids [B].
         """
-        chosen: Callable[[mx.array], mx.array] = make_sampler(
-            temp=self.temp,
-            top_p=self.top_p,
-            top_k=bounded_top_k(self.top_k, vocab_size),
-            min_p=self.min_p,
-        )
-        allow = forbidder(forbidden, vocab_size)
+        mask = mask_tokens(masked, vocab_size)
+        if self.temp == 0:
+            return lambda scores: mx.argmax(mask(scores), axis=-1)
+        filters: list[Choose] = []
+        if 0 < self.top_p < 1:
+            filters.append(lambda scores: keep_top_p(scores, self.top_p))
+        if self.min_p > 0:
+            filters.append(lambda scores: keep_min_p(scores, self.min_p))
+        if 0 < self.top_k < vocab_size:
+            filters.append(lambda scores: keep_top_k(scores, self.top_k))
 
-        def sample(scores: mx.array) -> mx.array:
-            allowed = allow(scores)
-            return chosen(allowed - mx.logsumexp(allowed, axis=-1, keepdims=True))
+        def draw(scores: mx.array) -> mx.array:
+            scores = mask(scores)
+            scores = scores - mx.logsumexp(scores, axis=-1, keepdims=True)
+            for keep in filters:
+                scores = keep(scores)
+            return mx.random.categorical(scores / self.temp)
 
-        return sample
+        return draw

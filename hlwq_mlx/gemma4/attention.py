@@ -1,11 +1,12 @@
 """Gemma 4 attention: normed queries, keys and values, scale 1, keys shared between layers.
 
-A layer either makes keys and values (`produce`) or is handed another layer's; both attend the same
-way to a `View`. Which layer borrows from which is text.py's business.
+A layer either makes keys and values (`run_with_kv`) or is handed another layer's; both attend the
+same way to a `SharedKV`. Which layer borrows from which is text.py's business.
 B batch, L positions, K keys, H hidden size, D head dimensions.
 Source: transformers 5.23.0, modeling_gemma4.py, Gemma4TextAttention.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -14,19 +15,21 @@ from mlx.utils import tree_map
 
 from ..quant.activation import Input
 from ..quant.layers import Linear
+from .caches import Rows
 from .config import TextConfig
-from .masks import Mask, last_row
+from .masks import Causal, Mask
 from .rope import rotate, wavelengths
 
 SCORES = 1 << 25  # of one attention at once: 64 MiB in 16 bits
+FEW = 8  # queries that attend one by one, so that each sums as it would alone
 
 
-class View(NamedTuple):
+class SharedKV(NamedTuple):
     """What the queries of one forward pass see.
 
     Shapes: keys and values [B, kv_heads, K, D] exactly as their producer's attention saw them (a
-    ring buffer forgets positions that a sharing layer still needs), as codes where its `cache`
-    codes them; offset [] or [B] of the first query before the cache moved on.
+    cache forgets positions that a sharing layer still needs), as codes where its `cache` codes
+    them; offset [] or [B] of the first query before the cache moved on.
     """
 
     keys: Any
@@ -35,9 +38,10 @@ class View(NamedTuple):
     offset: mx.array
     cache: Any
 
-    def last(self, length: int) -> "View":
-        """The same view for the last of `length` queries."""
-        return self._replace(mask=last_row(self.mask), offset=self.offset + (length - 1))
+    def last(self, length: int) -> "SharedKV":
+        """Return what the last of `length` queries sees."""
+        seen = self._rows(length - 1, length, self._key_count() - length)
+        return seen._replace(offset=self.offset + (length - 1))
 
     def attend(self, queries: mx.array) -> mx.array:
         """Mix the values by a float32 softmax of unscaled scores.
@@ -46,8 +50,8 @@ class View(NamedTuple):
         Shapes: queries [B, heads, L, D], normed and rotated -> [B, heads, L, D].
         """
         B, heads, L, _ = queries.shape
-        K = (self.keys[0] if isinstance(self.keys, tuple) else self.keys).shape[2]
-        step = max(1, SCORES // (B * heads * K))
+        K = self._key_count()
+        step = 1 if L <= FEW else max(1, SCORES // (B * heads * K))
         blocks = [
             self._rows(start, min(start + step, L), K - L)._attend(
                 queries[:, :, start : start + step]
@@ -56,25 +60,69 @@ class View(NamedTuple):
         ]
         return blocks[0] if len(blocks) == 1 else mx.concatenate(blocks, axis=2)
 
-    def _rows(self, start: int, stop: int, cached: int) -> "View":
-        """The same view for some of the queries; a causal one without the keys behind them."""
-        if isinstance(self.mask, mx.array):
-            return self._replace(mask=self.mask[..., start:stop, :])
+    def _key_count(self) -> int:
+        keys = self.keys[0] if isinstance(self.keys, tuple) else self.keys
+        return int(keys.shape[2])
+
+    def _rows(self, start: int, stop: int, cached: int) -> "SharedKV":
+        """Return what some of the queries see; causal ones without the keys that none of them do.
+
+        The cut leaves a mask of the same form: the last key is still the last query's.
+        """
         if self.mask is None:
             return self
-        seen = (..., slice(cached + stop), slice(None))
+        if not isinstance(self.mask, Causal):
+            return self._replace(mask=self.mask[..., start:stop, :])
+        span = self.mask.span(start, stop, cached)
+        if span == slice(0, self._key_count()):
+            return self
+        seen = (..., span, slice(None))
         keys, values = tree_map(lambda array: array[seen], (self.keys, self.values))
         return self._replace(keys=keys, values=values)
 
     def _attend(self, queries: mx.array) -> mx.array:
+        L, K = queries.shape[2], self._key_count()
+        mask = self.mask.within(L, K) if isinstance(self.mask, Causal) else self.mask
         if isinstance(self.keys, tuple):
-            return attend_coded(queries, self)
+            return attend_coded(queries, self, mask)
         return mx.fast.scaled_dot_product_attention(
-            queries, self.keys, self.values, scale=1.0, mask=self.mask
+            queries, self.keys, self.values, scale=1.0, mask=mask
         )
 
 
-def attend_coded(queries: mx.array, view: View) -> mx.array:
+class RowsKV(NamedTuple):
+    """What several sequences see, each its own keys and values: a `SharedKV` for each row."""
+
+    rows: Sequence[SharedKV]
+    offset: mx.array
+
+    def last(self, length: int) -> "RowsKV":
+        """Return what the last of `length` queries sees, row by row."""
+        return RowsKV([row.last(length) for row in self.rows], self.offset + (length - 1))
+
+    def attend(self, queries: mx.array) -> mx.array:
+        """Attend row by row, as each would alone.
+
+        Shapes: queries [B, heads, L, D] -> [B, heads, L, D].
+        """
+        attended = [row.attend(queries[i : i + 1]) for i, row in enumerate(self.rows)]
+        return mx.concatenate(attended, axis=0)
+
+
+def extend(cache: Any, keys: mx.array, values: mx.array, mask: Mask) -> SharedKV | RowsKV:
+    """Append keys and values of new positions to a cache and return what their queries see."""
+    offset = mx.array(cache.offset)
+    if not isinstance(cache, Rows):
+        keys, values = cache.update_and_fetch(keys, values)
+        return SharedKV(keys, values, mask, offset, cache)
+    rows = []
+    for i, entry in enumerate(cache.entries):
+        row = entry.update_and_fetch(keys[i : i + 1], values[i : i + 1])
+        rows.append(SharedKV(*row, mask, offset[i], entry))
+    return RowsKV(rows, offset)
+
+
+def attend_coded(queries: mx.array, view: SharedKV, mask: mx.array | str | None) -> mx.array:
     """Mix coded values by a float32 softmax of unscaled scores.
 
     Heads that share keys are rows of one product. As a batch, which is mlx-lm's way, each of them
@@ -88,8 +136,8 @@ def attend_coded(queries: mx.array, view: View) -> mx.array:
     how = {"group_size": view.cache.group_size, "bits": view.cache.bits}
     rows = queries.reshape(B, kv_heads, -1, D)
     scores = mx.quantized_matmul(rows, keys, key_scales, key_biases, **how)
-    if view.mask is not None:
-        seen = mx.tri(L, K, K - L, mx.bool_) if isinstance(view.mask, str) else view.mask
+    if mask is not None:
+        seen = mx.tri(L, K, K - L, mx.bool_) if isinstance(mask, str) else mask
         if seen.ndim == 4:  # [B, 1, L, K]
             seen = seen[:, :, None]
         scores = mx.where(seen, scores.reshape(B, kv_heads, -1, L, K), -mx.inf)
@@ -121,25 +169,23 @@ class Attention(nn.Module):
         if layer.has_kv and not layer.k_eq_v:
             self.v_proj = Linear(config.hidden_size, kv_heads * self.head_dim, bias=False)
 
-    def produce(self, h: Input, mask: Mask, cache: Any) -> tuple[mx.array, View]:
+    def run_with_kv(self, h: Input, mask: Mask, cache: Any) -> tuple[mx.array, SharedKV | RowsKV]:
         """Append keys and values of new positions to the cache, and attend to what it then holds.
 
         Shapes: h [B, L, H] -> [B, L, H]. Values get a norm without weights and no rotation.
         """
         queries, keys, values = self._projections(h)
-        offset = mx.array(cache.offset)
-        keys = rotate(self.k_norm(self._heads(keys)), self._waves, offset)
+        keys = rotate(self.k_norm(self._heads(keys)), self._waves, mx.array(cache.offset))
         values = mx.fast.rms_norm(self._heads(values), None, self.eps)
-        keys, values = cache.update_and_fetch(keys, values)
-        view = View(keys, values, mask, offset, cache)
-        return self._attend(queries, view), view
+        shared = extend(cache, keys, values, mask)
+        return self._attend(queries, shared), shared
 
-    def __call__(self, h: Input, view: View) -> mx.array:
+    def __call__(self, h: Input, shared: SharedKV | RowsKV) -> mx.array:
         """Attend from each position to the keys and values of another layer.
 
         Shapes: h [B, L, H] -> [B, L, H].
         """
-        return self._attend(self.q_proj(h), view)
+        return self._attend(self.q_proj(h), shared)
 
     def _projections(self, h: Input) -> tuple[mx.array, mx.array, mx.array]:
         """Queries, keys and values, each [B, L, heads * D]; values may be the keys."""
@@ -150,11 +196,11 @@ class Attention(nn.Module):
             values = [] if self.k_eq_v else [self.v_proj(h)]
         return queries, keys, values[0] if values else keys
 
-    def _attend(self, queries: mx.array, view: View) -> mx.array:
+    def _attend(self, queries: mx.array, shared: SharedKV | RowsKV) -> mx.array:
         """queries [B, L, heads * D] -> [B, L, H]"""
         B, L, _ = queries.shape
-        queries = rotate(self.q_norm(self._heads(queries)), self._waves, view.offset)
-        out = view.attend(queries)
+        queries = rotate(self.q_norm(self._heads(queries)), self._waves, shared.offset)
+        out = shared.attend(queries)
         return self.o_proj(out.transpose(0, 2, 1, 3).reshape(B, L, -1))
 
     def _heads(self, x: mx.array) -> mx.array:

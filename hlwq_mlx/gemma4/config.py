@@ -30,7 +30,14 @@ from .section import (
     check_known,
     required,
 )
-from .tower_config import AUDIO, AUDIO_SECTION, VISION, VISION_SECTION, AudioConfig, VisionConfig
+from .towers.config import (
+    AUDIO,
+    AUDIO_SECTION,
+    VISION,
+    VISION_SECTION,
+    AudioConfig,
+    VisionConfig,
+)
 
 # The multimodal form: Google's name, and the one our folders carry so that stock tools which know
 # gemma4 do not misread coded tensors.

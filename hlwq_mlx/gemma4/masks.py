@@ -7,16 +7,49 @@ Source: transformers 5.23.0, modeling_gemma4.py, create_masks_for_vision_model.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
-from mlx_lm.models.cache import RotatingKVCache
 
 from .config import FULL, SLIDING, TextConfig
 
-# What scaled_dot_product_attention takes: booleans, "causal", or None where every key is seen.
-Mask = mx.array | str | None
+
+@dataclass(frozen=True)
+class Causal:
+    """Every query sees the keys up to its own, or the last `window` of them.
+
+    Keys lie in the order of their positions, and the last key belongs to the last query. One object
+    serves all layers of a pass, so that an array is made once.
+    """
+
+    window: int | None
+    _arrays: dict[tuple[int, int], mx.array] = field(default_factory=dict, repr=False)
+
+    def span(self, start: int, stop: int, cached: int) -> slice:
+        """Return the keys that queries `start` to `stop` see, behind `cached` keys."""
+        first = 0 if self.window is None else max(0, cached + start + 1 - self.window)
+        return slice(first, cached + stop)
+
+    def array(self, L: int, K: int) -> mx.array:
+        """Return it as booleans [L, K]."""
+        if (L, K) not in self._arrays:
+            seen = mx.tri(L, K, K - L, mx.bool_)
+            if self.window is not None:
+                seen = seen & ~mx.tri(L, K, K - L - self.window, mx.bool_)
+            self._arrays[L, K] = seen
+        return self._arrays[L, K]
+
+    def within(self, L: int, K: int) -> "mx.array | str | None":
+        """Return what scaled_dot_product_attention takes for L queries over the K keys they see."""
+        if L == 1:
+            return None
+        return self.array(L, K) if self.window is not None and self.window < K else "causal"
+
+
+# Booleans [L, K] or [B, 1, L, K], Causal, or None where every query sees every key.
+Mask = mx.array | Causal | None
 
 
 def attention_masks(
@@ -31,18 +64,23 @@ def attention_masks(
     has_blocks = is_vision is not None
     masks: dict[str, Mask] = {}
     if FULL in entries:
-        entry = entries[FULL]
-        # A bounded cache returns only what may be seen: its own window would hide the sinks.
-        window = entry.max_size + length if isinstance(entry, RotatingKVCache) else None
-        masks[FULL] = entry.make_mask(length, return_array=False, window_size=window)
+        masks[FULL] = _known(entries[FULL].make_mask(length, return_array=False, window_size=None))
     if SLIDING in entries:
         window = config.sliding_window
-        mask = entries[SLIDING].make_mask(length, return_array=has_blocks, window_size=window)
+        entry = entries[SLIDING]
+        mask = _known(entry.make_mask(length, return_array=has_blocks, window_size=window))
+        if isinstance(mask, Causal) and has_blocks:
+            mask = mask.array(length, min(int(entry.offset), window - 1) + length)
         masks[SLIDING] = mask if is_vision is None else join_blocks(mask, is_vision)
     return masks
 
 
-def join_blocks(mask: mx.array, is_vision: np.ndarray) -> mx.array:
+def _known(mask: Any) -> Mask:
+    """Take a mask of mlx-lm's caches for what it means."""
+    return Causal(None) if isinstance(mask, str) else mask
+
+
+def join_blocks(mask: Any, is_vision: np.ndarray) -> mx.array:
     """Let each contiguous run of vision tokens see its own later positions.
 
     Shapes: mask bool [L, K] or [B, 1, L, K], is_vision bool [B, L] -> bool [B, 1, L, K].
@@ -54,9 +92,5 @@ def join_blocks(mask: mx.array, is_vision: np.ndarray) -> mx.array:
     same = (runs[:, :, None] == runs[:, None, :]) & is_vision[:, :, None]
     later = np.triu(same, k=1)
     cached = mask.shape[-1] - length
-    return mask | mx.array(np.pad(later, ((0, 0), (0, 0), (cached, 0)))[:, None])
-
-
-def last_row(mask: Mask) -> Mask:
-    """Keep the last position's row; a causal mask hides nothing from it."""
-    return mask[..., -1:, :] if isinstance(mask, mx.array) else None
+    joined: mx.array = mask | mx.array(np.pad(later, ((0, 0), (0, 0), (cached, 0)))[:, None])
+    return joined

@@ -1,8 +1,8 @@
 """The whole model as a caller meets it: token ids and caches in, logits out.
 
-Its module tree carries the checkpoint's names. It reads no files: weights are loaded into it, rows
-of the per-layer-embedding table come through `Model.rows`, and a tower through `Model.load_tower`
-when the first image or sound needs it. It samples nothing.
+Its module tree carries the checkpoint's names. It reads no files: weights are loaded into it, and
+`Resources` brings the rows of the per-layer-embedding table and, when the first image or sound
+needs it, a tower. It samples nothing.
 B batch, L positions, H hidden size, V vocabulary, N layers, d per-layer input width.
 """
 
@@ -17,18 +17,15 @@ from mlx import nn
 
 from ..errors import CheckpointError, RequestError, ShapeError
 from ..quant.layers import code_modules
-from .attention import View
-from .caching import WHOLE, Caching, make_caches
+from .caches import WHOLE, Caching, make_caches
 from .config import FLAT, Gemma4Config
+from .features import insert_features
 from .masks import attention_masks
-from .placing import place
-from .text import TextModel
-from .tower_config import AUDIO, VISION
-from .towers import TOWERS, Tower, no_tower
+from .text import Shared, TextModel
+from .towers.config import AUDIO, VISION
+from .towers.tower import TOWER_PREFIXES, Tower, no_tower
 
 ModelArgs = Gemma4Config
-Rows = Callable[[np.ndarray], mx.array]
-LoadTower = Callable[[str], Tower]
 
 KEY_VALUE_PARTS = ("k_proj", "v_proj", "k_norm")
 KEY_VALUE = re.compile(
@@ -36,25 +33,71 @@ KEY_VALUE = re.compile(
 )
 
 
-class Step(NamedTuple):
-    """One forward pass between the layers that make keys and values and those that share them."""
+def _no_rows(ids: np.ndarray) -> mx.array:
+    raise CheckpointError(
+        "[model.rows] needed the row store of embed_tokens_per_layer, got none. "
+        "Give Model its resources; loading a folder does it."
+    )
+
+
+def _no_loader(kind: str) -> Tower:
+    raise CheckpointError(
+        f"[model.load_tower] needed a loader of the {kind} tower, got none. "
+        "Give Model its resources; loading a folder does it."
+    )
+
+
+class Resources(NamedTuple):
+    """What a model reads of its folder while it runs.
+
+    `rows` turns int ids [B, L] on the host into the rows [B, L, N * d] of
+    `embed_tokens_per_layer`, unscaled; a model without per-layer embeddings needs none.
+    `load_tower` returns the `vision` or the `audio` tower with its weights. `folder` is where what
+    prepares media finds its settings.
+    """
+
+    rows: Callable[[np.ndarray], mx.array] = _no_rows
+    load_tower: Callable[[str], Tower] = _no_loader
+    folder: Path | None = None
+
+
+NO_RESOURCES = Resources()
+
+
+class _Towers:
+    """Towers, each loaded when it is first used. No nn.Module: they stay outside the model's tree,
+    which is the text model's checkpoint.
+    """
+
+    def __init__(self, load: Callable[[str], Tower]) -> None:
+        self._load = load
+        self._loaded: dict[str, Tower] = {}
+
+    def __getitem__(self, kind: str) -> Tower:
+        if kind not in self._loaded:
+            self._loaded[kind] = self._load(kind)
+        return self._loaded[kind]
+
+
+class Pass(NamedTuple):
+    """A forward pass between the layers that make keys and values and those that share them."""
 
     x: mx.array
     per_layer: Sequence[mx.array | None]
-    views: dict[str, View]
+    shared: dict[str, Shared]
 
-    def last(self) -> "Step":
+    def last(self) -> "Pass":
         """The same pass for its last position alone."""
         length = self.x.shape[1]
-        return Step(
+        return Pass(
             self.x[:, -1:],
             [None if extra is None else extra[:, -1:] for extra in self.per_layer],
-            {layer_type: view.last(length) for layer_type, view in self.views.items()},
+            {layer_type: shared.last(length) for layer_type, shared in self.shared.items()},
         )
 
 
-class Parts(nn.Module):
-    """The level `model.` of the checkpoint's names; towers join it when they are needed."""
+class CheckpointRoot(nn.Module):
+    """The level `model.` of the checkpoint's names."""
 
     def __init__(self, args: Gemma4Config) -> None:
         super().__init__()
@@ -62,37 +105,28 @@ class Parts(nn.Module):
 
 
 class Model(nn.Module):
-    """Gemma 4; its modules are coded where the config's HLWQ manifest says so.
+    """Gemma 4; its modules are coded where the config's HLWQ manifest says so."""
 
-    `rows` has to be set before the first call of a model with per-layer embeddings: a callable
-    from int ids [B, L] to the rows [B, L, N * d] of `embed_tokens_per_layer`, unscaled.
-    `load_tower` has to be set before the first image or sound: a callable from `vision` or `audio`
-    to that tower with its weights, as towers.make_tower builds it. `caching` is how callers that
-    know nothing of it, as mlx-lm, have keys and values kept.
-    """
-
-    def __init__(self, args: Gemma4Config) -> None:
+    def __init__(self, args: Gemma4Config, resources: Resources = NO_RESOURCES) -> None:
         super().__init__()
         self.args = args
         self.model_type = args.model_type
-        self.model = Parts(args)
-        self.rows: Rows = _no_rows
-        self.folder: Path | None = None  # where loading found it, for what lies beside the weights
-        self.load_tower: LoadTower = _no_loader
-        self.caching = WHOLE
-        code_modules(self, args.manifest(lambda name: not name.startswith(TOWERS)))
+        self.model = CheckpointRoot(args)
+        self.resources = resources
+        self._towers = _Towers(resources.load_tower)
+        code_modules(self, args.manifest(lambda name: not name.startswith(TOWER_PREFIXES)))
 
     @property
     def layers(self) -> list[nn.Module]:
         """The decoder layers, where mlx-lm looks for them."""
         return self.model.language_model.layers
 
-    def make_cache(self, caching: Caching | None = None) -> list[Any]:
-        """Make an empty cache for each layer that makes keys and values, as `self.caching` says.
+    def make_cache(self, caching: Caching = WHOLE) -> list[Any]:
+        """Make an empty cache for each layer that makes keys and values.
 
         Raises: RequestError when they cannot be kept so.
         """
-        return make_caches(self.args.text_config, caching or self.caching)
+        return make_caches(self.args.text_config, caching)
 
     def embed(self, inputs: mx.array) -> mx.array:
         """Make input embeddings, scaled; soft tokens get the padding token's.
@@ -110,9 +144,7 @@ class Model(nn.Module):
         Raises: ShapeError; RequestError for a checkpoint without the tower; CheckpointError when
         it cannot be loaded.
         """
-        self._require(VISION)
-        features = self.model.vision_tower(patches, positions)
-        return self.model.embed_vision(features, self.model.language_model.dtype)
+        return self._tower(VISION)(patches, positions, dtype=self._dtype)
 
     def audio_features(self, mel: mx.array) -> mx.array:
         """Make the features of one clip.
@@ -120,9 +152,7 @@ class Model(nn.Module):
         Shapes: as audio.AudioTower's, but the features are [n, H].
         Raises: as `image_features`.
         """
-        self._require(AUDIO)
-        features = self.model.audio_tower(mel)
-        return self.model.embed_audio(features, self.model.language_model.dtype)
+        return self._tower(AUDIO)(mel, dtype=self._dtype)
 
     def embed_media(
         self,
@@ -144,9 +174,9 @@ class Model(nn.Module):
                 "Embed the prompts one by one."
             )
         x: mx.array = self.model.language_model.embed(mx.array(self._hard(ids)))
-        x = place(x, ids, "image", self.args.image_token_id, images)
-        x = place(x, ids, "audio", self.args.audio_token_id, sounds)
-        return place(x, ids, "video", self.args.video_token_id, videos)
+        x = insert_features(x, ids, "image", self.args.image_token_id, images)
+        x = insert_features(x, ids, "audio", self.args.audio_token_id, sounds)
+        return insert_features(x, ids, "video", self.args.video_token_id, videos)
 
     def __call__(
         self,
@@ -160,10 +190,9 @@ class Model(nn.Module):
         needed beside them for the per-layer embeddings. This differs from mlx-lm's Gemma 4, which
         scales what it is given.
         Shapes: inputs int [B, L], input_embeddings [B, L, H] -> float32 [B, L, V].
-        Raises: ShapeError, RequestError, CheckpointError when `rows` is not set.
+        Raises: ShapeError, RequestError; CheckpointError when rows are needed and there are none.
         """
-        step = self._begin(inputs, cache, input_embeddings)
-        return self._logits(step)
+        return self._logits(self._begin(inputs, cache, input_embeddings))
 
     def prefill(
         self,
@@ -199,7 +228,7 @@ class Model(nn.Module):
         for name, weight in weights.items():
             if self.args.model_type == FLAT:
                 name = re.sub(r"^model\.(?!language_model\.)", "model.language_model.", name)
-            if not name.startswith(TOWERS) and not self.is_dead(name):
+            if not name.startswith(TOWER_PREFIXES) and not self.is_dead(name):
                 kept[name] = weight
         return kept
 
@@ -208,18 +237,19 @@ class Model(nn.Module):
         key_value = KEY_VALUE.match(name)
         return key_value is not None and int(key_value[1]) >= self.args.text_config.first_shared
 
-    def _require(self, kind: str) -> None:
-        """Let a tower join the tree, once."""
-        if f"{kind}_tower" in self.model:
-            return
+    @property
+    def _dtype(self) -> mx.Dtype:
+        """The dtype of activations."""
+        return self.model.language_model.dtype
+
+    def _tower(self, kind: str) -> Tower:
         if kind not in self.args.towers:
             raise no_tower(kind)
-        for name, part in self.load_tower(kind).model.children().items():
-            self.model[name] = part
+        return self._towers[kind]
 
     def _begin(
         self, inputs: mx.array, cache: Sequence[Any] | None, input_embeddings: mx.array | None
-    ) -> Step:
+    ) -> Pass:
         text = self.model.language_model
         ids = self._ids(inputs)
         is_vision = self._blocks(ids, is_cached=cache is not None)
@@ -241,12 +271,13 @@ class Model(nn.Module):
         x = x.astype(text.dtype)
         per_layer = self._per_layer(x, hard)
         masks = attention_masks(self.args.text_config, entries, ids.shape[1], is_vision)
-        x, views = text.produce(x, per_layer, masks, entries)
-        return Step(x, per_layer, views)
+        x, shared = text.run_kv_layers(x, per_layer, masks, entries)
+        return Pass(x, per_layer, shared)
 
-    def _logits(self, step: Step) -> mx.array:
+    def _logits(self, begun: Pass) -> mx.array:
         text = self.model.language_model
-        return text.logits(text.consume(step.x, step.per_layer, step.views))
+        x = text.run_shared_layers(begun.x, begun.per_layer, begun.shared)
+        return text.logits(x)
 
     def _ids(self, inputs: mx.array) -> np.ndarray:
         """The step's ids on the host: the one place that waits for them."""
@@ -287,24 +318,10 @@ class Model(nn.Module):
         N, d = config.num_hidden_layers, config.hidden_size_per_layer_input
         if not d:
             return [None] * N
-        rows = self.rows(hard)
+        rows = self.resources.rows(hard)
         if rows.shape != (*hard.shape, N * d):
             raise ShapeError(
                 f"[model.rows] needed rows of shape {(*hard.shape, N * d)}, got {rows.shape}. "
                 "Give the row store of this model's embed_tokens_per_layer."
             )
         return self.model.language_model.per_layer_inputs(x, rows)
-
-
-def _no_rows(ids: np.ndarray) -> mx.array:
-    raise CheckpointError(
-        "[model.rows] needed the row store of embed_tokens_per_layer, got none. "
-        "Set model.rows before the first call; loading a folder does it."
-    )
-
-
-def _no_loader(kind: str) -> Tower:
-    raise CheckpointError(
-        f"[model.load_tower] needed a loader of the {kind} tower, got none. "
-        "Set model.load_tower before the first image or sound; loading a folder does it."
-    )

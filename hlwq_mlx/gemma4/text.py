@@ -15,9 +15,11 @@ from mlx import nn
 from ..quant.activation import Activation, Input
 from ..quant.layers import Linear
 from ..quant.ops import PLAIN
-from .attention import Attention, View
+from .attention import Attention, RowsKV, SharedKV
 from .config import TextConfig
 from .masks import Mask
+
+Shared = SharedKV | RowsKV
 
 
 def scaled(x: mx.array, factor: float) -> mx.array:
@@ -67,7 +69,7 @@ class DecoderLayer(nn.Module):
         self.layer_scalar = mx.ones((1,))
         self.ops = PLAIN
 
-    def produce(
+    def run_with_kv(
         self,
         x: mx.array,
         normed: Activation | None,
@@ -75,16 +77,16 @@ class DecoderLayer(nn.Module):
         cache: Any,
         per_layer_input: mx.array | None,
         following: nn.RMSNorm | None,
-    ) -> tuple[mx.array, Activation, View]:
+    ) -> tuple[mx.array, Activation, Shared]:
         """Run a layer that makes keys and values; return them for the layers that share them."""
-        attended, view = self.self_attn.produce(self._normed(x, normed), mask, cache)
-        return *self._finish(x, attended, per_layer_input, following), view
+        attended, shared = self.self_attn.run_with_kv(self._normed(x, normed), mask, cache)
+        return *self._finish(x, attended, per_layer_input, following), shared
 
     def __call__(
         self,
         x: mx.array,
         normed: Activation | None,
-        view: View,
+        shared: Shared,
         per_layer_input: mx.array | None,
         following: nn.RMSNorm | None,
     ) -> tuple[mx.array, Activation]:
@@ -92,7 +94,7 @@ class DecoderLayer(nn.Module):
 
         Shapes: x, normed [B, L, H], per_layer_input [B, L, d] -> twice [B, L, H].
         """
-        attended = self.self_attn(self._normed(x, normed), view)
+        attended = self.self_attn(self._normed(x, normed), shared)
         return self._finish(x, attended, per_layer_input, following)
 
     def _normed(self, x: mx.array, normed: Activation | None) -> Activation:
@@ -158,29 +160,28 @@ class TextModel(nn.Module):
         mixed = scaled(context + identity, 2**-0.5)
         return [mixed[:, :, i] for i in range(N)]
 
-    def produce(
+    def run_kv_layers(
         self,
         x: mx.array,
         per_layer: Sequence[mx.array | None],
         masks: Mapping[str, Mask],
         cache: Sequence[Any],
-    ) -> tuple[mx.array, dict[str, View]]:
-        """Run the layers that make keys and values; return the last view of each layer type.
+    ) -> tuple[mx.array, dict[str, Shared]]:
+        """Run the layers that make keys and values; return the last ones of each layer type.
 
         Shapes: x [B, L, H] -> [B, L, H].
         """
-        views: dict[str, View] = {}
+        shared: dict[str, Shared] = {}
         normed = None
         span = self._span(0, self.config.first_shared)
         for (layer, following), entry, extra in zip(span, cache, per_layer, strict=False):
-            x, normed, view = layer.produce(
+            x, normed, shared[layer.layer_type] = layer.run_with_kv(
                 x, normed, masks[layer.layer_type], entry, extra, following
             )
-            views[layer.layer_type] = view
-        return x, views
+        return x, shared
 
-    def consume(
-        self, x: mx.array, per_layer: Sequence[mx.array | None], views: Mapping[str, View]
+    def run_shared_layers(
+        self, x: mx.array, per_layer: Sequence[mx.array | None], shared: Mapping[str, Shared]
     ) -> mx.array:
         """Run the layers that share keys and values, and the final norm.
 
@@ -189,7 +190,7 @@ class TextModel(nn.Module):
         normed = None
         first, N = self.config.first_shared, self.config.num_hidden_layers
         for (layer, following), extra in zip(self._span(first, N), per_layer[first:], strict=True):
-            x, normed = layer(x, normed, views[layer.layer_type], extra, following)
+            x, normed = layer(x, normed, shared[layer.layer_type], extra, following)
         return self.norm(x)
 
     def _span(self, first: int, end: int) -> list[tuple[DecoderLayer, nn.RMSNorm | None]]:

@@ -19,9 +19,9 @@ from tqdm import tqdm
 
 from ..errors import CheckpointError, SourceError
 from ..gemma4.config import FLAT, FLAT_IGNORED, MULTIMODAL, Gemma4Config
-from ..gemma4.model import Model
-from ..gemma4.tower_config import AUDIO, AUDIO_SECTION, VISION, VISION_SECTION
-from ..gemma4.towers import TOWERS, Tower, make_tower, no_tower, prefixes
+from ..gemma4.model import Model, Resources
+from ..gemma4.towers.config import AUDIO, AUDIO_SECTION, VISION, VISION_SECTION
+from ..gemma4.towers.tower import TOWER_PREFIXES, Tower, make_tower, no_tower, prefixes
 from ..quant import device, fuse
 from ..quant.layers import CodedLayer
 from ..quant.packing import BLOCK
@@ -88,7 +88,7 @@ def normalize_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def canonical_name(name: str) -> str:
     """Spell a source's tensor name as the multimodal checkpoint does."""
-    if name.startswith("model.") and not name.startswith((TEXT, *TOWERS)):
+    if name.startswith("model.") and not name.startswith((TEXT, *TOWER_PREFIXES)):
         return TEXT + name.removeprefix("model.")
     return name
 
@@ -129,7 +129,7 @@ def unread_names(
     check_depths(args, tensors)
     model = Model(args)
     unread = {name for name in tensors if name == TIED_HEAD or model.is_dead(name)}
-    read = {name for name in tensors.keys() - unread if not name.startswith(TOWERS)}
+    read = {name for name in tensors.keys() - unread if not name.startswith(TOWER_PREFIXES)}
     expected = text_shapes(model)
     for kind in model.args.towers:
         own = {name for name in tensors if name.startswith(prefixes(kind))}
@@ -311,11 +311,10 @@ def load(folder: Path) -> Model:
     manifest_of(folder, config)
     args = Gemma4Config.from_dict(config)
     check_depths(args, weight_map(folder / INDEX_NAME))
-    model = Model(args)
-    attach(model, folder)
+    model = Model(args, resources(args, folder))
     _load_weights(
         *(model, folder, model.args),
-        lambda name: not (name.startswith(TOWERS) or model.is_dead(name)),
+        lambda name: not (name.startswith(TOWER_PREFIXES) or model.is_dead(name)),
     )
     model.eval()
     prepare(model)
@@ -375,22 +374,22 @@ def cast(weights: Mapping[str, mx.array]) -> dict[str, mx.array]:
     }
 
 
-def attach(model: Model, folder: Path) -> None:
-    """Give a model what it will read of its folder: its row store, and towers when needed.
+def resources(args: Gemma4Config, folder: Path) -> Resources:
+    """Open what a model reads of its folder while it runs: its row store, and towers when needed.
 
     Raises: CheckpointError when the store is missing, damaged or of another conversion.
     """
-    for shape in _row_table_shape(model.args).values():
+    found = Resources(load_tower=partial(load_tower, args, folder), folder=folder)
+    for shape in _row_table_shape(args).values():
         rows = RowStore(folder / ROW_STORE)
         if rows.shape != shape:
             raise CheckpointError(
                 f"[{ROW_STORE}] needed {shape} by config.json, got {rows.shape}. "
                 "The files do not belong together; convert the model again."
             )
-        require_same(TensorFile(folder / ROW_STORE), model.args.quantization_config or {})
-        model.rows = rows
-    model.load_tower = partial(load_tower, model.args, folder)
-    model.folder = folder
+        require_same(TensorFile(folder / ROW_STORE), args.quantization_config or {})
+        found = found._replace(rows=rows)
+    return found
 
 
 def require_own_shards(args: Gemma4Config, folder: Path) -> None:

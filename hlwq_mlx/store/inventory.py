@@ -17,7 +17,7 @@ from typing import Any
 
 from ..errors import CheckpointError
 from ..gemma4.config import Gemma4Config
-from ..gemma4.towers import TOWERS
+from ..gemma4.towers.tower import TOWER_PREFIXES
 from ..quant.packing import BLOCK
 from ..quant.tables import centroids, error_energy
 from ..strict.jsonfile import read_json
@@ -54,7 +54,7 @@ class Entry:
 
     @property
     def is_tower(self) -> bool:
-        return self.name.startswith(TOWERS)
+        return self.name.startswith(TOWER_PREFIXES)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ import pytest
 from oracle import TOLERANCE, fresh_model
 from oracle import model as oracle_model
 
-from hlwq_mlx.engine.decode import chunks, generate_tokens
+from hlwq_mlx.engine.answer import chunks, generate_tokens
+from hlwq_mlx.engine.request import Prepared, Request
 from hlwq_mlx.engine.sampling import Sampling
 from hlwq_mlx.errors import RequestError
 
@@ -19,6 +20,11 @@ STEPS = 9
 @pytest.fixture(scope="module")
 def model():
     return oracle_model()
+
+
+def answer(model, prompt=PROMPT, embeddings=None, **options):
+    """The tokens and scores of an answer to a prompt of ids."""
+    return generate_tokens(model, Request(Prepared(prompt, embeddings), **options))
 
 
 def greedy_by_hand(model, prompt=PROMPT, embeddings=None):
@@ -35,12 +41,12 @@ def greedy_by_hand(model, prompt=PROMPT, embeddings=None):
 
 @pytest.mark.parametrize("prefill_step", [1, 4, 5, 12, 13, 512])
 def test_every_chunking_takes_the_greedy_path(model, prefill_step):
-    found = generate_tokens(model, PROMPT, Sampling(), max_tokens=STEPS, prefill_step=prefill_step)
+    found = answer(model, max_tokens=STEPS, prefill_step=prefill_step)
     assert [token for token, _ in found] == greedy_by_hand(model)
 
 
 def test_scores_are_log_probabilities(model):
-    for token, scores in generate_tokens(model, PROMPT, Sampling(), max_tokens=3):
+    for token, scores in answer(model, max_tokens=3):
         values = np.array(scores)
         assert values.shape == (320,)
         assert abs(np.exp(values).sum() - 1) < 1e-5
@@ -50,10 +56,8 @@ def test_scores_are_log_probabilities(model):
 def test_progress_counts_the_prompt(model):
     seen = []
     list(
-        generate_tokens(
+        answer(
             model,
-            PROMPT,
-            Sampling(),
             max_tokens=1,
             prefill_step=5,
             on_prefill=lambda done, total: seen.append((done, total)),
@@ -63,26 +67,26 @@ def test_progress_counts_the_prompt(model):
 
 
 def test_without_limit_it_goes_on(model):
-    stream = generate_tokens(model, PROMPT, Sampling(), max_tokens=-1)
+    stream = answer(model)
     assert len([next(stream) for _ in range(30)]) == 30
 
 
 @pytest.mark.parametrize("limit", [0, -2])
 def test_limits_that_mean_nothing(model, limit):
     with pytest.raises(RequestError, match=rf"^\[max_tokens\] needed .* got {limit}\. "):
-        next(generate_tokens(model, PROMPT, Sampling(), max_tokens=limit))
+        answer(model, max_tokens=limit)
 
 
 def test_empty_prompt(model):
     with pytest.raises(RequestError, match=r"^\[prompt\] needed at least one token, got none\."):
-        next(generate_tokens(model, [], Sampling(), max_tokens=1))
+        answer(model, [])
 
 
 def test_a_seed_repeats_a_draw(model):
     def draw():
         mx.random.seed(7)
         chosen = Sampling(temp=1.0, top_k=20)
-        return [token for token, _ in generate_tokens(model, PROMPT, chosen, max_tokens=12)]
+        return [token for token, _ in answer(model, sampling=chosen, max_tokens=12)]
 
     assert draw() == draw()
     assert draw() != greedy_by_hand(model)
@@ -107,14 +111,7 @@ def features_for(model, prompt):
 def test_every_chunking_reads_the_same_embeddings(variant, prefill_step):
     model = oracle_model(variant)
     embeddings = features_for(model, SHOWN)
-    found = generate_tokens(
-        model,
-        SHOWN,
-        Sampling(),
-        max_tokens=STEPS,
-        input_embeddings=embeddings,
-        prefill_step=prefill_step,
-    )
+    found = answer(model, SHOWN, embeddings, max_tokens=STEPS, prefill_step=prefill_step)
     tokens, scores = zip(*found, strict=True)
     assert list(tokens) == greedy_by_hand(model, SHOWN, embeddings)
     wanted = log_probabilities(model, SHOWN, embeddings)
@@ -140,5 +137,5 @@ def test_media_tokens_are_never_chosen():
     model.args = dataclasses.replace(model.args, media_token_ids=favourites)
     mx.random.seed(3)
     for sampling in (Sampling(), Sampling(temp=1.0, top_k=3), Sampling(temp=1.0, top_p=0.5)):
-        found = [token for token, _ in generate_tokens(model, PROMPT, sampling, max_tokens=STEPS)]
+        found = [token for token, _ in answer(model, sampling=sampling, max_tokens=STEPS)]
         assert set(favourites).isdisjoint(found)

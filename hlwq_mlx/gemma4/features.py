@@ -11,7 +11,7 @@ import numpy as np
 from ..errors import RequestError, ShapeError
 
 
-def place(
+def insert_features(
     x: mx.array, ids: np.ndarray, kind: str, token_id: int | None, features: Sequence[mx.array]
 ) -> mx.array:
     """Write features over the embeddings of a soft token, in order of appearance, unscaled.

@@ -13,9 +13,9 @@ import mlx.core as mx
 import numpy as np
 from mlx import nn
 
-from ..errors import ShapeError
+from ...errors import ShapeError
 from .clipped import ClippedLinear
-from .tower_config import AudioConfig
+from .config import AudioConfig
 
 # Of the norms that the reference gives no eps, whatever the config says.
 EPS = 1e-6

@@ -15,22 +15,23 @@ import numpy as np
 from mlx_lm.processors import PROCESSORS
 from transformers import AutoConfig, Gemma4Config
 
-from . import perceive
-from .dialog.parts import Medium
-from .dialog.placeholders import MARKERS, spell
-from .dialog.tokenizer import TOOL_PARSER
-from .engine.sampling import forbidder
-from .errors import CheckpointError
-from .gemma4 import config, model
-from .media import processor
-from .media.origin import Access
-from .perceive import View
+from .. import prompt
+from ..dialog.parts import Medium
+from ..dialog.placeholders import MARKERS, spell
+from ..engine.sampling import mask_tokens
+from ..errors import CheckpointError
+from ..gemma4 import config, model
+from ..gemma4.caches import WHOLE
+from ..media import processor
+from ..media.origin import Access
+from ..prompt import PreparedMedium
+from ..store import checkpoint
+from .caches import make_caches
 from .plugin import FOLDER_KEY, MODEL_TYPE
-from .store import checkpoint
 
 __all__ = ["TOKENIZER_DEFAULTS", "Model", "ModelArgs", "Processor"]
 
-TOKENIZER_DEFAULTS = {"tool_parser_type": TOOL_PARSER}
+TOKENIZER_DEFAULTS = {"tool_parser_type": "gemma4"}
 
 
 @dataclass(frozen=True)
@@ -60,10 +61,14 @@ class Model(model.Model):
     """Gemma 4 with rows and towers from its folder."""
 
     def __init__(self, args: ModelArgs) -> None:
-        super().__init__(args)
         checkpoint.require_own_shards(args, args.folder)
-        checkpoint.attach(self, args.folder)
-        self._allow = forbidder(args.media_token_ids, args.text_config.vocab_size)
+        super().__init__(args, checkpoint.resources(args, args.folder))
+        self._mask = mask_tokens(args.media_token_ids, args.text_config.vocab_size)
+        self.caching = WHOLE
+
+    def make_cache(self) -> list[Any]:  # type: ignore[override]  # mlx-lm passes nothing
+        """Make an empty cache of mlx-lm's own for each layer that makes keys and values."""
+        return make_caches(self.args.text_config, self.caching)
 
     def __call__(
         self,
@@ -74,18 +79,18 @@ class Model(model.Model):
         """Score every position as the base does, but leave media tokens no chance: stock samplers
         know nothing of them.
         """
-        return self._allow(super().__call__(inputs, cache, input_embeddings))
+        return self._mask(super().__call__(inputs, cache, input_embeddings))
 
-    def embed_inputs(self, tokens: mx.array, *, pixel_values: Sequence[View]) -> mx.array:
+    def embed_inputs(self, tokens: mx.array, *, pixel_values: Sequence[PreparedMedium]) -> mx.array:
         """Make the embeddings of a prompt and of what `Processor` made of its media.
 
         Shapes: tokens [L] -> [L, H].
         Raises: RequestError for a medium whose tower is not there.
         """
         for span, _ in pixel_values:
-            perceive.require_tower(self.args, span.kind)
-        looked = perceive.look(self, pixel_values)
-        return perceive.place(self, np.array(tokens).tolist(), looked)[0]
+            prompt.require_tower(self.args, span.kind)
+        media = prompt.with_features(self, pixel_values)
+        return prompt.embed_with_media(self, np.array(tokens).tolist(), media)[0]
 
     def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
         """Drop what the tree has no place for, and cast the rest to what this machine runs.
@@ -115,7 +120,7 @@ class Processor:
 
     def __call__(
         self, text: str, *, images: Sequence[np.ndarray | Medium]
-    ) -> tuple[str, list[View]]:
+    ) -> tuple[str, list[PreparedMedium]]:
         """Prepare media and write their soft tokens in the place of the text's placeholders.
 
         An array is an image; other sources have to be data URLs.
@@ -124,8 +129,8 @@ class Processor:
         """
         access = Access(files=False)
         media = [each if isinstance(each, Medium) else Medium("image", each) for each in images]
-        views = perceive.view_all(media, self.settings, access, self.context)
-        return spell(text, [span for span, _ in views]), views
+        prepared = prompt.prepare_media(media, self.settings, access, self.context)
+        return spell(text, [span for span, _ in prepared]), prepared
 
 
 PROCESSORS[MODEL_TYPE] = Processor

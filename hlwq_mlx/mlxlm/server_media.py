@@ -12,11 +12,11 @@ from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
-from .dialog.parts import Medium, normalize_part
-from .errors import RequestError
-from .gemma4.config import Gemma4Config
-from .media.origin import Access, open_origin
-from .perceive import View, require_tower
+from ..dialog.parts import Medium, normalize_part
+from ..errors import RequestError
+from ..gemma4.config import Gemma4Config
+from ..media.origin import Access, open_origin
+from ..prompt import PreparedMedium, require_tower
 
 WEB = ("http://", "https://")
 
@@ -89,7 +89,11 @@ def vision_maker(vision: type, soft_token_ids: Sequence[int]) -> Callable[..., A
     """
 
     def make_vision(
-        prompt: Sequence[int], *, urls: Sequence[str], pixel_values: Sequence[View], token_id: int
+        prompt: Sequence[int],
+        *,
+        urls: Sequence[str],
+        pixel_values: Sequence[PreparedMedium],
+        token_id: int,
     ) -> Any:
         cache_key = list(prompt)
         is_soft = [token in soft_token_ids for token in prompt]

@@ -12,10 +12,10 @@ import mlx.core as mx
 import numpy as np
 from mlx import nn
 
-from ..errors import ShapeError
-from ..quant.ops import gelu_mul
+from ...errors import ShapeError
+from ...quant.ops import gelu_mul
 from .clipped import ClippedLinear
-from .tower_config import VisionConfig
+from .config import VisionConfig
 
 
 class Turn(NamedTuple):

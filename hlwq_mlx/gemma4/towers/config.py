@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, Self
 
-from ..errors import ConfigError
-from ..strict.fields import Bounds, checked, shown
-from .section import (
+from ...errors import ConfigError
+from ...strict.fields import Bounds, checked, shown
+from ..section import (
     CAP,
     EPS,
     HEAD_WIDTH,

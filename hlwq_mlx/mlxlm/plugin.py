@@ -30,7 +30,7 @@ class _ModelLoader(Loader):
         return None
 
     def exec_module(self, module: ModuleType) -> None:
-        from . import stock
+        from . import model as stock
 
         for name in stock.__all__:
             setattr(module, name, getattr(stock, name))

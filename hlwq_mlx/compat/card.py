@@ -16,13 +16,14 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
-from . import library
-from .dialog import template
-from .engine.decode import generate_tokens
-from .engine.sampling import Sampling
-from .errors import RequestError
-from .gemma4.caching import KV_BITS, WHOLE, Caching
-from .gemma4.model import Model
+from .. import library
+from ..dialog import template
+from ..engine.answer import generate_tokens
+from ..engine.request import Prepared, Request
+from ..engine.sampling import Sampling
+from ..errors import RequestError
+from ..gemma4.caches import KV_BITS, WHOLE, Caching
+from ..gemma4.model import Model
 
 DEFAULT_NEW_TOKENS = 128
 USER_TURN = "<|turn>user\n"
@@ -176,14 +177,10 @@ class HLWQModel:
             )
         prompt = _one_sequence(inputs)
         prompt += self._opening(prompt)
-        ids = list(prompt)
-        for token, _ in generate_tokens(
-            self.model, prompt, sampling, max_tokens=limit, caching=self._caching
-        ):
-            ids.append(token)
-            if token in self._wrapper.eos_token_ids:
-                break
-        return _like(inputs, ids)
+        stop_ids = self._wrapper.eos_token_ids
+        request = Request(Prepared(prompt), sampling, limit, stop_ids, self._caching)
+        answer = [chosen.token for chosen in generate_tokens(self.model, request)]
+        return _like(inputs, [*prompt, *answer])
 
     def _opening(self, prompt: list[int]) -> list[int]:
         """Return the ids that open the model's turn, where a prompt ends with a user's."""

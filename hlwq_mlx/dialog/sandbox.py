@@ -1,7 +1,8 @@
-"""What the child of `trial` runs: one chat template, rendered for a question and for a long talk.
+"""Where chat templates are rendered: jinja2's sandbox with what transformers gives its templates.
 
-The environment has what transformers gives its templates, built from jinja2 alone: transformers
-takes seconds to import. Reads the template on stdin; writes nothing if it is good, else the fault.
+Built from jinja2 alone, since transformers takes seconds to import. Run as a script, it is the
+child of `trial`: it reads one template on stdin, renders it for a question and for a long talk, and
+writes nothing if it is good, else the fault.
 Source: transformers 5.24.0, utils/chat_template_utils.
 """
 
@@ -90,7 +91,11 @@ def fault_of(text: str) -> str | None:
     try:
         template = environment().from_string(text)
         answer = template.render(
-            messages=QUESTION, add_generation_prompt=True, enable_thinking=False, **SPECIALS
+            messages=QUESTION,
+            tools=None,
+            add_generation_prompt=True,
+            enable_thinking=False,
+            **SPECIALS,
         )
     except Exception as problem:  # noqa: BLE001  # the template's own, of any kind
         return f"{type(problem).__name__}: {problem}".rstrip(": .")

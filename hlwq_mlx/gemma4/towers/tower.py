@@ -1,26 +1,27 @@
-"""The towers as parts that may be absent: their names, and a tree of each that loads by itself.
+"""A tower as a part that may be absent: its names, and a tree that loads by itself.
 
 Two kinds, `vision` and `audio`; each is an encoder and an embedder, `<kind>_tower` and
 `embed_<kind>` in the checkpoint. Not their formulas, and no file is read here.
 """
 
+import mlx.core as mx
 from mlx import nn
 
-from ..errors import RequestError
-from ..quant.layers import code_modules
+from ...errors import RequestError
+from ...quant.layers import code_modules
+from ..config import Gemma4Config
 from .audio import AudioTower
-from .config import Gemma4Config
+from .config import AUDIO, VISION
 from .embedder import Embedder
-from .tower_config import AUDIO, VISION
 from .vision import VisionTower
 
 
 def prefixes(kind: str) -> tuple[str, str]:
-    """Spell how the names of a tower's tensors begin."""
+    """Return how the names of a tower's tensors begin."""
     return f"model.{kind}_tower.", f"model.embed_{kind}."
 
 
-TOWERS = (*prefixes(VISION), *prefixes(AUDIO))
+TOWER_PREFIXES = (*prefixes(VISION), *prefixes(AUDIO))
 
 
 class Tower(nn.Module):
@@ -31,6 +32,16 @@ class Tower(nn.Module):
         self.model = nn.Module()
         self.model[f"{kind}_tower"] = encoder
         self.model[f"embed_{kind}"] = embedder
+        self.kind = kind
+
+    def __call__(self, *inputs: mx.array, dtype: mx.Dtype) -> mx.array:
+        """Return the features of one medium, in the text model's space and dtype.
+
+        Shapes: the encoder's inputs -> [n, H].
+        """
+        features = self.model[f"{self.kind}_tower"](*inputs)
+        rows: mx.array = self.model[f"embed_{self.kind}"](features, dtype)
+        return rows
 
 
 def make_tower(args: Gemma4Config, kind: str) -> Tower:

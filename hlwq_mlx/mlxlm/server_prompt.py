@@ -9,9 +9,9 @@ from functools import wraps
 from types import ModuleType
 from typing import Any
 
-from .dialog import template
-from .dialog.guard import free_letter
-from .dialog.messages import Message
+from ..dialog import template
+from ..dialog.guard import free_letter
+from ..dialog.messages import Message
 
 
 def teach(server: ModuleType) -> None:

@@ -20,11 +20,11 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from .dialog.messages import normalize_messages, normalize_tools
-from .dialog.readable import readable
-from .engine.finite import not_finite
-from .engine.sampling import Sampling, bounded_top_k
-from .errors import CheckpointError, RequestError
+from ..dialog.messages import normalize_messages, normalize_tools
+from ..dialog.readable import readable
+from ..engine.finite import not_finite
+from ..engine.sampling import Sampling
+from ..errors import CheckpointError, RequestError
 
 logger = logging.getLogger("hlwq_mlx")
 
@@ -71,7 +71,7 @@ def bounded_make_sampler(original: Callable[..., Any], vocab_size: int) -> Calla
 
     @wraps(original)
     def make_sampler(*args: Any, top_k: int = 0, **options: Any) -> Any:
-        return original(*args, top_k=bounded_top_k(top_k, vocab_size), **options)
+        return original(*args, top_k=top_k if top_k < vocab_size else 0, **options)
 
     return make_sampler
 

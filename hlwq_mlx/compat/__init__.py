@@ -1,0 +1,1 @@
+"""Interfaces that others have shown to users, kept for their sake."""

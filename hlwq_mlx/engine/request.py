@@ -1,0 +1,69 @@
+"""What the engine is asked for: a prepared prompt, and how its answer is made.
+
+Made once by whoever knows text (the commands, the library, the server); the engine reads it and
+knows ids only.
+L positions, H hidden size.
+"""
+
+from collections.abc import Callable, Collection, Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import mlx.core as mx
+
+from ..errors import RequestError
+from ..gemma4.caches import WHOLE, Caching
+from .sampling import Sampling
+
+PREFILL_STEP = 512  # bounds activations: a chunk of 2048 peaks several times higher on 16 GB
+Progress = Callable[[int, int], None]
+
+
+def no_progress(done: int, total: int) -> None:
+    """Show nothing."""
+
+
+class Prepared(NamedTuple):
+    """A prompt as the model reads it.
+
+    `media` tells the media of two prompts apart, which their ids do not.
+    Shapes: ids [L], embeddings [1, L, H] where there are media.
+    """
+
+    ids: Sequence[int]
+    embeddings: mx.array | None = None
+    media: tuple[Hashable, ...] = ()
+
+
+@dataclass(frozen=True)
+class Request:
+    """One answer to be made.
+
+    It ends behind an id of `stop_ids`, which is part of it, or after `max_tokens`; -1 is no limit.
+    `prefill_step` is how many of the prompt's tokens are read at once; `on_prefill` is told how
+    many are read.
+    Raises: RequestError for an empty prompt, a limit that is neither positive nor -1, or a chunk
+    of no tokens.
+    """
+
+    prompt: Prepared
+    sampling: Sampling = field(default_factory=Sampling)
+    max_tokens: int = -1
+    stop_ids: Collection[int] = ()
+    caching: Caching = WHOLE
+    prefill_step: int = PREFILL_STEP
+    on_prefill: Progress = no_progress
+
+    def __post_init__(self) -> None:
+        if not len(self.prompt.ids):
+            raise RequestError("[prompt] needed at least one token, got none. Give a prompt.")
+        if self.max_tokens < 1 and self.max_tokens != -1:
+            raise RequestError(
+                f"[max_tokens] needed a positive number or -1, got {self.max_tokens}. "
+                "-1 means no limit."
+            )
+        if self.prefill_step < 1:
+            raise RequestError(
+                f"[prefill_step] needed at least 1, got {self.prefill_step}. "
+                "It counts prompt tokens."
+            )

@@ -1,0 +1,268 @@
+"""What a sequence keeps of the past: keys and values of each layer that makes some.
+
+A cache holds one sequence, in the order of its positions; `Rows` lets several step together. A
+sliding layer keeps its window. A full-attention layer keeps every position, and may keep them coded
+or keep only the first and the last ones. Layers that share another's keys attend to what its cache
+returns. mlx-lm's caches offer the same three things (`offset`, `make_mask`, `update_and_fetch`), so
+that stock mlx-lm can bring its own.
+B batch, L new positions, D head dimensions.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import mlx.core as mx
+
+from ..errors import RequestError
+from .config import FULL, TextConfig
+from .masks import Causal, Mask
+
+KV_BITS = (4, 8)
+GROUP_SIZES = (32, 64, 128)
+SINKS = 4  # first positions that a bounded cache never drops
+STEP = 256  # positions by which a buffer grows
+DROPPED_SHARE = 8  # a full bounded cache drops an eighth at once: a drop copies all that is left
+
+Arrays = tuple[mx.array, ...]
+
+
+@dataclass(frozen=True)
+class Caching:
+    """How full-attention layers keep keys and values.
+
+    `kv_bits` codes them by MLX's affine quantization; `max_kv_size` keeps the first positions and
+    the last ones, at most so many in all, and forgets what lies between.
+    Raises: RequestError naming the option, its limits and the value.
+    """
+
+    kv_bits: int | None = None
+    kv_group_size: int = 64
+    max_kv_size: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, value, accepted in (
+            ("kv_bits", self.kv_bits, KV_BITS),
+            ("kv_group_size", self.kv_group_size, GROUP_SIZES),
+        ):
+            if value is not None and value not in accepted:
+                raise RequestError(
+                    f"[{name}] needed one of {', '.join(map(str, accepted))}, got {value}. "
+                    "Choose one of these."
+                )
+        if self.max_kv_size is None:
+            return
+        if self.max_kv_size <= SINKS:
+            raise RequestError(
+                f"[max_kv_size] needed more than {SINKS}, got {self.max_kv_size}. "
+                "It counts the positions that full attention remembers."
+            )
+        if self.kv_bits is not None:
+            raise RequestError(
+                "[max_kv_size] needed to be alone, got kv_bits too. A cache that forgets cannot "
+                "be coded; leave one of them out."
+            )
+
+
+WHOLE = Caching()
+
+
+class Cache(Protocol):
+    """Keys and values of one layer; mlx-lm's caches are of this form too."""
+
+    offset: Any  # positions seen so far: a number, or one for each sequence
+
+    def make_mask(self, length: int, /, *, return_array: bool, window_size: int | None) -> Any:
+        """Return what the next `length` positions may see, before the cache takes them."""
+        ...
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[Any, Any]:
+        """Take new positions and return all that their queries may see."""
+        ...
+
+
+class _Buffer:
+    """Arrays that grow at their end and lose what lies in front, position by position.
+
+    Every array is [1, heads, positions, width]. Room for `STEP` more positions is made at once, so
+    that most appends write in place.
+    """
+
+    def __init__(self) -> None:
+        self.arrays: Arrays = ()
+        self._start = self._stop = 0
+
+    def __len__(self) -> int:
+        return self._stop - self._start
+
+    def append(self, new: Arrays) -> None:
+        """Take more positions."""
+        length = new[0].shape[2]
+        if not self.arrays or self._stop + length > self.arrays[0].shape[2]:
+            self._make_room(new, length)
+        stop = self._stop + length
+        for array, more in zip(self.arrays, new, strict=True):
+            array[:, :, self._stop : stop] = more
+        self._stop = stop
+
+    def held(self) -> Arrays:
+        """Return what is held, oldest first."""
+        return tuple(array[:, :, self._start : self._stop] for array in self.arrays)
+
+    def keep_last(self, count: int) -> None:
+        """Drop all but the last positions."""
+        self._start = max(self._start, self._stop - count)
+
+    def drop(self, first: int, count: int) -> None:
+        """Drop `count` positions behind the `first` ones."""
+        kept = tuple(
+            mx.concatenate([array[:, :, :first], array[:, :, first + count :]], axis=2)
+            for array in self.held()
+        )
+        self.arrays, self._start, self._stop = kept, 0, len(self) - count
+
+    def _make_room(self, new: Arrays, length: int) -> None:
+        held, count = self.held() or new, len(self)
+        capacity = -(-(count + length) // STEP) * STEP
+        self.arrays = tuple(
+            mx.zeros((*array.shape[:2], capacity, array.shape[3]), array.dtype) for array in new
+        )
+        for array, old in zip(self.arrays, held, strict=True):
+            array[:, :, :count] = old[:, :, :count]
+        self._start, self._stop = 0, count
+
+
+class FullCache:
+    """Every position."""
+
+    def __init__(self) -> None:
+        self.offset = 0
+        self._buffer = _Buffer()
+
+    def __len__(self) -> int:
+        """Count the positions that are held."""
+        return len(self._buffer)
+
+    @property
+    def state(self) -> Arrays:
+        """The arrays, to be evaluated."""
+        return self._buffer.arrays
+
+    def make_mask(self, length: int, /, *, return_array: bool, window_size: int | None) -> Mask:
+        """Return a causal mask."""
+        return Causal(None)
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[Any, Any]:
+        """Take new positions and return all.
+
+        Shapes: [1, heads, L, D] -> [1, heads, held, D].
+        """
+        self._buffer.append((keys, values))
+        self.offset += keys.shape[2]
+        held = self._buffer.held()
+        return held[0], held[1]
+
+
+class SlidingCache(FullCache):
+    """The last positions: as many as the next query sees, beside itself."""
+
+    def __init__(self, window: int) -> None:
+        super().__init__()
+        self._window = window
+
+    def make_mask(self, length: int, /, *, return_array: bool, window_size: int | None) -> Mask:
+        """Return a causal mask that sees no farther back than the window."""
+        return Causal(self._window)
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[Any, Any]:
+        """Take new positions and return them behind the window of the first."""
+        self._buffer.keep_last(self._window - 1)
+        return super().update_and_fetch(keys, values)
+
+
+class BoundedCache(FullCache):
+    """The first positions and the last ones, at most so many in all between two updates."""
+
+    def __init__(self, max_size: int) -> None:
+        super().__init__()
+        self.max_size = max_size
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[Any, Any]:
+        """Take new positions and return them behind what is remembered."""
+        surplus = len(self._buffer) + keys.shape[2] - self.max_size
+        droppable = len(self._buffer) - SINKS
+        if surplus > 0 and droppable > 0:
+            count = max(surplus, self.max_size // DROPPED_SHARE)
+            self._buffer.drop(SINKS, min(count, droppable))
+        return super().update_and_fetch(keys, values)
+
+
+class CodedCache(FullCache):
+    """Every position, quantized by MLX in groups along the head dimensions."""
+
+    def __init__(self, bits: int, group_size: int) -> None:
+        super().__init__()
+        self.bits = bits
+        self.group_size = group_size
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[Any, Any]:
+        """Code new positions and return all: twice codes, scales and biases."""
+        coded = [
+            part
+            for array in (keys, values)
+            for part in mx.quantize(array, group_size=self.group_size, bits=self.bits)
+        ]
+        self._buffer.append(tuple(coded))
+        self.offset += keys.shape[2]
+        held = self._buffer.held()
+        return held[:3], held[3:]
+
+
+class Rows:
+    """The caches of one layer of several sequences, which step together and attend each alone.
+
+    Sequences of any lengths fit together without padding, and each reads the very arrays it would
+    read alone.
+    """
+
+    def __init__(self, entries: Sequence[Cache]) -> None:
+        self.entries = entries
+
+    @property
+    def offset(self) -> list[int]:
+        return [entry.offset for entry in self.entries]
+
+    @property
+    def state(self) -> list[Any]:
+        return [entry.state for entry in self.entries]  # type: ignore[attr-defined]
+
+    def make_mask(self, length: int, /, *, return_array: bool, window_size: int | None) -> Mask:
+        """Return what each sequence may see: caches of one layer have one kind of mask."""
+        mask: Mask = self.entries[0].make_mask(
+            length, return_array=return_array, window_size=window_size
+        )
+        return mask
+
+
+def make_caches(config: TextConfig, caching: Caching) -> list[Any]:
+    """Make an empty cache for each layer that makes keys and values.
+
+    Raises: RequestError when a group does not divide a head.
+    """
+    if caching.kv_bits is not None and config.global_head_dim % caching.kv_group_size:
+        raise RequestError(
+            f"[kv_group_size] needed a divisor of {config.global_head_dim}, the size of a head, "
+            f"got {caching.kv_group_size}. Choose a smaller group."
+        )
+    return [
+        _full(caching) if layer_type == FULL else SlidingCache(config.sliding_window)
+        for layer_type in config.layer_types[: config.first_shared]
+    ]
+
+
+def _full(caching: Caching) -> FullCache:
+    if caching.kv_bits is not None:
+        return CodedCache(caching.kv_bits, caching.kv_group_size)
+    if caching.max_kv_size is not None:
+        return BoundedCache(caching.max_kv_size)
+    return FullCache()

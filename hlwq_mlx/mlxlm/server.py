@@ -1,0 +1,93 @@
+"""mlx-lm's server on one model of ours, with what it must be taught beforehand.
+
+It goes when our own server comes; until then its three files stay together.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+from mlx_lm import server
+
+from ..cli.signals import EXIT_SIGNAL, Ended
+from ..engine.sampling import Sampling
+from ..errors import DeviceError
+from ..gemma4.caches import Caching
+from ..gemma4.config import Gemma4Config
+from ..store import checkpoint
+from ..strict.jsonfile import read_json
+from . import server_media, server_prompt, server_requests
+from .model import Model
+
+
+def ready_load(original: Callable[..., Any], caching: Caching) -> Callable[..., Any]:
+    """Wrap mlx-lm's `load` so that a model of ours is ready before the first request.
+
+    Its caches are coded from the start: mlx-lm would code those of sliding layers too, and cannot.
+    """
+
+    @wraps(original)
+    def load(*args: Any, **options: Any) -> Any:
+        loaded = original(*args, **options)
+        if isinstance(loaded[0], Model):
+            loaded[0].caching = caching
+            checkpoint.prepare(loaded[0])
+        return loaded
+
+    return load
+
+
+def ending_together(original: Callable[..., None]) -> Callable[..., None]:
+    """Wrap mlx-lm's HTTP loop so that its generation thread ends with it, whatever ends it.
+
+    A signal ends both at once: the thread would finish an answer that nobody will get.
+    Raises: DeviceError when it cannot listen; mlx-lm's thread would keep the command alive.
+    """
+
+    @wraps(original)
+    def run_http_server(host: str, port: int, generator: Any, *more: Any, **options: Any) -> None:
+        try:
+            original(host, port, generator, *more, **options)
+        except OSError as problem:
+            raise DeviceError(
+                f"[serve] needed to listen on port {port} of {host}, got '{problem.strerror}'. "
+                "Choose another --port, or end the program that has it."
+            ) from problem
+        except Ended as ended:
+            sys.stdout.flush()
+            os._exit(EXIT_SIGNAL + ended.number)
+        finally:
+            generator.stop_and_join()
+
+    return run_http_server
+
+
+def sampling_options(sampling: Sampling) -> list[str]:
+    """Return sampling as mlx-lm's options."""
+    return [f"--{name.replace('_', '-')}={value}" for name, value in asdict(sampling).items()]
+
+
+def run(
+    folder: Path,
+    *,
+    caching: Caching,
+    context: int,
+    http: bool,
+    options: Sequence[str],
+) -> None:
+    """Serve a converted folder until interrupted; `options` are mlx-lm's own.
+
+    No prompt and no answer is longer than `context`; `http` lets media be downloaded.
+    """
+    args = Gemma4Config.from_dict(read_json(folder / "config.json"))
+    server.load = server_requests.watching(ready_load(server.load, caching), server)
+    server._run_http_server = ending_together(server._run_http_server)
+    server_prompt.teach(server)
+    server_requests.teach(server, args.text_config.vocab_size, context, folder.resolve().name)
+    server_media.teach(server, args, http=http)
+    sys.argv = ["mlx_lm.server", "--model", str(folder), *options]
+    server.main()
