@@ -8,12 +8,12 @@ import numpy as np
 import openai
 import pytest
 import tiny
-from hlwq_mlx.engine.decode import generate_tokens
 from served import served
 
 from hlwq_mlx import cli, export, library, quantize
 from hlwq_mlx.compat.card import HLWQModel
-from hlwq_mlx.engine.sampling import Sampling
+from hlwq_mlx.engine.answer import generate_tokens
+from hlwq_mlx.engine.request import Prepared, Request
 from hlwq_mlx.errors import CheckpointError
 from hlwq_mlx.generate import main as generate_command
 from hlwq_mlx.store import checkpoint, convert, leftovers
@@ -157,10 +157,10 @@ def test_a_row_of_the_row_store_is_named(tmp_path):
     tiny.publish(root / "PQ5", tiny.make_weights(tiny.config()), tiny.pure(5))
     convert.convert(Source(root / "PQ5"), tmp_path / "out")
     model = checkpoint.load(spoil(tmp_path / "out", tiny.ROWS))
-    assert len(list(generate_tokens(model, [2, 5], Sampling(), max_tokens=2))) == 2
+    assert len(list(generate_tokens(model, Request(Prepared([2, 5]), max_tokens=2)))) == 2
     message = r"^\[row 0 of the per-layer embeddings\] needed finite weights"
     with pytest.raises(CheckpointError, match=message):
-        list(generate_tokens(model, [0, 5], Sampling(), max_tokens=2))
+        list(generate_tokens(model, Request(Prepared([0, 5]), max_tokens=2)))
 
 
 def test_what_no_weight_is_to_blame_for(tmp_path):
@@ -168,4 +168,4 @@ def test_what_no_weight_is_to_blame_for(tmp_path):
     norm = model.model.language_model.norm
     norm.eps = float("nan")
     with pytest.raises(CheckpointError, match=r"^\[scores\] .* from weights that are all finite"):
-        list(generate_tokens(model, [2, 5], Sampling(), max_tokens=2))
+        list(generate_tokens(model, Request(Prepared([2, 5]), max_tokens=2)))

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from metal_host import Checks, device
 from mlx import nn
-from mlx_lm.models.cache import RotatingKVCache
 
 from hlwq_mlx.gemma4.caches import Caching
+from hlwq_mlx.gemma4.model import Resources
 from hlwq_mlx.quant import device as computer
 from hlwq_mlx.quant import fuse, kernels, ops, selftest
 from hlwq_mlx.quant.activation import Activation
@@ -183,7 +183,7 @@ def make_model(bits):
     text = model.args.text_config
     width = text.num_hidden_layers * text.hidden_size_per_layer_input
     table = mx.random.normal((text.vocab_size, width), key=mx.random.key(3))
-    model.rows = lambda ids: table[mx.array(ids)]
+    model.resources = Resources(lambda ids: table[mx.array(ids)])
     return model
 
 
@@ -216,24 +216,12 @@ def test_tokens_of_one_pass(tiny, count):
     np.testing.assert_array_equal(together, one_by_one)
 
 
-class InOrder(RotatingKVCache):
-    """Keys in the order of their positions at every step; mlx-lm's ring overwrites the oldest."""
-
-    def update_and_fetch(self, keys, values):
-        return self._update_concat(keys, values)
-
-
-def caches_in_order(model):
-    made = model.make_cache()
-    return [InOrder(WINDOW) if isinstance(cache, RotatingKVCache) else cache for cache in made]
-
-
 @pytest.mark.parametrize("count", [2, 8])
 def test_tokens_of_one_pass_past_the_window(tiny, count):
     """A sum over keys is taken in their order, so the order has to be that of a longer pass."""
     ids = token_ids(1, WINDOW + 5 + count)
     together, one_by_one = (
-        in_steps(tiny, ids, [WINDOW + 5, *n], caches_in_order(tiny)) for n in ([count], [1] * count)
+        in_steps(tiny, ids, [WINDOW + 5, *n], tiny.make_cache()) for n in ([count], [1] * count)
     )
     np.testing.assert_array_equal(together, one_by_one)
 

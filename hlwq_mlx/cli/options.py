@@ -9,7 +9,7 @@ from ..dialog.readable import readable
 from ..media.processor import BUDGETS
 
 CONTEXT = 8192  # tokens that a conversation should have room for
-PREFILL_STEP = 512  # of engine.decode; mlx-lm's 2048 would take four times the memory
+PREFILL_STEP = 512  # of engine.request; mlx-lm's 2048 would take four times the memory
 MODEL_NAMES = "hub id (owner/name or owner/name/PQ5), source folder, PQ folder or converted folder"
 
 
