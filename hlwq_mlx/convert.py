@@ -49,7 +49,9 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, convert, print the summary."""
     arguments = make_parser().parse_args(argv)
-    from .store import atomic, convert, source
+    from .disk import atomic
+    from .source import repository as source
+    from .write import convert
 
     atomic.require_new(arguments.output)
     folder, variant = source.find(arguments.model, arguments.variant)

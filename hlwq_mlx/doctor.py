@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 
 from . import cli
 from .errors import SourceError
-from .store import model_card, rules
+from .source import model_card, rules
 
 if TYPE_CHECKING:
-    from .fit import Machine, Settings
-    from .store.inventory import Inventory
+    from .memory.fit import Machine, Settings
+    from .memory.inventory import Inventory
 
 EXIT_UNFIT = 1
 LEFTOVERS = ("auto", "keep", "small")
@@ -84,9 +84,10 @@ def verify(model: str) -> str:
     """
     from tqdm import tqdm
 
-    from .store import checkpoint, checksums
-    from .store.sizes import spell_bytes
-    from .store.source import local_path
+    from .disk.sizes import spell_bytes
+    from .folder import checksums
+    from .folder import load as checkpoint
+    from .source.repository import local_path
 
     folder = local_path(model)
     if not checkpoint.is_ours(folder):
@@ -107,8 +108,8 @@ def examine(model: str, variant: str | None, settings: "Settings", choice: str) 
     """
     from pathlib import Path
 
-    from . import fit
-    from .store import inventory, side_files
+    from .folder import side_files
+    from .memory import fit, inventory
 
     found = inventory.take(model, variant)
     for line in contents(found):
@@ -126,8 +127,8 @@ def examine(model: str, variant: str | None, settings: "Settings", choice: str) 
 
 def contents(found: "Inventory") -> Iterator[str]:
     """Say what a model is made of and what is odd about it."""
-    from .store import inventory
-    from .store.sizes import spell_bytes
+    from .disk.sizes import spell_bytes
+    from .memory import inventory
 
     sums = found.kinds()
     for (kind, bits), (count, weights, size) in sorted(sums.items(), key=str):
@@ -144,9 +145,8 @@ def table(variants: Sequence[str], settings: "Settings", choice: str) -> Iterato
 
     Raises: RequestError for a variant that was never published.
     """
-    from . import fit
-    from .store import inventory
-    from .store.sizes import spell_bytes
+    from .disk.sizes import spell_bytes
+    from .memory import fit, inventory
 
     every = [inventory.of_variant(variant) for variant in variants]
     macs = [fit.mac(ram, release) for ram in fit.RAM_GB for release in fit.RELEASES]
@@ -191,7 +191,7 @@ def card_verdict() -> str:
 
 def cell(found: "Inventory", both: Sequence["Settings"], machine: "Machine") -> str:
     """Say how a variant fits a Mac."""
-    from . import fit
+    from .memory import fit
 
     text, towers = (fit.longest_context(found, each, machine) for each in both)
     if towers >= both[1].context:

@@ -36,7 +36,9 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, export, print what was written."""
     arguments = make_parser().parse_args(argv)
-    from .store import atomic, export, source
+    from .disk import atomic
+    from .source import repository as source
+    from .write import export
 
     atomic.require_new(arguments.output)
     opened = source.Source(*source.find(arguments.model, arguments.variant))

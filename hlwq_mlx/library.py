@@ -19,16 +19,19 @@ import numpy as np
 from .dialog import template
 from .dialog.messages import Message
 from .dialog.stop import AnswerText
+from .disk.jsonfile import read_json
 from .engine.answer import generate_tokens
 from .engine.prefix_cache import PrefixCache
 from .engine.request import PREFILL_STEP, Prepared, Progress, Request, no_progress
 from .engine.sampling import Sampling
 from .engine.step import Chosen
 from .errors import RequestError, SourceError
+from .folder import load as checkpoint
+from .folder import side_files
 from .gemma4.caches import WHOLE, Caching
 from .gemma4.model import Model
-from .store import checkpoint, convert, leftovers, side_files, source
-from .strict.jsonfile import read_json
+from .source import repository as source
+from .write import convert, leftovers
 
 DEMO = Path(__file__).parent / "demo"
 DEMO_VARIANT = "PQ5"

@@ -10,9 +10,9 @@ from . import cli
 from .quant.tables import CENTROIDS
 
 if TYPE_CHECKING:
-    from .store.quantize import Encoder, Report
-    from .store.rules import Rule
-    from .store.source import Source
+    from .source.repository import Source
+    from .source.rules import Rule
+    from .write.quantize import Encoder, Report
 
 LAYOUTS = ("mlx", "published")
 BEST_REFITS = 4
@@ -54,8 +54,10 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, quantize, print the report."""
     arguments = make_parser().parse_args(argv)
-    from .store import atomic, hub, rules, source
-    from .store.quantize import Encoder
+    from .disk import atomic
+    from .source import hub, rules
+    from .source import repository as source
+    from .write.quantize import Encoder
 
     if arguments.variant:
         name, rule = rules.variant_rule(arguments.variant)
@@ -80,9 +82,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def add_variant(opened: "Source", rule: "Rule", output: Path, encoder: "Encoder") -> "Report":
     """Write a variant's folder, and the repository's root files where they are missing."""
-    from .store import checkpoint
-    from .store.quantize import write_published
-    from .store.side_files import add_files, try_out
+    from .folder import load as checkpoint
+    from .folder.side_files import add_files, try_out
+    from .write.quantize import write_published
 
     root_files = opened.root_files  # what is missing or damaged is told before the work
     config = checkpoint.normalize_config(opened.config)
@@ -97,8 +99,9 @@ def make_folder(
     opened: "Source", rule: "Rule", name: str, output: Path, encoder: "Encoder"
 ) -> "Report":
     """Write a folder to run: the published layout first, beside it and for a while."""
-    from .store import atomic, convert
-    from .store.source import Source
+    from .disk import atomic
+    from .source.repository import Source
+    from .write import convert
 
     with atomic.scratch(output) as folder:
         variant = folder / "published" / name

@@ -50,12 +50,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def serve(arguments: argparse.Namespace, passed_on: Sequence[str]) -> None:
     """Serve the model that the arguments name."""
-    from . import fit, library
+    from . import library
+    from .disk.jsonfile import read_json
     from .engine.sampling import Sampling
+    from .folder import side_files
     from .gemma4.config import Gemma4Config
+    from .memory import fit
     from .mlxlm import server
-    from .store import side_files
-    from .strict.jsonfile import read_json
 
     settings = cli.settings_for(arguments, cli.CONTEXT)
     with_media = replace(settings, has_towers=True)  # a request may bring a picture at any time

@@ -36,7 +36,7 @@ from hlwq_mlx.quant.layers import pad_table
 from hlwq_mlx.quant.matrix import CodedMatrix
 from hlwq_mlx.quant.packing import BLOCK, UNIT
 from hlwq_mlx.quant.tables import centroids
-from hlwq_mlx.store import rules
+from hlwq_mlx.source import rules
 
 Contender = Callable[[], Any]
 Clock = Callable[[], float]

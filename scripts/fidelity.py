@@ -29,10 +29,11 @@ from tqdm import tqdm
 from hlwq_mlx import library
 from hlwq_mlx.dialog import template
 from hlwq_mlx.quantize import add_variant
-from hlwq_mlx.store import leftovers, model_card, rules
-from hlwq_mlx.store.convert import convert
-from hlwq_mlx.store.quantize import Encoder, Fidelity, Report
-from hlwq_mlx.store.source import Source
+from hlwq_mlx.source import model_card, rules
+from hlwq_mlx.source.repository import Source
+from hlwq_mlx.write import leftovers
+from hlwq_mlx.write.convert import convert
+from hlwq_mlx.write.quantize import Encoder, Fidelity, Report
 
 BASE = "bf16"
 TEXTS = 40

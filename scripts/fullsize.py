@@ -25,7 +25,7 @@ import bench
 import make_fullsize
 from row_reads import forget
 
-from hlwq_mlx.store.leftovers import AUTO, CHOICES
+from hlwq_mlx.write.leftovers import AUTO, CHOICES
 
 VARIANTS = ("PQ5", "PQ2-Mixed")
 CONVERT_LIMIT = 1.5 * 2**30
@@ -82,11 +82,11 @@ def answer(folder: Path, prompt_tokens: int, new_tokens: int) -> dict[str, Any]:
     import mlx.core as mx
     import numpy as np
 
-    from hlwq_mlx import fit
     from hlwq_mlx.engine.answer import generate_tokens
     from hlwq_mlx.engine.request import Prepared, Request
-    from hlwq_mlx.store import checkpoint, inventory
-    from hlwq_mlx.store.ple import FILE_NAME
+    from hlwq_mlx.folder import load as checkpoint
+    from hlwq_mlx.folder.rows import FILE_NAME
+    from hlwq_mlx.memory import fit, inventory
 
     mx.set_default_device(mx.cpu)
     begun = time.perf_counter()

@@ -22,11 +22,11 @@ from mlx import nn
 from mlx.utils import tree_map_with_path
 from mlx_lm.models import gemma4_text
 
+from hlwq_mlx.folder import published
 from hlwq_mlx.gemma4.model import Model, ModelArgs, Resources
 from hlwq_mlx.quant import device, fuse, selftest
 from hlwq_mlx.quant.tables import centroids
-from hlwq_mlx.store import published
-from hlwq_mlx.store.rules import Rule
+from hlwq_mlx.source.rules import Rule
 
 WINDOW = 8
 SMALL = {

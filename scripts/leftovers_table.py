@@ -12,7 +12,8 @@ import launches
 import m1
 
 from hlwq_mlx.quant.tables import centroids, error_energy
-from hlwq_mlx.store import leftovers, rules
+from hlwq_mlx.source import rules
+from hlwq_mlx.write import leftovers
 
 # One tensor of each class, whose width stands for all of them.
 COLUMNS = {"gate_proj": "mlp", "embedding": "embedding", "per-layer": "ple"}

@@ -20,12 +20,12 @@ import launches
 import make_fullsize
 import mlx.core as mx
 
-from hlwq_mlx import fit
+from hlwq_mlx.disk.sizes import spell_bytes
 from hlwq_mlx.gemma4.caches import WHOLE, Caching
 from hlwq_mlx.gemma4.config import FULL
 from hlwq_mlx.gemma4.model import Model
-from hlwq_mlx.store import inventory, rules
-from hlwq_mlx.store.sizes import spell_bytes
+from hlwq_mlx.memory import fit, inventory
+from hlwq_mlx.source import rules
 
 VOCABULARY = 1024
 WAYS = {"16 bits": WHOLE, "8 bits": Caching(8), "4 bits": Caching(4)}

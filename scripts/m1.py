@@ -14,7 +14,7 @@ import launches
 
 from hlwq_mlx.gemma4.model import ModelArgs
 from hlwq_mlx.quant.packing import BLOCK
-from hlwq_mlx.store import rules
+from hlwq_mlx.source import rules
 
 PEAK, SUSTAINED = 68.25e9, 57e9  # bytes a second, of an M1
 LAUNCH_S = 1.65e-6  # others report 1.3 to 2 microseconds for a launch that waits for another

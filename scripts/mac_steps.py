@@ -25,7 +25,7 @@ from hlwq_mlx.quant.backends.base import reference, reference_geglu
 from hlwq_mlx.quant.kernels import Tile
 from hlwq_mlx.quant.matrix import CodedMatrix
 from hlwq_mlx.quant.packing import UNIT
-from hlwq_mlx.store import model_card
+from hlwq_mlx.source import model_card
 
 Row = dict[str, Any]
 Steps = dict[str, Callable[[], Iterator[Row]]]

@@ -21,11 +21,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hlwq_mlx.disk.tensorfile import TensorSpec, TensorWriter
+from hlwq_mlx.folder import published
 from hlwq_mlx.quant import codec
 from hlwq_mlx.quant.packing import BLOCK, pack
 from hlwq_mlx.quant.tables import centroids
-from hlwq_mlx.store import published, rules
-from hlwq_mlx.store.tensorfile import TensorSpec, TensorWriter
+from hlwq_mlx.source import rules
 
 sys.path.append(str(Path(__file__).parent.parent / "tests"))
 import real_tokenizer

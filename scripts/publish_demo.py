@@ -9,9 +9,9 @@ from pathlib import Path
 
 from hlwq_mlx.library import DEMO, DEMO_VARIANT
 from hlwq_mlx.quantize import add_variant
-from hlwq_mlx.store import rules
-from hlwq_mlx.store.quantize import Encoder
-from hlwq_mlx.store.source import Source
+from hlwq_mlx.source import rules
+from hlwq_mlx.source.repository import Source
+from hlwq_mlx.write.quantize import Encoder
 
 
 def main() -> None:

@@ -24,9 +24,10 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
-from hlwq_mlx.store import ple, rules
-from hlwq_mlx.store.ple import RowStore
-from hlwq_mlx.store.tensorfile import TensorFile, TensorSpec, TensorWriter
+from hlwq_mlx.disk.tensorfile import TensorFile, TensorSpec, TensorWriter
+from hlwq_mlx.folder import rows as ple
+from hlwq_mlx.folder.rows import RowStore
+from hlwq_mlx.source import rules
 
 WIDTH = 42 * 256
 ROW_BYTES = 2 * WIDTH

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from hlwq_mlx.disk.atomic import building, place, scratch
 from hlwq_mlx.errors import DeviceError, SourceError
-from hlwq_mlx.store.atomic import building, place, scratch
 
 
 def names(folder):
@@ -165,7 +165,7 @@ def test_a_file_system_that_cannot_flush_folders_will_do(tmp_path, monkeypatch):
 
 
 WAITING = (
-    "import sys, time, pathlib; from hlwq_mlx.store.atomic import building\n"
+    "import sys, time, pathlib; from hlwq_mlx.disk.atomic import building\n"
     "with building(pathlib.Path(sys.argv[1])) as folder:\n"
     "    (folder / 'config.json').write_text('{}'); print('ready', flush=True); time.sleep(60)"
 )

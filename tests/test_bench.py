@@ -11,7 +11,7 @@ import pytest
 import row_reads
 
 from hlwq_mlx.quant import kernels
-from hlwq_mlx.store import rules
+from hlwq_mlx.source import rules
 
 LAYERS, OWN_KV = 42, 24
 

@@ -10,13 +10,14 @@ import tiny
 from mlx.utils import tree_flatten
 
 from hlwq_mlx.errors import CheckpointError, ConfigError, SourceError
+from hlwq_mlx.folder import load as checkpoint
+from hlwq_mlx.folder.rows import FILE_NAME as ROW_STORE
+from hlwq_mlx.memory import inventory
 from hlwq_mlx.quant import device
 from hlwq_mlx.quant.backends import choose
 from hlwq_mlx.quant.layers import HLWQEmbedding, HLWQLinear
-from hlwq_mlx.store import checkpoint, inventory
-from hlwq_mlx.store.convert import convert
-from hlwq_mlx.store.ple import FILE_NAME as ROW_STORE
-from hlwq_mlx.store.source import Source
+from hlwq_mlx.source.repository import Source
+from hlwq_mlx.write.convert import convert
 
 NORM = f"{tiny.TEXT}norm.weight"
 UP = f"{tiny.TEXT}layers.0.mlp.up_proj"

@@ -11,13 +11,14 @@ import tiny
 from mlx.utils import tree_flatten
 
 from hlwq_mlx.errors import CheckpointError, RequestError, SourceError
+from hlwq_mlx.folder import load as checkpoint
 from hlwq_mlx.gemma4.config import Gemma4Config
 from hlwq_mlx.gemma4.towers.tower import TOWER_PREFIXES, make_tower, prefixes
 from hlwq_mlx.mlxlm import model as stock
 from hlwq_mlx.mlxlm.plugin import FOLDER_KEY
 from hlwq_mlx.quant.layers import HLWQLinear
-from hlwq_mlx.store import checkpoint, convert, output
-from hlwq_mlx.store.source import Source
+from hlwq_mlx.source.repository import Source
+from hlwq_mlx.write import convert, output
 
 MEL = mx.random.normal((13, 16), key=mx.random.key(0))
 IMAGE = mx.random.uniform(shape=(9, 48), key=mx.random.key(1))

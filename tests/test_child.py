@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from hlwq_mlx import child
+from hlwq_mlx.disk import child
 
 LIMITS = child.Limits(cpu_s=2, memory_bytes=1 << 28)
 

@@ -9,7 +9,7 @@ import pytest
 from hlwq_mlx.errors import CheckpointError
 from hlwq_mlx.quant.packing import BLOCK, pack
 from hlwq_mlx.quant.tables import centroids
-from hlwq_mlx.store.coded import gather, parse_key, polar_settings, raise_all
+from hlwq_mlx.source.coded import gather, parse_key, polar_settings, raise_all
 
 NAME = "model.layers.0.mlp.up_proj.weight"
 DUNDER = NAME.replace(".", "__")

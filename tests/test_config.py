@@ -7,8 +7,8 @@ import pytest
 from oracle import VARIANTS, config
 
 from hlwq_mlx.errors import ConfigError
+from hlwq_mlx.folder import published
 from hlwq_mlx.gemma4.config import FULL, SLIDING, Gemma4Config, RopeConfig, TextConfig
-from hlwq_mlx.store import published
 
 E4B = published.e4b_config()
 

@@ -14,15 +14,17 @@ from safetensors.numpy import load_file
 from hlwq_mlx import cli
 from hlwq_mlx import convert as command
 from hlwq_mlx.dialog import trial
+from hlwq_mlx.disk.sizes import spell_bytes
+from hlwq_mlx.disk.tensorfile import TensorFile, TensorSpec, TensorWriter
 from hlwq_mlx.errors import CheckpointError, ConfigError, SourceError
+from hlwq_mlx.folder import checksums
+from hlwq_mlx.folder import load as checkpoint
+from hlwq_mlx.folder.identity import MANIFEST_KEY, METADATA_KEY
+from hlwq_mlx.folder.rows import FILE_NAME as ROW_STORE
 from hlwq_mlx.quant.packing import unpack_p32
 from hlwq_mlx.quant.tables import centroids
-from hlwq_mlx.store import checkpoint, checksums, convert, output
-from hlwq_mlx.store.identity import MANIFEST_KEY, METADATA_KEY
-from hlwq_mlx.store.ple import FILE_NAME as ROW_STORE
-from hlwq_mlx.store.sizes import spell_bytes
-from hlwq_mlx.store.source import PlainTensor, Source
-from hlwq_mlx.store.tensorfile import TensorFile, TensorSpec, TensorWriter
+from hlwq_mlx.source.repository import PlainTensor, Source
+from hlwq_mlx.write import convert, output
 
 # float32 logits up to 6 through 4 layers. A coded layer rotates its input where the other decodes
 # its weight: the same product in another order, up to 6e-5 apart. Coding itself changes them by 1.

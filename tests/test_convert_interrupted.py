@@ -11,10 +11,11 @@ from types import SimpleNamespace
 import pytest
 import tiny
 
+from hlwq_mlx.disk.tensorfile import TensorWriter
 from hlwq_mlx.errors import DeviceError
-from hlwq_mlx.store import checkpoint, convert
-from hlwq_mlx.store.source import Source
-from hlwq_mlx.store.tensorfile import TensorWriter
+from hlwq_mlx.folder import load as checkpoint
+from hlwq_mlx.source.repository import Source
+from hlwq_mlx.write import convert
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +116,9 @@ def test_remains_are_cleared_before_the_disk_is_measured(published, tmp_path, mo
 
 KILLED = """
 import os, pathlib, signal, sys
-from hlwq_mlx.store import convert, source, tensorfile
+from hlwq_mlx.disk import tensorfile
+from hlwq_mlx.source import repository as source
+from hlwq_mlx.write import convert
 published, output, moment = sys.argv[1:]
 
 def die(*arguments, **options):
@@ -178,7 +181,7 @@ def test_the_command_says_in_one_line_that_the_disk_is_full(published, tmp_path)
 INTERRUPTED = """
 import sys, time
 from hlwq_mlx import cli, convert as command
-from hlwq_mlx.store import convert
+from hlwq_mlx.write import convert
 
 def wait(*arguments):
     print("ready", flush=True)

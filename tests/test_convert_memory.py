@@ -16,14 +16,14 @@ import pytest
 import tiny
 from mlx.utils import tree_flatten
 
+from hlwq_mlx.disk.tensorfile import TensorFile, TensorSpec, TensorWriter
+from hlwq_mlx.folder import load as checkpoint
+from hlwq_mlx.folder.rows import FILE_NAME as ROW_STORE
+from hlwq_mlx.folder.rows import RowStore
 from hlwq_mlx.gemma4.model import Model, ModelArgs
 from hlwq_mlx.quant import codec
 from hlwq_mlx.quant.packing import pack, unpack_p32
 from hlwq_mlx.quant.tables import centroids
-from hlwq_mlx.store import checkpoint
-from hlwq_mlx.store.ple import FILE_NAME as ROW_STORE
-from hlwq_mlx.store.ple import RowStore
-from hlwq_mlx.store.tensorfile import TensorFile, TensorSpec, TensorWriter
 
 LIMIT = 200 * 2**20  # 130 MB are seen; the embedding in float32 alone is 134 MB
 V, H, N, D = 131072, 256, 5, 256  # vocabulary, hidden size, layers, per-layer width

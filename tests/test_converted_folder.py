@@ -5,9 +5,11 @@ import shutil
 import pytest
 
 from hlwq_mlx import library
+from hlwq_mlx.disk.tensorfile import TensorFile
 from hlwq_mlx.errors import SourceError
-from hlwq_mlx.store import convert, detect, source
-from hlwq_mlx.store.tensorfile import TensorFile
+from hlwq_mlx.source import detect
+from hlwq_mlx.source import repository as source
+from hlwq_mlx.write import convert
 
 
 @pytest.fixture(autouse=True)

@@ -10,8 +10,8 @@ from hlwq_mlx.errors import RequestError
 from hlwq_mlx.quant import codec
 from hlwq_mlx.quant.packing import pack
 from hlwq_mlx.quant.tables import CENTROIDS, centroids
-from hlwq_mlx.store import detect
-from hlwq_mlx.store.coded import CodedTensor
+from hlwq_mlx.source import detect
+from hlwq_mlx.source.coded import CodedTensor
 
 UP = "model.language_model.layers.0.mlp.up_proj.weight"
 DOWN = "model.language_model.layers.0.mlp.down_proj.weight"

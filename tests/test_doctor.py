@@ -6,9 +6,10 @@ from pathlib import Path
 import demo
 import pytest
 
-from hlwq_mlx import cli, doctor, fit, library
+from hlwq_mlx import cli, doctor, library
 from hlwq_mlx.errors import RequestError
-from hlwq_mlx.store import rules
+from hlwq_mlx.memory import fit
+from hlwq_mlx.source import rules
 
 README = Path(__file__).parent.parent / "README.md"
 

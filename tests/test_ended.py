@@ -11,7 +11,7 @@ import tiny
 from served import OURS, free_port, wait_until_open
 
 from hlwq_mlx import cli, convert
-from hlwq_mlx.store import checkpoint
+from hlwq_mlx.folder import load as checkpoint
 
 LIMIT_S = 60
 
@@ -20,7 +20,7 @@ WAITING = """
 import sys, time
 from importlib import import_module
 from hlwq_mlx import cli
-from hlwq_mlx.store import atomic, tensorfile
+from hlwq_mlx.disk import atomic, tensorfile
 
 def wait(*arguments, **options):
     print("ready", flush=True)

@@ -13,10 +13,11 @@ from mlx_lm.utils import load_model
 
 from hlwq_mlx import cli, library
 from hlwq_mlx import export as command
+from hlwq_mlx.disk.tensorfile import TensorFile
 from hlwq_mlx.errors import CheckpointError
-from hlwq_mlx.store import checkpoint, convert, export
-from hlwq_mlx.store.source import Source
-from hlwq_mlx.store.tensorfile import TensorFile
+from hlwq_mlx.folder import load as checkpoint
+from hlwq_mlx.source.repository import Source
+from hlwq_mlx.write import convert, export
 
 # Energy of the error over that of the weights: a step of 4.8 sigma over 2**bits - 1 in groups of
 # 64, its square over 12; at 8 bits half of it is the rounding of scales and biases to bfloat16.

@@ -13,8 +13,12 @@ import pytest
 import tiny
 
 from hlwq_mlx import cli, convert
+from hlwq_mlx.disk import failures, names
 from hlwq_mlx.errors import SourceError
-from hlwq_mlx.store import checkpoint, failures, hub, inventory, names, resume, source
+from hlwq_mlx.folder import load as checkpoint
+from hlwq_mlx.memory import inventory
+from hlwq_mlx.source import hub, resume
+from hlwq_mlx.source import repository as source
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +69,7 @@ def test_what_is_no_file_is_named(own, tmp_path, capsys, name, kind, message):
 FORBIDDEN = """
 import os, pathlib, sys
 from hlwq_mlx import cli
-from hlwq_mlx.store import failures
+from hlwq_mlx.disk import failures
 os.geteuid() or os.seteuid(65534)  # root may read everything
 def read(argv):
     with failures.reading(path := pathlib.Path(sys.argv[1])):

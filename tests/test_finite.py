@@ -12,14 +12,15 @@ from served import served
 
 from hlwq_mlx import cli, export, library, quantize
 from hlwq_mlx.compat.card import HLWQModel
+from hlwq_mlx.disk.finite import find_not_finite
+from hlwq_mlx.disk.tensorfile import TensorFile
 from hlwq_mlx.engine.answer import generate_tokens
 from hlwq_mlx.engine.request import Prepared, Request
 from hlwq_mlx.errors import CheckpointError
+from hlwq_mlx.folder import load as checkpoint
 from hlwq_mlx.generate import main as generate_command
-from hlwq_mlx.store import checkpoint, convert, leftovers
-from hlwq_mlx.store.finite import find_not_finite
-from hlwq_mlx.store.source import Source
-from hlwq_mlx.store.tensorfile import TensorFile
+from hlwq_mlx.source.repository import Source
+from hlwq_mlx.write import convert, leftovers
 
 NORM = f"{tiny.TEXT}layers.1.input_layernorm.weight"
 SCALAR = f"{tiny.TEXT}layers.0.layer_scalar"

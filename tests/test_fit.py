@@ -11,16 +11,18 @@ import pytest
 import tiny
 from mlx.utils import tree_flatten
 
-from hlwq_mlx import cli, doctor, fit
+from hlwq_mlx import cli, doctor
 from hlwq_mlx.engine.request import PREFILL_STEP
 from hlwq_mlx.errors import DeviceError
+from hlwq_mlx.folder import load as checkpoint
 from hlwq_mlx.gemma4.caches import WHOLE, Caching
 from hlwq_mlx.gemma4.towers.audio import AudioTower
 from hlwq_mlx.gemma4.towers.vision import VisionTower
 from hlwq_mlx.generate import make_parser
-from hlwq_mlx.store import checkpoint, convert, leftovers
-from hlwq_mlx.store.inventory import as_converted, of_variant, take
-from hlwq_mlx.store.source import Source
+from hlwq_mlx.memory import fit
+from hlwq_mlx.memory.inventory import as_converted, of_variant, take
+from hlwq_mlx.source.repository import Source
+from hlwq_mlx.write import convert, leftovers
 
 MAC = fit.mac(16, 15)
 SETTINGS = fit.Settings(8192)

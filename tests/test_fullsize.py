@@ -8,9 +8,12 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from hlwq_mlx.store import checkpoint, convert, inventory, published
-from hlwq_mlx.store.source import Source
-from hlwq_mlx.store.tensorfile import TensorFile
+from hlwq_mlx.disk.tensorfile import TensorFile
+from hlwq_mlx.folder import load as checkpoint
+from hlwq_mlx.folder import published
+from hlwq_mlx.memory import inventory
+from hlwq_mlx.source.repository import Source
+from hlwq_mlx.write import convert
 
 WORDS = 320
 

@@ -9,6 +9,7 @@ import pytest
 from metal_host import Checks, device
 from mlx import nn
 
+from hlwq_mlx.folder import published
 from hlwq_mlx.gemma4.attention import Attention
 from hlwq_mlx.gemma4.caches import FullCache
 from hlwq_mlx.gemma4.config import Gemma4Config
@@ -22,7 +23,6 @@ from hlwq_mlx.quant.fuse import blocks, fuse
 from hlwq_mlx.quant.layers import HLWQLinear, pad_table
 from hlwq_mlx.quant.packing import pack_p32
 from hlwq_mlx.quant.tables import centroids
-from hlwq_mlx.store import published
 
 
 def linear(columns, rows, bits=5, table="converged", seed=0, bias=False):

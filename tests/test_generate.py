@@ -11,10 +11,11 @@ import mlx.core as mx
 import pytest
 import tiny_media
 
-from hlwq_mlx import cli, fit, library
+from hlwq_mlx import cli, library
 from hlwq_mlx.dialog import template
 from hlwq_mlx.generate import main, make_parser, spell
 from hlwq_mlx.library import CACHE_VARIABLE
+from hlwq_mlx.memory import fit
 from hlwq_mlx.prompt import prepare
 
 MODULE = "hlwq_mlx.generate"

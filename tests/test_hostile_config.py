@@ -16,12 +16,14 @@ import pytest
 import tiny_media
 
 from hlwq_mlx import cli
+from hlwq_mlx.disk.fields import kind_of
 from hlwq_mlx.errors import CheckpointError, ConfigError
+from hlwq_mlx.folder import load as checkpoint
+from hlwq_mlx.folder import published
 from hlwq_mlx.gemma4.config import FLAT, Gemma4Config, RopeConfig, TextConfig
 from hlwq_mlx.gemma4.towers.config import AudioConfig, VisionConfig
-from hlwq_mlx.store import checkpoint, convert, published
-from hlwq_mlx.store.source import Source
-from hlwq_mlx.strict.fields import kind_of
+from hlwq_mlx.source.repository import Source
+from hlwq_mlx.write import convert
 
 SECTIONS = {"text_config": TextConfig, "vision_config": VisionConfig, "audio_config": AudioConfig}
 FORMS = (*SECTIONS.values(), RopeConfig)
@@ -178,8 +180,9 @@ import json, resource, sys
 from pathlib import Path
 from hlwq_mlx import doctor
 from hlwq_mlx.errors import HLWQError
-from hlwq_mlx.store import checkpoint, inventory
-from hlwq_mlx.store.source import Source
+from hlwq_mlx.folder import load as checkpoint
+from hlwq_mlx.memory import inventory
+from hlwq_mlx.source.repository import Source
 
 def peak():
     unit = 1 if sys.platform == "darwin" else 1024

@@ -24,7 +24,8 @@ from huggingface_hub import constants
 
 from hlwq_mlx import cli, convert, library
 from hlwq_mlx.errors import DeviceError, SourceError
-from hlwq_mlx.store import checkpoint, hub, resume
+from hlwq_mlx.folder import load as checkpoint
+from hlwq_mlx.source import hub, resume
 
 NAME = "owner/Tiny-HLWQ"
 OLD_NAME = "owner/Tiny-PolarQuant"

@@ -9,15 +9,17 @@ import pytest
 import tiny
 
 from hlwq_mlx import cli, doctor
+from hlwq_mlx.disk.runs import Runs
+from hlwq_mlx.disk.tensorfile import TensorFile
 from hlwq_mlx.errors import CheckpointError
+from hlwq_mlx.folder import checksums
+from hlwq_mlx.folder import load as checkpoint
+from hlwq_mlx.folder.identity import MANIFEST_KEY, METADATA_KEY
+from hlwq_mlx.folder.rows import FILE_NAME as ROW_STORE
 from hlwq_mlx.mlxlm.model import Model, ModelArgs
 from hlwq_mlx.mlxlm.plugin import FOLDER_KEY
-from hlwq_mlx.store import checkpoint, checksums, convert, leftovers
-from hlwq_mlx.store.identity import MANIFEST_KEY, METADATA_KEY
-from hlwq_mlx.store.ple import FILE_NAME as ROW_STORE
-from hlwq_mlx.store.runs import Runs
-from hlwq_mlx.store.source import Source, read_json
-from hlwq_mlx.store.tensorfile import TensorFile
+from hlwq_mlx.source.repository import Source, read_json
+from hlwq_mlx.write import convert, leftovers
 
 SHARD = "model-00001-of-00001.safetensors"
 

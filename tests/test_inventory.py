@@ -10,8 +10,10 @@ import tiny
 from safetensors.numpy import save_file
 
 from hlwq_mlx.errors import CheckpointError, SourceError
-from hlwq_mlx.store import checkpoint, convert, inventory, leftovers
-from hlwq_mlx.store.source import Source
+from hlwq_mlx.folder import load as checkpoint
+from hlwq_mlx.memory import inventory
+from hlwq_mlx.source.repository import Source
+from hlwq_mlx.write import convert, leftovers
 
 NAME = "owner/Tiny-HLWQ"
 

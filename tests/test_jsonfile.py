@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
+from hlwq_mlx.disk.jsonfile import MOST_BYTES, MOST_LEVELS, parse_json, read_json
 from hlwq_mlx.errors import SourceError
-from hlwq_mlx.strict.jsonfile import MOST_BYTES, MOST_LEVELS, parse_json, read_json
 
 
 def nested(levels):
@@ -74,7 +74,7 @@ READ = """
 import resource, sys
 from pathlib import Path
 from hlwq_mlx.errors import SourceError
-from hlwq_mlx.strict.jsonfile import read_json
+from hlwq_mlx.disk.jsonfile import read_json
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 try:
     read_json(Path(sys.argv[1]))

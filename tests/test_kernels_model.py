@@ -13,8 +13,8 @@ from hlwq_mlx.engine.answer import generate_tokens
 from hlwq_mlx.engine.request import Prepared, Request
 from hlwq_mlx.quant import device as computer
 from hlwq_mlx.quant import fuse, kernels, selftest
-from hlwq_mlx.store import convert
-from hlwq_mlx.store.source import Source
+from hlwq_mlx.source.repository import Source
+from hlwq_mlx.write import convert
 
 QUESTION = [{"role": "user", "content": "Tell me a story about a cat."}]
 TOKENS = 6

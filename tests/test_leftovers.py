@@ -9,13 +9,16 @@ import tiny
 
 from hlwq_mlx import cli
 from hlwq_mlx import convert as command
+from hlwq_mlx.disk.tensorfile import TensorFile
+from hlwq_mlx.folder import load as checkpoint
+from hlwq_mlx.folder import rows as ple
 from hlwq_mlx.quant import codec
 from hlwq_mlx.quant.packing import unpack_p32
 from hlwq_mlx.quant.tables import centroids, error_energy
-from hlwq_mlx.store import checkpoint, convert, leftovers, ple, rules
-from hlwq_mlx.store.detect import Reading
-from hlwq_mlx.store.source import Source
-from hlwq_mlx.store.tensorfile import TensorFile
+from hlwq_mlx.source import rules
+from hlwq_mlx.source.detect import Reading
+from hlwq_mlx.source.repository import Source
+from hlwq_mlx.write import convert, leftovers
 
 GATE = f"{tiny.TEXT}layers.1.mlp.gate_proj.weight"
 PROJECTION = f"{tiny.TEXT}per_layer_model_projection.weight"

@@ -16,9 +16,9 @@ from hlwq_mlx.dialog import template
 from hlwq_mlx.dialog.parts import Medium
 from hlwq_mlx.engine.sampling import Sampling
 from hlwq_mlx.errors import RequestError, SourceError
+from hlwq_mlx.folder import load as checkpoint
 from hlwq_mlx.library import Session
 from hlwq_mlx.quant import device
-from hlwq_mlx.store import checkpoint
 
 QUESTION = [{"role": "user", "content": demo.CARD_QUESTION}]
 

@@ -17,10 +17,11 @@ import metal_host
 import mlx.core as mx
 import pytest
 
+from hlwq_mlx.folder import published
 from hlwq_mlx.quant import device as computer
 from hlwq_mlx.quant import selftest
 from hlwq_mlx.quant.packing import UNIT
-from hlwq_mlx.store import model_card, published
+from hlwq_mlx.source import model_card
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "first_mac_run"
 NO_MODEL = list(mac_steps.steps(mac_steps.REHEARSAL, None, None))

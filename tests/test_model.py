@@ -11,12 +11,12 @@ from oracle import TABLE, TOLERANCE, VARIANTS, array, config, fresh_model, model
 from pairwise import in_turn
 
 from hlwq_mlx.errors import CheckpointError, RequestError, ShapeError
+from hlwq_mlx.folder import published
 from hlwq_mlx.gemma4.caches import WHOLE, FullCache, SlidingCache
 from hlwq_mlx.gemma4.model import Model, ModelArgs, Resources
 from hlwq_mlx.mlxlm import caches as mlxlm_caches
 from hlwq_mlx.quant import codec, tables
 from hlwq_mlx.quant.packing import pack_p32
-from hlwq_mlx.store import published
 
 IMAGE, AUDIO, VIDEO = 300, 301, 302
 TEXT = mx.array(array("text_ids"))

@@ -12,8 +12,8 @@ from transformers import Gemma4Config as TheirConfig
 from transformers import Gemma4TextConfig as TheirTextConfig
 
 from hlwq_mlx.errors import ConfigError
+from hlwq_mlx.folder import published
 from hlwq_mlx.gemma4.config import FULL, SLIDING, Gemma4Config
-from hlwq_mlx.store import published
 
 RESAVED = Path(__file__).parent / "data" / "configs" / "e4b_resaved.json"
 E4B = published.e4b_config()

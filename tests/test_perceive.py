@@ -12,13 +12,13 @@ from hlwq_mlx import library
 from hlwq_mlx.dialog import template
 from hlwq_mlx.dialog.parts import Medium
 from hlwq_mlx.errors import RequestError, SourceError
+from hlwq_mlx.folder import load as checkpoint
 from hlwq_mlx.media.images import image_patches, read_image
 from hlwq_mlx.media.origin import Access
 from hlwq_mlx.media.processor import Processor
 from hlwq_mlx.media.sound import mel_frames, read_sound
 from hlwq_mlx.media.video import clip_patches, read_video
 from hlwq_mlx.prompt import PREPARERS, prepare, prepare_media
-from hlwq_mlx.store import checkpoint
 
 
 @pytest.fixture(scope="module")

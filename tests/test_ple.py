@@ -6,10 +6,10 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from hlwq_mlx.disk.tensorfile import TensorSpec, TensorWriter
 from hlwq_mlx.errors import CheckpointError, RequestError
-from hlwq_mlx.store import ple
-from hlwq_mlx.store.ple import FILE_NAME, RowStore
-from hlwq_mlx.store.tensorfile import TensorSpec, TensorWriter
+from hlwq_mlx.folder import rows as ple
+from hlwq_mlx.folder.rows import FILE_NAME, RowStore
 
 TABLE = np.arange(40, dtype=np.float32).reshape(10, 4) / 8 - 2
 

@@ -4,9 +4,9 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from hlwq_mlx.disk.tensorfile import TensorSpec, TensorWriter
 from hlwq_mlx.errors import RequestError
-from hlwq_mlx.store.ple import FILE_NAME, RowStore
-from hlwq_mlx.store.tensorfile import TensorSpec, TensorWriter
+from hlwq_mlx.folder.rows import FILE_NAME, RowStore
 
 V, W = 262144, 10752
 ROW_BYTES = 2 * W

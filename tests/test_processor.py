@@ -5,6 +5,7 @@ import logging
 import pytest
 from media_data import FOLDER
 
+from hlwq_mlx.disk.fields import kind_of
 from hlwq_mlx.errors import ConfigError, HLWQError, RequestError, SourceError
 from hlwq_mlx.media.processor import (
     ImageSettings,
@@ -12,7 +13,6 @@ from hlwq_mlx.media.processor import (
     SoundSettings,
     VideoSettings,
 )
-from hlwq_mlx.strict.fields import kind_of
 
 SAVED = json.loads((FOLDER / "processor" / "default" / "processor_config.json").read_text())
 

@@ -4,9 +4,10 @@ import math
 from collections import Counter
 
 from hlwq_mlx.doctor import CARD_GB
+from hlwq_mlx.folder import published
 from hlwq_mlx.gemma4.model import Model, ModelArgs
-from hlwq_mlx.store import published, rules
-from hlwq_mlx.store.inventory import of_variant
+from hlwq_mlx.memory.inventory import of_variant
+from hlwq_mlx.source import rules
 
 
 def test_every_tensor_of_e4b():

@@ -10,9 +10,9 @@ from golden import GOLDEN, MULTI
 from safetensors.numpy import load_file
 
 from hlwq_mlx.errors import RequestError, SourceError
-from hlwq_mlx.store.quantize import Encoder, write_published
-from hlwq_mlx.store.rules import variant_rule
-from hlwq_mlx.store.source import Source
+from hlwq_mlx.source.repository import Source
+from hlwq_mlx.source.rules import variant_rule
+from hlwq_mlx.write.quantize import Encoder, write_published
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def test_published_files_are_reproduced(variant, original, tmp_path):
 def test_slices_do_not_change_a_byte(original, tmp_path, monkeypatch):
     rule = variant_rule("PQ5")[1]
     write_published(original, rule, tmp_path / "whole", Encoder())
-    monkeypatch.setattr("hlwq_mlx.store.quantize._SLICE_WEIGHTS", 300)
+    monkeypatch.setattr("hlwq_mlx.write.quantize._SLICE_WEIGHTS", 300)
     write_published(original, rule, tmp_path / "sliced", Encoder())
     for name in ("codes.safetensors", "bf16.safetensors"):
         sliced = (tmp_path / "sliced" / name).read_bytes()

@@ -14,14 +14,16 @@ import pytest
 from safetensors.numpy import save_file
 
 from hlwq_mlx import cli, library
+from hlwq_mlx.disk.tensorfile import TensorFile, TensorSpec, TensorWriter
 from hlwq_mlx.errors import CheckpointError, RequestError, SourceError
+from hlwq_mlx.folder import load as checkpoint
 from hlwq_mlx.quant import codec
 from hlwq_mlx.quant.tables import centroids
 from hlwq_mlx.quantize import add_variant, main
-from hlwq_mlx.store import checkpoint, rules, source
-from hlwq_mlx.store.quantize import Encoder, Fidelity, write_published
-from hlwq_mlx.store.source import Source
-from hlwq_mlx.store.tensorfile import TensorFile, TensorSpec, TensorWriter
+from hlwq_mlx.source import repository as source
+from hlwq_mlx.source import rules
+from hlwq_mlx.source.repository import Source
+from hlwq_mlx.write.quantize import Encoder, Fidelity, write_published
 
 DEMO = str(library.DEMO)
 LAYER = "model.language_model.layers.3."
@@ -133,7 +135,7 @@ def test_a_disk_that_is_too_small_is_told_before_work_begins(layout, tmp_path, m
 KILLED = """
 import os, signal, sys
 from hlwq_mlx import cli, quantize
-from hlwq_mlx.store import convert
+from hlwq_mlx.write import convert
 
 def die(*arguments):
     os.kill(os.getpid(), signal.SIGKILL)

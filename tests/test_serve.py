@@ -10,10 +10,10 @@ from mlx_lm import server
 from served import served
 
 from hlwq_mlx.engine.sampling import Sampling
+from hlwq_mlx.folder import load as checkpoint
 from hlwq_mlx.gemma4.caches import Caching
 from hlwq_mlx.mlxlm.server import ready_load, sampling_options
 from hlwq_mlx.serve import THINKING_OFF, make_parser
-from hlwq_mlx.store import checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -11,10 +11,10 @@ import pytest
 from served import served
 
 from hlwq_mlx import library
+from hlwq_mlx.disk.jsonfile import read_json
 from hlwq_mlx.errors import RequestError
 from hlwq_mlx.gemma4.config import Gemma4Config
 from hlwq_mlx.mlxlm.server_requests import COMPLETIONS_PATH, bounded_tokenize, load_default
-from hlwq_mlx.strict.jsonfile import read_json
 
 CHAT_PATH = "/v1/chat/completions"
 QUESTION = [{"role": "user", "content": demo.CARD_QUESTION}]

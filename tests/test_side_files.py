@@ -17,8 +17,8 @@ import pytest
 from hlwq_mlx import cli, library
 from hlwq_mlx.dialog import trial
 from hlwq_mlx.errors import HLWQError
-from hlwq_mlx.store import side_files
-from hlwq_mlx.store.source import Source
+from hlwq_mlx.folder import side_files
+from hlwq_mlx.source.repository import Source
 
 LOOP = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
 RECURSION = "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}"

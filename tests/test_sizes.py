@@ -2,7 +2,7 @@
 
 import pytest
 
-from hlwq_mlx.store.sizes import spell_bytes
+from hlwq_mlx.disk.sizes import spell_bytes
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,9 @@ from safetensors.numpy import load_file, save_file
 
 from hlwq_mlx.errors import CheckpointError, SourceError
 from hlwq_mlx.quant import codec, packing
-from hlwq_mlx.store import hub
-from hlwq_mlx.store.detect import is_odd
-from hlwq_mlx.store.source import Source, find, list_variants
+from hlwq_mlx.source import hub
+from hlwq_mlx.source.detect import is_odd
+from hlwq_mlx.source.repository import Source, find, list_variants
 
 INPUTS = ("*.json", "codes.safetensors", "bf16.safetensors", "model*.safetensors")
 UP = "model.language_model.layers.0.mlp.up_proj.weight"

@@ -12,7 +12,7 @@ import tinyworld
 from environments import run
 
 from hlwq_mlx import register
-from hlwq_mlx.store.ple import FILE_NAME
+from hlwq_mlx.folder.rows import FILE_NAME
 
 ASK = ["--prompt", demo.CARD_QUESTION, "--max-tokens", "20"]
 THINKING_OFF = ["--chat-template-config", '{"enable_thinking": false}']

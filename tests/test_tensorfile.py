@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from hlwq_mlx.disk.tensorfile import TensorFile, TensorSpec, TensorWriter
 from hlwq_mlx.errors import CheckpointError, DeviceError, SourceError
-from hlwq_mlx.store.tensorfile import TensorFile, TensorSpec, TensorWriter
 
 TENSORS = {
     "bytes": np.arange(5, dtype=np.uint8),
@@ -168,7 +168,7 @@ LIMITED = """
 import pathlib, resource, sys, warnings
 import numpy as np
 from hlwq_mlx.errors import DeviceError
-from hlwq_mlx.store.tensorfile import TensorSpec, TensorWriter
+from hlwq_mlx.disk.tensorfile import TensorSpec, TensorWriter
 warnings.simplefilter("error")
 path, limit, size = pathlib.Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 spec = {"a": TensorSpec("U8", (size,))}

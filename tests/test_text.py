@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from oracle import fresh_model, model
 
+from hlwq_mlx.folder import published
 from hlwq_mlx.gemma4.config import Gemma4Config
 from hlwq_mlx.gemma4.text import TextModel, scaled
 from hlwq_mlx.quant.ops import gelu_mul
-from hlwq_mlx.store import published
 
 E4B = published.e4b_config()
 

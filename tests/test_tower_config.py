@@ -7,9 +7,9 @@ import pytest
 from oracle import config
 
 from hlwq_mlx.errors import ConfigError
+from hlwq_mlx.folder import published
 from hlwq_mlx.gemma4.config import Gemma4Config
 from hlwq_mlx.gemma4.towers.config import AudioConfig, VisionConfig
-from hlwq_mlx.store import published
 
 E4B = published.e4b_config()
 VISION = config("clipped")["vision_config"]

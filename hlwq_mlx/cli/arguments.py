@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from .console import note, progress
 
 if TYPE_CHECKING:
-    from ..fit import Settings
+    from ..memory.fit import Settings
 
 
 def content_of(media: Sequence[dict[str, Any]], text: str) -> str | list[dict[str, Any]]:
@@ -35,7 +35,7 @@ def tuned() -> Iterator[None]:
     """Set how much MLX keeps and hands the GPU at once; enter before a model is loaded."""
     import mlx.core as mx
 
-    from .. import fit
+    from ..memory import fit
     from ..quant import device
 
     # Asking MLX about a GPU is its first use.
@@ -50,8 +50,8 @@ def tuned() -> Iterator[None]:
 
 def settings_for(arguments: argparse.Namespace, context: int) -> "Settings":
     """Gather what the arguments say that changes how much memory is needed."""
-    from ..fit import Settings
     from ..gemma4.caches import Caching
+    from ..memory.fit import Settings
 
     caching = Caching(arguments.kv_bits, arguments.kv_group_size, arguments.max_kv_size)
     has_towers = bool(getattr(arguments, "media", ()))
@@ -64,7 +64,8 @@ def folder_for(arguments: argparse.Namespace, settings: "Settings") -> Path:
     Without --model it is the demo's, and stderr says so.
     Raises: DeviceError for a model that this machine has no room for, unless --force is given.
     """
-    from .. import fit, library
+    from .. import library
+    from ..memory import fit
 
     model, variant = arguments.model, arguments.variant
     if model is None:

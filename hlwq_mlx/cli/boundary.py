@@ -11,8 +11,8 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from ..disk import failures
 from ..errors import DeviceError, HLWQError, RequestError, SourceError
-from ..store import failures
 from . import console, streams
 from .signals import EXIT_SIGNAL, Ended, ending_on_signals
 

@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from .. import child
+from ..disk import child
 from ..errors import CheckpointError
 
 LIMITS = child.Limits(cpu_s=2, memory_bytes=1 << 29)

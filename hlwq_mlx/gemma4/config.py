@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, Self
 
+from ..disk.fields import Bounds, checked, shown
 from ..errors import ConfigError
-from ..strict.fields import Bounds, checked, shown
 from .overrides import released_form
 from .section import (
     CAP,

@@ -11,8 +11,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from ..disk.fields import shown
 from ..errors import ConfigError
-from ..strict.fields import shown
 from .section import as_section, required
 
 KEY = "per_layer_config"

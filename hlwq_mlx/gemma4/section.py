@@ -7,8 +7,8 @@ they may be at most.
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ..disk.fields import Bounds, shown
 from ..errors import ConfigError
-from ..strict.fields import Bounds, shown
 
 # Keys that change neither a shape nor a formula, whatever the section is about.
 COMMON = frozenset(

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Self
 
+from ..disk.fields import Bounds, checked
+from ..disk.jsonfile import read_json
 from ..errors import ConfigError, RequestError
-from ..strict.fields import Bounds, checked
-from ..strict.jsonfile import read_json
 
 logger = logging.getLogger("hlwq_mlx")
 

@@ -20,12 +20,12 @@ from ..dialog.parts import Medium
 from ..dialog.placeholders import MARKERS, spell
 from ..engine.sampling import mask_tokens
 from ..errors import CheckpointError
+from ..folder import load as checkpoint
 from ..gemma4 import config, model
 from ..gemma4.caches import WHOLE
 from ..media import processor
 from ..media.origin import Access
 from ..prompt import PreparedMedium
-from ..store import checkpoint
 from .caches import make_caches
 from .plugin import FOLDER_KEY, MODEL_TYPE
 

@@ -14,12 +14,12 @@ from typing import Any
 from mlx_lm import server
 
 from ..cli.signals import EXIT_SIGNAL, Ended
+from ..disk.jsonfile import read_json
 from ..engine.sampling import Sampling
 from ..errors import DeviceError
+from ..folder import load as checkpoint
 from ..gemma4.caches import Caching
 from ..gemma4.config import Gemma4Config
-from ..store import checkpoint
-from ..strict.jsonfile import read_json
 from . import server_media, server_prompt, server_requests
 from .model import Model
 

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, Self
 
+from ...disk.fields import Bounds, checked, shown
 from ...errors import ConfigError
-from ...strict.fields import Bounds, checked, shown
 from ..section import (
     CAP,
     EPS,

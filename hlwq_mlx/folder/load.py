@@ -17,6 +17,8 @@ from mlx import nn
 from mlx.utils import tree_flatten
 from tqdm import tqdm
 
+from ..disk.jsonfile import read_json
+from ..disk.tensorfile import TensorFile
 from ..errors import CheckpointError, SourceError
 from ..gemma4.config import FLAT, FLAT_IGNORED, MULTIMODAL, Gemma4Config
 from ..gemma4.model import Model, Resources
@@ -25,16 +27,14 @@ from ..gemma4.towers.tower import TOWER_PREFIXES, Tower, make_tower, no_tower, p
 from ..quant import device, fuse
 from ..quant.layers import CodedLayer
 from ..quant.packing import BLOCK
-from ..strict.jsonfile import read_json
-from .coded import SHOWN, CodedTensor, raise_all
-from .detect import Reading
-from .hub import PLAIN
+from ..source.coded import SHOWN, CodedTensor, raise_all
+from ..source.detect import Reading
+from ..source.hub import PLAIN
+from ..source.repository import PlainTensor, Source, weight_map
+from ..write.leftovers import Leftover
 from .identity import require_same
-from .leftovers import Leftover
-from .ple import FILE_NAME as ROW_STORE
-from .ple import RowStore
-from .source import PlainTensor, Source, weight_map
-from .tensorfile import TensorFile
+from .rows import FILE_NAME as ROW_STORE
+from .rows import RowStore
 
 MODEL_TYPE = MULTIMODAL[1]
 METHOD = "hlwq"

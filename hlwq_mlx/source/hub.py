@@ -28,12 +28,13 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]  # the names o
     httpx,
 )
 
+from ..disk import failures
+from ..disk.jsonfile import MOST_BYTES, parse_json
+from ..disk.names import is_plain
+from ..disk.sizes import spell_bytes
+from ..disk.tensorfile import TensorSpec, checked_spec
 from ..errors import CheckpointError, DeviceError, HLWQError, SourceError
-from ..strict.jsonfile import MOST_BYTES, parse_json
-from . import failures, resume
-from .names import is_plain
-from .sizes import spell_bytes
-from .tensorfile import TensorSpec, checked_spec
+from . import resume
 
 logger = logging.getLogger("hlwq_mlx")
 

@@ -16,11 +16,16 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from ..disk.atomic import building, require_room
+from ..disk.sizes import spell_bytes
+from ..disk.tensorfile import TensorSpec
+from ..folder import load as checkpoint
+from ..folder.side_files import copy_side_files
 from ..gemma4.config import FLAT_IGNORED, Gemma4Config
 from ..gemma4.model import Model
-from . import checkpoint
-from .atomic import building, require_room
-from .coded import CodedTensor
+from ..source.coded import CodedTensor
+from ..source.repository import PlainTensor, Source
+from ..source.rules import class_of
 from .output import (
     Output,
     Piece,
@@ -31,11 +36,6 @@ from .output import (
     write_shards,
 )
 from .quantize import bfloat16_bits, bfloat16_pieces
-from .rules import class_of
-from .side_files import copy_side_files
-from .sizes import spell_bytes
-from .source import PlainTensor, Source
-from .tensorfile import TensorSpec
 
 AFFINE_BITS = (4, 6, 8)
 _GROUPS = (64, 32)  # columns that share a scale and a bias, the first that divides a row

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..disk.tensorfile import TensorFile
 from ..errors import CheckpointError
-from .coded import CodedTensor
-from .detect import Reading
-from .source import PlainTensor
-from .tensorfile import TensorFile
+from ..source.coded import CodedTensor
+from ..source.detect import Reading
+from ..source.repository import PlainTensor
 
 METADATA_KEY = "hlwq_identity"
 MANIFEST_KEY = "identity"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import SourceError
-from ..store import failures
+from . import failures
 
 MOST_BYTES = 8 << 20  # a config.json, an index or a manifest of 60 layers has less than 1 MB
 MOST_LEVELS = 64

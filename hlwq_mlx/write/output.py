@@ -14,13 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from ..disk.runs import Run
+from ..disk.tensorfile import TensorSpec, TensorWriter
+from ..folder.load import INDEX_NAME
 from ..quant import codec
-from .checkpoint import INDEX_NAME
-from .coded import CodedTensor
-from .detect import Reading
-from .runs import Run
-from .source import PlainTensor
-from .tensorfile import TensorSpec, TensorWriter
+from ..source.coded import CodedTensor
+from ..source.detect import Reading
+from ..source.repository import PlainTensor
 
 SHARD_BYTES = 5 * 10**9
 _SLICE_BYTES = 1 << 26

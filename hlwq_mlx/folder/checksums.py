@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..disk import failures
+from ..disk.jsonfile import read_json
+from ..disk.names import require_plain
+from ..disk.runs import ALGORITHM, Run, Runs
 from ..errors import CheckpointError
-from ..strict.jsonfile import read_json
-from . import failures
-from .coded import raise_all
-from .names import require_plain
-from .runs import ALGORITHM, Run, Runs
+from ..source.coded import raise_all
 
 FILE_NAME = "checksums.json"
 _CHUNK_BYTES = 1 << 22

@@ -18,8 +18,10 @@ from tqdm import tqdm
 from ..quant import codec
 from ..quant.packing import BLOCK, Codes
 from ..quant.tables import centroids, error_energy
-from .coded import CodedTensor
-from .detect import Reading
+from ..source.coded import CodedTensor
+from ..source.detect import Reading
+from ..source.repository import PlainTensor
+from ..source.rules import TOWERS, class_of
 from .quantize import (
     MEAN_SHARE,
     Fidelity,
@@ -29,8 +31,6 @@ from .quantize import (
     float_slices,
     report_class,
 )
-from .rules import TOWERS, class_of
-from .source import PlainTensor
 
 AUTO, KEEP, SMALL = CHOICES = ("auto", "keep", "small")
 TABLE = "converged"

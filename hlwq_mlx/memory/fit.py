@@ -19,25 +19,18 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from .engine.request import PREFILL_STEP
-from .errors import DeviceError
-from .gemma4.attention import SCORES
-from .gemma4.caches import KV_BITS, SINKS, WHOLE, Caching
-from .gemma4.config import FULL, Gemma4Config, TextConfig
-from .gemma4.towers.config import AudioConfig, VisionConfig
-from .media.processor import FRAMES_PER_TOKEN, ImageSettings, SoundSettings
-from .quant import device
-from .quant.backends.choose import prepared_bytes
-from .store import leftovers
-from .store.inventory import (
-    Entry,
-    Inventory,
-    as_converted,
-    is_at_hand,
-    stored_bytes,
-    take,
-)
-from .store.sizes import spell_bytes
+from ..disk.sizes import spell_bytes
+from ..engine.request import PREFILL_STEP
+from ..errors import DeviceError
+from ..gemma4.attention import SCORES
+from ..gemma4.caches import KV_BITS, SINKS, WHOLE, Caching
+from ..gemma4.config import FULL, Gemma4Config, TextConfig
+from ..gemma4.towers.config import AudioConfig, VisionConfig
+from ..media.processor import FRAMES_PER_TOKEN, ImageSettings, SoundSettings
+from ..quant import device
+from ..quant.backends.choose import prepared_bytes
+from ..write import leftovers
+from .inventory import Entry, Inventory, as_converted, is_at_hand, stored_bytes, take
 
 MIB, GIB = 1 << 20, 1 << 30
 CACHE_BYTES = 512 * MIB  # holds what a chunk of prefill frees; more would be kept from others

@@ -14,14 +14,22 @@ from pathlib import Path
 
 import numpy as np
 
+from ..disk.atomic import building, require_room
+from ..disk.sizes import spell_bytes
+from ..disk.tensorfile import TensorSpec
+from ..folder import checksums, identity
+from ..folder import load as checkpoint
+from ..folder import rows as ple
+from ..folder.load import Tensors
+from ..folder.rows import FILE_NAME as ROW_STORE
+from ..folder.side_files import copy_side_files
 from ..gemma4.config import Gemma4Config
 from ..quant.layers import pad_table
 from ..quant.packing import BLOCK, UNIT, Codes, p32_plane_offsets, p32_planes
-from . import checkpoint, checksums, identity, leftovers, ple
-from .atomic import building, require_room
-from .checkpoint import Tensors
-from .coded import CodedTensor
-from .detect import Reading, is_odd
+from ..source.coded import CodedTensor
+from ..source.detect import Reading, is_odd
+from ..source.repository import PlainTensor, Source
+from . import leftovers
 from .leftovers import Leftover
 from .output import (
     Output,
@@ -36,11 +44,6 @@ from .output import (
     write_json,
     write_shards,
 )
-from .ple import FILE_NAME as ROW_STORE
-from .side_files import copy_side_files
-from .sizes import spell_bytes
-from .source import PlainTensor, Source
-from .tensorfile import TensorSpec
 
 _NAMED = 3
 

@@ -18,14 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from ..disk.atomic import building, require_room
+from ..disk.tensorfile import TensorSpec, TensorWriter
 from ..errors import CheckpointError, RequestError, ShapeError
 from ..quant import codec
 from ..quant.packing import BLOCK, Codes, pack
 from ..quant.tables import centroids
-from .atomic import building, require_room
-from .rules import Rule
-from .source import TABLE_KEY, PlainTensor, Source
-from .tensorfile import TensorSpec, TensorWriter
+from ..source.repository import TABLE_KEY, PlainTensor, Source
+from ..source.rules import Rule
 
 _SLICE_WEIGHTS = 1 << 21
 _MEAN_SIGMA = 4.0  # where the published tables end

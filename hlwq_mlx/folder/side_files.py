@@ -15,15 +15,16 @@ from tempfile import TemporaryDirectory, gettempdir
 from typing import Any
 
 from ..dialog import sentencepiece_model, tokenizer, trial
+from ..disk import failures
+from ..disk.atomic import place, scratch
+from ..disk.jsonfile import read_json
 from ..engine.sampling import Sampling
 from ..errors import CheckpointError, ConfigError, DeviceError, HLWQError, SourceError
 from ..gemma4.config import Gemma4Config
 from ..media.processor import Processor
-from ..strict.jsonfile import read_json
-from . import checkpoint, failures
-from .atomic import place, scratch
-from .code_keys import CODE_KEYS, without_code
-from .source import Source, find_local, local_path
+from ..source.code_keys import CODE_KEYS, without_code
+from ..source.repository import Source, find_local, local_path
+from . import load as checkpoint
 
 CONFIG = "config.json"
 GENERATION = "generation_config.json"

@@ -21,9 +21,9 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
+from ..disk import failures
+from ..disk.tensorfile import DTYPES, TensorFile, TensorSpec
 from ..errors import CheckpointError, RequestError
-from . import failures
-from .tensorfile import DTYPES, TensorFile, TensorSpec
 
 FILE_NAME = "ple.safetensors"
 VERSION_KEY = "hlwq_rows"

@@ -15,18 +15,21 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ..disk.jsonfile import read_json
+from ..disk.tensorfile import TensorFile, TensorSpec
 from ..errors import CheckpointError
+from ..folder import load as checkpoint
+from ..folder import published
+from ..folder.rows import FILE_NAME as ROW_STORE
+from ..folder.rows import coded_specs
 from ..gemma4.config import Gemma4Config
 from ..gemma4.towers.tower import TOWER_PREFIXES
 from ..quant.packing import BLOCK
 from ..quant.tables import centroids, error_energy
-from ..strict.jsonfile import read_json
-from . import checkpoint, hub, leftovers, published, rules
-from .coded import parse_key
-from .ple import FILE_NAME as ROW_STORE
-from .ple import coded_specs
-from .source import Source, find_local, local_path, weight_map
-from .tensorfile import TensorFile, TensorSpec
+from ..source import hub, rules
+from ..source.coded import parse_key
+from ..source.repository import Source, find_local, local_path, weight_map
+from ..write import leftovers
 
 Specs = Mapping[str, TensorSpec]
 Shape = tuple[int, ...]

@@ -17,8 +17,8 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]  # both are in
     build_hf_headers,
 )
 
+from ..disk.atomic import place
 from ..errors import SourceError
-from .atomic import place
 
 _HASH = re.compile("[0-9a-f]{40,64}")  # what else the hub says could lead to any path
 _CHUNK_BYTES = 1 << 24

@@ -1,0 +1,1 @@
+"""Bytes on disk: atomic writes, safetensors files, JSON of strangers, what failures mean."""

@@ -1,1 +1,0 @@
-"""Bytes on disk: HLWQ sources in, our folder out."""

@@ -1,1 +1,0 @@
-"""What a stranger's file says, read with suspicion: JSON and the numbers in it."""
