@@ -86,11 +86,11 @@ def verify(model: str) -> str:
 
     from .disk.sizes import spell_bytes
     from .folder import checksums
-    from .folder import load as checkpoint
+    from .folder.manifest import is_ours
     from .source.repository import local_path
 
     folder = local_path(model)
-    if not checkpoint.is_ours(folder):
+    if not is_ours(folder):
         raise SourceError(
             f"[--verify] needed a folder that convert made, got {model}. Those that were made in "
             "passing lie in ~/.cache/hlwq_mlx, or in $HLWQ_CACHE."

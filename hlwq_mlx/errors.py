@@ -31,3 +31,11 @@ class RequestError(HLWQError, ValueError):
 
 class DeviceError(HLWQError, RuntimeError):
     """This machine cannot do what was asked: memory, disk or GPU."""
+
+
+def raise_all(problems: Iterable[str], shown: int = 20) -> None:
+    """Raise one CheckpointError that lists every problem, if there is any."""
+    listed = list(problems)
+    if listed:
+        more = [f"... and {len(listed) - shown} more"] if len(listed) > shown else []
+        raise CheckpointError("\n".join(listed[:shown] + more))

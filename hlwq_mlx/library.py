@@ -26,8 +26,8 @@ from .engine.request import PREFILL_STEP, Prepared, Progress, Request, no_progre
 from .engine.sampling import Sampling
 from .engine.step import Chosen
 from .errors import RequestError, SourceError
-from .folder import load as checkpoint
-from .folder import side_files
+from .folder import loading, side_files
+from .folder.manifest import FORMAT, is_ours, require_variant
 from .gemma4.caches import WHOLE, Caching
 from .gemma4.model import Model
 from .source import repository as source
@@ -90,8 +90,8 @@ def converted_folder(model: str, variant: str | None = None) -> Path:
     Raises: SourceError, CheckpointError, DeviceError as `find` and `convert` do.
     """
     given = source.local_path(model)
-    if checkpoint.is_ours(given):
-        checkpoint.require_variant(given, variant)
+    if is_ours(given):
+        require_variant(given, variant)
         return given
     folder, variant = source.find(model, variant)
     opened = source.Source(folder, variant)
@@ -121,9 +121,7 @@ def _cache_name(model: str, opened: source.Source) -> str:
     state = [
         (path.resolve().as_posix(), path.stat().st_size, path.stat().st_mtime_ns) for path in files
     ]
-    digest = hashlib.sha256(repr((checkpoint.FORMAT, leftovers.AUTO, state)).encode()).hexdigest()[
-        :12
-    ]
+    digest = hashlib.sha256(repr((FORMAT, leftovers.AUTO, state)).encode()).hexdigest()[:12]
     name = "--".join(part for part in Path(model).parts[-2:] if part not in ("/", "..", "."))
     return "--".join(filter(None, (name, opened.variant, digest)))
 
@@ -136,7 +134,7 @@ def load(model: str | Path, variant: str | None = None) -> tuple[Model, Any]:
     """
     folder = converted_folder(str(model), variant)
     tokenizer = side_files.open_tokenizer(folder)  # what is damaged there is told before the work
-    return checkpoint.load(folder), tokenizer
+    return loading.load(folder), tokenizer
 
 
 def generation_config(folder: Path) -> dict[str, Any]:

@@ -84,13 +84,13 @@ def answer(folder: Path, prompt_tokens: int, new_tokens: int) -> dict[str, Any]:
 
     from hlwq_mlx.engine.answer import generate_tokens
     from hlwq_mlx.engine.request import Prepared, Request
-    from hlwq_mlx.folder import load as checkpoint
+    from hlwq_mlx.folder import loading
     from hlwq_mlx.folder.rows import FILE_NAME
     from hlwq_mlx.memory import fit, inventory
 
     mx.set_default_device(mx.cpu)
     begun = time.perf_counter()
-    model = checkpoint.load(folder)
+    model = loading.load(folder)
     load_s = time.perf_counter() - begun
     forget(folder / FILE_NAME)
     rows = TimedRows(model.resources.rows)

@@ -10,13 +10,16 @@ import tiny
 from mlx.utils import tree_flatten
 
 from hlwq_mlx.errors import CheckpointError, ConfigError, SourceError
-from hlwq_mlx.folder import load as checkpoint
+from hlwq_mlx.folder import loading
+from hlwq_mlx.folder.manifest import is_ours, make_manifest
+from hlwq_mlx.folder.names import INDEX_NAME, coded_names
 from hlwq_mlx.folder.rows import FILE_NAME as ROW_STORE
 from hlwq_mlx.memory import inventory
 from hlwq_mlx.quant import device
 from hlwq_mlx.quant.backends import choose
 from hlwq_mlx.quant.layers import HLWQEmbedding, HLWQLinear
 from hlwq_mlx.source.repository import Source
+from hlwq_mlx.write.check import canonical_name, normalize_config
 from hlwq_mlx.write.convert import convert
 
 NORM = f"{tiny.TEXT}norm.weight"
@@ -55,12 +58,12 @@ def change_shard(folder, edit):
 
 def refuse(folder, message, error=CheckpointError):
     with pytest.raises(error, match=message) as caught:
-        checkpoint.load(folder)
+        loading.load(folder)
     return str(caught.value).splitlines()
 
 
 def test_a_folder_loads_in_the_dtype_of_this_machine(converted):
-    model = checkpoint.load(converted)
+    model = loading.load(converted)
     parameters = dict(tree_flatten(model.parameters()))
     dtypes = {name.rsplit(".", 1)[1]: array.dtype for name, array in parameters.items()}
     assert dtypes.pop("codes") == mx.uint32
@@ -77,8 +80,8 @@ def test_a_loaded_model_is_ready_to_answer(tmp_path, monkeypatch, capsys):
     folder = tmp_path / "out"
     convert(Source(tmp_path / "PQ5", "PQ5"), folder)
     capsys.readouterr()
-    monkeypatch.setattr(checkpoint, "_PATIENCE_S", 3600.0)  # a bar is for those who wait
-    model = checkpoint.load(folder)
+    monkeypatch.setattr(loading, "_PATIENCE_S", 3600.0)  # a bar is for those who wait
+    model = loading.load(folder)
     assert capsys.readouterr().err == ""
 
     def refuse(*arguments):
@@ -96,47 +99,47 @@ def test_a_loaded_model_is_ready_to_answer(tmp_path, monkeypatch, capsys):
 
 
 def test_those_who_wait_see_a_bar(converted, monkeypatch, capsys):
-    monkeypatch.setattr(checkpoint, "_PATIENCE_S", 0.0)
-    checkpoint.load(converted)
+    monkeypatch.setattr(loading, "_PATIENCE_S", 0.0)
+    loading.load(converted)
     assert "prepare: 100%" in capsys.readouterr().err
 
 
 def test_towers_and_dead_tensors_stay_in_the_folder_alone(converted):
-    names = {name for name, _ in tree_flatten(checkpoint.load(converted).parameters())}
-    weight_map = json.loads((converted / checkpoint.INDEX_NAME).read_text())["weight_map"]
-    codes = checkpoint.coded_names(tiny.AUDIO).codes
+    names = {name for name, _ in tree_flatten(loading.load(converted).parameters())}
+    weight_map = json.loads((converted / INDEX_NAME).read_text())["weight_map"]
+    codes = coded_names(tiny.AUDIO).codes
     assert codes in weight_map
     assert codes not in names
     assert set(tiny.dead_names()).isdisjoint(weight_map)
 
 
 def test_ours_is_told_from_a_source(converted, tmp_path):
-    assert checkpoint.is_ours(converted)
-    assert not checkpoint.is_ours(converted.parent)
-    assert not checkpoint.is_ours(tmp_path)
+    assert is_ours(converted)
+    assert not is_ours(converted.parent)
+    assert not is_ours(tmp_path)
 
 
 @pytest.mark.parametrize("name", [NORM, "lm_head.weight", tiny.AUDIO, tiny.VISION])
 def test_a_multimodal_name_is_kept(name):
-    assert checkpoint.canonical_name(name) == name
+    assert canonical_name(name) == name
 
 
 def test_a_text_only_name_is_completed():
-    assert checkpoint.canonical_name("model.norm.weight") == NORM
-    assert checkpoint.canonical_name("model.layers.0.mlp.up_proj.weight") == f"{UP}.weight"
+    assert canonical_name("model.norm.weight") == NORM
+    assert canonical_name("model.layers.0.mlp.up_proj.weight") == f"{UP}.weight"
 
 
 def test_a_config_keeps_all_but_who_quantized_it():
     settings = tiny.config() | {"quantization_config": {"quant_method": "polar"}, "more": 1}
     settings |= {"quantization": {"bits": 4}}
     wanted = tiny.config() | {"more": 1, "model_type": "hlwq_gemma4"}
-    assert checkpoint.normalize_config(settings) == wanted
+    assert normalize_config(settings) == wanted
 
 
 def test_a_flat_config_is_nested():
     text = tiny.config()["text_config"]
     flat = text | {"quantization_config": {"quant_method": "polar"}, "eos_token_id": 1}
-    assert checkpoint.normalize_config(flat) == {
+    assert normalize_config(flat) == {
         "model_type": "hlwq_gemma4",
         "eos_token_id": 1,
         "text_config": text | {"eos_token_id": 1},
@@ -148,7 +151,7 @@ def test_the_config_of_another_model_is_refused(kind):
     with pytest.raises(
         SourceError, match=rf"needed model_type gemma4 or gemma4_text, got {kind!r}"
     ):
-        checkpoint.normalize_config({"model_type": kind})
+        normalize_config({"model_type": kind})
 
 
 @pytest.mark.parametrize(
@@ -222,11 +225,11 @@ def test_a_cut_off_shard_is_refused(own):
     ],
 )
 def test_a_missing_or_empty_index_is_refused(own, value, error, message):
-    (own / checkpoint.INDEX_NAME).unlink()
+    (own / INDEX_NAME).unlink()
     if value is not None:
-        (own / checkpoint.INDEX_NAME).write_text(json.dumps(value))
+        (own / INDEX_NAME).write_text(json.dumps(value))
     with pytest.raises(error) as caught:
-        checkpoint.load(own)
+        loading.load(own)
     assert value is None or len(str(caught.value).splitlines()) == 21  # of many
     if value is None:
         assert caught.match(message)
@@ -245,7 +248,7 @@ def test_all_that_does_not_fit_is_listed(own):
         tensors[f"{tiny.TEXT}more.weight"] = mx.zeros((2, 3))
 
     change_shard(own, edit)
-    change_json(own / checkpoint.INDEX_NAME, lambda index: index["weight_map"].pop(NORM))
+    change_json(own / INDEX_NAME, lambda index: index["weight_map"].pop(NORM))
     assert refuse(own, "needed") == [
         f"[{NORM}] needed in the folder, got no such tensor. Convert the model again.",
         f"[{UP}.norms] needed shape (256, 1), got (255, 1). Convert the model again.",
@@ -292,7 +295,7 @@ def test_the_row_store_of_another_model_is_refused(own, shape):
 
 
 def test_coded_parts_are_named_after_their_module():
-    assert checkpoint.coded_names("a.b.weight") == ("a.b.codes", "a.b.norms", "a.b.centroids")
+    assert coded_names("a.b.weight") == ("a.b.codes", "a.b.norms", "a.b.centroids")
 
 
 def test_tables_of_the_files_own_are_kept_apart(tmp_path):
@@ -304,7 +307,7 @@ def test_tables_of_the_files_own_are_kept_apart(tmp_path):
         f"{name}.weight": (SimpleNamespace(bits=1), SimpleNamespace(table="file", centroids=table))
         for name, table in zip("abc", [*tables, tables[0]], strict=True)
     }
-    manifest = checkpoint.make_manifest("PQ1", coded)
+    manifest = make_manifest("PQ1", coded)
     assert manifest["tables"] == {"file/1": [-1.0, 1.0], "file-2/1": [-2.0, 2.0]}
     assert [manifest["tensors"][f"{name}.weight"]["table"] for name in "abc"] == [
         *("file", "file-2", "file"),

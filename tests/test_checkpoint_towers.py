@@ -11,7 +11,8 @@ import tiny
 from mlx.utils import tree_flatten
 
 from hlwq_mlx.errors import CheckpointError, RequestError, SourceError
-from hlwq_mlx.folder import load as checkpoint
+from hlwq_mlx.folder import loading
+from hlwq_mlx.folder.names import INDEX_NAME
 from hlwq_mlx.gemma4.config import Gemma4Config
 from hlwq_mlx.gemma4.towers.tower import TOWER_PREFIXES, make_tower, prefixes
 from hlwq_mlx.mlxlm import model as stock
@@ -85,7 +86,7 @@ def own(made, tmp_path):
 
 def shards_of(folder, kind):
     """The shards that hold nothing but one tower's tensors."""
-    weight_map = json.loads((folder / checkpoint.INDEX_NAME).read_text())["weight_map"]
+    weight_map = json.loads((folder / INDEX_NAME).read_text())["weight_map"]
     others = {file for name, file in weight_map.items() if not name.startswith(prefixes(kind))}
     return sorted(set(weight_map.values()) - others)
 
@@ -95,7 +96,7 @@ def test_a_tower_is_not_read_before_the_first_sound(own, tmp_path):
     assert audio
     for file in audio:
         shutil.move(own / file, tmp_path / file)
-    model = checkpoint.load(own)
+    model = loading.load(own)
     assert np.isfinite(tiny.logits(model)).all()
     assert model.image_features(IMAGE, PLACES).shape == (1, 128)
     with pytest.raises(SourceError, match=rf"\[{audio[0]}\] needed to read"):
@@ -111,7 +112,7 @@ def test_a_tower_is_not_read_before_the_first_sound(own, tmp_path):
 
 def test_coded_layers_compute_what_their_decoded_weights_do(made):
     folder, decoded = made
-    model = checkpoint.load(folder)
+    model = loading.load(folder)
     got = {"audio": model.audio_features(MEL), "vision": model.image_features(IMAGE, PLACES)}
     args = Gemma4Config.from_dict(settings())
     for kind, inputs in {"audio": (MEL,), "vision": (IMAGE, PLACES)}.items():
@@ -134,12 +135,12 @@ def test_stock_mlx_lm_gets_the_same_towers(made):
     for file in sorted(folder.glob("model*.safetensors")):
         weights |= mx.load(str(file))
     theirs.load_weights(list(theirs.sanitize(weights).items()), strict=True)
-    wanted = checkpoint.load(folder).audio_features(MEL)
+    wanted = loading.load(folder).audio_features(MEL)
     assert mx.array_equal(theirs.audio_features(MEL), wanted)
 
 
 def test_what_a_tower_of_a_folder_lacks_is_listed(own):
-    index = own / checkpoint.INDEX_NAME
+    index = own / INDEX_NAME
     value = json.loads(index.read_text())
     for name in (f"{QUERY}.norms", BIAS):
         file = own / value["weight_map"].pop(name)
@@ -149,7 +150,7 @@ def test_what_a_tower_of_a_folder_lacks_is_listed(own):
         file.unlink()
         mx.save_safetensors(str(file), tensors, metadata)
     index.write_text(json.dumps(value))
-    model = checkpoint.load(own)
+    model = loading.load(own)
     with pytest.raises(CheckpointError) as caught:
         model.audio_features(MEL)
     lines = str(caught.value).splitlines()
@@ -162,7 +163,7 @@ def test_a_source_without_towers_stays_without(tmp_path):
     weights = {n: w for n, w in make_weights().items() if not n.startswith(TOWER_PREFIXES)}
     source, _ = publish(tmp_path, weights)
     convert.convert(source, tmp_path / "out")
-    model = checkpoint.load(tmp_path / "out")
+    model = loading.load(tmp_path / "out")
     assert np.isfinite(tiny.logits(model)).all()
     with pytest.raises(RequestError, match=r"got none: this checkpoint has no audio tower\."):
         model.audio_features(MEL)

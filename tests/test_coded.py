@@ -6,10 +6,10 @@ import re
 import numpy as np
 import pytest
 
-from hlwq_mlx.errors import CheckpointError
+from hlwq_mlx.errors import CheckpointError, raise_all
 from hlwq_mlx.quant.packing import BLOCK, pack
 from hlwq_mlx.quant.tables import centroids
-from hlwq_mlx.source.coded import gather, parse_key, polar_settings, raise_all
+from hlwq_mlx.source.coded import gather, parse_key, polar_settings
 
 NAME = "model.layers.0.mlp.up_proj.weight"
 DUNDER = NAME.replace(".", "__")

@@ -17,9 +17,10 @@ from hlwq_mlx.dialog import trial
 from hlwq_mlx.disk.sizes import spell_bytes
 from hlwq_mlx.disk.tensorfile import TensorFile, TensorSpec, TensorWriter
 from hlwq_mlx.errors import CheckpointError, ConfigError, SourceError
-from hlwq_mlx.folder import checksums
-from hlwq_mlx.folder import load as checkpoint
+from hlwq_mlx.folder import checksums, loading
 from hlwq_mlx.folder.identity import MANIFEST_KEY, METADATA_KEY
+from hlwq_mlx.folder.manifest import is_ours
+from hlwq_mlx.folder.names import INDEX_NAME, coded_names
 from hlwq_mlx.folder.rows import FILE_NAME as ROW_STORE
 from hlwq_mlx.quant.packing import unpack_p32
 from hlwq_mlx.quant.tables import centroids
@@ -87,7 +88,7 @@ def test_a_mixture_computes_what_its_weights_do(mixture, even, tmp_path):
     source, decoded = make_source(tmp_path, rule, even, has_dead=not bare, has_towers=not bare)
     summary = convert.convert(source, tmp_path / "out")
     assert summary.left_out == (0 if bare else len(tiny.dead_names()))
-    got = tiny.logits(checkpoint.load(tmp_path / "out"))
+    got = tiny.logits(loading.load(tmp_path / "out"))
     wanted = reference(tiny.config(even), decoded, tiny.ROWS in source.coded)
     np.testing.assert_allclose(got, wanted, rtol=0, atol=TOLERANCE)
     assert np.abs(wanted - original(even)).max() > 10 * TOLERANCE  # the test can see the codes
@@ -110,7 +111,7 @@ def check_same(folder, source):
     for name, tensor in source.coded.items():
         if name in dead or name == tiny.ROWS:
             continue
-        names = checkpoint.coded_names(name)
+        names = coded_names(name)
         words = np.array(tensors.pop(names.codes))
         reading = source.readings[name]
         codes = tensor.rows(0, tensor.shape[0], reading.order)
@@ -155,7 +156,7 @@ def test_shards_stay_below_the_limit_and_agree_with_the_index(tmp_path, monkeypa
     monkeypatch.setattr(output, "SHARD_BYTES", limit)
     source, decoded = make_source(tmp_path, tiny.pure(5))
     convert.convert(source, tmp_path / "out")
-    index = json.loads((tmp_path / "out" / checkpoint.INDEX_NAME).read_text())
+    index = json.loads((tmp_path / "out" / INDEX_NAME).read_text())
     shards = sorted((tmp_path / "out").glob("model*.safetensors"))
     count = len(shards)
     assert count > 5
@@ -171,7 +172,7 @@ def test_shards_stay_below_the_limit_and_agree_with_the_index(tmp_path, monkeypa
         size += sum(spec.nbytes for spec in specs.values())
     assert index["metadata"] == {"total_size": size}
     check_same(tmp_path / "out", source)
-    got = tiny.logits(checkpoint.load(tmp_path / "out"))
+    got = tiny.logits(loading.load(tmp_path / "out"))
     wanted = reference(tiny.config(), decoded, False)
     np.testing.assert_allclose(got, wanted, rtol=0, atol=TOLERANCE)
 
@@ -213,7 +214,7 @@ def test_a_model_without_per_layer_embeddings_has_no_row_store(tmp_path):
     decoded = tiny.publish(tmp_path / "PQ5", weights, tiny.pure(5))
     convert.convert(Source(tmp_path / "PQ5"), tmp_path / "out")
     assert not (tmp_path / "out" / ROW_STORE).exists()
-    got = tiny.logits(checkpoint.load(tmp_path / "out"))
+    got = tiny.logits(loading.load(tmp_path / "out"))
     dense = tiny.dense_model(settings, decoded | {tiny.ROWS: np.zeros((320, 0), np.float32)})
     np.testing.assert_allclose(got, tiny.logits(dense), rtol=0, atol=TOLERANCE)
 
@@ -251,7 +252,7 @@ def test_side_files_are_copied(tmp_path):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / name).read_bytes()
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         *tiny.SIDE_FILES,
-        *("processor_config.json", "config.json", checkpoint.INDEX_NAME, ROW_STORE),
+        *("processor_config.json", "config.json", INDEX_NAME, ROW_STORE),
         checksums.FILE_NAME,
         "model-00001-of-00001.safetensors",
     }
@@ -265,7 +266,7 @@ def test_without_a_tokenizer_it_converts_and_warns(tmp_path):
     assert [*summary.lines()][-1] == (
         f"warning: {tmp_path} has no tokenizer files; add them to the folder before generating"
     )
-    checkpoint.load(tmp_path / "out")
+    loading.load(tmp_path / "out")
 
 
 def test_the_summary_counts_what_was_done(tmp_path):
@@ -313,7 +314,7 @@ def test_a_text_only_source_is_converted(tmp_path):
     decoded = {name.replace("model.", tiny.TEXT, 1): weight for name, weight in decoded.items()}
     embedding = decoded[tiny.EMBEDDING].astype(np.float16).astype(np.float32)
     wanted = reference(settings, decoded | {tiny.EMBEDDING: embedding}, False)
-    got = tiny.logits(checkpoint.load(tmp_path / "out"))
+    got = tiny.logits(loading.load(tmp_path / "out"))
     np.testing.assert_allclose(got, wanted, rtol=0, atol=TOLERANCE)
 
 
@@ -416,7 +417,7 @@ def test_the_command_converts(tmp_path, capsys, form):
     )
     assert "coded at 5 bits: 21 tensors" in printed.err
     assert "100%" in printed.err
-    assert checkpoint.is_ours(tmp_path / "out")
+    assert is_ours(tmp_path / "out")
 
 
 def test_the_command_takes_an_order_and_a_table(tmp_path, capsys):

@@ -13,7 +13,9 @@ import tiny
 
 from hlwq_mlx.disk.tensorfile import TensorWriter
 from hlwq_mlx.errors import DeviceError
-from hlwq_mlx.folder import load as checkpoint
+from hlwq_mlx.folder import loading
+from hlwq_mlx.folder.manifest import is_ours
+from hlwq_mlx.folder.names import INDEX_NAME
 from hlwq_mlx.source.repository import Source
 from hlwq_mlx.write import convert
 
@@ -33,7 +35,7 @@ def assert_runs_again(published, folder):
     """A second run succeeds, clears what the first one left, and its result loads."""
     convert.convert(Source(published), folder / "out")
     assert names(folder) == ["out"]
-    checkpoint.load(folder / "out")
+    loading.load(folder / "out")
 
 
 @pytest.mark.parametrize(
@@ -70,7 +72,7 @@ def test_an_interruption_between_the_files(published, tmp_path, monkeypatch, sta
     assert_runs_again(published, tmp_path)
 
 
-@pytest.mark.parametrize("name", ["config.json", checkpoint.INDEX_NAME])
+@pytest.mark.parametrize("name", ["config.json", INDEX_NAME])
 def test_a_full_disk_at_a_small_file(published, tmp_path, monkeypatch, name):
     write_text = Path.write_text
 
@@ -148,9 +150,9 @@ def test_a_killed_conversion(published, tmp_path, moment):
     (left,) = names(tmp_path)
     assert left.startswith(".out.partial-")
     if moment == "rename":  # all is there but the name
-        assert checkpoint.is_ours(tmp_path / left)
+        assert is_ours(tmp_path / left)
     else:
-        assert not checkpoint.is_ours(tmp_path / left)
+        assert not is_ours(tmp_path / left)
     assert_runs_again(published, tmp_path)
 
 

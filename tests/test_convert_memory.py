@@ -17,7 +17,8 @@ import tiny
 from mlx.utils import tree_flatten
 
 from hlwq_mlx.disk.tensorfile import TensorFile, TensorSpec, TensorWriter
-from hlwq_mlx.folder import load as checkpoint
+from hlwq_mlx.folder import loading
+from hlwq_mlx.folder.names import coded_names
 from hlwq_mlx.folder.rows import FILE_NAME as ROW_STORE
 from hlwq_mlx.folder.rows import RowStore
 from hlwq_mlx.gemma4.model import Model, ModelArgs
@@ -159,10 +160,10 @@ def test_anonymous_memory_stays_small_while_leftovers_are_coded(root):
     write_variant(root, UP, H)
     out = run(root, "hlwq_mlx.convert", "--variant", "PQ5", "--leftovers", "auto")
     check_rows(out)
-    manifest = checkpoint.read_json(out / "config.json")["quantization_config"]
+    manifest = loading.read_json(out / "config.json")["quantization_config"]
     for name in (tiny.EMBEDDING, f"{tiny.TEXT}per_layer_model_projection.weight"):
         assert manifest["tensors"][name] == {"bits": 8, "table": "converged"}
-    names = checkpoint.coded_names(tiny.EMBEDDING)
+    names = coded_names(tiny.EMBEDDING)
     words, norms = shard(out).view(names.codes), shard(out).view(names.norms)
     codes = np.concatenate([unpack_p32(words, 8, row, 1) for row in ROWS])
     decoded = codec.decode(codes, norms[list(ROWS)], centroids("converged", 8))
@@ -175,7 +176,7 @@ def test_anonymous_memory_stays_small_while_rows_are_coded(root):
     write_variant(root, tiny.EMBEDDING, V)
     out = run(root, "hlwq_mlx.convert", "--variant", "PQ5", "--leftovers", "small")
     check_coded_rows(out)
-    words = shard(out).view(checkpoint.coded_names(tiny.EMBEDDING).codes)
+    words = shard(out).view(coded_names(tiny.EMBEDDING).codes)
     codes, _, _ = draw_codes(SLICE)
     np.testing.assert_array_equal(unpack_p32(words, 5, V - 2, 2), codes[-2:])
 
@@ -185,7 +186,7 @@ def test_anonymous_memory_stays_small_while_quantizing(root):
     write_plain(root / "model.safetensors")
     out = run(root, "hlwq_mlx.quantize", "--bits", "embedding=4,mlp=2")
     check_rows(out)
-    manifest = checkpoint.read_json(out / "config.json")["quantization_config"]
+    manifest = loading.read_json(out / "config.json")["quantization_config"]
     assert manifest["tensors"][tiny.EMBEDDING]["bits"] == 4
 
 

@@ -11,7 +11,7 @@ import tiny
 from served import OURS, free_port, wait_until_open
 
 from hlwq_mlx import cli, convert
-from hlwq_mlx.folder import load as checkpoint
+from hlwq_mlx.folder import loading
 
 LIMIT_S = 60
 
@@ -97,7 +97,7 @@ def test_what_a_signal_may_leave_is_cleared_by_the_next_run(repository, tmp_path
     assert len(names(tmp_path)) == 1
     assert cli.run(convert.main, arguments) == 0
     assert names(tmp_path) == ["out"]
-    checkpoint.load(tmp_path / "out")
+    loading.load(tmp_path / "out")
 
 
 def test_a_variant_added_to_a_repository_leaves_its_other_files(repository, tmp_path):

@@ -15,7 +15,7 @@ from hlwq_mlx import cli, library
 from hlwq_mlx import export as command
 from hlwq_mlx.disk.tensorfile import TensorFile
 from hlwq_mlx.errors import CheckpointError
-from hlwq_mlx.folder import load as checkpoint
+from hlwq_mlx.folder import loading
 from hlwq_mlx.source.repository import Source
 from hlwq_mlx.write import convert, export
 
@@ -151,7 +151,7 @@ def test_transformers_computes_the_same_with_an_exported_bf16_model(tmp_path):
     ids = np.random.default_rng(0).integers(20, 1000, len(wanted))
     export.export_bf16(Source(library.DEMO / "PQ5", "PQ5"), tmp_path / "exported")
     convert.convert(Source(tmp_path / "exported"), tmp_path / "out")
-    got = np.array(checkpoint.load(tmp_path / "out")(mx.array(ids)[None])[0])
+    got = np.array(loading.load(tmp_path / "out")(mx.array(ids)[None])[0])
     np.testing.assert_allclose(got, wanted, rtol=0, atol=2e-5)  # seen 1.3e-5 of 17
 
 

@@ -15,7 +15,8 @@ import tiny
 from hlwq_mlx import cli, convert
 from hlwq_mlx.disk import failures, names
 from hlwq_mlx.errors import SourceError
-from hlwq_mlx.folder import load as checkpoint
+from hlwq_mlx.folder import loading
+from hlwq_mlx.folder.names import INDEX_NAME
 from hlwq_mlx.memory import inventory
 from hlwq_mlx.source import hub, resume
 from hlwq_mlx.source import repository as source
@@ -120,8 +121,8 @@ def test_an_index_names_files_of_its_own_folder_alone(published, own, tmp_path, 
     tiny.save_plain(tmp_path / "other.safetensors", weights)
     name = str(tmp_path / "other.safetensors") if name == "ABSOLUTE" else name
     index = {"weight_map": dict.fromkeys(weights, name)}
-    (own / checkpoint.INDEX_NAME).write_text(json.dumps(index))
-    message = rf"^\[{checkpoint.INDEX_NAME}\] needed names of files in its own folder, got "
+    (own / INDEX_NAME).write_text(json.dumps(index))
+    message = rf"^\[{INDEX_NAME}\] needed names of files in its own folder, got "
     with pytest.raises(SourceError, match=message):
         source.Source(own)
 
@@ -131,10 +132,10 @@ def test_a_converted_folder_names_its_own_files_alone(published, tmp_path):
     convert_to = ["--model", str(published / "PQ5"), "--output", str(folder)]
     assert cli.run(convert.main, convert_to) == 0
     shutil.move(folder / "model-00001-of-00001.safetensors", tmp_path / "x.safetensors")
-    index = json.loads((folder / checkpoint.INDEX_NAME).read_text())
+    index = json.loads((folder / INDEX_NAME).read_text())
     index["weight_map"] = dict.fromkeys(index["weight_map"], "../x.safetensors")
-    (folder / checkpoint.INDEX_NAME).write_text(json.dumps(index))
-    for read in (checkpoint.load, lambda path: inventory.take(str(path))):
+    (folder / INDEX_NAME).write_text(json.dumps(index))
+    for read in (loading.load, lambda path: inventory.take(str(path))):
         with pytest.raises(SourceError, match=r"own folder, got '\.\./x\.safetensors'"):
             read(folder)
 

@@ -17,7 +17,7 @@ from hlwq_mlx.disk.tensorfile import TensorFile
 from hlwq_mlx.engine.answer import generate_tokens
 from hlwq_mlx.engine.request import Prepared, Request
 from hlwq_mlx.errors import CheckpointError
-from hlwq_mlx.folder import load as checkpoint
+from hlwq_mlx.folder import loading
 from hlwq_mlx.generate import main as generate_command
 from hlwq_mlx.source.repository import Source
 from hlwq_mlx.write import convert, leftovers
@@ -157,7 +157,7 @@ def test_a_row_of_the_row_store_is_named(tmp_path):
     root = tiny.write_root(tmp_path / "source", tiny.config())
     tiny.publish(root / "PQ5", tiny.make_weights(tiny.config()), tiny.pure(5))
     convert.convert(Source(root / "PQ5"), tmp_path / "out")
-    model = checkpoint.load(spoil(tmp_path / "out", tiny.ROWS))
+    model = loading.load(spoil(tmp_path / "out", tiny.ROWS))
     assert len(list(generate_tokens(model, Request(Prepared([2, 5]), max_tokens=2)))) == 2
     message = r"^\[row 0 of the per-layer embeddings\] needed finite weights"
     with pytest.raises(CheckpointError, match=message):

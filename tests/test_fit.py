@@ -14,7 +14,7 @@ from mlx.utils import tree_flatten
 from hlwq_mlx import cli, doctor
 from hlwq_mlx.engine.request import PREFILL_STEP
 from hlwq_mlx.errors import DeviceError
-from hlwq_mlx.folder import load as checkpoint
+from hlwq_mlx.folder import loading
 from hlwq_mlx.gemma4.caches import WHOLE, Caching
 from hlwq_mlx.gemma4.towers.audio import AudioTower
 from hlwq_mlx.gemma4.towers.vision import VisionTower
@@ -160,7 +160,7 @@ def test_bytes_of_a_loaded_model(tmp_path):
     convert.convert(Source(root / "PQ5", "PQ5"), tmp_path / "out")
     cpu = fit.Machine("a CPU", 1 << 34, 1 << 33, has_metal=False)
     needed = fit.need(take(str(tmp_path / "out")), fit.Settings(64), cpu)
-    model = checkpoint.load(tmp_path / "out")
+    model = loading.load(tmp_path / "out")
     loaded = sum(array.nbytes for _, array in tree_flatten(model.parameters()))
     centroids = sum(
         array.nbytes for name, array in tree_flatten(model.parameters()) if "centroids" in name

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from hlwq_mlx.disk.tensorfile import TensorFile
-from hlwq_mlx.folder import load as checkpoint
-from hlwq_mlx.folder import published
+from hlwq_mlx.folder import loading, published
 from hlwq_mlx.memory import inventory
 from hlwq_mlx.source.repository import Source
 from hlwq_mlx.write import convert
@@ -55,7 +54,7 @@ def test_it_converts_loads_and_scores(root, variant, tmp_path):
     assert not any("inf_100" in line for line in summary.evidence)
     found = fullsize.answer(tmp_path / "out", prompt_tokens=20, new_tokens=3)
     assert found["is_finite"]
-    logits = np.array(checkpoint.load(tmp_path / "out")(mx.arange(2, 30)[None]))
+    logits = np.array(loading.load(tmp_path / "out")(mx.arange(2, 30)[None]))
     assert 0.1 < logits.std() < 30
     assert min(found[name] for name in ("load_s", "prefill_s", "decode_s", "mlx_peak")) > 0
 

@@ -18,12 +18,12 @@ import tiny_media
 from hlwq_mlx import cli
 from hlwq_mlx.disk.fields import kind_of
 from hlwq_mlx.errors import CheckpointError, ConfigError
-from hlwq_mlx.folder import load as checkpoint
 from hlwq_mlx.folder import published
 from hlwq_mlx.gemma4.config import FLAT, Gemma4Config, RopeConfig, TextConfig
 from hlwq_mlx.gemma4.towers.config import AudioConfig, VisionConfig
 from hlwq_mlx.source.repository import Source
 from hlwq_mlx.write import convert
+from hlwq_mlx.write.check import canonical_tensors, normalize_config, unread_names
 
 SECTIONS = {"text_config": TextConfig, "vision_config": VisionConfig, "audio_config": AudioConfig}
 FORMS = (*SECTIONS.values(), RopeConfig)
@@ -141,13 +141,13 @@ def damage(folders):
 
 def test_the_ends_of_the_bounds_are_held_against_the_tensors(folders):
     source, _ = folders
-    tensors = checkpoint.canonical_tensors(Source(source))
-    original = checkpoint.normalize_config(json.loads((source / "config.json").read_text()))
+    tensors = canonical_tensors(Source(source))
+    original = normalize_config(json.loads((source / "config.json").read_text()))
     taken = set()
     for path in places(original):
         for value in extremes(path):
             try:
-                checkpoint.unread_names(edited(original, path, value), tensors)
+                unread_names(edited(original, path, value), tensors)
             except (ConfigError, CheckpointError):
                 continue
             section = original[path[0]]
@@ -189,9 +189,9 @@ def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 def load(config):
-    model = checkpoint.load(folder)
+    model = loading.load(folder)
     for kind in model.args.towers:
-        checkpoint.load_tower(model.args, folder, kind)
+        loading.load_tower(model.args, folder, kind)
 
 def examine(config):
     odd = list(doctor.contents(inventory.take(str(folder))))[-1]
@@ -199,11 +199,11 @@ def examine(config):
     raise HLWQError(odd) if is_told else AssertionError(odd)
 
 source, folder = map(Path, sys.argv[1:])
-tensors = checkpoint.canonical_tensors(Source(source))
+tensors = canonical_tensors(Source(source))
 before = peak()
 for config in json.load(sys.stdin):
     (folder / "config.json").write_text(json.dumps(config))
-    for act in (load, examine, lambda config: checkpoint.unread_names(config, tensors)):
+    for act in (load, examine, lambda config: unread_names(config, tensors)):
         try:
             act(config)
         except HLWQError:

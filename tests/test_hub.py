@@ -24,7 +24,8 @@ from huggingface_hub import constants
 
 from hlwq_mlx import cli, convert, library
 from hlwq_mlx.errors import DeviceError, SourceError
-from hlwq_mlx.folder import load as checkpoint
+from hlwq_mlx.folder import loading
+from hlwq_mlx.folder.manifest import is_ours
 from hlwq_mlx.source import hub, resume
 
 NAME = "owner/Tiny-HLWQ"
@@ -357,7 +358,7 @@ def test_convert_from_the_hub(server, repository, tmp_path):
     own = tmp_path / "own"
     assert cli.run(convert.main, ["--model", str(repository / "PQ5"), "--output", str(own)]) == 0
     ids = mx.array([[2, 9, 77, 300]])
-    assert mx.array_equal(checkpoint.load(output)(ids), checkpoint.load(own)(ids))
+    assert mx.array_equal(loading.load(output)(ids), loading.load(own)(ids))
 
 
 def test_quantize_from_the_hub(server, tmp_path):
@@ -373,7 +374,7 @@ def test_quantize_from_the_hub(server, tmp_path):
     ran = demo.run("hlwq_mlx.quantize", *arguments, **environment(server, tmp_path))
     assert (ran.returncode, ran.stdout) == (0, f"{tmp_path / 'out'}\n"), ran.stderr
     assert server.served() == {name for name in demo.SHIPPED if "/" not in name}
-    assert checkpoint.is_ours(tmp_path / "out")
+    assert is_ours(tmp_path / "out")
 
 
 def test_generate_from_the_hub_converts_once(server, tmp_path, monkeypatch, caplog):

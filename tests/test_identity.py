@@ -12,8 +12,7 @@ from hlwq_mlx import cli, doctor
 from hlwq_mlx.disk.runs import Runs
 from hlwq_mlx.disk.tensorfile import TensorFile
 from hlwq_mlx.errors import CheckpointError
-from hlwq_mlx.folder import checksums
-from hlwq_mlx.folder import load as checkpoint
+from hlwq_mlx.folder import checksums, loading
 from hlwq_mlx.folder.identity import MANIFEST_KEY, METADATA_KEY
 from hlwq_mlx.folder.rows import FILE_NAME as ROW_STORE
 from hlwq_mlx.mlxlm.model import Model, ModelArgs
@@ -56,7 +55,7 @@ def load_stock(folder):
     return Model(ModelArgs.from_dict(read_json(folder / "config.json") | {FOLDER_KEY: folder}))
 
 
-@pytest.mark.parametrize("load", [checkpoint.load, load_stock])
+@pytest.mark.parametrize("load", [loading.load, load_stock])
 @pytest.mark.parametrize("file", [SHARD, ROW_STORE, "config.json"])
 def test_files_of_two_models_do_not_mix(own, theirs, file, load):
     load(own)
@@ -91,9 +90,9 @@ def without_identity(folder):
 
 
 def test_a_folder_made_before_loads_as_ever(ours, own):
-    expected = tiny.logits(checkpoint.load(ours))
+    expected = tiny.logits(loading.load(ours))
     old = without_identity(own)
-    assert np.array_equal(tiny.logits(checkpoint.load(old)), expected)
+    assert np.array_equal(tiny.logits(loading.load(old)), expected)
     load_stock(old)
     with pytest.raises(CheckpointError, match=r"^\[checksums.json\] needed checksums in .*before"):
         checksums.verify(old, [].append)

@@ -10,7 +10,8 @@ import tiny
 from safetensors.numpy import save_file
 
 from hlwq_mlx.errors import CheckpointError, SourceError
-from hlwq_mlx.folder import load as checkpoint
+from hlwq_mlx.folder import loading
+from hlwq_mlx.folder.names import INDEX_NAME
 from hlwq_mlx.memory import inventory
 from hlwq_mlx.source.repository import Source
 from hlwq_mlx.write import convert, leftovers
@@ -61,7 +62,7 @@ def test_a_converted_folder_is_its_source_without_the_dead(repository):
 
 def test_a_converted_folder_whose_index_is_damaged(repository, tmp_path):
     folder = shutil.copytree(repository / "converted", tmp_path / "own")
-    (folder / checkpoint.INDEX_NAME).write_text('{"weight_map": 5}')
+    (folder / INDEX_NAME).write_text('{"weight_map": 5}')
     with pytest.raises(
         SourceError, match=r"needed a weight_map from tensors to files in .* got 5\."
     ):
@@ -132,8 +133,8 @@ def damaged(tmp_path):
     def doubts(change, rule=None, variant="PQ5"):
         tiny.publish(root / variant, weights, rule or tiny.pure(5))
         path = root / variant / "codes.safetensors"
-        parts = dict(checkpoint.TensorFile(path).specs)
-        tensors = {name: checkpoint.TensorFile(path).view(name).copy() for name in parts}
+        parts = dict(loading.TensorFile(path).specs)
+        tensors = {name: loading.TensorFile(path).view(name).copy() for name in parts}
         change(tensors)
         save_file(tensors, path)
         return list(inventory.doubts(inventory.take(str(root / variant))))

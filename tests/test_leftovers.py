@@ -10,8 +10,9 @@ import tiny
 from hlwq_mlx import cli
 from hlwq_mlx import convert as command
 from hlwq_mlx.disk.tensorfile import TensorFile
-from hlwq_mlx.folder import load as checkpoint
+from hlwq_mlx.folder import loading
 from hlwq_mlx.folder import rows as ple
+from hlwq_mlx.folder.names import coded_names
 from hlwq_mlx.quant import codec
 from hlwq_mlx.quant.packing import unpack_p32
 from hlwq_mlx.quant.tables import centroids, error_energy
@@ -113,7 +114,7 @@ def test_auto_codes_what_was_left(tmp_path):
     for name in (GATE, tiny.EMBEDDING, PROJECTION):
         assert manifest["tensors"][name] == {"bits": 8, "table": "converged"}
         shard = TensorFile(tmp_path / "out" / "model-00001-of-00001.safetensors")
-        names = checkpoint.coded_names(name)
+        names = coded_names(name)
         codes = unpack_p32(shard.view(names.codes), 8)
         norms = np.array(shard.view(names.norms))
         wanted = codec.encode(decoded[name], centroids("converged", 8))
@@ -139,13 +140,13 @@ def check_logits(folder, decoded, tolerance=TOLERANCE):
         file = TensorFile(path)
         tensors |= {name: file.view(name) for name in file.specs}
     for name, entry in manifest_of(folder)["tensors"].items():
-        names = checkpoint.coded_names(name)
+        names = coded_names(name)
         table = np.array(tensors[names.centroids])[: 1 << entry["bits"]]
         codes = unpack_p32(tensors[names.codes], entry["bits"])
         values = codec.decode(codes, np.array(tensors[names.norms]), table)
         weights[name] = values[:, : decoded[name].shape[1]]
     wanted = tiny.logits(tiny.dense_model(tiny.config(), weights))
-    got = tiny.logits(checkpoint.load(folder))
+    got = tiny.logits(loading.load(folder))
     np.testing.assert_allclose(got, wanted, rtol=0, atol=tolerance)
 
 

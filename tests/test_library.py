@@ -16,7 +16,7 @@ from hlwq_mlx.dialog import template
 from hlwq_mlx.dialog.parts import Medium
 from hlwq_mlx.engine.sampling import Sampling
 from hlwq_mlx.errors import RequestError, SourceError
-from hlwq_mlx.folder import load as checkpoint
+from hlwq_mlx.folder.manifest import is_ours
 from hlwq_mlx.library import Session
 from hlwq_mlx.quant import device
 
@@ -127,7 +127,7 @@ def test_a_source_is_converted_once(tmp_path, monkeypatch, caplog):
     caplog.set_level("INFO", logger="hlwq_mlx")
     first = library.converted_folder(str(library.DEMO), "pq5")
     assert any(line.startswith("converting ") for line in caplog.messages)
-    assert first.parent == tmp_path and checkpoint.is_ours(first)
+    assert first.parent == tmp_path and is_ours(first)
     caplog.clear()
     assert library.converted_folder(str(library.DEMO), "PQ5") == first
     assert caplog.messages == [f"using {first}, converted before"]

@@ -12,7 +12,7 @@ from hlwq_mlx import library
 from hlwq_mlx.dialog import template
 from hlwq_mlx.dialog.parts import Medium
 from hlwq_mlx.errors import RequestError, SourceError
-from hlwq_mlx.folder import load as checkpoint
+from hlwq_mlx.folder import loading
 from hlwq_mlx.media.images import image_patches, read_image
 from hlwq_mlx.media.origin import Access
 from hlwq_mlx.media.processor import Processor
@@ -170,9 +170,9 @@ def test_progress_counts_pictures_frames_and_sounds(loaded, files):
 
 
 def test_towers_load_when_a_prompt_needs_them(folder, files, monkeypatch):
-    loaded, load = [], checkpoint.load_tower
+    loaded, load = [], loading.load_tower
     monkeypatch.setattr(
-        checkpoint, "load_tower", lambda *given: (loaded.append(given[-1]), load(*given))[1]
+        loading, "load_tower", lambda *given: (loaded.append(given[-1]), load(*given))[1]
     )
     model, tokenizer = library.load(folder)
     sound = {"type": "audio", "path": files["a.wav"]}

@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 from hlwq_mlx import cli, library
 from hlwq_mlx.disk.tensorfile import TensorFile, TensorSpec, TensorWriter
 from hlwq_mlx.errors import CheckpointError, RequestError, SourceError
-from hlwq_mlx.folder import load as checkpoint
+from hlwq_mlx.folder import loading
 from hlwq_mlx.quant import codec
 from hlwq_mlx.quant.tables import centroids
 from hlwq_mlx.quantize import add_variant, main
@@ -62,7 +62,7 @@ def test_a_folder_to_run_says_what_is_coded(tmp_path, capsys):
     quantize("--bits", "mlp=3,attention=5", "--table", "converged", "--output", output)
     printed = capsys.readouterr()
     assert printed.out == f"{output}\n"
-    manifest = checkpoint.read_json(output / "config.json")["quantization_config"]
+    manifest = loading.read_json(output / "config.json")["quantization_config"]
     widths = {name.split(".", 4)[-1]: entry["bits"] for name, entry in manifest["tensors"].items()}
     assert manifest["tensors"][LAYER + "mlp.gate_proj.weight"] == {"bits": 3, "table": "converged"}
     assert {bits for name, bits in widths.items() if "mlp" in name} == {3}

@@ -10,7 +10,7 @@ from mlx_lm import server
 from served import served
 
 from hlwq_mlx.engine.sampling import Sampling
-from hlwq_mlx.folder import load as checkpoint
+from hlwq_mlx.folder import loading
 from hlwq_mlx.gemma4.caches import Caching
 from hlwq_mlx.mlxlm.server import ready_load, sampling_options
 from hlwq_mlx.serve import THINKING_OFF, make_parser
@@ -82,7 +82,7 @@ def test_a_loaded_model_is_made_ready(monkeypatch):
     model, tokenizer = mlx_lm.load(str(demo.folder()))
     prepared, caching = [], Caching(kv_bits=8)
     monkeypatch.setattr(model, "caching", model.caching)
-    monkeypatch.setattr(checkpoint, "prepare", prepared.append)
+    monkeypatch.setattr(loading, "prepare", prepared.append)
     assert ready_load(lambda *names, **options: (model, *names, options), caching)("a", b=1) == (
         *(model, "a"),
         {"b": 1},

@@ -14,8 +14,7 @@ from ..disk import failures
 from ..disk.jsonfile import read_json
 from ..disk.names import require_plain
 from ..disk.runs import ALGORITHM, Run, Runs
-from ..errors import CheckpointError
-from ..source.coded import raise_all
+from ..errors import CheckpointError, raise_all
 
 FILE_NAME = "checksums.json"
 _CHUNK_BYTES = 1 << 22

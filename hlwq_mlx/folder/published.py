@@ -14,7 +14,7 @@ from typing import Any
 
 from ..gemma4.config import Gemma4Config
 from ..gemma4.model import KEY_VALUE_PARTS, Model
-from .load import TEXT, text_shapes, tower_shapes
+from .names import TEXT, text_shapes, tower_shapes
 
 Shape = tuple[int, ...]
 

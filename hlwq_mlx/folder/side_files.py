@@ -24,7 +24,7 @@ from ..gemma4.config import Gemma4Config
 from ..media.processor import Processor
 from ..source.code_keys import CODE_KEYS, without_code
 from ..source.repository import Source, find_local, local_path
-from . import load as checkpoint
+from .manifest import TEMPLATES_KEY, is_ours, manifest_of
 
 CONFIG = "config.json"
 GENERATION = "generation_config.json"
@@ -84,7 +84,7 @@ def examine(model: str, variant: str | None) -> tuple[str, ...]:
     Raises: as `copy_side_files`.
     """
     path = local_path(model)
-    if checkpoint.is_ours(path):
+    if is_ours(path):
         if not (path / TOKENIZER).exists():
             check(path)
             return (f"{path} has no tokenizer.json",)
@@ -118,9 +118,9 @@ def open_tokenizer(folder: Path) -> Any:
     """
     check(folder)
     config = read_json(folder / CONFIG)
-    manifest = checkpoint.manifest_of(folder, config)
+    manifest = manifest_of(folder, config)
     configs = config, _object_in(folder / GENERATION)
-    opened = tokenizer.load_tokenizer(folder, configs, manifest.get(checkpoint.TEMPLATES_KEY, ()))
+    opened = tokenizer.load_tokenizer(folder, configs, manifest.get(TEMPLATES_KEY, ()))
     _require_known_ids(opened, config)
     return opened
 

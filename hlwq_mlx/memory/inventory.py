@@ -18,8 +18,9 @@ from typing import Any
 from ..disk.jsonfile import read_json
 from ..disk.tensorfile import TensorFile, TensorSpec
 from ..errors import CheckpointError
-from ..folder import load as checkpoint
 from ..folder import published
+from ..folder.manifest import is_ours, manifest_of, require_variant
+from ..folder.names import INDEX_NAME, ROW_TABLE, CodedNames, check_depths, coded_names, row_width
 from ..folder.rows import FILE_NAME as ROW_STORE
 from ..folder.rows import coded_specs
 from ..gemma4.config import Gemma4Config
@@ -30,6 +31,7 @@ from ..source import hub, rules
 from ..source.coded import parse_key
 from ..source.repository import Source, find_local, local_path, weight_map
 from ..write import leftovers
+from ..write.check import canonical_name, normalize_config
 
 Specs = Mapping[str, TensorSpec]
 Shape = tuple[int, ...]
@@ -53,7 +55,7 @@ class Entry:
 
     @property
     def is_row_table(self) -> bool:
-        return self.name == checkpoint.ROW_TABLE
+        return self.name == ROW_TABLE
 
     @property
     def is_tower(self) -> bool:
@@ -105,8 +107,8 @@ def take(model: str, variant: str | None = None) -> Inventory:
     Raises: SourceError, CheckpointError as opening it would.
     """
     path = local_path(model)
-    if checkpoint.is_ours(path):
-        checkpoint.require_variant(path, variant)
+    if is_ours(path):
+        require_variant(path, variant)
         return _of_converted(path)
     local = find_local(model, variant)
     if local is None:
@@ -122,7 +124,7 @@ def is_at_hand(model: str, variant: str | None = None) -> bool:
 
     Raises: SourceError when it is not clear which variant is meant.
     """
-    if checkpoint.is_ours(local_path(model)) or find_local(model, variant) is not None:
+    if is_ours(local_path(model)) or find_local(model, variant) is not None:
         return True
     return hub.is_cached(model, variant)
 
@@ -189,7 +191,7 @@ def doubts(inventory: Inventory) -> Iterator[str]:
     """Say what is not as the config, and for a published variant its rule, lead one to expect."""
     yield from inventory.problems
     try:
-        checkpoint.check_depths(inventory.args, (entry.name for entry in inventory.entries))
+        check_depths(inventory.args, (entry.name for entry in inventory.entries))
     except CheckpointError as problem:
         yield str(problem)
         return
@@ -249,16 +251,14 @@ def _of_source(
         for name, spec in specs.items():
             key = parse_key(name)
             if key is None:
-                name = checkpoint.canonical_name(name)
+                name = canonical_name(name)
                 plain.append(Entry(name, spec.shape, None, spec.nbytes))
             else:
-                parts.setdefault(checkpoint.canonical_name(key.tensor), {})[key.role] = spec
+                parts.setdefault(canonical_name(key.tensor), {})[key.role] = spec
     problems: list[str] = []
     coded = [_coded(name, roles, problems) for name, roles in sorted(parts.items())]
     entries = (*sorted(plain, key=lambda entry: entry.name), *filter(None, coded))
-    return Inventory(
-        variant, checkpoint.normalize_config(config), entries, problems=tuple(problems)
-    )
+    return Inventory(variant, normalize_config(config), entries, problems=tuple(problems))
 
 
 def _coded(name: str, roles: Specs, problems: list[str]) -> Entry | None:
@@ -285,19 +285,19 @@ def _coded(name: str, roles: Specs, problems: list[str]) -> Entry | None:
 
 def _of_converted(folder: Path) -> Inventory:
     config = read_json(folder / "config.json")
-    manifest = checkpoint.manifest_of(folder, config)
+    manifest = manifest_of(folder, config)
     specs: dict[str, TensorSpec] = {}
-    for name in sorted(set(weight_map(folder / checkpoint.INDEX_NAME).values())):
+    for name in sorted(set(weight_map(folder / INDEX_NAME).values())):
         specs |= TensorFile(folder / name).specs
     entries = []
     if (folder / ROW_STORE).is_file():  # in whatever dtype
         args = Gemma4Config.from_dict(config)
-        shape = (args.text_config.vocab_size_per_layer_input, checkpoint.row_width(args))
+        shape = (args.text_config.vocab_size_per_layer_input, row_width(args))
         size = sum(spec.nbytes for spec in TensorFile(folder / ROW_STORE).specs.values())
-        entries.append(Entry(checkpoint.ROW_TABLE, shape, None, size))
+        entries.append(Entry(ROW_TABLE, shape, None, size))
     for name, entry in manifest["tensors"].items():
-        parts = [specs.pop(part) for part in checkpoint.coded_names(name) if part in specs]
-        if len(parts) == len(checkpoint.CodedNames._fields):
+        parts = [specs.pop(part) for part in coded_names(name) if part in specs]
+        if len(parts) == len(CodedNames._fields):
             norms = parts[1].shape
             size = sum(part.nbytes for part in parts)
             entries.append(Entry(name, (norms[0], norms[1] * BLOCK), entry["bits"], size))

@@ -20,7 +20,7 @@ from ..dialog.parts import Medium
 from ..dialog.placeholders import MARKERS, spell
 from ..engine.sampling import mask_tokens
 from ..errors import CheckpointError
-from ..folder import load as checkpoint
+from ..folder import loading
 from ..gemma4 import config, model
 from ..gemma4.caches import WHOLE
 from ..media import processor
@@ -61,8 +61,8 @@ class Model(model.Model):
     """Gemma 4 with rows and towers from its folder."""
 
     def __init__(self, args: ModelArgs) -> None:
-        checkpoint.require_own_shards(args, args.folder)
-        super().__init__(args, checkpoint.resources(args, args.folder))
+        loading.require_own_shards(args, args.folder)
+        super().__init__(args, loading.resources(args, args.folder))
         self._mask = mask_tokens(args.media_token_ids, args.text_config.vocab_size)
         self.caching = WHOLE
 
@@ -98,8 +98,8 @@ class Model(model.Model):
         Raises: CheckpointError listing all that is missing, extra or of another shape.
         """
         kept = super().sanitize(weights)
-        checkpoint.check_weights(self, kept)
-        return checkpoint.cast(kept)
+        loading.check_weights(self, kept)
+        return loading.cast(kept)
 
 
 @dataclass(frozen=True)

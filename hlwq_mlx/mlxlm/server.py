@@ -17,7 +17,7 @@ from ..cli.signals import EXIT_SIGNAL, Ended
 from ..disk.jsonfile import read_json
 from ..engine.sampling import Sampling
 from ..errors import DeviceError
-from ..folder import load as checkpoint
+from ..folder import loading
 from ..gemma4.caches import Caching
 from ..gemma4.config import Gemma4Config
 from . import server_media, server_prompt, server_requests
@@ -35,7 +35,7 @@ def ready_load(original: Callable[..., Any], caching: Caching) -> Callable[..., 
         loaded = original(*args, **options)
         if isinstance(loaded[0], Model):
             loaded[0].caching = caching
-            checkpoint.prepare(loaded[0])
+            loading.prepare(loaded[0])
         return loaded
 
     return load

@@ -8,7 +8,7 @@ N rows (outputs), nb blocks a row.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, raise_all
 from ..quant.packing import BLOCK, BitOrder, Codes, unpack
 
 # Longest first, so that `.ct_scaled` is not read as `.ct`.
@@ -119,14 +119,6 @@ def gather(
             problems.append(str(problem))
     raise_all(problems)
     return tensors
-
-
-def raise_all(problems: Iterable[str], shown: int = 20) -> None:
-    """Raise one CheckpointError that lists every problem, if there is any."""
-    listed = list(problems)
-    if listed:
-        more = [f"... and {len(listed) - shown} more"] if len(listed) > shown else []
-        raise CheckpointError("\n".join(listed[:shown] + more))
 
 
 def _build(

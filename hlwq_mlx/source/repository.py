@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 from ..disk.jsonfile import read_json
 from ..disk.names import require_plain
 from ..disk.tensorfile import TensorFile, TensorSpec
-from ..errors import CheckpointError, SourceError
+from ..errors import CheckpointError, SourceError, raise_all
 from ..quant.packing import BitOrder
 from ..quant.tables import CENTROIDS
 from . import detect, hub
 from .code_keys import without_code
-from .coded import SHOWN, CodedTensor, Parts, gather, parse_key, polar_settings, raise_all
+from .coded import SHOWN, CodedTensor, Parts, gather, parse_key, polar_settings
 
 TABLE_KEY = "hlwq_table"  # where our own encoder says, in a file's metadata, which table it used
 SIDE_FILES = (

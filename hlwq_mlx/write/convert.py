@@ -18,9 +18,9 @@ from ..disk.atomic import building, require_room
 from ..disk.sizes import spell_bytes
 from ..disk.tensorfile import TensorSpec
 from ..folder import checksums, identity
-from ..folder import load as checkpoint
 from ..folder import rows as ple
-from ..folder.load import Tensors
+from ..folder.manifest import TEMPLATES_KEY, make_manifest
+from ..folder.names import ROW_TABLE, TEXT, CodedNames, coded_names, row_width
 from ..folder.rows import FILE_NAME as ROW_STORE
 from ..folder.side_files import copy_side_files
 from ..gemma4.config import Gemma4Config
@@ -30,6 +30,7 @@ from ..source.coded import CodedTensor
 from ..source.detect import Reading, is_odd
 from ..source.repository import PlainTensor, Source
 from . import leftovers
+from .check import Tensors, canonical_tensors, normalize_config, unread_names
 from .leftovers import Leftover
 from .output import (
     Output,
@@ -89,12 +90,12 @@ def convert(source: Source, output: Path, choice: str = leftovers.KEEP) -> Summa
     Raises: SourceError when `output` exists; CheckpointError when the source does not fit its
     config; DeviceError when the disk is too small; what copy_side_files raises for those files.
     """
-    config = checkpoint.normalize_config(source.config)
-    tensors = checkpoint.canonical_tensors(source)
-    unread = checkpoint.unread_names(config, tensors)
+    config = normalize_config(source.config)
+    tensors = canonical_tensors(source)
+    unread = unread_names(config, tensors)
     for name in unread:
         del tensors[name]
-    table = tensors.pop(checkpoint.ROW_TABLE, None)
+    table = tensors.pop(ROW_TABLE, None)
     summary = Summary(
         source.weight_bytes,
         left_out=len(unread),
@@ -107,12 +108,12 @@ def convert(source: Source, output: Path, choice: str = leftovers.KEEP) -> Summa
     outputs = _plan(coded, plain, plan.chosen)
     rows: list[Output] = []
     if table is not None:
-        width = checkpoint.row_width(Gemma4Config.from_dict(config))
+        width = row_width(Gemma4Config.from_dict(config))
         rows = [_row_table(table, source.readings, width, plan.row_bits)]
     everything = [*outputs, *rows]
     coding = {name: leftover.bits for name, leftover in plan.chosen.items()}
     stated = {"config": config, "leftovers": coding, "row_bits": plan.row_bits}
-    found = tensors | ({} if table is None else {checkpoint.ROW_TABLE: table})
+    found = tensors | ({} if table is None else {ROW_TABLE: table})
     own = identity.identify(stated, found, source.readings)
     metadata = {identity.METADATA_KEY: own}
     with building(output) as folder, bytes_bar(everything, "convert") as progress:
@@ -125,9 +126,9 @@ def convert(source: Source, output: Path, choice: str = leftovers.KEEP) -> Summa
             written[path.name] = write_file(path, rows, progress, metadata | version)
         summary.warnings += copied.warnings
         done = {name: (tensor, tensor.reading) for name, tensor in plan.chosen.items()}
-        manifest = checkpoint.make_manifest(source.variant, {**coded, **done})
+        manifest = make_manifest(source.variant, {**coded, **done})
         manifest |= {"leftovers": plan.manifest(), identity.MANIFEST_KEY: own}
-        manifest[checkpoint.TEMPLATES_KEY] = list(copied.templates)
+        manifest[TEMPLATES_KEY] = list(copied.templates)
         write_json(folder / "config.json", config | {"quantization_config": manifest})
         checksums.write(folder, written)
         summary.written_bytes = sum(path.stat().st_size for path in folder.iterdir())
@@ -161,13 +162,13 @@ def _token_bytes(tensors: Tensors, outputs: list[Output]) -> tuple[int, int]:
         if isinstance(tensor, PlainTensor)
         else tensor.raw.nbytes + tensor.norms.nbytes
         for name, tensor in tensors.items()
-        if name.startswith(checkpoint.TEXT)
+        if name.startswith(TEXT)
     )
     after = sum(
         spec.nbytes
         for output in outputs
         for name, spec in output.specs.items()
-        if name.startswith(checkpoint.TEXT)
+        if name.startswith(TEXT)
     )
     return before, after
 
@@ -248,11 +249,11 @@ def _newly_coded(name: str, leftover: Leftover) -> Output:
 
 def _coded_specs(
     name: str, N: int, K: int, bits: int
-) -> tuple[checkpoint.CodedNames, TensorSpec, TensorSpec, TensorSpec]:
+) -> tuple[CodedNames, TensorSpec, TensorSpec, TensorSpec]:
     """Say what codes, norms and centroids of a tensor are in our folder."""
     entries = pad_table(np.zeros(1 << bits, dtype=np.float32)).shape
     return (
-        checkpoint.coded_names(name),
+        coded_names(name),
         TensorSpec("U32", (N, K * bits // UNIT)),
         TensorSpec("F16", (N, K // BLOCK)),
         TensorSpec("F32", entries),
@@ -274,7 +275,7 @@ def _row_table(
     float16 rounds a decoded value by at most 2**-11 of itself, or 2**-25, below what its codes
     lost. A source that does not tell how far it is padded is cut to `columns`.
     """
-    name = checkpoint.ROW_TABLE
+    name = ROW_TABLE
     N = tensor.shape[0]
     if bits == 8:
         scales_name = name.removesuffix("weight") + "scales"

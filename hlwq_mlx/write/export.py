@@ -19,13 +19,14 @@ import numpy as np
 from ..disk.atomic import building, require_room
 from ..disk.sizes import spell_bytes
 from ..disk.tensorfile import TensorSpec
-from ..folder import load as checkpoint
+from ..folder.names import ROW_TABLE, TEXT, TIED_HEAD, text_shapes
 from ..folder.side_files import copy_side_files
 from ..gemma4.config import FLAT_IGNORED, Gemma4Config
 from ..gemma4.model import Model
 from ..source.coded import CodedTensor
 from ..source.repository import PlainTensor, Source
 from ..source.rules import class_of
+from .check import canonical_tensors, normalize_config, unread_names
 from .output import (
     Output,
     Piece,
@@ -70,19 +71,19 @@ def export_affine(source: Source, output: Path, bits: int) -> Exported:
     Raises: SourceError when `output` exists; CheckpointError when the source does not fit its
     config; DeviceError when the disk is too small.
     """
-    config = checkpoint.normalize_config(source.config)
+    config = normalize_config(source.config)
     model = Model(Gemma4Config.from_dict(config))
-    tensors = checkpoint.canonical_tensors(source)
-    checkpoint.unread_names(config, tensors)
+    tensors = canonical_tensors(source)
+    unread_names(config, tensors)
     outputs: list[Output] = []
     quantization: dict[str, Any] = {"group_size": _GROUPS[0], "bits": bits, "mode": "affine"}
-    for name, shape in sorted(checkpoint.text_shapes(model).items()):
-        stock_name = _STOCK_TEXT + name.removeprefix(checkpoint.TEXT)
+    for name, shape in sorted(text_shapes(model).items()):
+        stock_name = _STOCK_TEXT + name.removeprefix(TEXT)
         group = next((size for size in _GROUPS if shape[-1] % size == 0), None)
         if len(shape) != 2 or group is None:
             outputs.append(_bfloat16(source, stock_name, tensors[name], shape))
             continue
-        is_per_layer = name == checkpoint.ROW_TABLE or class_of(name) == "ple"
+        is_per_layer = name == ROW_TABLE or class_of(name) == "ple"
         own_bits = max(bits, _LEAST_PER_LAYER_BITS) if is_per_layer else bits
         outputs.append(_affine(source, stock_name, tensors[name], shape, (group, own_bits)))
         if (group, own_bits) != (_GROUPS[0], bits):
@@ -103,14 +104,14 @@ def export_bf16(source: Source, output: Path) -> Exported:
     towers of a published E4B has any.
     Raises: as `export_affine`.
     """
-    config = checkpoint.normalize_config(source.config)
-    shapes = checkpoint.text_shapes(Model(Gemma4Config.from_dict(config)))
-    tensors = checkpoint.canonical_tensors(source)
-    checkpoint.unread_names(config, tensors)
+    config = normalize_config(source.config)
+    shapes = text_shapes(Model(Gemma4Config.from_dict(config)))
+    tensors = canonical_tensors(source)
+    unread_names(config, tensors)
     outputs = [
         _bfloat16(source, tensor.name, tensor, shapes.get(name, tensor.shape))
         for name, tensor in tensors.items()
-        if name != checkpoint.TIED_HEAD
+        if name != TIED_HEAD
     ]
     settings = {key: value for key, value in source.config.items() if key not in FLAT_IGNORED}
     left_out = len(tensors) - len(outputs)

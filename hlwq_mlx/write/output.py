@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from ..disk.runs import Run
 from ..disk.tensorfile import TensorSpec, TensorWriter
-from ..folder.load import INDEX_NAME
+from ..folder.names import INDEX_NAME
 from ..quant import codec
 from ..source.coded import CodedTensor
 from ..source.detect import Reading

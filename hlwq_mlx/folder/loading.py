@@ -1,0 +1,170 @@
+"""Load a folder: the model with its weights, its row store, and its towers when needed.
+
+Strict: a load fails with the full list of what is missing, extra, damaged or of another shape.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+
+import mlx.core as mx
+from mlx import nn
+from mlx.utils import tree_flatten
+from tqdm import tqdm
+
+from ..disk.jsonfile import read_json
+from ..disk.tensorfile import TensorFile
+from ..errors import CheckpointError, raise_all
+from ..gemma4.config import Gemma4Config
+from ..gemma4.model import Model, Resources
+from ..gemma4.towers.tower import TOWER_PREFIXES, Tower, make_tower, no_tower, prefixes
+from ..quant import device, fuse
+from ..quant.layers import CodedLayer
+from ..source.repository import weight_map
+from .identity import require_same
+from .manifest import manifest_of
+from .names import INDEX_NAME, CodedNames, check_depths, row_table_shape, shapes_of
+from .rows import FILE_NAME as ROW_STORE
+from .rows import RowStore
+
+_PATIENCE_S = 1.0
+
+
+def load(folder: Path) -> Model:
+    """Load a converted folder, ready to answer.
+
+    Raises: CheckpointError listing all that is missing, damaged, extra or of another shape.
+    """
+    config = read_json(folder / "config.json")
+    manifest_of(folder, config)
+    args = Gemma4Config.from_dict(config)
+    check_depths(args, weight_map(folder / INDEX_NAME))
+    model = Model(args, resources(args, folder))
+    _load_weights(
+        *(model, folder, model.args),
+        lambda name: not (name.startswith(TOWER_PREFIXES) or model.is_dead(name)),
+    )
+    model.eval()
+    prepare(model)
+    return model
+
+
+def load_tower(args: Gemma4Config, folder: Path, kind: str) -> Tower:
+    """Load a tower of a converted folder, reading its own tensors alone.
+
+    Raises: RequestError when there is no such tower; CheckpointError listing all that is missing,
+    damaged, extra or of another shape.
+    """
+    tower = make_tower(args, kind)
+    mine = prefixes(kind)
+    if not any(name.startswith(mine) for name in weight_map(folder / INDEX_NAME)):
+        raise no_tower(kind)
+    _load_weights(tower, folder, args, lambda name: name.startswith(mine))
+    tower.eval()
+    prepare(tower)
+    return tower
+
+
+def _load_weights(
+    module: nn.Module, folder: Path, args: Gemma4Config, belongs: Callable[[str], bool]
+) -> None:
+    """Give a part its weights, unread; it alone holds them then, and so may let go of some."""
+    weights = cast(_read_shards(folder, args, belongs))
+    check_weights(module, weights)
+    module.load_weights(list(weights.items()), strict=True)
+
+
+def prepare(model: nn.Module) -> None:
+    """Read all weights and make the product of every coded one, which the first answer would do.
+
+    Where kernels run, layers that share an input become one first, and the model no checkpoint any
+    more. Goes layer by layer, so that what is only passed through, as weights before their cast, is
+    never there for more than one layer. A bar shows when it takes longer than a moment.
+    """
+    if device.has_metal():
+        for block in tqdm(fuse.blocks(model), desc="fuse", unit=" blocks", delay=_PATIENCE_S):
+            fuse.fuse(block)
+    layers = tree_flatten(model.leaf_modules(), is_leaf=nn.Module.is_module)
+    for _, layer in tqdm(layers, desc="prepare", unit=" layers", delay=_PATIENCE_S):
+        mx.eval(layer.parameters())
+        if isinstance(layer, CodedLayer):
+            layer.prepare()
+    mx.eval(model.parameters())
+
+
+def cast(weights: Mapping[str, mx.array]) -> dict[str, mx.array]:
+    """Cast what is not coded to the dtype that activations have on this machine."""
+    dtype = device.activation_dtype()
+    coded_parts = tuple(f".{part}" for part in CodedNames._fields)
+    return {
+        name: weight if name.endswith(coded_parts) else weight.astype(dtype)
+        for name, weight in weights.items()
+    }
+
+
+def resources(args: Gemma4Config, folder: Path) -> Resources:
+    """Open what a model reads of its folder while it runs: its row store, and towers when needed.
+
+    Raises: CheckpointError when the store is missing, damaged or of another conversion.
+    """
+    found = Resources(load_tower=partial(load_tower, args, folder), folder=folder)
+    for shape in row_table_shape(args).values():
+        rows = RowStore(folder / ROW_STORE)
+        if rows.shape != shape:
+            raise CheckpointError(
+                f"[{ROW_STORE}] needed {shape} by config.json, got {rows.shape}. "
+                "The files do not belong together; convert the model again."
+            )
+        require_same(TensorFile(folder / ROW_STORE), args.quantization_config or {})
+        found = found._replace(rows=rows)
+    return found
+
+
+def require_own_shards(args: Gemma4Config, folder: Path) -> None:
+    """Check that every shard is of the conversion that the config is of, for who loads them itself.
+
+    Raises: CheckpointError for one that is not; SourceError for one that is missing.
+    """
+    for file in sorted(set(weight_map(folder / INDEX_NAME).values())):
+        require_same(TensorFile(folder / file), args.quantization_config or {})
+
+
+def _read_shards(
+    folder: Path, args: Gemma4Config, belongs: Callable[[str], bool]
+) -> dict[str, mx.array]:
+    """Map the tensors whose names belong to a part; shards without one are not touched."""
+    index = weight_map(folder / INDEX_NAME)
+    files = {name: file for name, file in index.items() if belongs(name)}
+    weights: dict[str, mx.array] = {}
+    for file in sorted(set(files.values())):
+        # A clear error for a damaged file, before MLX maps it.
+        require_same(TensorFile(folder / file), args.quantization_config or {})
+        shard = mx.load(str(folder / file))
+        assert isinstance(shard, dict)
+        weights |= {name: weight for name, weight in shard.items() if belongs(name)}
+    raise_all(
+        f"[{name}] needed in {files[name]}, got no such tensor. Convert again."
+        for name in sorted(files.keys() - weights.keys())
+    )
+    return weights
+
+
+def check_weights(module: nn.Module, weights: Mapping[str, mx.array]) -> None:
+    """Hold the weights of a part, unread, against its shapes.
+
+    Raises: CheckpointError listing all that is missing, extra or of another shape.
+    """
+    expected = shapes_of(module)
+    problems = [
+        f"[{name}] needed in the folder, got no such tensor. Convert the model again."
+        for name in sorted(expected.keys() - weights.keys())
+    ]
+    for name in sorted(weights):
+        shape = tuple(weights[name].shape)
+        if name not in expected:
+            problems.append(f"[{name}] needed no such tensor, got one of {shape}. Convert again.")
+        elif shape != expected[name]:
+            problems.append(
+                f"[{name}] needed shape {expected[name]}, got {shape}. Convert the model again."
+            )
+    raise_all(problems)

@@ -1,0 +1,120 @@
+"""The manifest in a folder's config.json: which tensors are coded, how wide, by which table."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from ..disk.jsonfile import read_json
+from ..errors import CheckpointError, SourceError
+from ..gemma4.config import MULTIMODAL
+from ..quant.packing import BLOCK
+from ..source.coded import SHOWN
+from ..source.detect import Reading
+from ..source.hub import PLAIN
+
+MODEL_TYPE = MULTIMODAL[1]
+METHOD = "hlwq"
+FORMAT = 1
+_SIGNATURE = {"quant_method": METHOD, "format": FORMAT}
+TEMPLATES_KEY = "templates"  # of the manifest: digests of the chat templates that were tried
+MOST_BITS = 8
+
+
+class HasBits(Protocol):
+    """A tensor that is coded, or will be."""
+
+    @property
+    def bits(self) -> int: ...
+
+
+def make_manifest(
+    variant: str | None, coded: Mapping[str, tuple[HasBits, Reading]]
+) -> dict[str, Any]:
+    """Describe the coded tensors of a folder, tables included."""
+    tables: dict[str, list[float]] = {}
+    tensors: dict[str, dict[str, Any]] = {}
+    for name, (tensor, reading) in sorted(coded.items()):
+        table = reading.table
+        values = [float(value) for value in reading.centroids]
+        number = 2
+        while tables.setdefault(f"{table}/{tensor.bits}", values) != values:
+            table = f"{reading.table}-{number}"  # files may carry a table of their own per tensor
+            number += 1
+        tensors[name] = {"bits": tensor.bits, "table": table}
+    return {
+        **_SIGNATURE,
+        "block": BLOCK,
+        "variant": variant,
+        "tensors": tensors,
+        "tables": tables,
+    }
+
+
+def is_ours(folder: Path) -> bool:
+    """Say whether a folder is one that `convert` wrote."""
+    path = folder / "config.json"
+    return path.is_file() and read_json(path).get("model_type") == MODEL_TYPE
+
+
+def manifest_of(folder: Path, config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the manifest in a converted folder's config.json.
+
+    Raises: CheckpointError when there is none, or one of another format or damaged.
+    """
+    manifest = config.get("quantization_config") or {}
+    found = [manifest.get(key) if isinstance(manifest, dict) else None for key in _SIGNATURE]
+    if found != [*_SIGNATURE.values()]:
+        raise CheckpointError(
+            f"[{folder}] needed a folder of format {METHOD} {FORMAT}, got "
+            f"{' '.join(map(str, found))}. Convert the model again."
+        )
+    if (problem := _problem_of(manifest)) is not None:
+        raise CheckpointError(
+            f"[{folder / 'config.json'}] needed a whole manifest as quantization_config, got "
+            f"{problem}. Convert the model again."
+        )
+    return manifest
+
+
+def _problem_of(manifest: Mapping[str, Any]) -> str | None:
+    """Return what of a manifest is not as `convert` writes it, or None."""
+    tensors, tables = manifest.get("tensors"), manifest.get("tables")
+    if not isinstance(tensors, dict) or not isinstance(tables, dict):
+        return "none with tensors and tables"
+    if manifest.get("block") != BLOCK:
+        return f"blocks of {_short(manifest.get('block'))}"
+    if not isinstance(manifest.get("variant"), str | None):
+        return f"{_short(manifest['variant'])} as variant"
+    if not _is_list_of(manifest.get(TEMPLATES_KEY, []), str):
+        return f"{_short(manifest[TEMPLATES_KEY])} as {TEMPLATES_KEY}"
+    for name, table in tables.items():
+        if not _is_list_of(table, float):
+            return f"{_short(table)} as table {_short(name)}"
+    for name, entry in tensors.items():
+        stated = entry if isinstance(entry, dict) else {}
+        bits, table = stated.get("bits"), stated.get("table")
+        if type(bits) is not int or not 1 <= bits <= MOST_BITS or not isinstance(table, str):
+            return f"{_short(entry)} for {_short(name)}"
+    return None
+
+
+def _is_list_of(value: Any, kind: type) -> bool:
+    return isinstance(value, list) and all(isinstance(item, kind) for item in value)
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+
+
+def require_variant(folder: Path, variant: str | None) -> None:
+    """Refuse a variant that a converted folder is not of; None asks for none.
+
+    Raises: SourceError naming both; CheckpointError as `manifest_of`.
+    """
+    made_of = manifest_of(folder, read_json(folder / "config.json")).get("variant") or PLAIN
+    if variant is not None and variant.lower() != made_of.lower():
+        raise SourceError(
+            f"[{folder}] needed {variant}, got a folder converted from {made_of}. "
+            "Name the repository it came from, or leave --variant out."
+        )

@@ -1,0 +1,91 @@
+"""The names of a folder's files and tensors, and the shapes that a config gives them.
+
+A coded weight `x.weight` lies on disk as `x.codes`, `x.norms` and `x.centroids`.
+"""
+
+import re
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from mlx import nn
+from mlx.utils import tree_flatten
+
+from ..errors import CheckpointError
+from ..gemma4.config import Gemma4Config
+from ..gemma4.model import Model
+from ..gemma4.towers.config import AUDIO, AUDIO_SECTION, VISION, VISION_SECTION
+from ..gemma4.towers.tower import make_tower, prefixes
+from ..quant.packing import BLOCK
+
+INDEX_NAME = "model.safetensors.index.json"
+TEXT = "model.language_model."
+ROW_TABLE = f"{TEXT}embed_tokens_per_layer.weight"
+TIED_HEAD = "lm_head.weight"
+_LAYER = re.compile(r"(model\..+?\.)layers\.(\d{1,6})\.")
+Shape = tuple[int, ...]
+
+
+class CodedNames(NamedTuple):
+    """The tensors that a coded weight becomes on disk."""
+
+    codes: str
+    norms: str
+    centroids: str
+
+
+def coded_names(weight: str) -> CodedNames:
+    """Name the tensors of a coded weight `x.weight`."""
+    module = weight.removesuffix(".weight")
+    return CodedNames(f"{module}.codes", f"{module}.norms", f"{module}.centroids")
+
+
+def check_depths(args: Gemma4Config, names: Iterable[str]) -> None:
+    """Check that there are tensors of as many layers as the config says, before any is made.
+
+    Raises: CheckpointError naming the first section that says more.
+    """
+    depths: dict[str, int] = {}
+    for found in filter(None, map(_LAYER.match, names)):
+        depths[found[1]] = max(depths.get(found[1], 0), int(found[2]) + 1)
+    stated = {TEXT: ("text_config", args.text_config.num_hidden_layers)}
+    if args.vision_config is not None:
+        tower = f"{prefixes(VISION)[0]}encoder."
+        stated[tower] = VISION_SECTION, args.vision_config.num_hidden_layers
+    if args.audio_config is not None:
+        stated[prefixes(AUDIO)[0]] = AUDIO_SECTION, args.audio_config.num_hidden_layers
+    for part, (section, depth) in stated.items():
+        held = depths.get(part, 0)
+        if 0 < held < depth:
+            raise CheckpointError(
+                f"[{section}.num_hidden_layers] needed tensors of {depth} layers by config.json, "
+                f"got {held}. The files do not belong together, or some are missing."
+            )
+
+
+def shapes_of(model: nn.Module) -> dict[str, Shape]:
+    return {name: tuple(array.shape) for name, array in tree_flatten(model.parameters())}
+
+
+def text_shapes(model: Model) -> dict[str, Shape]:
+    """Return the shape of every tensor of the text model, the row table's too."""
+    return shapes_of(model) | row_table_shape(model.args)
+
+
+def row_width(args: Gemma4Config) -> int:
+    """Return how many columns the per-layer-embedding table has, 0 for a model without one."""
+    return args.text_config.num_hidden_layers * args.text_config.hidden_size_per_layer_input
+
+
+def tower_shapes(args: Gemma4Config, kind: str) -> dict[str, Shape]:
+    """List the tensors of one tower and its embedder, with their shapes."""
+    return shapes_of(make_tower(args, kind))
+
+
+def row_table_shape(args: Gemma4Config) -> dict[str, Shape]:
+    text, width = args.text_config, row_width(args)
+    return {ROW_TABLE: (text.vocab_size_per_layer_input, width)} if width else {}
+
+
+def padded_shape(shape: Shape) -> Shape:
+    """The shape a coded matrix has whose source does not tell how far it is padded."""
+    return (*shape[:-1], -(-shape[-1] // BLOCK) * BLOCK) if len(shape) == 2 else shape

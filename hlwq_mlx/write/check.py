@@ -1,0 +1,113 @@
+"""A source held against its config before a byte is written: names, shapes, unread tensors."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ..errors import SourceError, raise_all
+from ..folder.manifest import MODEL_TYPE
+from ..folder.names import (
+    TEXT,
+    TIED_HEAD,
+    Shape,
+    check_depths,
+    padded_shape,
+    text_shapes,
+    tower_shapes,
+)
+from ..gemma4.config import FLAT, FLAT_IGNORED, MULTIMODAL, Gemma4Config
+from ..gemma4.model import Model
+from ..gemma4.towers.tower import TOWER_PREFIXES, prefixes
+from ..source.coded import CodedTensor
+from ..source.repository import PlainTensor, Source
+
+Tensors = dict[str, CodedTensor | PlainTensor]
+
+
+def normalize_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn a source's config.json into ours: nested text_config, our model type.
+
+    Raises: SourceError when it is not the config of a Gemma 4 model.
+    """
+    kind = config.get("model_type")
+    if kind == FLAT:
+        text = {key: value for key, value in config.items() if key not in FLAT_IGNORED}
+        stop_ids = {key: config[key] for key in ("eos_token_id",) if key in config}
+        return stop_ids | {"model_type": MODEL_TYPE, "text_config": text}
+    if kind not in MULTIMODAL:
+        raise SourceError(
+            f"[config.json] needed model_type gemma4 or gemma4_text, got {kind!r}. "
+            "Only Gemma 4 can be converted."
+        )
+    kept = {key: value for key, value in config.items() if key not in FLAT_IGNORED}
+    return kept | {"model_type": MODEL_TYPE}
+
+
+def canonical_name(name: str) -> str:
+    """Spell a source's tensor name as the multimodal checkpoint does."""
+    if name.startswith("model.") and not name.startswith((TEXT, *TOWER_PREFIXES)):
+        return TEXT + name.removeprefix("model.")
+    return name
+
+
+def canonical_tensors(source: Source) -> Tensors:
+    """Return every tensor of a source under its canonical name.
+
+    Raises: CheckpointError listing the tensors that would share one.
+    """
+    found: Tensors = {**source.coded, **source.plain}
+    tensors: Tensors = {}
+    problems: list[str] = []
+    for spelled in sorted(found):
+        name = canonical_name(spelled)
+        if name in tensors:
+            problems.append(
+                f"[{name}] needed one tensor of that meaning, got {tensors[name].name} and "
+                f"{spelled}. The files do not belong together."
+            )
+        tensors[name] = found[spelled]
+    raise_all(problems)
+    return tensors
+
+
+def unread_names(
+    config: Mapping[str, Any], tensors: Mapping[str, CodedTensor | PlainTensor]
+) -> set[str]:
+    """Check a source's tensors against its config and return the names that no layer reads.
+
+    Those are the key and value weights of KV-shared layers, which released files carry, and a copy
+    of the tied head. A source may leave out a tower whole; tensors of a tower that its config does
+    not have are taken as they are.
+
+    Raises: ConfigError for a config that is incomplete; CheckpointError listing every tensor that
+    is missing, unknown or of another shape.
+    """
+    args = Gemma4Config.from_dict(config)
+    check_depths(args, tensors)
+    model = Model(args)
+    unread = {name for name in tensors if name == TIED_HEAD or model.is_dead(name)}
+    read = {name for name in tensors.keys() - unread if not name.startswith(TOWER_PREFIXES)}
+    expected = text_shapes(model)
+    for kind in model.args.towers:
+        own = {name for name in tensors if name.startswith(prefixes(kind))}
+        if own:
+            read |= own
+            expected |= tower_shapes(model.args, kind)
+    raise_all(_misfits(expected, {name: tensors[name] for name in sorted(read)}))
+    return unread
+
+
+def _misfits(
+    expected: Mapping[str, Shape], tensors: Mapping[str, CodedTensor | PlainTensor]
+) -> Iterator[str]:
+    for name in sorted(expected.keys() - tensors.keys()):
+        yield f"[{name}] needed in the source, got no such tensor. Download the variant again."
+    for name, tensor in tensors.items():
+        if name not in expected:
+            yield f"[{name}] needed no such tensor, got one. Check config.json."
+            continue
+        shape, is_coded = tensor.shape, isinstance(tensor, CodedTensor)
+        if shape != expected[name] and not (is_coded and shape == padded_shape(expected[name])):
+            yield (
+                f"[{name}] needed shape {expected[name]} by config.json, got {shape}. "
+                "The files do not belong together."
+            )
