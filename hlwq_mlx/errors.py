@@ -4,6 +4,8 @@ Messages read `[where] needed X, got Y. What to do.` A command prints an HLWQErr
 exits with 2. Any other exception is a defect of ours; cli.boundary makes one line of it too.
 """
 
+from collections.abc import Iterable
+
 
 class HLWQError(Exception):
     """Base of every error this package raises on purpose."""
