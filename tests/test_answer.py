@@ -77,6 +77,13 @@ def test_limits_that_mean_nothing(model, limit):
         answer(model, max_tokens=limit)
 
 
+def test_a_chunk_of_no_tokens(model):
+    with pytest.raises(
+        RequestError, match=r"^\[prefill_step\] needed at least 1, got 0\. It counts"
+    ):
+        next(generate_tokens(model, PROMPT, Sampling(), max_tokens=1, prefill_step=0))
+
+
 def test_empty_prompt(model):
     with pytest.raises(RequestError, match=r"^\[prompt\] needed at least one token, got none\."):
         answer(model, [])

@@ -150,6 +150,17 @@ def test_a_disk_that_does_not_take_it_leaves_nothing_of_that_name(tmp_path, monk
     assert names(tmp_path) == []
 
 
+def test_a_disk_that_does_not_rename_leaves_nothing_of_that_name(tmp_path, monkeypatch):
+    def rename(path, target):
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    monkeypatch.setattr(Path, "rename", rename)
+    message = r"\[output\] needed to write .*model, got .*Disk quota exceeded"
+    with pytest.raises(DeviceError, match=message), building(tmp_path / "model") as folder:
+        (folder / "a").write_text("1")
+    assert names(tmp_path) == []
+
+
 def test_a_file_system_that_cannot_flush_folders_will_do(tmp_path, monkeypatch):
     fsync = os.fsync
 

@@ -183,3 +183,16 @@ def test_a_partial_tower_is_refused(tmp_path):
         "got (128, 25). The files do not belong together.",
         "[model.vision_tower.std_bias] needed no such tensor, got one. Check config.json.",
     ]
+
+
+def test_a_tower_that_the_config_does_not_have():
+    blind = Gemma4Config.from_dict(settings() | {"vision_config": None})
+    with pytest.raises(RequestError, match=r"this checkpoint has no vision tower\."):
+        make_tower(blind, "vision")
+
+
+def test_a_config_without_its_folder_says_what_to_import():
+    with pytest.raises(
+        CheckpointError, match=r"^\[config\] needed the folder of the model, got non"
+    ):
+        stock.ModelArgs.from_dict(settings())

@@ -37,6 +37,12 @@ def test_an_answer_comes_as_events_and_becomes_a_message():
     ]
 
 
+def test_what_looked_like_a_marker_is_kept_when_the_answer_ends():
+    conversation = started()
+    assert list(conversation.take(["a <|chan"])) == [Content("a "), Content("<|chan")]
+    assert conversation.messages[-1]["content"] == "a <|chan"
+
+
 def test_an_answer_to_a_prompt_that_opens_a_thought():
     conversation = started()
     prompt = "<|turn>model\n<|channel>thought\n"
