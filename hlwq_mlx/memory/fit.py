@@ -206,18 +206,18 @@ def need(inventory: Inventory, settings: Settings, machine: Machine) -> Need:
             text += _resident_bytes(entry, item_bytes, machine)
         elif settings.has_towers:
             towers += _resident_bytes(entry, item_bytes, machine)
+    kv, activations = _running_bytes(inventory, settings, item_bytes)
+    spare = machine.cache_bytes + machine.in_flight_bytes
+    return Need(text, towers, kv, activations, spare, rows)
+
+
+def _running_bytes(inventory: Inventory, settings: Settings, item_bytes: int) -> tuple[int, int]:
+    """Return what keys and values take, and activations: all that the settings change."""
     config = inventory.args.text_config
     activations = activation_bytes(config, settings, item_bytes)
     if settings.has_towers:  # they have answered before a prefill begins
         activations = max(activations, tower_bytes(inventory.args, item_bytes))
-    return Need(
-        text,
-        towers,
-        kv_bytes(config, settings, item_bytes),
-        activations,
-        machine.cache_bytes + machine.in_flight_bytes,
-        rows,
-    )
+    return kv_bytes(config, settings, item_bytes), activations
 
 
 def _resident_bytes(entry: Entry, item_bytes: int, machine: Machine) -> int:
@@ -318,10 +318,14 @@ def audio_bytes(config: AudioConfig, frames: int) -> int:
 
 def longest_context(inventory: Inventory, settings: Settings, machine: Machine) -> int:
     """Find the longest context that fits, 0 when none does."""
+    needed = need(inventory, settings, machine)
+    room = machine.limit_bytes - (needed.total - needed.kv - needed.activations)
+    item_bytes = 2 if machine.has_metal else 4
     low, high = 0, inventory.args.text_config.max_position_embeddings
     while low < high:
         middle = (low + high + 1) // 2
-        if _fits(inventory, replace(settings, context=middle), machine):
+        tried = replace(settings, context=middle)
+        if sum(_running_bytes(inventory, tried, item_bytes)) <= room:
             low = middle
         else:
             high = middle - 1

@@ -9,6 +9,7 @@ blocks have a strong mean stays as it is: the table cuts that off (spec: data.md
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -69,6 +70,7 @@ def width(choice: str, kind: str, own: float) -> int | None:
     return None if narrowest is None else max(narrowest, FLOORS[kind])
 
 
+@cache
 def _energy(bits: int) -> float:
     return error_energy(centroids(TABLE, bits))
 
