@@ -17,8 +17,9 @@ from .errors import SourceError
 from .source import model_card, rules
 
 if TYPE_CHECKING:
-    from .memory.fit import Machine, Settings
     from .memory.inventory import Inventory
+    from .memory.machine import Machine
+    from .memory.need import Settings
 
 EXIT_UNFIT = 1
 LEFTOVERS = ("auto", "keep", "small")
@@ -109,17 +110,19 @@ def examine(model: str, variant: str | None, settings: "Settings", choice: str) 
     from pathlib import Path
 
     from .folder import side_files
-    from .memory import fit, inventory
+    from .memory import inventory
+    from .memory.machine import describe, this_machine
+    from .memory.verdict import judge
 
     found = inventory.take(model, variant)
     for line in contents(found):
         cli.result(line)
     for oddity in side_files.examine(model, variant):
         cli.result(f"odd: {oddity}")
-    machine = fit.this_machine(Path.cwd())
-    for line in fit.describe(machine):
+    machine = this_machine(Path.cwd())
+    for line in describe(machine):
         cli.result(line)
-    verdict = fit.judge(inventory.as_converted(found, choice), settings, machine)
+    verdict = judge(inventory.as_converted(found, choice), settings, machine)
     for line in verdict.lines():
         cli.result(line)
     return verdict.is_fit
@@ -146,10 +149,12 @@ def table(variants: Sequence[str], settings: "Settings", choice: str) -> Iterato
     Raises: RequestError for a variant that was never published.
     """
     from .disk.sizes import spell_bytes
-    from .memory import fit, inventory
+    from .memory import inventory
+    from .memory.machine import RAM_GB, RELEASES, mac
+    from .memory.need import need
 
     every = [inventory.of_variant(variant) for variant in variants]
-    macs = [fit.mac(ram, release) for ram in fit.RAM_GB for release in fit.RELEASES]
+    macs = [mac(ram, release) for ram in RAM_GB for release in RELEASES]
     names = [
         "variant",
         "on disk, by the model card",
@@ -165,7 +170,7 @@ def table(variants: Sequence[str], settings: "Settings", choice: str) -> Iterato
         variant = str(published.variant)
         found = inventory.as_converted(published, choice)
         both = [replace(settings, has_towers=is_there) for is_there in (False, True)]
-        sums = [spell_bytes(fit.need(found, each, fit.mac(16, 15)).total) for each in both]
+        sums = [spell_bytes(need(found, each, mac(16, 15)).total) for each in both]
         cells = [cell(found, both, machine) for machine in macs]
         download_gb = model_card.FIGURES[variant].download_gb
         card = f"{download_gb} GB" if download_gb else "–"
@@ -191,9 +196,9 @@ def card_verdict() -> str:
 
 def cell(found: "Inventory", both: Sequence["Settings"], machine: "Machine") -> str:
     """Say how a variant fits a Mac."""
-    from .memory import fit
+    from .memory.verdict import longest_context
 
-    text, towers = (fit.longest_context(found, each, machine) for each in both)
+    text, towers = (longest_context(found, each, machine) for each in both)
     if towers >= both[1].context:
         return f"{towers // 1024}k"
     return f"{text // 1024}k, text alone" if text else "does not fit"

@@ -55,24 +55,24 @@ def serve(arguments: argparse.Namespace, passed_on: Sequence[str]) -> None:
     from .engine.sampling import Sampling
     from .folder import side_files
     from .gemma4.config import Gemma4Config
-    from .memory import fit
+    from .memory.verdict import plan
     from .mlxlm import server
 
     settings = cli.settings_for(arguments, cli.CONTEXT)
-    with_media = replace(settings, has_towers=True)  # a request may bring a picture at any time
     folder = cli.folder_for(arguments, settings)
+    verdict = plan(folder, replace(settings, has_towers=True))  # any request may bring a picture
     side_files.open_tokenizer(folder)  # mlx-lm loads it again, and would end in a traceback
     sampling = Sampling.from_generation_config(library.generation_config(folder))
     text = Gemma4Config.from_dict(read_json(folder / "config.json")).text_config
     server.run(
         folder,
         caching=settings.caching,
-        context=fit.room(folder, settings) or text.max_position_embeddings,  # it may be forced
+        context=verdict.longest_context or text.max_position_embeddings,  # it may be forced
         http=arguments.allow_http,
         options=[
             *("--chat-template-args", arguments.chat_template_args),
             *("--prefill-step-size", str(settings.prefill_step)),
-            *("--prompt-cache-bytes", str(fit.spare_bytes(folder, with_media))),
+            *("--prompt-cache-bytes", str(verdict.spare_bytes)),
             *server.sampling_options(sampling),
             *passed_on,
         ],

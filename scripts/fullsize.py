@@ -86,7 +86,9 @@ def answer(folder: Path, prompt_tokens: int, new_tokens: int) -> dict[str, Any]:
     from hlwq_mlx.engine.request import Prepared, Request
     from hlwq_mlx.folder import loading
     from hlwq_mlx.folder.rows import FILE_NAME
-    from hlwq_mlx.memory import fit, inventory
+    from hlwq_mlx.memory import inventory
+    from hlwq_mlx.memory.machine import Machine
+    from hlwq_mlx.memory.need import Settings, need
 
     mx.set_default_device(mx.cpu)
     begun = time.perf_counter()
@@ -104,9 +106,9 @@ def answer(folder: Path, prompt_tokens: int, new_tokens: int) -> dict[str, Any]:
         is_finite &= bool(mx.isfinite(scores).all())
     prefill_rows = -(-prompt_tokens // 512)
     later = rows.seconds[prefill_rows:] or [0.0]
-    settings = fit.Settings(prompt_tokens + new_tokens)
-    machine = fit.Machine("this CPU", 0, 0, has_metal=False)
-    needed = fit.need(inventory.take(str(folder)), settings, machine)
+    settings = Settings(prompt_tokens + new_tokens)
+    machine = Machine("this CPU", 0, 0, has_metal=False)
+    needed = need(inventory.take(str(folder)), settings, machine)
     return {
         "load_s": load_s,
         "prefill_s": moments[1] - moments[0],
@@ -159,7 +161,7 @@ def print_table(rows: list[dict[str, Any]], prompt: int, new: int) -> None:
         f"{new} tokens, s": lambda row: f"{row['decode_s']:.1f}",
         "own memory at most, GB": lambda row: f"{row['peak'] / 1e9:.2f}",
         "MLX's arrays at most, GB": lambda row: f"{row['mlx_peak'] / 1e9:.2f}",
-        "computed by fit.py, GB": lambda row: f"{row['computed'] / 1e9:.2f}",
+        "computed by py, GB": lambda row: f"{row['computed'] / 1e9:.2f}",
         f"rows of {prompt} tokens, cold, ms": lambda row: f"{row['rows_prefill_ms']:.1f}",
         "row of a token, cold, ms": lambda row: f"{row['rows_token_ms']:.2f}",
     }
@@ -192,7 +194,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not all(row["is_finite"] and row["convert_peak"] < CONVERT_LIMIT for row in rows):
         raise SystemExit("error: a conversion took more than 1.5 GiB, or scores are not finite")
     if any(row["mlx_peak"] > row["computed"] for row in rows):
-        raise SystemExit("error: MLX's arrays took more than fit.py computes")
+        raise SystemExit("error: MLX's arrays took more than py computes")
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@
     python scripts/long_context.py --context 2048 --step 32      a rehearsal
 
 The caches are filled with zeros up to the last chunk, which then runs as any chunk of a prefill
-does. Measured is MLX's peak from before the caches on (float32, CPU), beside what fit.py computes
-for the same model; then fit.py's sums for E4B's 42 layers in 16 bits. Prints Markdown and a line of
+does. Measured is MLX's peak from before the caches on (float32, CPU), beside what py computes
+for the same model; then py's sums for E4B's 42 layers in 16 bits. Prints Markdown and a line of
 JSON.
 """
 
@@ -24,7 +24,9 @@ from hlwq_mlx.disk.sizes import spell_bytes
 from hlwq_mlx.gemma4.caches import WHOLE, Caching
 from hlwq_mlx.gemma4.config import FULL
 from hlwq_mlx.gemma4.model import Model
-from hlwq_mlx.memory import fit, inventory
+from hlwq_mlx.memory import inventory
+from hlwq_mlx.memory.machine import mac
+from hlwq_mlx.memory.need import Settings, activation_bytes, kv_bytes, need
 from hlwq_mlx.source import rules
 
 VOCABULARY = 1024
@@ -63,9 +65,9 @@ def compare(layers: int, context: int, step: int) -> list[dict[str, Any]]:
     mx.eval(model(mx.zeros((1, 1), mx.int32)))  # weights are made ready
     found = []
     for name, caching in WAYS.items():
-        settings = fit.Settings(context, step, caching)
+        settings = Settings(context, step, caching)
         text = model.args.text_config
-        kv, activations = fit.kv_bytes(text, settings, 4), fit.activation_bytes(text, settings, 4)
+        kv, activations = kv_bytes(text, settings, 4), activation_bytes(text, settings, 4)
         measured = measure(model, caching, context, step)
         found.append({"kept in": name, "measured": measured, "kv": kv, "activations": activations})
     return found
@@ -73,10 +75,10 @@ def compare(layers: int, context: int, step: int) -> list[dict[str, Any]]:
 
 def full_size(variant: str, context: int) -> list[dict[str, Any]]:
     """Compute the same for all of E4B on a 16 GB Mac."""
-    found, machine = inventory.of_variant(variant), fit.mac(16, 15)
+    found, machine = inventory.of_variant(variant), mac(16, 15)
     needs = []
     for name, caching in WAYS.items():
-        needed = fit.need(found, replace(fit.Settings(context), caching=caching), machine)
+        needed = need(found, replace(Settings(context), caching=caching), machine)
         needs.append({"kept in": name, "total": needed.total, "parts": needed.parts()})
     return needs
 
@@ -104,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"- {row['kept in']}: {spell_bytes(row['total'])} ({row['parts']})")
     print(json.dumps({"long_context": measured, "full_size": computed}))
     if any(row["measured"] > row["kv"] + row["activations"] for row in measured):
-        raise SystemExit("error: more memory was taken than fit.py computes")
+        raise SystemExit("error: more memory was taken than py computes")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ import pytest
 
 from hlwq_mlx import cli, doctor, library
 from hlwq_mlx.errors import RequestError
-from hlwq_mlx.memory import fit
+from hlwq_mlx.memory import machine
+from hlwq_mlx.memory.machine import Machine
 from hlwq_mlx.source import rules
 
 README = Path(__file__).parent.parent / "README.md"
@@ -34,8 +35,8 @@ def test_a_model_that_fits(capsys, is_converted):
 
 
 def test_a_model_that_does_not(capsys, monkeypatch):
-    small = fit.Machine("a small machine", 1 << 30, 1 << 22, has_metal=False)
-    monkeypatch.setattr(fit, "this_machine", lambda folder: small)
+    small = Machine("a small machine", 1 << 30, 1 << 22, has_metal=False)
+    monkeypatch.setattr(machine, "this_machine", lambda folder: small)
     with pytest.raises(SystemExit) as left:
         told(capsys, str(demo.folder()))
     assert left.value.code == doctor.EXIT_UNFIT

@@ -19,14 +19,37 @@ from hlwq_mlx.gemma4.caches import WHOLE, Caching
 from hlwq_mlx.gemma4.towers.audio import AudioTower
 from hlwq_mlx.gemma4.towers.vision import VisionTower
 from hlwq_mlx.generate import make_parser
-from hlwq_mlx.memory import fit
+from hlwq_mlx.memory import verdict
 from hlwq_mlx.memory.inventory import as_converted, of_variant, take
+from hlwq_mlx.memory.machine import (
+    CACHE_BYTES,
+    GIB,
+    IN_FLIGHT,
+    RELEASES,
+    Machine,
+    describe,
+    mac,
+    many_in_flight,
+    ram_bytes,
+    this_machine,
+)
+from hlwq_mlx.memory.need import (
+    KV_STEP,
+    Settings,
+    activation_bytes,
+    audio_bytes,
+    kv_bytes,
+    need,
+    tower_bytes,
+    vision_bytes,
+)
+from hlwq_mlx.memory.verdict import check_before_download, judge, longest_context
 from hlwq_mlx.source.repository import Source
 from hlwq_mlx.write import convert, leftovers
 
-MAC = fit.mac(16, 15)
-SETTINGS = fit.Settings(8192)
-LONG = fit.Settings(131072)
+MAC = mac(16, 15)
+SETTINGS = Settings(8192)
+LONG = Settings(131072)
 
 
 @pytest.fixture(scope="module")
@@ -35,14 +58,14 @@ def pq5():
 
 
 def test_what_macs_give_the_gpu():
-    assert round(fit.mac(16, 15).limit_bytes / 1e6, 2) == 11453.25
-    assert round(fit.mac(8, 15).limit_bytes / 2**30, 2) == 5.33
-    assert fit.mac(16, 26).limit_bytes == 12_713_115_648
+    assert round(mac(16, 15).limit_bytes / 1e6, 2) == 11453.25
+    assert round(mac(8, 15).limit_bytes / 2**30, 2) == 5.33
+    assert mac(16, 26).limit_bytes == 12_713_115_648
 
 
 def test_weights_of_e4b(pq5):
     """The text model of spec gemma4_architecture §4.2: coded as PQ5, its rest in 16 bits."""
-    needed = fit.need(pq5, replace(SETTINGS, has_towers=True), MAC)
+    needed = need(pq5, replace(SETTINGS, has_towers=True), MAC)
     coded = 3_303_014_400 * 2 // 3 + 587_202_560
     plain = 3_303_014_400 // 3 + 671_088_640 + 55_050_240 + 27_525_120 + 565_546
     dead_norms = sum(512 if i % 6 == 5 else 256 for i in range(24, 42))
@@ -56,10 +79,10 @@ def test_keys_and_values_of_e4b(pq5):
     text = pq5.args.text_config
     window = 20 * 2 * (512 + 511) * 512 * 2
     growing = 1 / 8  # one of the four layers' two arrays
-    assert fit.kv_bytes(text, LONG, 2) == 131072 * 16384 * (1 + growing) + window
-    coded = fit.kv_bytes(text, replace(LONG, caching=Caching(8)), 2)
+    assert kv_bytes(text, LONG, 2) == 131072 * 16384 * (1 + growing) + window
+    coded = kv_bytes(text, replace(LONG, caching=Caching(8)), 2)
     assert coded == 131072 * 8192 * (1 + 4 / 64) * (1 + 2 * growing) + window
-    bounded = fit.kv_bytes(text, replace(LONG, caching=Caching(max_kv_size=4096)), 2)
+    bounded = kv_bytes(text, replace(LONG, caching=Caching(max_kv_size=4096)), 2)
     assert bounded == (4096 + 511) * 16384 * (1 + growing) + window
 
 
@@ -67,18 +90,18 @@ def test_the_claim_of_the_card(pq5):
     """Every variant on a 16 GB Mac, with the towers and 8192 tokens."""
     for variant in ("PQ1", "PQ5", "PQ8", "PQ2-Mixed"):
         settings = replace(SETTINGS, has_towers=True)
-        assert fit.judge(of_variant(variant), settings, MAC).is_fit
-    assert not fit.judge(of_variant("PQ8"), SETTINGS, fit.mac(8, 15)).is_fit
+        assert judge(of_variant(variant), settings, MAC).is_fit
+    assert not judge(of_variant("PQ8"), SETTINGS, mac(8, 15)).is_fit
 
 
-@pytest.mark.parametrize("release", fit.RELEASES)
+@pytest.mark.parametrize("release", RELEASES)
 def test_the_longest_context_is_the_longest(pq5, release):
-    machine = fit.mac(8, release)
+    machine = mac(8, release)
     found = of_variant("PQ3")
-    longest = fit.longest_context(found, SETTINGS, machine)
+    longest = longest_context(found, SETTINGS, machine)
     assert 8192 < longest < 131072
-    for context, fits in ((longest, True), (longest + fit.KV_STEP, False)):
-        needed = fit.need(found, replace(SETTINGS, context=context), machine).total
+    for context, fits in ((longest, True), (longest + KV_STEP, False)):
+        needed = need(found, replace(SETTINGS, context=context), machine).total
         assert (needed <= machine.limit_bytes) is fits
 
 
@@ -95,8 +118,8 @@ def test_the_longest_context_is_the_longest(pq5, release):
 )
 def test_the_mildest_setting_that_helps(pq5, limit_gb, ram_gb, advice):
     settings = replace(SETTINGS, context=32768)
-    machine = fit.Machine("a Mac", ram_gb * fit.GIB, int(limit_gb * 1e9), has_metal=True)
-    verdict = fit.judge(pq5, settings, machine)
+    machine = Machine("a Mac", ram_gb * GIB, int(limit_gb * 1e9), has_metal=True)
+    verdict = judge(pq5, settings, machine)
     assert verdict.is_fit is (not advice)
     if advice:
         assert verdict.advice.startswith(advice)
@@ -104,15 +127,15 @@ def test_the_mildest_setting_that_helps(pq5, limit_gb, ram_gb, advice):
 
 def test_no_advice_that_cannot_be_followed(pq5):
     """Coded keys and values cannot be bounded too."""
-    coded = fit.Settings(131072, caching=Caching(8))
-    machine = fit.Machine("a Mac", 16 * fit.GIB, int(7.1e9), has_metal=True)
-    assert fit.judge(pq5, coded, machine).advice == "a shorter conversation fits"
+    coded = Settings(131072, caching=Caching(8))
+    machine = Machine("a Mac", 16 * GIB, int(7.1e9), has_metal=True)
+    assert judge(pq5, coded, machine).advice == "a shorter conversation fits"
 
 
 def test_a_refusal_has_the_numbers(pq5):
-    machine = replace(fit.mac(8, 15), ram_bytes=6 * fit.GIB)
+    machine = replace(mac(8, 15), ram_bytes=6 * GIB)
     with pytest.raises(DeviceError) as refused:
-        fit.require(pq5, SETTINGS, machine)
+        judge(pq5, SETTINGS, machine).require()
     text = str(refused.value)
     assert text.startswith("[memory] needed 6.2")
     assert "for a context of 8192 (text weights 5.50 GB, keys and values 192.90 MB, " in text
@@ -124,32 +147,32 @@ def test_a_refusal_has_the_numbers(pq5):
 def test_what_convert_makes_of_leftovers(pq5):
     """gate_proj, the head and per-layer matrices go from 16 bits to 8 and a norm a block."""
     made = as_converted(pq5, leftovers.AUTO)
-    plain, coded = (fit.need(found, SETTINGS, MAC).text for found in (pq5, made))
+    plain, coded = (need(found, SETTINGS, MAC).text for found in (pq5, made))
     weights = 3_303_014_400 // 3 + 671_088_640 + 55_050_240 + 27_525_120
     assert plain - coded == weights * 2 - weights * (128 + 2) // 128
     assert as_converted(made, leftovers.SMALL) == made
     assert as_converted(pq5, leftovers.KEEP).entries == pq5.live
     small = as_converted(pq5, leftovers.SMALL)
-    assert fit.need(small, SETTINGS, MAC).text < coded
-    assert fit.need(small, SETTINGS, MAC).rows_on_disk * 32 == 2_818_572_288 * 34
+    assert need(small, SETTINGS, MAC).text < coded
+    assert need(small, SETTINGS, MAC).rows_on_disk * 32 == 2_818_572_288 * 34
 
 
 def test_the_goals_at_8k():
     """PQ5 with towers in 7 GB; PQ2-Mixed and PQ3, text, on an 8 GB Mac."""
     pq5 = as_converted(of_variant("PQ5"), leftovers.AUTO)
     settings = replace(SETTINGS, has_towers=True)
-    assert fit.need(pq5, settings, MAC).total < 7e9
+    assert need(pq5, settings, MAC).total < 7e9
     for variant in ("PQ2-Mixed", "PQ3"):
         made = as_converted(of_variant(variant), leftovers.AUTO)
-        assert fit.judge(made, SETTINGS, fit.mac(8, 15)).is_fit
+        assert judge(made, SETTINGS, mac(8, 15)).is_fit
 
 
 def test_nothing_is_fetched_for_a_model_at_hand(tmp_path, monkeypatch):
     root = tiny.write_root(tmp_path / "source", tiny.config())
     weights = tiny.make_weights(tiny.config(), has_towers=False)
     tiny.publish(root / "PQ5", weights, tiny.pure(5))
-    monkeypatch.setattr(fit, "take", None)
-    fit.ask_first(str(root), "PQ5", SETTINGS)
+    monkeypatch.setattr(verdict, "take", None)
+    check_before_download(str(root), "PQ5", SETTINGS)
 
 
 def test_bytes_of_a_loaded_model(tmp_path):
@@ -158,8 +181,8 @@ def test_bytes_of_a_loaded_model(tmp_path):
     weights = tiny.make_weights(tiny.config(), has_towers=False)
     tiny.publish(root / "PQ5", weights, tiny.pure(5))
     convert.convert(Source(root / "PQ5", "PQ5"), tmp_path / "out")
-    cpu = fit.Machine("a CPU", 1 << 34, 1 << 33, has_metal=False)
-    needed = fit.need(take(str(tmp_path / "out")), fit.Settings(64), cpu)
+    cpu = Machine("a CPU", 1 << 34, 1 << 33, has_metal=False)
+    needed = need(take(str(tmp_path / "out")), Settings(64), cpu)
     model = loading.load(tmp_path / "out")
     loaded = sum(array.nbytes for _, array in tree_flatten(model.parameters()))
     centroids = sum(
@@ -172,7 +195,7 @@ def test_bytes_of_a_loaded_model(tmp_path):
     for start in range(0, 64, 16):
         model.fill_cache(ids[:, start : start + 16], cache)
     held = sum(entry.nbytes for entry in cache)
-    one = fit.kv_bytes(model.args.text_config, fit.Settings(64, prefill_step=16), 4)
+    one = kv_bytes(model.args.text_config, Settings(64, prefill_step=16), 4)
     assert held <= one <= 1.6 * held
 
 
@@ -192,15 +215,15 @@ def test_activations_of_towers_as_wide_as_e4b(pq5):
     grid = mx.array([(column, row) for row in range(side) for column in range(side)])
     patches = mx.random.uniform(shape=(side**2, 3 * vision.patch_size**2))
     seen = peak_of(VisionTower(vision), patches, grid)
-    assert seen <= fit.vision_bytes(vision, side**2, 4) <= 1.5 * seen
+    assert seen <= vision_bytes(vision, side**2, 4) <= 1.5 * seen
     audio = replace(pq5.args.audio_config, num_hidden_layers=1)
     heard = peak_of(AudioTower(audio), mx.random.uniform(shape=(frames, 128)))
-    assert heard <= fit.audio_bytes(audio, frames) <= 1.5 * heard
+    assert heard <= audio_bytes(audio, frames) <= 1.5 * heard
 
 
 def test_towers_are_through_before_a_prefill_begins(pq5):
-    text, towers = (fit.need(pq5, replace(LONG, has_towers=t), MAC) for t in (False, True))
-    assert towers.activations == max(text.activations, fit.tower_bytes(pq5.args, 2))
+    text, towers = (need(pq5, replace(LONG, has_towers=t), MAC) for t in (False, True))
+    assert towers.activations == max(text.activations, tower_bytes(pq5.args, 2))
     assert towers.activations > text.activations
 
 
@@ -212,43 +235,43 @@ def test_media_ask_for_the_towers_too():
 
 
 def test_mlx_keeps_its_own_settings_afterwards(monkeypatch):
-    first, second = fit.IN_FLIGHT
+    first, second = IN_FLIGHT
     monkeypatch.delenv(first, raising=False)
     monkeypatch.setenv(second, "77")
-    with fit.many_in_flight(has_metal=True, ram=16 * fit.GIB):
-        assert os.environ[first] == str(fit.IN_FLIGHT[first])
+    with many_in_flight(has_metal=True, ram=16 * GIB):
+        assert os.environ[first] == str(IN_FLIGHT[first])
         assert os.environ[second] == "77"  # a person's own
     assert first not in os.environ and os.environ[second] == "77"
     for has_metal, ram in ((False, 16), (True, 8)):
-        with fit.many_in_flight(has_metal=has_metal, ram=ram * fit.GIB):
+        with many_in_flight(has_metal=has_metal, ram=ram * GIB):
             assert first not in os.environ
-    with pytest.raises(ValueError), fit.many_in_flight(has_metal=True, ram=16 * fit.GIB):
+    with pytest.raises(ValueError), many_in_flight(has_metal=True, ram=16 * GIB):
         raise ValueError
     assert first not in os.environ
 
 
 def test_a_small_machine_keeps_less_in_hand():
-    assert fit.mac(8, 15).cache_bytes < fit.mac(16, 15).cache_bytes == fit.CACHE_BYTES
-    assert fit.mac(8, 15).in_flight_bytes < fit.mac(16, 15).in_flight_bytes
+    assert mac(8, 15).cache_bytes < mac(16, 15).cache_bytes == CACHE_BYTES
+    assert mac(8, 15).in_flight_bytes < mac(16, 15).in_flight_bytes
     assert replace(MAC, has_metal=False).in_flight_bytes == 0
 
 
 def test_this_machine():
-    machine = fit.this_machine(Path("no/such/folder"))
-    assert machine.ram_bytes == fit.ram_bytes()
+    machine = this_machine(Path("no/such/folder"))
+    assert machine.ram_bytes == ram_bytes()
     assert resource.getpagesize() < machine.limit_bytes < machine.ram_bytes
     assert machine.free_disk_bytes > 0
     assert not machine.has_metal and machine.wired_limit_mb == 0
-    assert next(fit.describe(machine)).startswith(f"{machine.name}: ")
+    assert next(describe(machine)).startswith(f"{machine.name}: ")
 
 
 def test_one_default_for_a_chunk():
     assert doctor.LEFTOVERS == leftovers.CHOICES
-    assert cli.PREFILL_STEP == PREFILL_STEP == fit.Settings(1).prefill_step
+    assert cli.PREFILL_STEP == PREFILL_STEP == Settings(1).prefill_step
 
 
 def test_settings_of_a_short_context():
     """A chunk is not longer than the context it belongs to."""
     text = of_variant("PQ5").args.text_config
-    short = fit.Settings(16, caching=WHOLE)
-    assert fit.activation_bytes(text, short, 2) < fit.activation_bytes(text, SETTINGS, 2) / 8
+    short = Settings(16, caching=WHOLE)
+    assert activation_bytes(text, short, 2) < activation_bytes(text, SETTINGS, 2) / 8

@@ -15,7 +15,9 @@ from hlwq_mlx import cli, library
 from hlwq_mlx.dialog import template
 from hlwq_mlx.generate import main, make_parser, spell
 from hlwq_mlx.library import CACHE_VARIABLE
-from hlwq_mlx.memory import fit
+from hlwq_mlx.memory import machine as machines
+from hlwq_mlx.memory import verdict
+from hlwq_mlx.memory.machine import CACHE_BYTES, Machine, this_machine
 from hlwq_mlx.prompt import prepare
 
 MODULE = "hlwq_mlx.generate"
@@ -89,7 +91,10 @@ def test_an_extra_eos_token_ends_the_answer(capsys):
 
 def test_an_answer_without_limit_is_given_the_room_of_a_conversation(capsys, monkeypatch):
     asked = []
-    monkeypatch.setattr(fit, "ask", lambda folder, settings: asked.append(settings.context))
+    planned = verdict.plan
+    monkeypatch.setattr(
+        verdict, "plan", lambda *given: (asked.append(given[1].context), planned(*given))[1]
+    )
     arguments = ["-p", "What is", "--system-prompt", "Be brief."]
     answer(capsys, *arguments, "--max-tokens", "-1")
     answer(capsys, *arguments, "--max-tokens", "7")
@@ -273,8 +278,8 @@ def test_ctrl_c_keeps_what_was_said_and_the_statistics(capsys):
 def test_freed_memory_is_kept_within_bounds_while_it_answers(monkeypatch):
     own = 1 << 30
     before = mx.set_cache_limit(own)
-    machine = replace(fit.this_machine(Path.cwd()), limit_bytes=16 << 30)
-    monkeypatch.setattr(fit, "this_machine", lambda folder: machine)
+    machine = replace(this_machine(Path.cwd()), limit_bytes=16 << 30)
+    monkeypatch.setattr(machines, "this_machine", lambda folder: machine)
     seen = []
 
     def print_stream(responses, read):
@@ -283,7 +288,7 @@ def test_freed_memory_is_kept_within_bounds_while_it_answers(monkeypatch):
     monkeypatch.setattr(cli, "print_stream", print_stream)
     main(["--model", str(demo.folder()), "-p", demo.CARD_QUESTION])
     assert mx.set_cache_limit(before) == own
-    assert seen == [machine.cache_bytes] == [fit.CACHE_BYTES]
+    assert seen == [machine.cache_bytes] == [CACHE_BYTES]
 
 
 def test_coded_keys_and_values_answer_too(capsys):
@@ -292,8 +297,8 @@ def test_coded_keys_and_values_answer_too(capsys):
 
 
 def test_a_model_without_room_is_refused_unless_forced(capsys, monkeypatch):
-    small = fit.Machine("a small machine", 1 << 30, 1 << 22, has_metal=False)
-    monkeypatch.setattr(fit, "this_machine", lambda folder: small)
+    small = Machine("a small machine", 1 << 30, 1 << 22, has_metal=False)
+    monkeypatch.setattr(verdict, "this_machine", lambda folder: small)
     arguments = ["--model", str(demo.folder()), "-p", demo.CARD_QUESTION]
     assert cli.run(main, arguments) == 2
     said = capsys.readouterr().err

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from .console import note, progress
 
 if TYPE_CHECKING:
-    from ..memory.fit import Settings
+    from ..memory.need import Settings
 
 
 def content_of(media: Sequence[dict[str, Any]], text: str) -> str | list[dict[str, Any]]:
@@ -35,12 +35,12 @@ def tuned() -> Iterator[None]:
     """Set how much MLX keeps and hands the GPU at once; enter before a model is loaded."""
     import mlx.core as mx
 
-    from ..memory import fit
+    from ..memory.machine import many_in_flight, ram_bytes, this_machine
     from ..quant import device
 
     # Asking MLX about a GPU is its first use.
-    with fit.many_in_flight(has_metal=device.has_metal(), ram=fit.ram_bytes()):
-        machine = fit.this_machine(Path.cwd())
+    with many_in_flight(has_metal=device.has_metal(), ram=ram_bytes()):
+        machine = this_machine(Path.cwd())
         before = mx.set_cache_limit(machine.cache_bytes)
         try:
             yield
@@ -51,7 +51,7 @@ def tuned() -> Iterator[None]:
 def settings_for(arguments: argparse.Namespace, context: int) -> "Settings":
     """Gather what the arguments say that changes how much memory is needed."""
     from ..gemma4.caches import Caching
-    from ..memory.fit import Settings
+    from ..memory.need import Settings
 
     caching = Caching(arguments.kv_bits, arguments.kv_group_size, arguments.max_kv_size)
     has_towers = bool(getattr(arguments, "media", ()))
@@ -65,7 +65,7 @@ def folder_for(arguments: argparse.Namespace, settings: "Settings") -> Path:
     Raises: DeviceError for a model that this machine has no room for, unless --force is given.
     """
     from .. import library
-    from ..memory import fit
+    from ..memory.verdict import check_before_download, plan
 
     model, variant = arguments.model, arguments.variant
     if model is None:
@@ -76,10 +76,10 @@ def folder_for(arguments: argparse.Namespace, settings: "Settings") -> Path:
             "  --model caiovicentino1/Gemma-4-E4B-it-HLWQ-Multi --variant PQ5"
         )
     if not arguments.force:
-        fit.ask_first(model, variant, settings)
+        check_before_download(model, variant, settings)
     folder = library.converted_folder(model, variant)
     if not arguments.force:
-        fit.ask(folder, settings)
+        plan(folder, settings).require()
     return folder
 
 

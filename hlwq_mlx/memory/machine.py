@@ -1,0 +1,134 @@
+"""A machine's memory and disk: this one's, or that of a Mac that is described by its size."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlx.core as mx
+
+from ..disk.sizes import spell_bytes
+from ..quant import device
+
+MIB, GIB = 1 << 20, 1 << 30
+CACHE_BYTES = 512 * MIB  # holds what a chunk of prefill frees; more would be kept from others
+CACHE_SHARE = 20  # a machine of 8 GB gives it less
+OS_BYTES = 4 * GIB  # what a raised limit has to leave to macOS and to other programs
+# Launches and megabytes that MLX hands the GPU at once: others report 5 to 13 % more tokens a
+# second for models of many launches, as this one. What is under way stays in memory, so that small
+# Macs keep MLX's own numbers. Nothing was measured here.
+IN_FLIGHT = {"MLX_MAX_OPS_PER_BUFFER": 1000, "MLX_MAX_MB_PER_BUFFER": 400}
+OWN_MB_IN_FLIGHT = 40
+SMALL_RAM_BYTES = 12 * GIB
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A machine: its memory, and how much of it MLX may fill before the machine swaps."""
+
+    name: str
+    ram_bytes: int
+    limit_bytes: int
+    has_metal: bool
+    wired_limit_mb: int = 0  # 0 where the system chooses
+    free_disk_bytes: int | None = None
+
+    @property
+    def cache_bytes(self) -> int:
+        """How much freed memory MLX should keep."""
+        return min(CACHE_BYTES, self.limit_bytes // CACHE_SHARE)
+
+    @property
+    def in_flight_bytes(self) -> int:
+        """What is held for launches that the GPU has not finished."""
+        if not self.has_metal:
+            return 0
+        is_small = self.ram_bytes < SMALL_RAM_BYTES
+        megabytes = OWN_MB_IN_FLIGHT if is_small else IN_FLIGHT["MLX_MAX_MB_PER_BUFFER"]
+        return megabytes * 10**6
+
+    @property
+    def largest_limit_bytes(self) -> int:
+        """What its limit can be raised to; on a machine without Metal it cannot."""
+        return max(self.limit_bytes, self.ram_bytes - OS_BYTES) if self.has_metal else 0
+
+
+# macOS gives the GPU two thirds of 16 GB, as of 8; macOS 26 gives 12,713,115,648 bytes of 16 GB.
+# Its share of 8 and 24 GB is taken to be the same: nobody told us.
+# Source: spec ecosystem §5.1.
+_SHARES = {15: 2 / 3, 26: 12_713_115_648 / (16 * GIB)}
+RAM_GB = (8, 16, 24)
+RELEASES = tuple(_SHARES)
+
+
+def mac(ram_gb: int, release: int) -> Machine:
+    """Describe a Mac by its memory and its release of macOS."""
+    ram = ram_gb * GIB
+    return Machine(f"{ram_gb} GB, macOS {release}", ram, int(ram * _SHARES[release]), True)
+
+
+def this_machine(folder: Path) -> Machine:
+    """Describe this machine, and the disk that a folder is on or will be on."""
+    info = mx.device_info()
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    if device.has_metal():
+        limit = int(info["max_recommended_working_set_size"])
+        name, asked_mb = str(info["device_name"]), _wired_limit_mb()
+        return Machine(name, int(info["memory_size"]), limit, True, asked_mb, free)
+    return Machine(str(info["device_name"]), ram_bytes(), _available_bytes(), False, 0, free)
+
+
+def ram_bytes() -> int:
+    """Return how much memory this machine has; MLX is not asked."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def describe(machine: Machine) -> Iterator[str]:
+    """Spell what a machine has."""
+    given = spell_bytes(machine.limit_bytes)
+    memory = f"{spell_bytes(machine.ram_bytes)} of memory, {given} of it for MLX"
+    chosen = f" (iogpu.wired_limit_mb={machine.wired_limit_mb})" if machine.wired_limit_mb else ""
+    disk = machine.free_disk_bytes
+    free = "" if disk is None else f", {spell_bytes(disk)} free on disk"
+    yield f"{machine.name}: {memory}{chosen}{free}"
+
+
+def _wired_limit_mb() -> int:
+    """What `sysctl iogpu.wired_limit_mb` was set to by a person, 0 by default."""
+    asked = subprocess.run(
+        ["/usr/sbin/sysctl", "-n", "iogpu.wired_limit_mb"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return int(asked.stdout) if asked.stdout.strip().isdigit() else 0
+
+
+def _available_bytes() -> int:
+    """How much memory can be had without swapping."""
+    if sys.platform != "linux":
+        return max(0, ram_bytes() - OS_BYTES)
+    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    sizes = {line.split(":")[0]: int(line.split()[1]) for line in lines}
+    return sizes["MemAvailable"] * 1024
+
+
+@contextmanager
+def many_in_flight(*, has_metal: bool, ram: int) -> Iterator[None]:
+    """Let MLX hand the GPU more at once, where a person has not said how much, and restore it.
+
+    MLX reads this when it first uses the GPU, even to describe it: enter before.
+    """
+    is_for = has_metal and ram >= SMALL_RAM_BYTES
+    added = [name for name in IN_FLIGHT if is_for and name not in os.environ]
+    os.environ.update({name: str(IN_FLIGHT[name]) for name in added})
+    try:
+        yield
+    finally:
+        for name in added:
+            del os.environ[name]
