@@ -123,7 +123,7 @@ class _Rows:
     """Rows of one tensor, each read by itself.
 
     Through a memory map a row that is not in the page cache costs the pages around it too, tens of
-    times as much (scripts/bench.py rows), and a file that was cut off the whole process.
+    times as much (scripts/benchmarks/bench.py rows), and a file that was cut off the whole process.
     """
 
     def __init__(self, file: TensorFile, name: str) -> None:

@@ -148,6 +148,11 @@ class FullCache:
         """The arrays, to be evaluated."""
         return self._buffer.arrays
 
+    @property
+    def nbytes(self) -> int:
+        """How much memory the arrays take."""
+        return sum(array.nbytes for array in self._buffer.arrays)
+
     def make_mask(self, length: int, /, *, return_array: bool, window_size: int | None) -> Mask:
         """Return a causal mask."""
         return Causal(None)

@@ -3,7 +3,7 @@
 The kernels were written where no Metal was. When a product is prepared, each compiled variant that
 it may run multiplies a small random matrix and is compared with its twin on the CPU. One that
 cannot be compiled, or is wrong, is reported once and never used. Not a test of the kernels: that is
-tests/test_kernels.py.
+tests/quant/test_kernels.py.
 """
 
 import warnings

@@ -1,0 +1,83 @@
+"""`python -m hlwq_mlx.doctor`, as a person runs it."""
+
+import re
+from pathlib import Path
+
+import demo
+import pytest
+
+from hlwq_mlx import cli, doctor, library
+from hlwq_mlx.errors import RequestError
+from hlwq_mlx.memory import machine
+from hlwq_mlx.memory.machine import Machine
+from hlwq_mlx.source import rules
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+def told(capsys, *arguments):
+    code = cli.run(doctor.main, arguments)
+    return code, capsys.readouterr().out.splitlines()
+
+
+@pytest.mark.parametrize("is_converted", [False, True])
+def test_a_model_that_fits(capsys, is_converted):
+    where = str(demo.folder()) if is_converted else str(library.DEMO / "PQ5")
+    code, lines = told(capsys, where, "--context", "64")
+    assert code == 0
+    text = "\n".join(lines)
+    assert re.search(r"^attention +5 bits +24 tensors +442,368 weights", text, re.MULTILINE)
+    gates = "8 bits" if is_converted else "not coded"  # convert codes what was left
+    assert re.search(rf"^mlp +{gates} +7 tensors", text, re.MULTILINE)
+    assert ("converted" if is_converted else "as published") in text
+    assert "odd: " not in text
+    assert re.search(r"^fits: \d+\.\d\d MB at a context of 64 \(text weights ", text, re.MULTILINE)
+
+
+def test_a_model_that_does_not(capsys, monkeypatch):
+    small = Machine("a small machine", 1 << 30, 1 << 22, has_metal=False)
+    monkeypatch.setattr(machine, "this_machine", lambda folder: small)
+    with pytest.raises(SystemExit) as left:
+        told(capsys, str(demo.folder()))
+    assert left.value.code == doctor.EXIT_UNFIT
+    assert "does not fit: " in capsys.readouterr().out
+
+
+def test_a_model_or_the_table(capsys):
+    demo_model = str(library.DEMO)
+    for arguments, said in (
+        ([], "one of the arguments --model MODEL --table is required"),
+        ([demo_model, "--table"], "not allowed with argument"),
+        ([demo_model, "--model", demo_model], "not allowed with argument"),
+        ([demo_model, "--force"], "unrecognized arguments: --force"),  # it loads nothing
+        ([demo_model, "--context", "0"], "argument --context: needed at least 1, got 0"),
+    ):
+        with pytest.raises(SystemExit) as left:
+            doctor.main(arguments)
+        assert left.value.code == 2
+        assert said in capsys.readouterr().err
+
+
+def test_a_model_is_named_as_in_other_commands_or_bare():
+    parse = doctor.make_parser().parse_args
+    for arguments in (["m"], ["--model", "m"], ["--variant", "PQ5", "m"]):
+        assert parse(arguments).model == "m"
+    assert parse(["--table"]).model is None
+
+
+def test_the_readme_has_the_table(capsys):
+    code, lines = told(capsys, "--table")
+    assert code == 0
+    assert len([line for line in lines if line.startswith("| PQ")]) == len(rules.VARIANTS)
+    text = README.read_text()
+    for line in filter(None, lines):
+        assert line in text
+
+
+def test_the_table_of_one_variant(capsys):
+    code, lines = told(capsys, "--table", "--variant", "pq5")
+    assert code == 0
+    assert [line[:7] for line in lines if line.startswith("| PQ")] == ["| PQ5 |"]
+    with pytest.raises(RequestError, match=r"\[variant\] needed one of PQ1, .* got PQ7"):
+        doctor.main(["--table", "--variant", "PQ7"])
+    assert not capsys.readouterr().out
