@@ -186,6 +186,9 @@ def _settings_in(folder: Path) -> dict[str, Any]:
         path = folder / name
         if path.is_file():
             settings |= json.loads(path.read_text(encoding="utf-8"))
+    for number, token in settings.get("added_tokens_decoder", {}).items():
+        if not str(number).isdigit() or _text_of(token) is None:
+            raise ValueError(f"{token!r} as the added token {number!r}")
     return settings
 
 

@@ -229,7 +229,7 @@ def _require_known_ids(opened: Any, config: Mapping[str, Any]) -> None:
     size = Gemma4Config.from_dict(config).text_config.vocab_size
     for name in ("bos_token", "eos_token"):
         number = getattr(opened, f"{name}_id")
-        if number is not None and number >= size:
+        if getattr(opened, name) is not None and (number is None or number >= size):
             raise CheckpointError(
                 f"[{SETTINGS}] needed a {name} of {TOKENIZER}'s vocabulary, got "
                 f"{getattr(opened, name)!r}. The files do not belong together."

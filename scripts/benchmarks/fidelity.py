@@ -18,12 +18,13 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
-from mlx_lm import batch_generate
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from hlwq_mlx import library
 from hlwq_mlx.dialog import template
+from hlwq_mlx.engine.batch import answer_together
+from hlwq_mlx.engine.request import Prepared, Request
 from hlwq_mlx.quantize import add_variant
 from hlwq_mlx.source import model_card, rules
 from hlwq_mlx.source.repository import Source
@@ -86,15 +87,13 @@ class Subject:
         self.model, self.tokenizer = library.load(folder)
 
     def answers(self, conversations: list[tinyworld.Conversation], limit: int) -> list[list[int]]:
-        """Answer greedily, many at a time, and return ids without the stop token.
-
-        mlx-lm's batches give the tokens that single runs give (tests/cli/test_demo.py).
-        """
-        prompts = [self._prompt(conversation) for conversation in conversations]
-        found = batch_generate(
-            self.model, self.tokenizer, prompts, max_tokens=limit, return_token_ids=True
-        ).token_ids
+        """Answer greedily, several at a time, and return ids without the stop token."""
         stops = self.tokenizer.eos_token_ids
+        requests = [
+            Request(Prepared(self._prompt(conversation)), max_tokens=limit, stop_ids=stops)
+            for conversation in conversations
+        ]
+        found = answer_together(self.model, requests)
         return [[token for token in ids if token not in stops] for ids in found]
 
     def answerer(self, conversations: list[tinyworld.Conversation], limit: int) -> list[str]:

@@ -22,11 +22,11 @@ from mlx import nn
 from mlx.utils import tree_map_with_path
 from mlx_lm.models import gemma4_text
 
-from hlwq_mlx.folder import published
 from hlwq_mlx.gemma4.model import Model, ModelArgs, Resources
 from hlwq_mlx.quant import device, fuse, selftest
 from hlwq_mlx.quant.tables import centroids
 from hlwq_mlx.source.rules import Rule
+from scripts.benchmarks.shapes import e4b_config
 
 WINDOW = 8
 SMALL = {
@@ -51,16 +51,6 @@ LAUNCHES = {
     "Concatenate": 2,
 }
 LAUNCH = "Depends"  # how a stand-in appears in the graph
-
-
-def e4b_config(**text: Any) -> dict[str, Any]:
-    """Return E4B's config.json, with other values for some keys of its text model."""
-    config = published.e4b_config()
-    config["text_config"] |= text
-    if "vocab_size" in text:
-        for name in ("image_token_id", "video_token_id", "audio_token_id"):
-            config[name] = text["vocab_size"] - 1
-    return config
 
 
 def manifest(shapes: dict[str, tuple[int, ...]], rule: Rule) -> dict[str, Any]:

@@ -31,6 +31,8 @@ from hlwq_mlx.source import rules
 sys.path.append(str(Path(__file__).parents[2] / "tests" / "support"))
 import real_tokenizer
 
+from scripts.benchmarks.shapes import e4b_config
+
 TABLE = "clip4_100"
 POOL_BLOCKS = 1 << 13
 POOL_WEIGHTS = 1 << 20
@@ -50,7 +52,8 @@ Pieces = Callable[[], Iterator[Piece]]
 
 def config(layers: int = LAYERS, vocabulary: int | None = None) -> dict[str, Any]:
     """Return E4B's config, or that of a model with an even number of fewer layers, or words."""
-    settings = published.e4b_config()
+    keys = () if vocabulary is None else ("vocab_size", "vocab_size_per_layer_input")
+    settings = e4b_config(**dict.fromkeys(keys, vocabulary))
     text = settings["text_config"]
     if layers < LAYERS:
         text["num_hidden_layers"] = layers
@@ -58,10 +61,6 @@ def config(layers: int = LAYERS, vocabulary: int | None = None) -> dict[str, Any
         text["num_kv_shared_layers"] = layers // 4 * 2
         for tower in ("vision_config", "audio_config"):
             settings[tower]["num_hidden_layers"] = min(layers, settings[tower]["num_hidden_layers"])
-    if vocabulary is not None:
-        text |= {"vocab_size": vocabulary, "vocab_size_per_layer_input": vocabulary}
-        for kind in ("image", "video", "audio"):
-            settings[f"{kind}_token_id"] = vocabulary - 1
     return settings
 
 

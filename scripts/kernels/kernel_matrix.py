@@ -43,7 +43,7 @@ from hlwq_mlx.quant import kernels
 
 SAMPLE = 24
 CHECKED_ROWS = 64
-EXPLANATIONS = ROOT / "scripts" / "kernel_survivors.toml"
+EXPLANATIONS = ROOT / "scripts" / "kernels" / "kernel_survivors.toml"
 SOURCES = [METAL, ROOT / "hlwq_mlx" / "quant", ROOT / "tests" / "metal_host"]
 
 # Rows and columns of every coded matrix of E4B, padded to whole blocks; of the head, a slice.

@@ -81,7 +81,7 @@ def test_a_chunk_of_no_tokens(model):
     with pytest.raises(
         RequestError, match=r"^\[prefill_step\] needed at least 1, got 0\. It counts"
     ):
-        next(generate_tokens(model, PROMPT, Sampling(), max_tokens=1, prefill_step=0))
+        answer(model, max_tokens=1, prefill_step=0)
 
 
 def test_empty_prompt(model):

@@ -26,9 +26,9 @@ GIGABYTES = "{{ 'a' * 10**10 }}"
 TOO_LONG = "{{ 'ab' * 10**6 }}"
 ESCAPE = "{{ cycler.__init__.__globals__ }}"
 DAMAGES = [
-    ("tokenizer.json", b'{"version": "1.0", "added_tok', "got JSONDecodeError"),
+    ("tokenizer.json", b'{"version": "1.0", "added_tok', "EOF while parsing"),
     ("tokenizer.json", b"{}", "needed the tokenizer of a Gemma 4"),
-    ("tokenizer.json", b"[" * 100_000, "got RecursionError"),
+    ("tokenizer.json", b"[" * 100_000, "invalid type: sequence"),
     ("tokenizer.json", None, "needed a file of at most 256 MB, got a folder"),
     ("tokenizer_config.json", b"[]", "needed a JSON object"),
     ("tokenizer_config.json", b'{"tokenizer_class": "BertTokenizer"}', "needed GemmaTokenizer"),
@@ -36,7 +36,7 @@ DAMAGES = [
     (
         "tokenizer_config.json",
         b'{"added_tokens_decoder": {"x": 1}}',
-        "got ValueError|got TypeError",
+        "got ValueError",
     ),
     ("tokenizer_config.json", b'{"bos_token": "<start>"}', "needed a bos_token of"),
     ("special_tokens_map.json", b"[]", "needed a JSON object"),

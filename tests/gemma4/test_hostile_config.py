@@ -180,7 +180,7 @@ import json, resource, sys
 from pathlib import Path
 from hlwq_mlx import doctor
 from hlwq_mlx.errors import HLWQError
-from hlwq_mlx.folder import load as checkpoint
+from hlwq_mlx.folder import loading
 from hlwq_mlx.memory import inventory
 from hlwq_mlx.source.repository import Source
 
