@@ -1,20 +1,16 @@
 """The same text through a tokenizer.model and through the tokenizer.json made of it."""
 
-import io
 import json
 import random
-from pathlib import Path
 
 import pytest
 import sentencepiece
+from small_sentencepiece import CONTROL, TEXT, train
 
 from hlwq_mlx.dialog.sentencepiece_model import to_tokenizer_json
 from hlwq_mlx.dialog.tokenizer import load_tokenizer
 from hlwq_mlx.errors import CheckpointError
 
-TEXT = Path(__file__).parents[2] / "LICENSE"
-DEFINED = ["\n", "\n\n", "▁▁", "▁▁▁", "▁▁▁▁", "<b>", "</b>", "<start_of_turn>"]
-CONTROL = ["<mask>", "<end_of_turn>"]
 SAMPLES = [
     "Hello, world!",
     " leading and trailing  ",
@@ -25,32 +21,6 @@ SAMPLES = [
     "▁written ▁▁ out",
     "\t\ttabs",
 ]
-
-
-def train(**changes):
-    """Train a model as Gemma's was, on the licence."""
-    options = {
-        "sentence_iterator": iter(TEXT.read_text().splitlines()),
-        "model_writer": (model := io.BytesIO()),
-        "model_type": "bpe",
-        "vocab_size": 600,
-        "byte_fallback": True,
-        "normalization_rule_name": "identity",
-        "add_dummy_prefix": False,
-        "remove_extra_whitespaces": False,
-        "allow_whitespace_only_pieces": True,
-        "split_digits": True,
-        "pad_id": 0,
-        "eos_id": 1,
-        "bos_id": 2,
-        "unk_id": 3,
-        **{f"{name}_piece": f"<{name}>" for name in ("pad", "eos", "bos", "unk")},
-        "control_symbols": CONTROL,
-        "user_defined_symbols": DEFINED,
-        "minloglevel": 2,
-    }
-    sentencepiece.SentencePieceTrainer.train(**options | changes)
-    return model.getvalue()
 
 
 @pytest.fixture(scope="module")

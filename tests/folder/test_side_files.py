@@ -13,6 +13,7 @@ from pathlib import Path
 import demo
 import mlx_lm
 import pytest
+from small_sentencepiece import train
 
 from hlwq_mlx import cli, library
 from hlwq_mlx.dialog import trial
@@ -210,8 +211,6 @@ def test_a_template_is_tried_once_and_again_when_it_changed(source, tmp_path, mo
 
 def test_a_tokenizer_model_alone_becomes_a_tokenizer_json(source, tmp_path):
     """The vocabulary is one of 600 pieces, which the demo has ids for."""
-    from test_sentencepiece_model import train
-
     put(source, "tokenizer.model", train(vocab_size=450))
     (source / "tokenizer.json").unlink()
     assert run_on_source("convert", source, tmp_path / "out") == 0

@@ -183,6 +183,7 @@ from hlwq_mlx.errors import HLWQError
 from hlwq_mlx.folder import loading
 from hlwq_mlx.memory import inventory
 from hlwq_mlx.source.repository import Source
+from hlwq_mlx.write.check import canonical_tensors, unread_names
 
 def peak():
     unit = 1 if sys.platform == "darwin" else 1024
