@@ -85,7 +85,7 @@ def verify(model: str) -> str:
     """
     from tqdm import tqdm
 
-    from .disk.sizes import spell_bytes
+    from .disk.sizes import format_bytes
     from .folder import checksums
     from .folder.manifest import is_ours
     from .source.repository import local_path
@@ -99,7 +99,7 @@ def verify(model: str) -> str:
     total = checksums.total_bytes(folder)
     with tqdm(total=total, unit="B", unit_scale=True, desc="verify", delay=cli.PATIENCE_S) as bar:
         count = checksums.verify(folder, bar.update)
-    return f"{count} files, {spell_bytes(total)}: all as convert wrote them"
+    return f"{count} files, {format_bytes(total)}: all as convert wrote them"
 
 
 def examine(model: str, variant: str | None, settings: "Settings", choice: str) -> bool:
@@ -130,16 +130,16 @@ def examine(model: str, variant: str | None, settings: "Settings", choice: str) 
 
 def contents(found: "Inventory") -> Iterator[str]:
     """Say what a model is made of and what is odd about it."""
-    from .disk.sizes import spell_bytes
+    from .disk.sizes import format_bytes
     from .memory import inventory
 
     sums = found.kinds()
     for (kind, bits), (count, weights, size) in sorted(sums.items(), key=str):
         width = "not coded" if bits is None else f"{bits} bits"
-        stored = spell_bytes(size)
+        stored = format_bytes(size)
         yield f"{kind:<10}{width:>10}{count:>6} tensors{weights:>16,} weights{stored:>12}"
     state = "converted" if found.is_converted else "as published"
-    yield f"{len(found.entries)} tensors, {spell_bytes(found.stored_bytes)} on disk, {state}"
+    yield f"{len(found.entries)} tensors, {format_bytes(found.stored_bytes)} on disk, {state}"
     yield from (f"odd: {doubt}" for doubt in inventory.doubts(found))
 
 
@@ -148,7 +148,7 @@ def table(variants: Sequence[str], settings: "Settings", choice: str) -> Iterato
 
     Raises: RequestError for a variant that was never published.
     """
-    from .disk.sizes import spell_bytes
+    from .disk.sizes import format_bytes
     from .memory import inventory
     from .memory.machine import RAM_GB, RELEASES, mac
     from .memory.need import need
@@ -170,7 +170,7 @@ def table(variants: Sequence[str], settings: "Settings", choice: str) -> Iterato
         variant = str(published.variant)
         found = inventory.as_converted(published, choice)
         both = [replace(settings, has_towers=is_there) for is_there in (False, True)]
-        sums = [spell_bytes(need(found, each, mac(16, 15)).total) for each in both]
+        sums = [format_bytes(need(found, each, mac(16, 15)).total) for each in both]
         cells = [cell(found, both, machine) for machine in macs]
         download_gb = model_card.FIGURES[variant].download_gb
         card = f"{download_gb} GB" if download_gb else "–"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..errors import DeviceError, HLWQError, SourceError
 from . import failures
-from .sizes import spell_bytes
+from .sizes import format_bytes
 
 _SPARE_BYTES = 1 << 26
 _NOTHING_TO_FLUSH = (errno.EINVAL, errno.ENOTSUP)  # as some network file systems say of folders
@@ -76,7 +76,7 @@ def require_room(folder: Path, size: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise DeviceError(
-            f"[output] needed {spell_bytes(needed)} in {folder.parent}, got {spell_bytes(free)} "
+            f"[output] needed {format_bytes(needed)} in {folder.parent}, got {format_bytes(free)} "
             "free. Free disk space or choose another --output."
         )
 

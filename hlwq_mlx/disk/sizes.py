@@ -3,7 +3,7 @@
 UNITS = (("GB", 1e9), ("MB", 1e6))
 
 
-def spell_bytes(size: float) -> str:
+def format_bytes(size: float) -> str:
     """Spell a size in the largest unit that it fills, kB at least."""
     for unit, scale in UNITS:
         if size >= scale:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from ..disk.sizes import spell_bytes
+from ..disk.sizes import format_bytes
 from ..quant import device
 
 MIB, GIB = 1 << 20, 1 << 30
@@ -90,11 +90,11 @@ def ram_bytes() -> int:
 
 def describe(machine: Machine) -> Iterator[str]:
     """Spell what a machine has."""
-    given = spell_bytes(machine.limit_bytes)
-    memory = f"{spell_bytes(machine.ram_bytes)} of memory, {given} of it for MLX"
+    given = format_bytes(machine.limit_bytes)
+    memory = f"{format_bytes(machine.ram_bytes)} of memory, {given} of it for MLX"
     chosen = f" (iogpu.wired_limit_mb={machine.wired_limit_mb})" if machine.wired_limit_mb else ""
     disk = machine.free_disk_bytes
-    free = "" if disk is None else f", {spell_bytes(disk)} free on disk"
+    free = "" if disk is None else f", {format_bytes(disk)} free on disk"
     yield f"{machine.name}: {memory}{chosen}{free}"
 
 

@@ -10,7 +10,7 @@ S positions of a chunk, T positions of context, H hidden size, N layers, d per-l
 
 from dataclasses import dataclass
 
-from ..disk.sizes import spell_bytes
+from ..disk.sizes import format_bytes
 from ..engine.request import PREFILL_STEP
 from ..gemma4.attention import SCORES
 from ..gemma4.caches import WHOLE, Caching
@@ -59,7 +59,7 @@ class Need:
             "activations": self.activations,
             "freed or in flight": self.spare,
         }
-        return ", ".join(f"{what} {spell_bytes(size)}" for what, size in named.items() if size)
+        return ", ".join(f"{what} {format_bytes(size)}" for what, size in named.items() if size)
 
 
 def need(inventory: Inventory, settings: Settings, machine: Machine) -> Need:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..disk.sizes import spell_bytes
+from ..disk.sizes import format_bytes
 from ..errors import DeviceError
 from ..gemma4.caches import KV_BITS, SINKS, WHOLE, Caching
 from ..write import leftovers
@@ -87,9 +87,9 @@ class Verdict:
         """
         if not self.is_fit:
             raise DeviceError(
-                f"[memory] needed {spell_bytes(self.needed.total)} for a context of "
+                f"[memory] needed {format_bytes(self.needed.total)} for a context of "
                 f"{self.settings.context} ({self.needed.parts()}), got "
-                f"{spell_bytes(self.machine.limit_bytes)} on {self.machine.name}. "
+                f"{format_bytes(self.machine.limit_bytes)} on {self.machine.name}. "
                 f"{self.advice[0].upper()}{self.advice[1:]}; --force tries all the same."
             )
 
@@ -97,8 +97,8 @@ class Verdict:
         """Return it as lines for a person."""
         word = "fits" if self.is_fit else "does not fit"
         yield (
-            f"{word}: {spell_bytes(self.needed.total)} at a context of {self.settings.context} "
-            f"({self.needed.parts()}), of {spell_bytes(self.machine.limit_bytes)} on "
+            f"{word}: {format_bytes(self.needed.total)} at a context of {self.settings.context} "
+            f"({self.needed.parts()}), of {format_bytes(self.machine.limit_bytes)} on "
             f"{self.machine.name}"
         )
         if self.longest_context:

@@ -31,7 +31,7 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]  # the names o
 from ..disk import failures
 from ..disk.jsonfile import MOST_BYTES, parse_json
 from ..disk.names import is_plain
-from ..disk.sizes import spell_bytes
+from ..disk.sizes import format_bytes
 from ..disk.tensorfile import TensorSpec, checked_spec
 from ..errors import CheckpointError, DeviceError, HLWQError, SourceError
 from . import resume
@@ -265,7 +265,7 @@ def _require_room(repository: str, files: list[RepoSibling]) -> None:
     free = shutil.disk_usage(there).free
     if needed > free:
         raise DeviceError(
-            f"[{repository}] needed {spell_bytes(needed)} in {folder}, got {spell_bytes(free)} "
+            f"[{repository}] needed {format_bytes(needed)} in {folder}, got {format_bytes(free)} "
             "of free space. Free some, or set HF_HOME to a folder on a larger disk."
         )
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from ..disk.atomic import building, require_room
-from ..disk.sizes import spell_bytes
+from ..disk.sizes import format_bytes
 from ..disk.tensorfile import TensorSpec
 from ..folder import checksums, identity
 from ..folder import rows as ple
@@ -71,14 +71,14 @@ class Summary:
             yield f"coded at {bits} bits: {tensors} tensors, {weights:,} weights"
         yield from self.plan.lines()
         for dtype, (tensors, size) in sorted(self.plain.items()):
-            yield f"kept as {dtype}: {tensors} tensors, {spell_bytes(size)}"
+            yield f"kept as {dtype}: {tensors} tensors, {format_bytes(size)}"
         if self.row_store_bytes:
-            yield f"row store {ROW_STORE}: {spell_bytes(self.row_store_bytes)}, stays on disk"
+            yield f"row store {ROW_STORE}: {format_bytes(self.row_store_bytes)}, stays on disk"
         if self.left_out:
             yield f"left out: {self.left_out} tensors that no layer reads (KV-shared layers)"
-        before, after = map(spell_bytes, self.token_bytes)
+        before, after = map(format_bytes, self.token_bytes)
         yield f"weights that a token reads: {before} before, {after} after"
-        before, after = spell_bytes(self.source_bytes), spell_bytes(self.written_bytes)
+        before, after = format_bytes(self.source_bytes), format_bytes(self.written_bytes)
         yield f"on disk: {before} before, {after} after"
         yield from (f"warning: {warning}" for warning in self.warnings)
 

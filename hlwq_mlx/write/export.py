@@ -17,7 +17,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..disk.atomic import building, require_room
-from ..disk.sizes import spell_bytes
+from ..disk.sizes import format_bytes
 from ..disk.tensorfile import TensorSpec
 from ..folder.names import ROW_TABLE, TEXT, TIED_HEAD, text_shapes
 from ..folder.side_files import copy_side_files
@@ -57,7 +57,7 @@ class Exported:
 
     def lines(self) -> Iterator[str]:
         """Spell it for a person."""
-        yield f"{self.what}: {self.tensors} tensors, {spell_bytes(self.written_bytes)}"
+        yield f"{self.what}: {self.tensors} tensors, {format_bytes(self.written_bytes)}"
         if self.left_out:
             yield f"left out: {self.left_out} tensors that nothing reads"
         yield from (f"warning: {warning}" for warning in self.warnings)

@@ -17,7 +17,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from hlwq_mlx.disk.sizes import spell_bytes
+from hlwq_mlx.disk.sizes import format_bytes
 from hlwq_mlx.gemma4.caches import WHOLE, Caching
 from hlwq_mlx.gemma4.config import FULL
 from hlwq_mlx.gemma4.model import Model
@@ -101,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     computed = full_size(arguments.variant, arguments.context)
     print(f"\nComputed for E4B {arguments.variant}, text, on a 16 GB Mac, chunks of 512:\n")
     for row in computed:
-        print(f"- {row['kept in']}: {spell_bytes(row['total'])} ({row['parts']})")
+        print(f"- {row['kept in']}: {format_bytes(row['total'])} ({row['parts']})")
     print(json.dumps({"long_context": measured, "full_size": computed}))
     if any(row["measured"] > row["kv"] + row["activations"] for row in measured):
         raise SystemExit("error: more memory was taken than py computes")

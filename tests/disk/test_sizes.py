@@ -2,7 +2,7 @@
 
 import pytest
 
-from hlwq_mlx.disk.sizes import spell_bytes
+from hlwq_mlx.disk.sizes import format_bytes
 
 
 @pytest.mark.parametrize(
@@ -17,4 +17,4 @@ from hlwq_mlx.disk.sizes import spell_bytes
     ],
 )
 def test_the_largest_unit_that_a_size_fills(size, spelled):
-    assert spell_bytes(size) == spelled
+    assert format_bytes(size) == spelled

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 from hlwq_mlx import cli
 from hlwq_mlx import convert as command
 from hlwq_mlx.dialog import trial
-from hlwq_mlx.disk.sizes import spell_bytes
+from hlwq_mlx.disk.sizes import format_bytes
 from hlwq_mlx.disk.tensorfile import TensorFile, TensorSpec, TensorWriter
 from hlwq_mlx.errors import CheckpointError, ConfigError, SourceError
 from hlwq_mlx.folder import checksums, loading
@@ -277,7 +277,7 @@ def test_the_summary_counts_what_was_done(tmp_path):
     specs = TensorFile(tmp_path / "out" / "model-00001-of-00001.safetensors").specs.values()
     kept = sum(spec.nbytes for spec in specs if spec.dtype == "BF16")
     rows = sum(spec.nbytes for spec in TensorFile(tmp_path / "out" / ROW_STORE).specs.values())
-    was_read, is_read = map(spell_bytes, summary.token_bytes)
+    was_read, is_read = map(format_bytes, summary.token_bytes)
     lines = list(summary.lines())
     assert lines == [
         "2 bits: 12 tensors, order msb by key style, table clip4_100 by key style",
@@ -288,7 +288,7 @@ def test_the_summary_counts_what_was_done(tmp_path):
         f"row store {ROW_STORE}: {rows / 1e3:.2f} kB, stays on disk",
         "left out: 6 tensors that no layer reads (KV-shared layers)",
         f"weights that a token reads: {was_read} before, {is_read} after",
-        f"on disk: {spell_bytes(before)} before, {spell_bytes(after)} after",
+        f"on disk: {format_bytes(before)} before, {format_bytes(after)} after",
     ]
 
 
