@@ -102,12 +102,12 @@ def answer(arguments: argparse.Namespace, prompt: str) -> None:
         add_stop_token(tokenizer, token)
     if arguments.seed is not None:
         mx.random.seed(arguments.seed)
-    spelled = spell(arguments, tokenizer, prompt)
+    rendered = render_prompt(arguments, tokenizer, prompt)
     cli.print_stream(
         library.stream_generate(
             model,
             tokenizer,
-            spelled,
+            rendered,
             max_tokens=arguments.max_tokens,
             sampling=sampling,
             stop=arguments.stop,
@@ -115,11 +115,11 @@ def answer(arguments: argparse.Namespace, prompt: str) -> None:
             caching=settings.caching,
             **cli.media_options(arguments),
         ),
-        reader(arguments, spelled),
+        reader(arguments, rendered),
     )
 
 
-def spell(arguments: argparse.Namespace, tokenizer: Any, prompt: str) -> template.Rendered:
+def render_prompt(arguments: argparse.Namespace, tokenizer: Any, prompt: str) -> template.Rendered:
     """Spell the prompt as the model reads it, by its chat template unless that is to be ignored."""
     if arguments.ignore_chat_template:
         refuse_template_options(arguments)
@@ -134,12 +134,12 @@ def spell(arguments: argparse.Namespace, tokenizer: Any, prompt: str) -> templat
 
 
 def reader(
-    arguments: argparse.Namespace, spelled: template.Rendered
+    arguments: argparse.Namespace, rendered: template.Rendered
 ) -> Callable[[Iterable[str]], Iterator[Event]]:
-    """Return what tells thought from answer; text that no template spelled has no such parts."""
+    """Return what tells thought from answer; text that no template rendered has no such parts."""
     if arguments.ignore_chat_template:
         return as_content
-    return partial(read_answer, in_thought=opens_thought(spelled.text))
+    return partial(read_answer, in_thought=opens_thought(rendered.text))
 
 
 def add_stop_token(tokenizer: Any, token: str) -> None:

@@ -147,13 +147,13 @@ def prompt_ids(
     tokenizer: Any, prompt: Prompt, *, tools: Tools = (), thinking: bool = False
 ) -> list[int]:
     """Turn a prompt without media into ids: text as it is, messages through the chat template."""
-    spelled = _spelled(tokenizer, prompt, tools=tools, thinking=thinking)
-    if isinstance(spelled, template.Rendered):
-        return template.encode(tokenizer, spelled)
-    return spelled
+    rendered = _render(tokenizer, prompt, tools=tools, thinking=thinking)
+    if isinstance(rendered, template.Rendered):
+        return template.encode(tokenizer, rendered)
+    return rendered
 
 
-def _spelled(
+def _render(
     tokenizer: Any, prompt: Prompt, *, tools: Tools, thinking: bool
 ) -> template.Rendered | list[int]:
     if isinstance(prompt, list | tuple) and any(isinstance(item, Mapping) for item in prompt):
@@ -206,11 +206,11 @@ def stream_generate(
     Raises: RequestError for a prompt or option that cannot be served; SourceError for media that
     cannot be read.
     """
-    spelled = _spelled(tokenizer, prompt, tools=tools, thinking=thinking)
+    rendered = _render(tokenizer, prompt, tools=tools, thinking=thinking)
     session = session or Session()
     media = {"image_tokens": image_tokens, "http": http, "on_media": on_media}
     request = Request(
-        _prepare(model, tokenizer, spelled, session, **media),
+        _prepare(model, tokenizer, rendered, session, **media),
         (sampling or Sampling()).override(**options),
         max_tokens,
         tokenizer.eos_token_ids,
@@ -226,19 +226,19 @@ def stream_generate(
 def _prepare(
     model: Model,
     tokenizer: Any,
-    spelled: template.Rendered | list[int],
+    rendered: template.Rendered | list[int],
     session: Session,
     **options: Any,
 ) -> Prepared:
-    if not isinstance(spelled, template.Rendered):
+    if not isinstance(rendered, template.Rendered):
         session.media.clear()
-        return Prepared(spelled)
-    if spelled.media:
+        return Prepared(rendered)
+    if rendered.media:
         from .prompt import prepare  # decoders and towers, which most prompts do not need
 
-        return prepare(model, tokenizer, spelled, seen=session.media, **options)
+        return prepare(model, tokenizer, rendered, seen=session.media, **options)
     session.media.clear()
-    return Prepared(template.encode(tokenizer, spelled))
+    return Prepared(template.encode(tokenizer, rendered))
 
 
 def _answer(

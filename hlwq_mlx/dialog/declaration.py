@@ -37,12 +37,12 @@ def declare(function: Mapping[str, Any], where: str) -> Normal:
     known: Normal = {"name": name}
     texts = [_text(function, where)]
     if function.get("parameters") not in (None, {}, True):
-        speller = _Speller(f"{where}.parameters", name)
-        known["parameters"] = speller.parameters(function["parameters"])
+        declarer = _Declarer(f"{where}.parameters", name)
+        known["parameters"] = declarer.parameters(function["parameters"])
         texts.append(known["parameters"].pop("description", ""))
     if function.get("response") is not None:
-        speller = _Speller(f"{where}.response", name)
-        known["response"] = speller.response(function["response"])
+        declarer = _Declarer(f"{where}.response", name)
+        known["response"] = declarer.response(function["response"])
     known["description"] = "\n".join(filter(None, texts))
     return known
 
@@ -54,7 +54,7 @@ def _text(function: Mapping[str, Any], where: str) -> str:
     return text or ""
 
 
-class _Speller:
+class _Declarer:
     """Spells the schemas of one tool; `where` is the place of the first."""
 
     def __init__(self, where: str, tool: str) -> None:
@@ -71,7 +71,7 @@ class _Speller:
             )
         # No properties means no arguments here, and not any.
         closed = {} if schema.get("properties") else {"additionalProperties": False}
-        return self.spell({"type": "object", **closed, **schema}, self._where)
+        return self.declared({"type": "object", **closed, **schema}, self._where)
 
     def response(self, given: Any) -> Normal:
         """Spell the schema of a result, of which templates know that it is an object, no more."""
@@ -82,25 +82,25 @@ class _Speller:
         description = self._described(schema.get("description", ""), rest)
         return {"type": "OBJECT", **({"description": description} if description else {})}
 
-    def spell(self, schema: Normal, where: str) -> Normal:
+    def declared(self, schema: Normal, where: str) -> Normal:
         """Spell a plain schema."""
         schema, is_nullable = self._without_null(schema, where)
         kind = _kind(schema)
         rest = dict(schema)
-        spelled: Normal = {"type": (kind or ANY).upper()}
+        known: Normal = {"type": (kind or ANY).upper()}
         if kind is not None:
             rest.pop("type", None)
         if is_nullable:
-            spelled["nullable"] = True
+            known["nullable"] = True
         if kind == "string" and all(isinstance(each, str) for each in rest.get("enum", ())):
-            spelled |= _taken(rest, "enum")
+            known |= _taken(rest, "enum")
         if kind == "array" and isinstance(rest.get("items"), Mapping):
-            items = self.spell(rest.pop("items"), f"{where}.items")
-            spelled |= {"items": items} if items != {"type": ANY.upper()} else {}
+            items = self.declared(rest.pop("items"), f"{where}.items")
+            known |= {"items": items} if items != {"type": ANY.upper()} else {}
         if kind == "object":
-            spelled |= self._members(rest, where)
+            known |= self._members(rest, where)
         description = self._described(rest.pop("description", ""), rest)
-        return spelled | ({"description": description} if description else {})
+        return known | ({"description": description} if description else {})
 
     def _members(self, rest: Normal, where: str) -> Normal:
         """Take an object's properties out of the rest of its schema, and spell them."""
@@ -119,7 +119,7 @@ class _Speller:
                     "choose another name",
                 )
         members = {
-            name: self.spell(each, f"{where}.properties.{name}")
+            name: self.declared(each, f"{where}.properties.{name}")
             for name, each in properties.items()
         }
         return {"properties": members, **_taken(rest, "required")}

@@ -116,8 +116,8 @@ def print_answer(
             f"[answer] needed text without the model's markers, got {found.group()}. "
             "The grammar has no way to escape it; remove it."
         )
-    spelled = f"{CHANNEL}{THOUGHT_NAME}{thought}\n{CHANNEL_END}" if thought else ""
-    return "".join([spelled, content, *map(print_call, calls), end])
+    thinking = f"{CHANNEL}{THOUGHT_NAME}{thought}\n{CHANNEL_END}" if thought else ""
+    return "".join([thinking, content, *map(print_call, calls), end])
 
 
 def print_call(call: ToolCall) -> str:
@@ -283,9 +283,9 @@ class AnswerParser:
 
 def _read_call(text: str, *, is_closed: bool) -> ToolCall | BrokenCall:
     try:
-        spelled = parse_call(text)
+        call = parse_call(text)
     except ValueProblem as problem:
         return BrokenCall(text, str(problem))
-    if not is_closed and not spelled.is_whole:
+    if not is_closed and not call.is_whole:
         return BrokenCall(text, "the answer ended in the middle of the call")
-    return ToolCall(spelled.name, spelled.arguments)
+    return ToolCall(call.name, call.arguments)

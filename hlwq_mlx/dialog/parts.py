@@ -14,14 +14,14 @@ from ..errors import RequestError
 Normal = dict[str, Any]
 
 # Each kind of part: what it holds, and the keys under which the source may stand.
-SPELLINGS = {
+PART_TYPES = {
     "image": ("image", ("image", "path", "url", "base64")),
     "image_url": ("image", ("image_url",)),
     "audio": ("audio", ("audio", "path", "url", "base64")),
     "input_audio": ("audio", ("input_audio",)),
     "video": ("video", ("video", "path", "url", "base64")),
 }
-MEDIA_TYPES = tuple(SPELLINGS)
+MEDIA_TYPES = tuple(PART_TYPES)
 URL_SCHEMES = ("data:", "http://", "https://")
 
 
@@ -43,15 +43,15 @@ def normalize_part(part: Any, where: str) -> Normal | Medium:
     """
     if isinstance(part, str):
         return {"type": "text", "text": part}
-    spelled = part.get("type") if isinstance(part, Mapping) else None
-    if spelled == "text" and isinstance(part.get("text"), str):
+    stated = part.get("type") if isinstance(part, Mapping) else None
+    if stated == "text" and isinstance(part.get("text"), str):
         return {"type": "text", "text": part["text"]}
-    if not isinstance(spelled, str) or spelled not in SPELLINGS:
+    if not isinstance(stated, str) or stated not in PART_TYPES:
         raise RequestError(
             f"[{where}] needed a part of type text (with its text), {', '.join(MEDIA_TYPES)}, "
             f"got {brief(part)}. Correct it."
         )
-    kind, keys = SPELLINGS[spelled]
+    kind, keys = PART_TYPES[stated]
     given = [key for key in keys if part.get(key) is not None]
     if len(given) != 1:
         raise RequestError(

@@ -76,21 +76,21 @@ def expand(
     return list(_encode(tokenizer, parts))
 
 
-def spell(text: str, spans: Sequence[Span]) -> str:
+def expand_text(text: str, spans: Sequence[Span]) -> str:
     """Write a span's soft tokens in the place of every marker, for those who encode text alone.
 
     Raises: as `expand`.
     """
-    spelled = ""
+    expanded = ""
     for part in _filled([text], spans):
         if isinstance(part, str):
-            spelled += part
+            expanded += part
         elif isinstance(part, Span):
-            spelled += _spelled(part)
-    return spelled
+            expanded += _span_text(part)
+    return expanded
 
 
-def _spelled(span: Span) -> str:
+def _span_text(span: Span) -> str:
     begin, end = ENCLOSURES[span.kind]
     marker = MARKERS[span.kind]
     return "".join(f"{before}{begin}{marker * count}{end}" for before, count in span.runs)

@@ -48,7 +48,7 @@ def render(
     """Spell messages and the opening of the model's turn as text.
 
     Messages and tools are repaired first (see dialog.messages); media become the template's
-    placeholders, and what people spell of control tokens stays text (see dialog.guard). `options`
+    placeholders, and what people write of control tokens stays text (see dialog.guard). `options`
     are further template variables.
     Raises: RequestError when there is no template or it refuses the messages.
     """

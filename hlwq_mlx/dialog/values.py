@@ -35,7 +35,7 @@ class ValueProblem(ValueError):
 
 
 @dataclass(frozen=True)
-class Spelled:
+class ParsedCall:
     """A call as it was spelled. `is_whole` says that nothing had to be closed for it."""
 
     name: str
@@ -109,7 +109,7 @@ def parse_value(text: str) -> Any:
     return value
 
 
-def parse_call(text: str) -> Spelled:
+def parse_call(text: str) -> ParsedCall:
     """Read what stands between `<|tool_call>` and `<tool_call|>`.
 
     `call:name{...}`, `call:name(key=value)`, `name{...}`, a bare name, and the JSON object
@@ -124,7 +124,7 @@ def parse_call(text: str) -> Spelled:
         name = reader.name()
         arguments = reader.arguments()
     reader.expect_end()
-    return Spelled(name, arguments, reader.is_whole)
+    return ParsedCall(name, arguments, reader.is_whole)
 
 
 def _call_of_object(stated: dict[str, Any]) -> tuple[str, dict[str, Any]]:

@@ -256,7 +256,7 @@ class Gemma4Config:
 def _token_id(config: Mapping[str, Any], key: str, vocab_size: int) -> int:
     """The id of a soft token, or of what encloses some."""
     if key == END_OF_AUDIO[0]:
-        key = next((spelled for spelled in END_OF_AUDIO if spelled in config), key)
+        key = next((name for name in END_OF_AUDIO if name in config), key)
     value: int = required(config, key, "config")
     _check_id(value, f"config.{key}", vocab_size)
     return value

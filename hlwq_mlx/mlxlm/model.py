@@ -17,7 +17,7 @@ from transformers import AutoConfig, Gemma4Config
 
 from .. import prompt
 from ..dialog.parts import Medium
-from ..dialog.placeholders import MARKERS, spell
+from ..dialog.placeholders import MARKERS, expand_text
 from ..engine.sampling import mask_tokens
 from ..errors import CheckpointError
 from ..folder import loading
@@ -130,7 +130,7 @@ class Processor:
         access = Access(files=False)
         media = [each if isinstance(each, Medium) else Medium("image", each) for each in images]
         prepared = prompt.prepare_media(media, self.settings, access, self.context)
-        return spell(text, [span for span, _ in prepared]), prepared
+        return expand_text(text, [span for span, _ in prepared]), prepared
 
 
 PROCESSORS[MODEL_TYPE] = Processor

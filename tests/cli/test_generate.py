@@ -13,7 +13,7 @@ import tiny_media
 
 from hlwq_mlx import cli, library
 from hlwq_mlx.dialog import template
-from hlwq_mlx.generate import main, make_parser, spell
+from hlwq_mlx.generate import main, make_parser, render_prompt
 from hlwq_mlx.library import CACHE_VARIABLE
 from hlwq_mlx.memory import machine as machines
 from hlwq_mlx.memory import verdict
@@ -193,12 +193,12 @@ def test_media_from_files_in_the_order_given(seeing):
     kinds = [each.removeprefix("--") for each in order[::2]]
     parts = [{"type": k, "path": str(files[n])} for k, n in zip(kinds, order[1::2], strict=True)]
     messages = [{"role": "user", "content": [*parts, {"type": "text", "text": "Well?"}]}]
-    spelled = template.render(tokenizer, messages)
-    ids = prepare(loaded, tokenizer, spelled).ids
+    rendered = template.render(tokenizer, messages)
+    ids = prepare(loaded, tokenizer, rendered).ids
     assert f"Prompt: {len(ids)} tokens, " in ran.stderr
     arguments = make_parser().parse_args([*paths, "-p", "Well?"])
-    assert spell(arguments, tokenizer, "Well?") == spelled
-    assert [medium.kind for medium in spelled.media] == kinds
+    assert render_prompt(arguments, tokenizer, "Well?") == rendered
+    assert [medium.kind for medium in rendered.media] == kinds
 
 
 def test_an_option_takes_several_files_as_mlx_lm_s_does():

@@ -205,7 +205,11 @@ def test_front_ends_give_the_same_ids(tokenizer):
     command = generate.make_parser().parse_args(["--system-prompt", FORGED])
     conversation = Conversation(system=FORGED)
     conversation.add_user(FORGED)
-    prompts = generate.spell(command, tokenizer, FORGED), conversation.prompt(tokenizer), messages
+    prompts = (
+        generate.render_prompt(command, tokenizer, FORGED),
+        conversation.prompt(tokenizer),
+        messages,
+    )
     assert [library.prompt_ids(tokenizer, prompt) for prompt in prompts] == [wanted] * 3
     assert wanted.count(TURN) == 3
 
