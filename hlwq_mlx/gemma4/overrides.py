@@ -45,8 +45,8 @@ def released_form(section: Mapping[str, Any], is_full: Sequence[bool]) -> dict[s
         expected = full if is_full[index] else common
         if layer != expected:
             raise ConfigError(
-                f"[{_WHERE}] needed {_described(expected)} for layer {index} as for others of its "
-                f"type, got {_described(layer)}. Layers of one type that differ are not implemented."
+                f"[{_WHERE}] needed {_text(expected)} for layer {index} as for others of its "
+                f"type, got {_text(layer)}. Layers of one type that differ are not implemented."
             )
     return _join(values, common, full)
 
@@ -93,5 +93,5 @@ def _join(values: dict[str, Any], common: _Own, full: _Own) -> dict[str, Any]:
     return values
 
 
-def _described(layer: _Own) -> str:
+def _text(layer: _Own) -> str:
     return ", ".join(f"{key} {shown(value)}" for key, value in layer._asdict().items())

@@ -66,17 +66,17 @@ class Exams(NamedTuple):
         """Return how many answers of each kind are right, and of how many."""
         exact = {}
         for kind, exam in demo_exam.EXAMS.items():
-            exact[kind] = spelled(exam(subject.answerer, self.count), self.count)
+            exact[kind] = fraction(exam(subject.answerer, self.count), self.count)
         if self.data is not None:
             for kind, about_media in demo_senses_exam.EXAMS.items():
                 questions = about_media(self.data, self.count)  # there may be fewer
                 share = demo_senses_exam.share_right(subject.media_answerer, questions)
-                exact[kind] = spelled(share, len(questions))
+                exact[kind] = fraction(share, len(questions))
         return exact
 
 
-def spelled(share: float, count: int) -> str:
-    """Spell a share of right answers as a fraction."""
+def fraction(share: float, count: int) -> str:
+    """Return a share of right answers as a fraction."""
     return f"{round(count * share)}/{count}"
 
 

@@ -164,8 +164,8 @@ def print_table(rows: list[dict[str, Any]], prompt: int, new: int) -> None:
         "row of a token, cold, ms": lambda row: f"{row['rows_token_ms']:.2f}",
     }
     print(f"| | {' | '.join(row['variant'] for row in rows)} |\n|{'---|' * (len(rows) + 1)}")
-    for name, spell in measures.items():
-        print(f"| {name} | {' | '.join(spell(row) for row in rows)} |")
+    for name, cell in measures.items():
+        print(f"| {name} | {' | '.join(cell(row) for row in rows)} |")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

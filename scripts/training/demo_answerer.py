@@ -50,9 +50,9 @@ class Answerer:
             pad_token_id=IDS["<pad>"],
             **media_inputs(rows),
         )
-        return [self._spell(row[longest:].tolist()) for row in output]
+        return [self._answer_text(row[longest:].tolist()) for row in output]
 
-    def _spell(self, ids: list[int]) -> str:
+    def _answer_text(self, ids: list[int]) -> str:
         for position, token in enumerate(ids):
             if token in STOP_IDS:
                 ids = ids[:position]

@@ -108,13 +108,13 @@ def calculator(answerer: Answerer, count: int) -> float:
     ]
     answers = answerer(told, LONGEST_THOUGHT)
     right = sum(
-        call.strip() == spell_call(text) and answer.strip() == f"The answer is {result}."
+        call.strip() == format_call(text) and answer.strip() == f"The answer is {result}."
         for call, text, answer, result in zip(calls, expressions, answers, results, strict=True)
     )
     return right / count
 
 
-def spell_call(expression: str) -> str:
+def format_call(expression: str) -> str:
     return f'<|tool_call>call:calculator{{expression:<|"|>{expression}<|"|>}}<tool_call|>'
 
 

@@ -20,7 +20,7 @@ PLACEHOLDERS = re.compile(r"<\|image\|>|<\|audio\|>|<\|video\|>")
 
 
 class Prepared(NamedTuple):
-    """A spelled conversation and what its soft tokens stand for, in order of appearance."""
+    """A texts conversation and what its soft tokens stand for, in order of appearance."""
 
     ids: list[int]
     images: list[Patches]
@@ -42,16 +42,16 @@ def media_parts(conversation: Conversation) -> Iterator[dict[str, Any]]:
             yield from (part for part in message["content"] if part["type"] != "text")
 
 
-def spell_image(image: Patches) -> str:
+def image_text(image: Patches) -> str:
     return "<|image>" + "<|image|>" * image.soft_tokens + "<image|>"
 
 
-def spell_sound(mel: Floats) -> str:
+def sound_text(mel: Floats) -> str:
     return "<|audio>" + "<|audio|>" * soft_tokens(len(mel)) + "<audio|>"
 
 
-def spell_clip(frames: list[Patches], stamps: tuple[str, ...]) -> str:
-    """Spell a clip as its frames, each after the time it is shown at."""
+def clip_text(frames: list[Patches], stamps: tuple[str, ...]) -> str:
+    """Return the text of a clip: its frames, each after the time it is shown at."""
     return " ".join(
         f"{stamp} <|image>{'<|video|>' * frame.soft_tokens}<image|>"
         for stamp, frame in zip(stamps, frames, strict=True)
@@ -59,24 +59,24 @@ def spell_clip(frames: list[Patches], stamps: tuple[str, ...]) -> str:
 
 
 def prepare(tokenizer: Any, conversation: Conversation, *, prompt: bool) -> Prepared:
-    """Spell a conversation with as many soft tokens as its media need."""
+    """Tokenize a conversation, with as many soft tokens as its media need."""
     prepared = Prepared([], [], [], [])
-    spelled = []
+    texts = []
     for part in media_parts(conversation):
         if part["type"] == "image":
             prepared.images.append(patches_of(part["image"], PROCESSOR.image))
-            spelled.append(spell_image(prepared.images[-1]))
+            texts.append(image_text(prepared.images[-1]))
         elif part["type"] == "audio":
             prepared.mels.append(mel_of(part["audio"]))
-            spelled.append(spell_sound(prepared.mels[-1]))
+            texts.append(sound_text(prepared.mels[-1]))
         else:
             clip = make_clip(part["video"], PROCESSOR.video, part["fps"])
             prepared.clips.append(clip_patches(clip, PROCESSOR.video))
-            spelled.append(spell_clip(prepared.clips[-1], clip.stamps))
+            texts.append(clip_text(prepared.clips[-1], clip.stamps))
     text = tokenizer.apply_chat_template(
         conversation["messages"], add_generation_prompt=prompt, tokenize=False
     )
-    remaining = iter(spelled)
+    remaining = iter(texts)
     text = PLACEHOLDERS.sub(lambda _: next(remaining), text)
     prepared.ids.extend(tokenizer.encode(text, add_special_tokens=False))
     return prepared

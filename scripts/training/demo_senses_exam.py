@@ -90,7 +90,7 @@ def clip_orders(data: Data, count: int) -> list[Question]:
     rng = np.random.default_rng(SEED)
     clips = [make_clip(rng, data.exam.pictures) for _ in range(min(count, MOST_CLIPS))]
     question = tinymedia.ORDER_QUESTIONS[0]
-    return [Question(part, question, tinymedia.spell_order(shown)) for part, shown in clips]
+    return [Question(part, question, tinymedia.format_order(shown)) for part, shown in clips]
 
 
 def clip_counts(data: Data, count: int) -> list[Question]:

@@ -225,7 +225,7 @@ def place_digits(rng: Draw) -> list[int]:
     return sorted(rng.choice(FRAMES, count, replace=False).tolist())
 
 
-def spell_order(digits: list[int]) -> str:
+def format_order(digits: list[int]) -> str:
     return " ".join(map(str, digits))
 
 
@@ -256,7 +256,7 @@ def clip_chat(rng: Draw, senses: Senses) -> list[dict[str, Any]]:
     part = clip_part(frames, float(rng.choice(FRAME_RATES_HZ)))
     if rng.random() < 0.3:
         return [ask(part, str(rng.choice(COUNT_QUESTIONS))), assistant(str(len(digits)))]
-    return [ask(part, str(rng.choice(ORDER_QUESTIONS))), assistant(spell_order(digits))]
+    return [ask(part, str(rng.choice(ORDER_QUESTIONS))), assistant(format_order(digits))]
 
 
 Kind = Callable[[Draw, Senses], list[dict[str, Any]]]

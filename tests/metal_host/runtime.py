@@ -99,7 +99,7 @@ def locate_code(pc: int) -> str:
     return locate(path.value.decode(), pc - 1 - base.value)
 
 
-def spell_argument(kernel: Kernel, index: int, template_id: str) -> str:
+def argument_text(kernel: Kernel, index: int, template_id: str) -> str:
     """Spell what the adapter passes for a kernel's parameter."""
     parameter = kernel.parameters[index]
     kind = f"msl_function<decltype({template_id})>::parameter<{index}>::type"
@@ -118,9 +118,9 @@ def spell_argument(kernel: Kernel, index: int, template_id: str) -> str:
 
 def define_constants(unit: Unit, values: Mapping[int, bool | int]) -> str:
     """Define the macros of function constants; those that are not given start as zero."""
-    spelled = {index: str(value).lower() for index, value in values.items()}
+    texts = {index: str(value).lower() for index, value in values.items()}
     return "".join(
-        f"#define MSL_CONSTANT_{name} {spelled.get(index, '{}')}\n"
+        f"#define MSL_CONSTANT_{name} {texts.get(index, '{}')}\n"
         for name, index in unit.function_constants.items()
     )
 
@@ -142,7 +142,7 @@ class Program:
         self.variables = unit.variables
         self.build = build
         arguments = ",\n    ".join(
-            spell_argument(self.kernel, index, template_id)
+            argument_text(self.kernel, index, template_id)
             for index in range(len(self.kernel.parameters))
         )
         text = (

@@ -81,22 +81,24 @@ class Call(NamedTuple):
     template: Sequence[tuple[str, TemplateValue]] = ()
 
 
-def spell_template(template: Sequence[tuple[str, TemplateValue]]) -> list[tuple[str, str, str]]:
+def template_parameters(
+    template: Sequence[tuple[str, TemplateValue]],
+) -> list[tuple[str, str, str]]:
     """Spell template parameters as (type, name, value)."""
-    spelled = []
+    parameters = []
     for name, value in template:
         if isinstance(value, bool):
-            spelled.append(("bool", name, str(int(value))))
+            parameters.append(("bool", name, str(int(value))))
         elif isinstance(value, int):
-            spelled.append(("int", name, str(value)))
+            parameters.append(("int", name, str(value)))
         elif isinstance(value, mx.Dtype):
-            spelled.append(("typename", name, DTYPE_NAMES[value]))
+            parameters.append(("typename", name, DTYPE_NAMES[value]))
         else:
             raise ValueError(
                 f"[metal_kernel] needed a bool, int or Dtype for template argument {name}, "
                 f"got {type(value).__name__}."
             )
-    return spelled
+    return parameters
 
 
 def name_kernel(name: str, arguments: str, call: Call) -> str:
@@ -129,7 +131,7 @@ def input_parameters(name: str, array: mx.array, body: str) -> list[str]:
 
 def generate(definition: Definition, call: Call) -> KernelText:
     """Build the text of one kernel for one set of dtypes and template arguments."""
-    template = spell_template(call.template)
+    template = template_parameters(call.template)
     arguments = f"<{', '.join(value for *_, value in template)}>" if template else ""
     name = name_kernel(definition.name, arguments, call)
     buffers: list[str] = []

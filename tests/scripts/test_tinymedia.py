@@ -120,7 +120,7 @@ def test_the_digits_of_a_clip_are_those_of_its_frames_in_order():
             if frame.any()
         ]
         is_count = text["text"] in tinymedia.COUNT_QUESTIONS
-        wanted = str(len(shown)) if is_count else tinymedia.spell_order(shown)
+        wanted = str(len(shown)) if is_count else tinymedia.format_order(shown)
         assert answer["content"] == wanted
     assert plain > 10
 

@@ -20,7 +20,7 @@ PASSES = (
     casts.build_vectors,
     casts.convert_scalars,
     keywords.soften_thread_qualifiers,
-    keywords.respell,
+    keywords.rewrite_words,
 )
 
 

@@ -54,7 +54,7 @@ def build_vector(tokens: Tokens, start: int, end: int, names: set[str]) -> None:
     elif tokens[before] in BEFORE_DECLARATION and tokens.is_word(after):
         opening = tokens.after(after)
         if tokens[opening] == "(" and is_initialiser(tokens, opening, names):
-            tokens[opening] = f" = ::metal::make<{tokens.spelled(start, end + 1)}>("
+            tokens[opening] = f" = ::metal::make<{tokens.text(start, end + 1)}>("
 
 
 def is_initialiser(tokens: Tokens, opening: int, names: set[str]) -> bool:
@@ -74,7 +74,7 @@ def convert_scalars(tokens: Tokens, unit: Unit) -> None:
         after = tokens.after(position)
         if word == "static_cast":
             end = tokens.closing_angle(after) if tokens[after] == "<" else -1
-            if end > 0 and not re.search(r"[*&]", tokens.spelled(after, end)):
+            if end > 0 and not re.search(r"[*&]", tokens.text(after, end)):
                 tokens[position] = "::metal::scast"
         elif tokens[after] == "(" and tokens[tokens.before(position)] not in ("operator", "::"):
             tokens[position] = f"::metal::scast<{word}>"

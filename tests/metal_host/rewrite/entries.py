@@ -20,7 +20,7 @@ def take_instantiations(tokens: Tokens, unit: Unit) -> None:
         end = start
         while tokens[end] != ";":
             end += 1
-        text = tokens.spelled(start, end)
+        text = tokens.text(start, end)
         host = re.search(r'host_name ?\( ?((?:"[^"]*" ?)+)\)', text)
         template_id = find_template_id(tokens, start, end)
         if host and template_id:
@@ -34,9 +34,9 @@ def find_template_id(tokens: Tokens, start: int, end: int) -> str:
     for position in range(start, end):
         follower = tokens.after(position)
         if tokens[position] == "decltype":
-            return tokens.spelled(follower + 1, tokens.closing(follower, "(", ")"))
+            return tokens.text(follower + 1, tokens.closing(follower, "(", ")"))
         if tokens[position] == "void" and tokens[tokens.after(follower)] == "<":
-            return tokens.spelled(follower, tokens.closing_angle(tokens.after(follower)) + 1)
+            return tokens.text(follower, tokens.closing_angle(tokens.after(follower)) + 1)
     return ""
 
 
@@ -82,9 +82,9 @@ def read_parameters(tokens: Tokens, opening: int, closing: int) -> tuple[Paramet
         text = tokens[position]
         depth += (text in ("(", "[", "{", "<")) - (text in (")", "]", "}", ">"))
         if text == "," and not depth:
-            texts.append(tokens.spelled(start, position))
+            texts.append(tokens.text(start, position))
             start = position + 1
-    texts.append(tokens.spelled(start, closing))
+    texts.append(tokens.text(start, closing))
     return tuple(read_parameter(text) for text in texts if text)
 
 
@@ -111,7 +111,7 @@ def define_function_constants(tokens: Tokens, unit: Unit) -> None:
         closing = tokens.closing(opening, "(", ")")
         name = tokens.before(tokens.before(tokens.before(position)))
         end = tokens.after(tokens.after(tokens.after(closing)))
-        index = tokens.spelled(opening + 1, closing)
+        index = tokens.text(opening + 1, closing)
         if tokens[end] == ";" and index.isdigit():
             unit.function_constants[tokens[name]] = int(index)
             tokens[end] = f" = MSL_CONSTANT_{tokens[name]};"

@@ -23,7 +23,7 @@ RESERVED = frozenset(
         "queue_t",
     ]
 )
-RESPELLED = (
+REWRITTEN = (
     {word: word + "_" for word in RESERVED}
     | SPACES
     | {"as_type": "::metal::as_type_", "atomic": "atomic_"}
@@ -80,19 +80,19 @@ def refers_to_const(tokens: Tokens, position: int) -> bool:
     return False
 
 
-def respell(tokens: Tokens, unit: Unit) -> None:
+def rewrite_words(tokens: Tokens, unit: Unit) -> None:
     """`device` -> `__global`, `constant` -> `const __constant`, `1.0bf` -> `((bfloat)1.0f)`."""
     del unit
     for position, item in enumerate(tokens.items):
         if item.kind == "number" and (literal := BFLOAT_LITERAL.fullmatch(item.text)):
             item.text = f"((bfloat){literal.group(1)}f)"
         elif item.kind == "word" and item.text == "constant":
-            item.text = spell_constant(tokens, position)
+            item.text = constant_text(tokens, position)
         elif item.kind == "word":
-            item.text = RESPELLED.get(item.text, item.text)
+            item.text = REWRITTEN.get(item.text, item.text)
 
 
-def spell_constant(tokens: Tokens, position: int) -> str:
+def constant_text(tokens: Tokens, position: int) -> str:
     """Objects in constant memory are const in Metal; a method's qualifier is no object."""
     before, after = tokens.before(position), tokens.after(position)
     if tokens[before] == ")" or "const" in (tokens[before], tokens[after]):

@@ -84,7 +84,7 @@ class Tokens:
     def significant(self, start: int, stop: int) -> list[int]:
         return [i for i in range(start, stop) if self.items[i].kind not in LAYOUT]
 
-    def spelled(self, start: int, stop: int) -> str:
+    def text(self, start: int, stop: int) -> str:
         """Spell a range, with single spaces and without line markers."""
         text = "".join(item.text for item in self.items[start:stop] if item.kind != "marker")
         return " ".join(text.split())
