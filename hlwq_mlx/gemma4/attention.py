@@ -25,11 +25,12 @@ FEW = 8  # queries that attend one by one, so that each sums as it would alone
 
 
 class SharedKV(NamedTuple):
-    """What the queries of one forward pass see.
+    """The keys and values that the queries of one forward pass attend to.
 
-    Shapes: keys and values [B, kv_heads, K, D] exactly as their producer's attention saw them (a
-    cache forgets positions that a sharing layer still needs), as codes where its `cache` codes
-    them; offset [] or [B] of the first query before the cache moved on.
+    They are exactly what the attention of the layer that made them saw, since its cache may forget
+    positions that a sharing layer still needs. `offset` is the first query's position, read before
+    the cache took the new positions.
+    Shapes: keys and values [B, kv_heads, K, D], or codes where `cache` codes them; offset [] or [B].
     """
 
     keys: Any
@@ -39,7 +40,7 @@ class SharedKV(NamedTuple):
     cache: Any
 
     def last(self, length: int) -> "SharedKV":
-        """Return what the last of `length` queries sees."""
+        """Return the keys and values that the last of `length` queries sees."""
         seen = self._rows(length - 1, length, self._key_count() - length)
         return seen._replace(offset=self.offset + (length - 1))
 
@@ -65,9 +66,10 @@ class SharedKV(NamedTuple):
         return int(keys.shape[2])
 
     def _rows(self, start: int, stop: int, cached: int) -> "SharedKV":
-        """Return what some of the queries see; causal ones without the keys that none of them do.
+        """Return the keys and values for queries `start` to `stop`.
 
-        The cut leaves a mask of the same form: the last key is still the last query's.
+        Under a causal mask, keys that none of them sees are cut off. The mask keeps its form, since
+        the last key is still the last query's own.
         """
         if self.mask is None:
             return self
@@ -85,19 +87,20 @@ class SharedKV(NamedTuple):
         mask = self.mask.within(L, K) if isinstance(self.mask, Causal) else self.mask
         if isinstance(self.keys, tuple):
             return attend_coded(queries, self, mask)
+        # No 1/sqrt(D): the norms of queries and keys set the scale.
         return mx.fast.scaled_dot_product_attention(
             queries, self.keys, self.values, scale=1.0, mask=mask
         )
 
 
 class RowsKV(NamedTuple):
-    """What several sequences see, each its own keys and values: a `SharedKV` for each row."""
+    """A `SharedKV` for each row of a batch: several sequences, each with its own keys and values."""
 
     rows: Sequence[SharedKV]
     offset: mx.array
 
     def last(self, length: int) -> "RowsKV":
-        """Return what the last of `length` queries sees, row by row."""
+        """Return the keys and values that the last of `length` queries sees, row by row."""
         return RowsKV([row.last(length) for row in self.rows], self.offset + (length - 1))
 
     def attend(self, queries: mx.array) -> mx.array:
@@ -110,7 +113,7 @@ class RowsKV(NamedTuple):
 
 
 def extend(cache: Any, keys: mx.array, values: mx.array, mask: Mask) -> SharedKV | RowsKV:
-    """Append keys and values of new positions to a cache and return what their queries see."""
+    """Append keys and values of new positions to a cache; return what their queries attend to."""
     offset = mx.array(cache.offset)
     if not isinstance(cache, Rows):
         keys, values = cache.update_and_fetch(keys, values)
@@ -125,8 +128,8 @@ def extend(cache: Any, keys: mx.array, values: mx.array, mask: Mask) -> SharedKV
 def attend_coded(queries: mx.array, view: SharedKV, mask: mx.array | str | None) -> mx.array:
     """Mix coded values by a float32 softmax of unscaled scores.
 
-    Heads that share keys are rows of one product. As a batch, which is mlx-lm's way, each of them
-    reads the keys again, and on a CPU MLX copies them for each.
+    Heads that share keys are rows of one product. mlx-lm makes them a batch, where each head reads
+    the keys again and MLX copies them for each on a CPU.
     Shapes: queries [B, heads, L, D] -> [B, heads, L, D].
     """
     B, heads, L, D = queries.shape
@@ -174,6 +177,7 @@ class Attention(nn.Module):
 
         Shapes: h [B, L, H] -> [B, L, H]. Values get a norm without weights and no rotation.
         """
+        # With k_eq_v, values are the keys' projection from before its norm and rotation.
         queries, keys, values = self._projections(h)
         keys = rotate(self.k_norm(self._heads(keys)), self._waves, mx.array(cache.offset))
         values = mx.fast.rms_norm(self._heads(values), None, self.eps)

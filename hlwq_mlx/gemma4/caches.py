@@ -1,9 +1,9 @@
-"""What a sequence keeps of the past: keys and values of each layer that makes some.
+"""The caches: keys and values of past positions, for each layer that makes some.
 
 A cache holds one sequence, in the order of its positions; `Rows` lets several step together. A
-sliding layer keeps its window. A full-attention layer keeps every position, and may keep them coded
-or keep only the first and the last ones. Layers that share another's keys attend to what its cache
-returns. mlx-lm's caches offer the same three things (`offset`, `make_mask`, `update_and_fetch`), so
+sliding layer keeps its window. A full-attention layer keeps every position, and may code them or
+keep only the first and the last ones. Layers that share another's keys attend to what its cache
+returns. mlx-lm's caches have the same interface (`offset`, `make_mask`, `update_and_fetch`), so
 that stock mlx-lm can bring its own.
 B batch, L new positions, D head dimensions.
 """
@@ -73,7 +73,7 @@ class Cache(Protocol):
     offset: Any  # positions seen so far: a number, or one for each sequence
 
     def make_mask(self, length: int, /, *, return_array: bool, window_size: int | None) -> Any:
-        """Return what the next `length` positions may see, before the cache takes them."""
+        """Return the mask of the next `length` positions; call it before the cache takes them."""
         ...
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[Any, Any]:
@@ -242,7 +242,7 @@ class Rows:
         return [entry.state for entry in self.entries]  # type: ignore[attr-defined]
 
     def make_mask(self, length: int, /, *, return_array: bool, window_size: int | None) -> Mask:
-        """Return what each sequence may see: caches of one layer have one kind of mask."""
+        """Return the mask of the sequences: caches of one layer all have the same kind."""
         mask: Mask = self.entries[0].make_mask(
             length, return_array=return_array, window_size=window_size
         )

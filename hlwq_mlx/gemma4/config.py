@@ -2,7 +2,7 @@
 
 Reads the released form (`global_head_dim`), the form that transformers re-saves
 (`per_layer_config`) and the flat text-only form (`model_type: gemma4_text`). The towers' sections
-are tower_config's. It does not interpret anything about sampling or token text.
+are read in towers/config.py. Sampling and token texts are not read at all.
 Source: transformers 5.23.0, models/gemma4/configuration_gemma4.py.
 """
 
@@ -229,9 +229,9 @@ class Gemma4Config:
         return tuple(kind for kind, config in configs.items() if config is not None)
 
     def manifest(self, belongs: Callable[[str], bool]) -> dict[str, Any]:
-        """The HLWQ manifest as far as it is about one part of the model; empty if there is none.
+        """Return the part of the HLWQ manifest whose tensors `belongs` accepts by name.
 
-        `belongs` says of a tensor's name whether the part has it.
+        It is empty for a config without a manifest.
         Raises: ConfigError when it names no tensors.
         """
         whole = self.quantization_config
@@ -254,7 +254,7 @@ class Gemma4Config:
 
 
 def _token_id(config: Mapping[str, Any], key: str, vocab_size: int) -> int:
-    """The id of a soft token, or of what encloses some."""
+    """Return the id of a soft token, or of a token that encloses a run of them."""
     if key == END_OF_AUDIO[0]:
         key = next((name for name in END_OF_AUDIO if name in config), key)
     value: int = required(config, key, "config")
@@ -263,7 +263,7 @@ def _token_id(config: Mapping[str, Any], key: str, vocab_size: int) -> int:
 
 
 def _known_media_ids(config: Mapping[str, Any], vocab_size: int) -> tuple[int, ...]:
-    """The same of every kind, towers or not, as far as the vocabulary has them."""
+    """Return the ids of soft tokens and their enclosures, towers or not, within the vocabulary."""
     stated = (config.get(key) for key in MEDIA_TOKENS)
     return tuple(sorted({i for i in stated if type(i) is int and 0 <= i < vocab_size}))
 
@@ -277,7 +277,7 @@ def _check_id(value: Any, where: str, vocab_size: int) -> None:
 
 
 def _layer_types(values: Mapping[str, Any]) -> tuple[str, ...]:
-    """The type of each layer; null means five sliding layers, then a full one, and the last full.
+    """Return each layer's type; null means every sixth layer, and the last, has full attention.
 
     Source: transformers 5.23.0, configuration_gemma4.py, Gemma4TextConfig.__post_init__.
     """

@@ -1,4 +1,4 @@
-"""Features of images, sounds and videos in the places that a prompt holds for them.
+"""Write the features of images, sounds and videos over the embeddings of their soft tokens.
 
 L positions, H hidden size.  Source: transformers 5.23.0, modeling_gemma4.py, Gemma4Model.forward.
 """

@@ -76,15 +76,15 @@ def attention_masks(
 
 
 def _known(mask: Any) -> Mask:
-    """Take a mask of mlx-lm's caches for what it means."""
+    """Convert a mask from mlx-lm's caches, where a string means causal, into ours."""
     return Causal(None) if isinstance(mask, str) else mask
 
 
 def join_blocks(mask: Any, is_vision: np.ndarray) -> mx.array:
-    """Let each contiguous run of vision tokens see its own later positions.
+    """Add to a mask that each contiguous run of vision tokens sees its own later positions.
 
+    Earlier positions stay as the mask has them, because the window cuts those alone.
     Shapes: mask bool [L, K] or [B, 1, L, K], is_vision bool [B, L] -> bool [B, 1, L, K].
-    Earlier positions are left as they are: the window cuts them, and never cuts later ones.
     """
     length = is_vision.shape[1]
     before = np.pad(is_vision[:, :-1], ((0, 0), (1, 0)))

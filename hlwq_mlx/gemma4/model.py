@@ -1,8 +1,8 @@
-"""The whole model as a caller meets it: token ids and caches in, logits out.
+"""The whole model: token ids and caches in, logits out.
 
 Its module tree carries the checkpoint's names. It reads no files: weights are loaded into it, and
-`Resources` brings the rows of the per-layer-embedding table and, when the first image or sound
-needs it, a tower. It samples nothing.
+`Resources` provides the rows of the per-layer-embedding table, and a tower when the first image or
+sound needs one. It does not sample.
 B batch, L positions, H hidden size, V vocabulary, N layers, d per-layer input width.
 """
 
@@ -48,12 +48,12 @@ def _no_loader(kind: str) -> Tower:
 
 
 class Resources(NamedTuple):
-    """What a model reads of its folder while it runs.
+    """What a model reads from its folder while it runs.
 
     `rows` turns int ids [B, L] on the host into the rows [B, L, N * d] of
     `embed_tokens_per_layer`, unscaled; a model without per-layer embeddings needs none.
-    `load_tower` returns the `vision` or the `audio` tower with its weights. `folder` is where what
-    prepares media finds its settings.
+    `load_tower` returns the `vision` or the `audio` tower with its weights. `folder` holds the
+    settings by which media are prepared.
     """
 
     rows: Callable[[np.ndarray], mx.array] = _no_rows
@@ -65,8 +65,9 @@ NO_RESOURCES = Resources()
 
 
 class _Towers:
-    """Towers, each loaded when it is first used. No nn.Module: they stay outside the model's tree,
-    which is the text model's checkpoint.
+    """Towers, each loaded when it is first used.
+
+    This is no nn.Module, so that towers stay outside the model's tree, which is the text model's.
     """
 
     def __init__(self, load: Callable[[str], Tower]) -> None:
@@ -233,7 +234,7 @@ class Model(nn.Module):
         return kept
 
     def is_dead(self, name: str) -> bool:
-        """Say whether a tensor makes keys or values in a layer that borrows them."""
+        """Return whether a tensor makes keys or values in a layer that uses another layer's."""
         key_value = KEY_VALUE.match(name)
         return key_value is not None and int(key_value[1]) >= self.args.text_config.first_shared
 
@@ -297,12 +298,12 @@ class Model(nn.Module):
         return ids
 
     def _hard(self, ids: np.ndarray) -> np.ndarray:
-        """The ids with soft tokens, whose own rows mean nothing, replaced by padding."""
+        """Return the ids with soft tokens replaced by padding, as in the reference."""
         soft = np.isin(ids, self.args.soft_token_ids)
         return np.where(soft, self.args.text_config.pad_token_id, ids)
 
     def _blocks(self, ids: np.ndarray, is_cached: bool) -> np.ndarray | None:
-        """Where bidirectional blocks are; None if there are none, as in a single decoded token."""
+        """Return where bidirectional blocks are, or None if there are none."""
         if self.args.text_config.use_bidirectional_attention is None or ids.shape[1] == 1:
             return None
         is_vision = np.isin(ids, self.args.vision_token_ids)

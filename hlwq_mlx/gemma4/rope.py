@@ -14,8 +14,9 @@ from .config import RopeConfig
 
 
 def wavelengths(rope: RopeConfig, head_dim: int) -> mx.array:
-    """Compute the inverse of each angle's frequency, infinite where nothing rotates.
+    """Return the inverse of each angle's frequency, infinite where nothing rotates.
 
+    `mx.fast.rope` divides positions by these numbers, so infinity is an angle of 0.
     Shapes: float32 [D/2]. Powers are taken in float64 and rounded once.
     """
     rotated = int(rope.partial_rotary_factor * head_dim // 2)

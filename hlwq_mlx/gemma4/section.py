@@ -1,7 +1,7 @@
-"""A section of config.json, read strictly: what it must hold, what it may hold, and nothing else.
+"""Read a section of config.json strictly: required keys, known keys, and nothing else.
 
-Knows no key but those that transformers' base class may write into any section, and of numbers what
-they may be at most.
+The only keys named here are those that transformers' base class may write into any section. The
+bounds of numbers are here too.
 """
 
 from collections.abc import Iterable, Mapping

@@ -1,7 +1,7 @@
 """Gemma 4's text stack: embeddings, decoder layers, per-layer inputs, final norm and tied head.
 
-Attribute names are the checkpoint's. The table of per-layer embeddings is not part of it: its rows
-are handed in. Reading token ids, masks and caches is model.py's.
+Attribute names are the checkpoint's. The rows of the per-layer-embedding table are passed in, since
+the table stays on disk. Token ids, masks and caches are prepared in model.py.
 B batch, L positions, H hidden size, I MLP width, N layers, d per-layer input width, V vocabulary.
 Source: transformers 5.23.0, modeling_gemma4.py, Gemma4TextModel and Gemma4TextDecoderLayer.
 """
@@ -47,8 +47,8 @@ class MLP(nn.Module):
 class DecoderLayer(nn.Module):
     """One layer of the stack, in the order attention, MLP, per-layer input, scalar.
 
-    It takes its input plain and, if the layer before has done so, normed by `input_layernorm`; and
-    returns as much for the `following` norm. quant.fuse may have put kernels into `ops`.
+    Besides its input it takes the input normed by `input_layernorm`, if the layer before made that,
+    and it returns its output normed by `following`. quant.fuse may have put kernels into `ops`.
     """
 
     def __init__(self, config: TextConfig, index: int) -> None:
@@ -112,9 +112,11 @@ class DecoderLayer(nn.Module):
         )
         update, norm = self.mlp(normed), self.post_feedforward_layernorm
         if per_layer_input is not None:
+            # No following norm: the gate reads the residual stream itself.
             x, normed = self.ops.residual_norm(x, update, norm)
             gated = self.ops.gelu_mul(self.per_layer_input_gate(normed), per_layer_input)
             update, norm = self.per_layer_projection(gated), self.post_per_layer_input_norm
+        # The scalar multiplies the whole residual stream, not the update alone.
         return self.ops.residual_norm(x, update, norm, following, self.layer_scalar)
 
 
@@ -141,7 +143,7 @@ class TextModel(nn.Module):
         return self.norm.weight.dtype
 
     def embed(self, ids: mx.array) -> mx.array:
-        """Look up and scale token embeddings; sqrt(H) is rounded to their dtype first.
+        """Look up and scale token embeddings; sqrt(H) is rounded to their dtype, as in the reference.
 
         Shapes: ids int [B, L] -> [B, L, H].
         """
@@ -194,7 +196,7 @@ class TextModel(nn.Module):
         return self.norm(x)
 
     def _span(self, first: int, end: int) -> list[tuple[DecoderLayer, nn.RMSNorm | None]]:
-        """Some layers, each with the norm of the next one's input."""
+        """Return layers `first` to `end`, each with the norm of the next one's input."""
         layers = self.layers[first:end]
         following = [*(layer.input_layernorm for layer in layers[1:]), None]
         return list(zip(layers, following, strict=False))
@@ -204,6 +206,7 @@ class TextModel(nn.Module):
 
         Shapes: h [B, L, H] -> float32 [B, L, V].
         """
+        # The head is the embedding as stored: only the input side is scaled by sqrt(H).
         scores: mx.array = self.embed_tokens.as_linear(h).astype(mx.float32)
         cap = self.config.final_logit_softcapping
         return scores if cap is None else mx.tanh(scores / cap) * cap

@@ -1,6 +1,6 @@
-"""The input of a layer, as products take it: x, and its rotation, made once for all that share it.
+"""The input of a layer as products take it: x and its rotation, made once for all that share it.
 
-Not a rotation: which function makes it is the backend's choice. M rows of x, K columns padded to a
+Which function rotates is the backend's choice, not made here. M rows of x, K columns padded to a
 multiple of 128.
 """
 
@@ -20,7 +20,7 @@ class Activation:
     """One x and what has been made of it."""
 
     def __init__(self, plain: mx.array, rotated: mx.array | None = None) -> None:
-        """Hold x [..., columns], and its rotation float32 [..., K] if a kernel has made it."""
+        """Keep x [..., columns], and its rotation float32 [..., K] where a kernel has made it already."""
         self.plain = plain
         self._rotated = rotated
 

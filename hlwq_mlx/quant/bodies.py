@@ -1,8 +1,8 @@
-"""The texts of the kernels: what each adds to its .metal file, and how the two are put together.
+"""The source text of each kernel: its .metal file, and the body that MLX makes a kernel of.
 
-A body declares threadgroup memory, which Metal allows nowhere else, and makes one call. Not the
-grid and not the limits: those are in kernels. MLX looks for names such as x_shape and Metal's
-attributes in the body alone, so whatever a function needs of them is handed to it here.
+A body declares threadgroup memory, which Metal allows nowhere else, and makes one call. MLX looks
+for names such as x_shape and for Metal's attributes in the body alone, so a body passes on whatever
+a function needs of them. Grids and limits are in kernels.
 """
 
 from collections.abc import Iterator

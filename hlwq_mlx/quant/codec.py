@@ -1,9 +1,9 @@
-"""The definition of HLWQ: how a weight becomes codes, and what a product with codes has to be.
+"""The definition of HLWQ: how a weight becomes codes, and what a product with codes must equal.
 
-Two halves. `encode` and `decode` are numpy, for files; inside they are float64, and the transform
-is applied unscaled (entries +1 and -1), so that a decoded weight is the exact value rounded once to
-float32. The rest are the plain twins in mlx: they define, in float32, every kernel of the same name
-and are not meant to be fast (backends choose what runs).
+`encode` and `decode` are numpy, for files. They compute in float64 and apply the transform unscaled
+(entries +1 and -1), so a decoded weight is the exact value, rounded once to float32. The rest are
+the plain twins in mlx: each defines, in float32, the kernel of the same name. Twins need not be
+fast, since backends choose what runs.
 
 A block is 128 neighbours of one row; its rotation is the Walsh-Hadamard transform in natural order,
 symmetric and its own inverse. W = norm * (centroids[code] / sqrt(128)) @ H. The twins take
@@ -67,6 +67,7 @@ def encode(
                 "[codec.encode] needed finite weights with block norms up to 65504, "
                 f"got {lengths.max():.6g}. Look for infinities and NaN, or scale the weight down."
             )
+        # Unscaled, the transform brings the factor sqrt(128) that makes entries about N(0, 1).
         rotated = blocks @ _signs()
         chosen = _nearest(rotated / lengths[:, None], centroids)
         for _ in range(refits):
@@ -80,7 +81,7 @@ def encode(
 def _fitted_norms(
     rotated: NDArray[np.float64], codes: NDArray[np.uint8], centroids: NDArray[np.float32]
 ) -> NDArray[np.float64]:
-    """Return the norms with which codes come closest to unscaled rotated blocks."""
+    """Return the norms that bring these codes closest to the unscaled rotated blocks."""
     levels = centroids.astype(np.float64)[codes]
     products = np.einsum("bk,bk->b", rotated, levels)
     fitted: NDArray[np.float64] = products / np.einsum("bk,bk->b", levels, levels)
@@ -109,6 +110,7 @@ def decode(
             "Take the table of the width that the codes were packed with."
         )
     levels = centroids.astype(np.float64)
+    # sqrt(128) once for the centroids, which are those of N(0, 1), and once for the transform.
     scales = norms.astype(np.float64) / BLOCK
     weight = np.empty(codes.shape, dtype=np.float32)
     for rows in _row_slices(*codes.shape):
@@ -119,16 +121,16 @@ def decode(
 
 
 def _row_slices(N: int, K: int) -> Iterator[slice]:
-    """Slices whose float64 temporaries stay in the caches; several times faster than one."""
+    """Return slices whose float64 temporaries fit the caches: several times faster than one pass."""
     step = max(1, _SLICE_WEIGHTS // max(1, K))
     return (slice(start, start + step) for start in range(0, N, step))
 
 
 def _nearest(values: NDArray[np.float64], centroids: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Count the midpoints below each value: searchsorted, several times faster.
+    """Return the code of each value: how many midpoints between centroids lie below it.
 
-    A cell is half as wide as the narrowest gap between midpoints, so one comparison with the next
-    midpoint settles the code.
+    This is searchsorted, several times faster. A cell of the lookup table is half as wide as the
+    narrowest gap between midpoints, so one comparison with the next midpoint settles the code.
     """
     levels = centroids.astype(np.float64)
     midpoints = (levels[1:] + levels[:-1]) / 2
@@ -185,6 +187,7 @@ def wide_gelu_mul(gate: mx.array, up: mx.array) -> mx.array:
 
 def gelu(x: mx.array) -> mx.array:
     """Return gelu with the tanh approximation, in x's dtype."""
+    # What PyTorch calls gelu_pytorch_tanh: Gemma's weights were trained with it, not with erf.
     return 0.5 * x * (1 + mx.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)))
 
 
@@ -355,5 +358,6 @@ def _rotated_rows(planes: list[mx.array], norms: mx.array, matrix: CodedMatrix) 
     fields = (low | high) & ((1 << bits) - 1)
     # [N, block, quarter, i, c] -> [N, block, i, quarter, c]: see packing for the order of a unit.
     index = fields.reshape(N, blocks, 4, 8, 4).transpose(0, 1, 3, 2, 4).reshape(N, blocks, BLOCK)
+    # Centroids are those of N(0, 1), and the entries of a block of norm 1 are sqrt(128) smaller.
     scales = norms.astype(mx.float32)[..., None] / math.sqrt(BLOCK)
     return (matrix.centroids.astype(mx.float32)[index] * scales).reshape(N, blocks * BLOCK)

@@ -1,6 +1,6 @@
-"""What computes on this machine: a CPU, or Metal on some generation of Apple's GPUs.
+"""Where this machine computes: on a CPU, or by Metal on some generation of Apple's GPUs.
 
-Not a choice of kernels or backends: those ask here.
+Kernels and backends are chosen elsewhere, from what these functions return.
 """
 
 import re

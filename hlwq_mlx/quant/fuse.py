@@ -1,10 +1,10 @@
-"""Fewer launches: layers that share their input become one, and what lies between them does, too.
+"""Fewer launches: join layers that share their input, and fuse the operations between products.
 
-Layers are joined where they are coded alike. What lies between, norms and residual or a gate, is
-one kernel that hands the next layers their input rotated: a layer's `ops`. Works on a loaded model,
-in place, and frees what it replaces; the model can then no longer be saved as a checkpoint. Worth
-it on Metal, where a launch costs what a thousand weights do; elsewhere numbers change by their
-rounding at most.
+Layers are joined where they are coded alike. The operations between them (norms with a residual, or
+a gate) become one kernel each, which also rotates the input of the next layers: a layer's `ops`.
+This works in place on a loaded model and frees what it replaces, so the model can no longer be
+saved as a checkpoint. It pays on Metal, where a launch costs as much as a thousand weights;
+elsewhere numbers change by rounding at most.
 """
 
 import mlx.core as mx
@@ -23,7 +23,7 @@ GELU_MUL = ("down_proj", "per_layer_projection")
 
 
 def blocks(model: nn.Module) -> list[nn.Module]:
-    """List the modules that `fuse` may find something to do in."""
+    """Return the modules that `fuse` may change."""
     return [
         module
         for module in model.modules()
@@ -32,11 +32,10 @@ def blocks(model: nn.Module) -> list[nn.Module]:
 
 
 def fuse(block: nn.Module) -> int:
-    """Join what can be joined in a block, give it fused operations, and count what was joined.
+    """Join the layers of a block, give it fused operations, and return how many joins were made.
 
-    `gate_up` is made of gate and up, `qkv` of q, k and, if there is one, v; the block itself has to
-    use them when it has them. Layers stay as they are when one is not coded, or they differ in
-    width or table.
+    `gate_up` joins gate and up; `qkv` joins q, k and, if there is one, v. The block's own code uses
+    them where it has them. Layers that are not coded, or differ in width or table, stay apart.
     """
     joined = _fuse_gate_up(block) + _fuse_qkv(block)
     if _has_ops(block):
@@ -49,7 +48,7 @@ def _has_ops(module: nn.Module) -> bool:
 
 
 def _ops_for(block: nn.Module) -> Ops:
-    """Return the fused operations for a block's widths, with those that it has."""
+    """Return fused operations for the widths that a block has."""
     norm = block.get(RESIDUAL_NORM)
     gated = [block[name] for name in GELU_MUL if name in block and "gate_up" not in block]
     return fused_ops(

@@ -1,9 +1,9 @@
-"""The Metal kernels under the names of the twins that define them: codec says what they compute.
+"""The Metal kernels, under the names of the twins in codec that define what they compute.
 
-The one caller of `mx.fast.metal_kernel`, looked up at each call so that tests can put a host for
-Linux in its place. The texts are in metal/ and bodies; what is added here is the grid and the
-limits: arrays that a kernel is not made for raise ShapeError. Whether and when a kernel runs is
-decided in backends; without Metal a call raises RuntimeError.
+Only this file calls `mx.fast.metal_kernel`. It is looked up at each call, so that tests can replace
+it by a host for Linux. The texts are in metal/ and bodies; this file adds the grids and the limits:
+arrays that a kernel is not made for raise ShapeError. Backends decide whether and when a kernel
+runs; without Metal a call raises RuntimeError.
 
 M rows of x, N rows and K columns of the coded matrix.
 """

@@ -1,10 +1,10 @@
 """Layers whose weight stays coded: what nn.Linear and nn.Embedding become in an HLWQ model.
 
-Their parameters are the arrays on disk (`codes`, `norms`, `centroids`) and load strictly. What a
-backend makes of them is a plain object beside the parameters, made by `prepare()` or at the first
-product, and made again when others have been loaded. The codes stay: `HLWQEmbedding` reads its rows
-from them, and a model can be saved after it has run. Not a model: which modules are coded is the
-manifest's to say.
+Their parameters are the arrays on disk (`codes`, `norms`, `centroids`) and load strictly. A backend's
+product is a plain object beside the parameters. It is made by `prepare()` or at the first call, and
+made again when other parameters are loaded. The codes stay, because `HLWQEmbedding` reads its rows
+from them and a model can be saved after it has run. The manifest, not this file, says which modules
+are coded.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -29,13 +29,13 @@ T = TypeVar("T")
 
 
 class _Made(Generic[T]):
-    """What has been made of a layer's parameters, until other ones are loaded."""
+    """A value made from a layer's parameters, kept until other parameters are loaded."""
 
     def __init__(self) -> None:
         self._kept: tuple[CodedMatrix, T] | None = None
 
     def get(self, make: Callable[[CodedMatrix], T], matrix: CodedMatrix) -> T:
-        """Return what `make` makes of a matrix, kept from the last call if it had these arrays."""
+        """Return `make(matrix)`, or the last result if it was made from these very arrays."""
         if self._kept is None or any(
             mine is not other
             for mine, other in zip(self._kept[0].arrays, matrix.arrays, strict=True)
@@ -45,7 +45,7 @@ class _Made(Generic[T]):
 
 
 class CodedLayer(nn.Module):
-    """What the layers share: their parameters, and the product that is made of them."""
+    """The base of coded layers: their parameters, and the product made from them."""
 
     def __init__(self, rows: int, columns: int, code_bits: int) -> None:
         super().__init__()
@@ -112,7 +112,7 @@ class HLWQEmbedding(CodedLayer):
         return self._multiply(x)
 
     def prepare(self) -> Product:
-        """Return the product of the head; make what looks rows up, too."""
+        """Return the product of the tied head; prepare the row lookup too."""
         self._look_up()
         return super().prepare()
 
@@ -121,7 +121,7 @@ class HLWQEmbedding(CodedLayer):
 
 
 class HLWQRows(CodedLayer):
-    """Linear layers of one input as one weight, their rows below each other: q|k|v."""
+    """Linear layers that share their input, stacked row-wise into one weight: q|k|v."""
 
     def __init__(self, input_dims: int, heights: Sequence[int], code_bits: int) -> None:
         super().__init__(sum(heights), input_dims, code_bits)
@@ -143,12 +143,12 @@ class HLWQGateUp(CodedLayer):
         return self._multiply(x)
 
     def prepare(self) -> Product:
-        """Return the product that gates its own result."""
+        """Return the product that applies the gate to its own result."""
         return self._product.get(choose.prepare_gate_up, self.matrix)
 
 
 class Linear(nn.Linear):
-    """A linear layer that is not coded but may share its input with layers that are."""
+    """An uncoded linear layer; its input may be an activation shared with coded layers."""
 
     def __call__(self, x: Input) -> mx.array:
         """Multiply: x [..., input_dims] -> [..., output_dims]."""

@@ -1,6 +1,6 @@
 """A coded matrix: the arrays of one weight on disk, held together, and the checks of their shapes.
 
-Not the meaning of the codes, which is codec's, and not their layout, which is packing's.
+What codes mean is in codec, and how they are laid out is in packing.
 N rows, K columns padded to a multiple of 128.
 """
 

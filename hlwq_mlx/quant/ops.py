@@ -1,8 +1,8 @@
-"""What runs between the products of a layer: adding to the residual stream with norms, and gating.
+"""The operations between the products of a layer: the residual stream with its norms, and the gate.
 
-Each operation has one definition, in codec. `PLAIN` computes it by stock MLX; `fused_ops` returns
-kernels, which hand the next layers their input rotated, where they run and have been tried. Not the
-products themselves: those are backends.
+Each has one definition, in codec. `PLAIN` computes it by stock MLX. `fused_ops` returns kernels,
+which also rotate the input of the next layers, where they run and pass their self-test. The
+products themselves are in backends.
 
 K columns.
 """
@@ -34,9 +34,9 @@ def residual_norm(
     following: nn.RMSNorm | None = None,
     scale: mx.array | None = None,
 ) -> tuple[mx.array, Activation]:
-    """Return h = (x + norm(update)) * scale, and what the following norm makes of h.
+    """Return h = (x + norm(update)) * scale, and h normed by the following norm.
 
-    Without a following norm the second is h itself. Float32 inside.
+    Without a following norm the second is h itself. Computes in float32.
 
     Shapes: x, update [..., K], scale [1] -> twice [..., K].
     """

@@ -1,13 +1,16 @@
 """Codes to bytes and back: the bit orders of published files, and our own layout P32.
 
-numpy only; no device, no files, no knowledge of what a code means. Codes are unsigned bytes,
-`bits` of them significant. A group is 8 codes in `bits` bytes, so every width is one rule.
+It needs numpy alone: no device, no files, no meaning of codes. A code is an unsigned byte of which
+`bits` bits count. 8 codes fill `bits` whole bytes (a group), so one rule serves every width.
 
-P32 keeps exactly `bits` bits per weight and makes every load an aligned 4, 8 or 16 byte vector. A
-unit is 32 codes of one block: of the 128 columns, quarter q owns k = 16*i + 4*q + c (i < 8, c < 4),
-in the order t = 4*i + c. Its codes are an LSB-first stream of `bits` words. The words of all units,
-row by row, lie in up to three planes: first 4*(bits//4) words a unit, then 2 if bits & 2, then 1 if
-bits & 1. The array's nominal shape [N, K*bits/32] counts words; only the planes have meaning.
+P32 keeps exactly `bits` bits per weight and makes every load an aligned 4, 8 or 16 byte vector.
+
+- A unit is 32 codes of one block: of its 128 columns, quarter q owns k = 16*i + 4*q + c (i < 8,
+  c < 4), in the order t = 4*i + c. Its codes are an LSB-first stream of `bits` words. So the four
+  lanes that own a block read 64 neighbouring bytes of x at each i.
+- The words of all units, row by row, lie in up to three planes: 4*(bits//4) words a unit, then 2 if
+  bits & 2, then 1 if bits & 1. A load of 3, 5, 6 or 7 words would not be aligned; these are.
+- The array's shape [N, K*bits/32] only counts words; the planes say which word is whose.
 
 N rows, K columns (a multiple of 128).
 """

@@ -1,9 +1,9 @@
-"""Try a path through the Metal kernels on this machine before anything is computed with it.
+"""Try each path through the Metal kernels on this machine before anything is computed with it.
 
-The kernels were written where no Metal was. When a product is prepared, each compiled variant that
-it may run multiplies a small random matrix and is compared with its twin on the CPU. One that
-cannot be compiled, or is wrong, is reported once and never used. Not a test of the kernels: that is
-tests/quant/test_kernels.py.
+The kernels were written on a machine without Metal. When a product is prepared, each compiled
+variant that it may run multiplies a small random matrix, and the result is compared with its twin
+on the CPU. A variant that does not compile, or is wrong, is reported once and never used. The tests
+of the kernels are in tests/quant/test_kernels.py.
 """
 
 import warnings
@@ -48,7 +48,7 @@ def is_sound_on(kernel: Kernel, twin: Kernel, arguments: Arguments, dtype: mx.Dt
 
 
 def forget() -> None:
-    """Forget what was tried: where kernels run may have changed, as in tests and rehearsals."""
+    """Forget all results, since tests and rehearsals change where kernels run."""
     is_sound.cache_clear()
     is_sound_on.cache_clear()
 
@@ -106,6 +106,7 @@ def random_matrix(bits: int) -> CodedMatrix:
     """Return a small matrix of random codes; any words are codes of some matrix."""
     codes, norms = mx.random.split(mx.random.key(bits))
     return CodedMatrix(
+        # The factor, a prime below 2**16, spreads 16 random bits over all 32 of a word.
         mx.random.randint(0, 1 << 16, (ROWS, COLUMNS * bits // UNIT), mx.uint32, codes) * 65521,
         mx.random.uniform(0.5, 1.5, (ROWS, COLUMNS // BLOCK), mx.float16, norms),
         mx.linspace(-3, 3, max(8, 1 << bits)),

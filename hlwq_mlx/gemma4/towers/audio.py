@@ -1,8 +1,9 @@
 """The sound encoder: mel frames of one clip in, one feature for every four of them out.
 
-Two convolutions and a stack of conformer layers, whose attention sees a band of frames behind each
-frame. Attribute names, and the layout of convolution weights, are the checkpoint's. It computes no
-mel frames, and takes one clip at a time, unpadded: a reference's padding changes nothing.
+Two convolutions and a stack of conformer layers, in whose attention a frame sees itself and a band
+of frames before it. Attribute names, and the layout of convolution weights, are the checkpoint's.
+Mel frames are made in media. Clips come one at a time and unpadded, because the reference's padding
+does not change its results.
 F mel frames, N frames behind the convolutions, H hidden size, D head dimensions, W band width.
 Source: transformers 5.23.0, modeling_gemma4.py, Gemma4AudioModel.
 """
@@ -17,12 +18,12 @@ from ...errors import ShapeError
 from .clipped import ClippedLinear
 from .config import AudioConfig
 
-# Of the norms that the reference gives no eps, whatever the config says.
+# The reference makes some norms without the config's eps, and so with its class's default.
 EPS = 1e-6
 
 
 def bounded(x: mx.array, limit: float) -> mx.array:
-    """Clip to what both the limit and x's dtype allow: float16 turns infinities into its ends."""
+    """Clip to the limit, or to x's dtype where that is narrower: float16 would overflow."""
     limit = min(limit, mx.finfo(x.dtype).max)
     return mx.clip(x, -limit, limit)
 
@@ -36,6 +37,7 @@ class Conv2d(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         """Shapes: x [1, F, bins, in] -> [1, F/2, bins/2, out], rounded up."""
+        # MLX has channels last, in weights too.
         return mx.conv2d(x, self.weight.transpose(0, 2, 3, 1), stride=2, padding=1)
 
 
@@ -49,6 +51,7 @@ class DepthwiseConv1d(nn.Module):
     def __call__(self, x: mx.array) -> mx.array:
         """Shapes: x [N, H] -> [N, H]."""
         channels, _, width = self.weight.shape
+        # All padding stands in front, so that a frame sees itself and earlier ones alone.
         padded = mx.pad(x, [(width - 1, 0), (0, 0)])[None]
         return mx.conv1d(padded, self.weight.transpose(0, 2, 1), groups=channels)[0]
 
@@ -105,10 +108,10 @@ class FeedForward(nn.Module):
 
 
 class Attention(nn.Module):
-    """Attention of a frame to itself and those shortly before it, in float32.
+    """Attention of a frame to itself and the band of frames before it, in float32.
 
-    A key is the frame's own plus one for its distance. The reference works on chunks of frames;
-    the chunk matters here only because half of its context is where distances are counted from.
+    A key is the sum of the frame's own key and a key for its distance. The reference works on
+    chunks of frames; here the chunk only fixes where distances are counted from.
     """
 
     def __init__(self, config: AudioConfig, distances: mx.array) -> None:
@@ -131,8 +134,10 @@ class Attention(nn.Module):
         queries, keys, values = (
             self._heads(projection(h)) for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
+        # softplus(0) is log 2: with that divisor, a learned scale of 0 multiplies by 1.
         scale = self.head_dim**-0.5 / math.log(2)
         queries = queries * scale * nn.softplus(self.per_dim_scale.astype(mx.float32))
+        # log(1 + e) is softplus(1): the reference fixes the keys' scale at 1 in the same form.
         keys = keys * (math.log(1 + math.e) / math.log(2))
         distances = self._heads(self.relative_k_proj(self._sinusoids.astype(h.dtype)))
 
@@ -140,6 +145,7 @@ class Attention(nn.Module):
         seen = mx.array(np.maximum(frames, 0))
         keys = (keys[seen] + distances).transpose(0, 2, 3, 1)  # [N, heads, D, W]
         logits = mx.tanh(queries[:, :, None] @ keys / self.cap) * self.cap
+        # The reference masks with -1e9, whose weight in float32 is 0 as well.
         logits = mx.where(mx.array(frames >= 0)[:, None, None], logits, -mx.inf)
         weights = mx.softmax(logits, axis=-1)
         out = weights @ values[seen].transpose(0, 2, 1, 3)  # [N, heads, 1, D]
@@ -227,11 +233,13 @@ class AudioTower(nn.Module):
 def sinusoids(config: AudioConfig) -> mx.array:
     """Encode the distances 0 to W - 1 between a frame and those that it sees.
 
-    Shapes: float32 [W, H]. The reference's table ends at half of a chunk's context and is read
-    from its end, so that distances are counted from there; beyond it there is nothing.
+    The reference's table ends at half of a chunk's context and is read from its end, so distances
+    are counted from there; rows beyond the end are zero.
+    Shapes: float32 [W, H].
     """
     band, half = config.attention_context_left - 1, config.hidden_size // 2
     distances = np.arange(band) + (config.attention_chunk_size + band) // 2 - band
+    # half - 1 steps lie between the first scale and the last, unlike in rotary embeddings.
     scales = np.exp(-np.arange(half) * (math.log(10_000.0) / max(half - 1, 1)))
     turned = distances[:, None] * scales
     table = np.concatenate([np.sin(turned), np.cos(turned)], axis=1)

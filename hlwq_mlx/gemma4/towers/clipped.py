@@ -10,7 +10,7 @@ from mlx import nn
 class ClippedLinear(nn.Module):
     """clip(linear(clip(x))) with the bounds of each clip as scalars; without bounds, linear(x).
 
-    `linear` may be coded. The bounds are values that training found, not mere guards.
+    `linear` may be coded. The bounds were learned: leaving them out changes the results.
     """
 
     def __init__(self, input_dims: int, output_dims: int, has_bounds: bool) -> None:

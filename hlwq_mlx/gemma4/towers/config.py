@@ -1,6 +1,6 @@
 """The towers' sections of config.json as frozen values: fields carry the checkpoint's key names.
 
-Not what a processor needs to make their inputs: pixels, frames and budgets are other files'.
+Pixels, frames and budgets, by which a processor makes their inputs, are in media/processor.py.
 Source: transformers 5.23.0, models/gemma4/configuration_gemma4.py.
 """
 
@@ -142,12 +142,12 @@ class AudioConfig:
 
     @property
     def head_dim(self) -> int:
-        """How many dimensions a head of attention has."""
+        """Dimensions of an attention head."""
         return self.hidden_size // self.num_attention_heads
 
     @property
     def mel_groups(self) -> int:
-        """What the convolutions must leave of a frame's mel bins: a quarter, rounded up."""
+        """How many values the convolutions leave of a frame's mel bins: a quarter, rounded up."""
         return self.subsampling_conv_channels[0] // 4
 
     def _check(self) -> None:

@@ -1,4 +1,4 @@
-"""From a tower's features to rows that stand among token embeddings.
+"""Project a tower's features into the space of token embeddings.
 
 Source: transformers 5.23.0, modeling_gemma4.py, Gemma4MultimodalEmbedder.
 """
@@ -18,8 +18,8 @@ class Embedder(nn.Module):
     def __call__(self, features: mx.array, dtype: mx.Dtype) -> mx.array:
         """Project features into the text model's space, in the dtype given.
 
-        Shapes: features [n, input_dims] -> [n, hidden_size]. Features may be float32, and larger
-        than `dtype` can hold: they are rounded behind the norm.
+        Features may be float32 and larger than `dtype` can hold, so they are rounded after the norm.
+        Shapes: features [n, input_dims] -> [n, hidden_size].
         """
         h = mx.fast.rms_norm(features, None, self.eps).astype(dtype)
         return self.embedding_projection(h)

@@ -1,7 +1,7 @@
-"""A tower as a part that may be absent: its names, and a tree that loads by itself.
+"""A tower: an optional part of the model, with its own names and a tree that loads by itself.
 
-Two kinds, `vision` and `audio`; each is an encoder and an embedder, `<kind>_tower` and
-`embed_<kind>` in the checkpoint. Not their formulas, and no file is read here.
+There are two kinds, `vision` and `audio`. Each is an encoder and an embedder, `<kind>_tower` and
+`embed_<kind>` in the checkpoint. Their formulas are in other files, and no file is read here.
 """
 
 import mlx.core as mx
@@ -66,7 +66,7 @@ def make_tower(args: Gemma4Config, kind: str) -> Tower:
 
 
 def no_tower(kind: str) -> RequestError:
-    """Make the error of a prompt that needs a tower which is not there."""
+    """Return the error for a prompt that needs a tower the checkpoint lacks."""
     return RequestError(
         f"[model.{kind}_tower] needed by the prompt, got none: this checkpoint has no {kind} "
         "tower. Leave such parts out of the prompt."

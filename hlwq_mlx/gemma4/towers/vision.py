@@ -1,7 +1,7 @@
 """The image encoder: patches of one image in, one feature for each cell of pooled patches out.
 
-Attribute names are the checkpoint's. It resizes no image and cuts no patches, and takes one image
-at a time, unpadded: a reference's padding changes nothing.
+Attribute names are the checkpoint's. Images are resized and cut into patches in media. They come one
+at a time and unpadded, because the reference's padding does not change its results.
 P patches, p patch width, H hidden size, D head dimensions, k pooling width, n cells.
 Source: transformers 5.23.0, modeling_gemma4.py, Gemma4VisionModel.
 """
@@ -37,6 +37,7 @@ class PatchEmbedder(nn.Module):
     def __call__(self, patches: mx.array, positions: mx.array) -> mx.array:
         """Shapes: patches [P, 3*p*p] in [0, 1], positions int [P, 2] -> [P, H]."""
         columns, rows = self.position_embedding_table
+        # The model itself, not the processor, maps 0..1 to -1..1.
         values = (2 * (patches.astype(mx.float32) - 0.5)).astype(columns.dtype)
         x: mx.array = self.input_proj(values)
         return x + (columns[positions[:, 0]] + rows[positions[:, 1]])
@@ -134,7 +135,7 @@ class VisionTower(nn.Module):
 
         Shapes: patches [P, 3*p*p] in [0, 1], each row-major with its colours last; positions int
         [P, 2], column before row, of a grid whose sides are multiples of k -> float32 [n, H], cells
-        in rows. The range of 16-bit floats is too small for them.
+        in rows.
         Raises: ShapeError.
         """
         grid = self._grid(patches, positions)
@@ -142,6 +143,7 @@ class VisionTower(nn.Module):
         turn = angles(grid, self.config)
         for layer in self.encoder.layers:
             x = layer(x, turn)
+        # In float32: the factor takes the features beyond what float16 holds.
         pooled: mx.array = (
             pool(x, grid, self.config.pooling_kernel_size) * self.config.hidden_size**0.5
         )

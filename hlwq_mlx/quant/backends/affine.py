@@ -1,12 +1,12 @@
 """The weight on 8-bit grids, for stock `mx.quantized_matmul`: 8.5 or 9 bits a weight.
 
-Every centroid is rounded to the nearest step of an even grid of 256; where a table's tails are too
-uneven for that, every 64 weights get a grid of their own. IMAGE_ERROR bounds how far that is from
-the twin. Runs in float32 whatever x is: on a CPU stock bfloat16 is nine times slower.
+Every centroid is rounded to the nearest of 256 even steps. Where a table's outer centroids are too
+unevenly spaced for that, every 64 weights get a grid of their own. IMAGE_ERROR bounds the distance
+from the twin. It runs in float32 for any x, because stock bfloat16 is nine times slower on a CPU.
 
-Rows: on a CPU `mx.quantized_matmul` multiplies row by row, and a row has the same bits in any
-company below DECODED_ROWS rows. From there on the image is decoded for `mx.matmul`, whose sums are
-taken in another order. The levels 0..255 of a grid stand for step * (level - 127.5).
+Rows: on a CPU `mx.quantized_matmul` multiplies row by row, so a row has the same bits among any
+number of rows below DECODED_ROWS. From there on the image is decoded for `mx.matmul`, which sums in
+another order. The levels 0..255 of a grid stand for step * (level - 127.5).
 
 M rows of x, N rows and K columns of the weight.
 """
@@ -79,8 +79,8 @@ class Affine(Product):
     def _multiply_decoded(self, rotated: mx.array) -> mx.array:
         """Decode some rows of the weight at a time and multiply by them.
 
-        For many rows of x stock matmul is as fast as the image, and with a BLAS that is made for
-        the processor, as Apple's or a preloaded OpenBLAS, many times faster.
+        For many rows of x stock matmul is as fast as the image, and many times faster with a BLAS
+        made for the processor (Apple's, or a preloaded OpenBLAS).
         """
         step = max(1, _SLICE_WEIGHTS // rotated.shape[-1])
         products = []

@@ -1,8 +1,8 @@
-"""What every backend is: a product made ready ahead of its first call, which takes an activation.
+"""The protocol of a backend: a product that is prepared before its first call.
 
-A row of a result has the same bits alone and in company of up to FEW_ROWS rows: it depends on its
-own row of x alone. What lets a backend promise that, and from how many rows on its sums are taken
-in another order, is in its own file.
+A row of a result has the same bits alone and among up to FEW_ROWS rows, because it depends on its
+own row of x only. Each backend's file says why that holds for it, and from how many rows on its
+sums are taken in another order.
 
 M rows of x, N rows and K columns of the matrix.
 """

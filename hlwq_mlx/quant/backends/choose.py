@@ -1,8 +1,8 @@
-"""Choose how products with a coded weight run, and do their work ahead of the first one.
+"""Choose the backend of each coded weight, and prepare it before the first product.
 
-Where MLX has Metal our kernels run on the codes themselves. Elsewhere, and for matrices they cannot
-address, a small weight is decoded and a larger one becomes an affine image. Layers that only look
-rows up choose here, too. Not the ways themselves: each is a file beside this one.
+With Metal our kernels run on the codes themselves. Without it, and for matrices that the kernels
+cannot address, a small weight is decoded and a larger one becomes an affine image. Layers that only
+look up rows choose here too. Each backend is a file beside this one.
 
 N rows, K columns.
 """
@@ -61,9 +61,9 @@ def stock(matrix: CodedMatrix) -> Product:
 
 
 def prepared_bytes(weights: int, *, has_kernels: bool) -> int:
-    """Return what `prepare` makes of that many coded weights takes, beside their codes.
+    """Return how many bytes `prepare` adds to the codes of that many weights.
 
-    Kernels multiply by the codes themselves, and take nothing.
+    Kernels multiply by the codes themselves, so they add none.
     """
     if has_kernels:
         return 0

@@ -1,10 +1,10 @@
 """The decoded weight, kept in float32 in the rotated basis: 32 bits a weight, the twin's numbers.
 
-For small weights, where it is exact and as fast as any other way. Runs in float32 whatever x is: on
-a CPU stock bfloat16 is nine times slower.
+It serves small weights, where it is exact and as fast as any other way. It runs in float32 for any
+x, because stock bfloat16 is nine times slower on a CPU.
 
-Rows: `mx.matmul` of MLX's own CPU build takes the sums of a row in one order for any number of
-rows. A BLAS that is preloaded in its place, and Metal, choose by the number of rows.
+Rows: `mx.matmul` of MLX's own CPU build sums a row in one order for any number of rows. A preloaded
+BLAS, and Metal, choose the order by the number of rows.
 """
 
 import mlx.core as mx

@@ -1,13 +1,13 @@
 """The codes themselves, multiplied by our Metal kernels: exactly `bits` bits a weight.
 
-The number of rows and the chip choose the kernel, among those that selftest has tried when the
-product was prepared: qmv for 1 to 8 rows, qmm up to the chip's qmm_rows, beyond them the weight is
-decoded to float16 for `mx.matmul`. Where a kernel does not work the next way takes its place, and
-at last stock MLX.
+The number of rows and the chip choose the kernel, among those that passed selftest when the product
+was prepared: qmv for 1 to 8 rows, qmm up to the chip's qmm_rows, and beyond them `mx.matmul` by the
+weight decoded to float16. A kernel that fails is replaced by the next way, and the last by stock
+MLX.
 
-Rows: a row of 1 to 8 has the same bits in any company, for the order of qmv's sums depends on K
-alone and either all of its tiles are used or none. So has one of 9 to qmm_rows rows, by qmm, which
-sums in another order; and beyond, `mx.matmul` chooses its own.
+Rows: a row has the same bits among 1 to 8 rows, because the order of qmv's sums depends on K alone
+and its tiles are used either all or not at all. The same holds for 9 to qmm_rows rows, where qmm
+sums in another order. Beyond, `mx.matmul` chooses the order.
 
 M rows of x, N rows and K columns of the matrix.
 """
@@ -35,7 +35,7 @@ class Sound(NamedTuple):
 
 
 class Metal(Product):
-    """A product by kernels; `stock` makes the product that takes their place if they fail."""
+    """A product by kernels; `stock` makes the product that replaces them if they fail."""
 
     def __init__(self, matrix: CodedMatrix, stock: Stock) -> None:
         kernels.check_matrix("metal.Metal", matrix)
@@ -56,7 +56,7 @@ class Metal(Product):
         return decoded(x, self._matrix) if self._stock is None else self._stock(x)
 
     def _try_kernels(self, dtype: mx.Dtype) -> Sound:
-        """Return which ways work for x of `dtype`, and make what takes the place of the last."""
+        """Return which ways work for x of `dtype`; prepare stock MLX if the last of them does not."""
         if dtype not in self._sound:
             bits = self._matrix.bits
             self._sound[dtype] = Sound(
