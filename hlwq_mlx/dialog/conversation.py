@@ -1,5 +1,6 @@
-"""A conversation with a model: its messages, and the answer that is coming. It reads and prints
-nothing, so a terminal, a test or a server can lead it.
+"""A conversation with a model: its messages, and the answer that is being read.
+
+It neither reads input nor prints, so a terminal, a test or a server can use it.
 
     conversation.add_user("Hi")
     for event in conversation.take(pieces): ...  # what answers conversation.prompt(tokenizer)
@@ -16,7 +17,7 @@ from .messages import normalize_tools
 
 
 class Conversation:
-    """Messages in OpenAI's form, with the settings that every prompt of it takes."""
+    """Messages in OpenAI's form, and the settings that all its prompts share."""
 
     def __init__(
         self,
@@ -26,7 +27,7 @@ class Conversation:
         thinking: bool = False,
     ) -> None:
         self.system = system
-        normalize_tools(tools)  # which refuses now what no template could spell later
+        normalize_tools(tools)  # refuses at once what no template could render later
         self.tools = list(tools)
         self.thinking = thinking
         self._messages: list[dict[str, Any]] = []
@@ -77,9 +78,9 @@ class Conversation:
         self._pending = []
 
     def prompt(self, tokenizer: Any) -> template.Rendered:
-        """Spell the conversation and the opening of the answer.
+        """Render the conversation and the opening of the answer.
 
-        Raises: RequestError when a call still waits for its result.
+        Raises: RequestError when a call has no result yet.
         """
         self._expect_no_calls()
         return template.render(tokenizer, self.messages, tools=self.tools, thinking=self.thinking)
@@ -87,8 +88,8 @@ class Conversation:
     def take(self, pieces: Iterable[str], *, prompt: str = "") -> Generator[Event]:
         """Yield the events of an answer to the prompt, and add the answer to the messages.
 
-        An answer that is broken off, by an exception or by closing this iterator, is kept as far
-        as it came, without its calls.
+        If an exception or closing this iterator ends the answer early, what came of it is kept,
+        without its calls.
         """
         events: list[Event] = []
         is_whole = False

@@ -1,11 +1,11 @@
-"""Functions offered to the model, in the few words that chat templates spell.
+"""Convert the functions offered to the model into the few keywords that chat templates render.
 
-Templates spell a parameter's description, one type, `nullable`, an enum of strings, an array's
-items and an object's properties. The rest they drop, or garble: unions, other enums, bounds, what
-has no type. So what a template spells goes to where it looks for it, and the rest follows the
-description as JSON, which a model reads as well: nothing is lost.
+Templates render a parameter's description, one type, `nullable`, an enum of strings, an array's
+items and an object's properties. They drop or garble everything else: unions, other enums, bounds,
+schemas without a type. So what a template renders is put where it looks for it, and the rest is
+appended to the description as JSON, which the model can read: nothing is lost.
 
-A schema comes out with these keys alone: description, type (in capitals, always there), nullable,
+A converted schema has only these keys: description, type (in capitals, always there), nullable,
 enum (of strings), items, properties, required.
 """
 
@@ -18,7 +18,7 @@ from .parts import Normal
 from .schema import listed, merged, plain_schema, refused
 from .values import is_bare_key
 
-ANY = "any"  # said where a template needs a type and there is not one
+ANY = "any"  # for schemas without a type, as templates need one
 _TYPE_OF: dict[type, str] = {
     str: "string",
     bool: "boolean",
@@ -29,9 +29,9 @@ _TYPE_OF: dict[type, str] = {
 
 
 def declare(function: Mapping[str, Any], where: str) -> Normal:
-    """Return the function of a tool as templates take it.
+    """Return the function of a tool in the form that templates render.
 
-    Raises: RequestError naming the tool and the place of what cannot be spelled.
+    Raises: RequestError naming the tool and the schema that cannot be rendered.
     """
     name = function["name"]
     known: Normal = {"name": name}
@@ -55,26 +55,26 @@ def _text(function: Mapping[str, Any], where: str) -> str:
 
 
 class _Declarer:
-    """Spells the schemas of one tool; `where` is the place of the first."""
+    """Converts the schemas of one tool; `where` is the first one's path, for messages."""
 
     def __init__(self, where: str, tool: str) -> None:
         self._where = where
         self._tool = tool
 
     def parameters(self, given: Any) -> Normal:
-        """Spell the schema of all arguments, which are an object's properties."""
+        """Convert the schema of all arguments, which are the properties of one object."""
         schema = plain_schema(given, self._where, self._tool)
         kind = _kind(schema) or "object"
         if kind != "object":
             raise refused(
                 self._where, self._tool, "a JSON schema of an object", brief(given), "correct it"
             )
-        # No properties means no arguments here, and not any.
+        # Here no properties means no arguments; in JSON Schema it means any.
         closed = {} if schema.get("properties") else {"additionalProperties": False}
         return self.declared({"type": "object", **closed, **schema}, self._where)
 
     def response(self, given: Any) -> Normal:
-        """Spell the schema of a result, of which templates know that it is an object, no more."""
+        """Convert the schema of a result; templates render only that it is an object."""
         schema = plain_schema(given, self._where, self._tool)
         if _kind(schema) != "object":
             schema = {"properties": {"value": schema}}  # as templates write such a result
@@ -83,7 +83,7 @@ class _Declarer:
         return {"type": "OBJECT", **({"description": description} if description else {})}
 
     def declared(self, schema: Normal, where: str) -> Normal:
-        """Spell a plain schema."""
+        """Convert a plain schema."""
         schema, is_nullable = self._without_null(schema, where)
         kind = _kind(schema)
         rest = dict(schema)
@@ -103,7 +103,7 @@ class _Declarer:
         return known | ({"description": description} if description else {})
 
     def _members(self, rest: Normal, where: str) -> Normal:
-        """Take an object's properties out of the rest of its schema, and spell them."""
+        """Take an object's properties out of the rest of its schema, and convert them."""
         properties = rest.pop("properties", {})
         if not properties:
             rest.setdefault("additionalProperties", True)  # it may hold anything
@@ -144,7 +144,7 @@ class _Declarer:
         return rest, _drop_null(rest) or is_nullable
 
     def _described(self, description: str, rest: Normal) -> str:
-        """Return a description and, as JSON behind it, what has no other place."""
+        """Return a description, followed by the rest of the schema as JSON."""
         if not rest:
             return description
         try:
@@ -167,7 +167,7 @@ def _without(schema: Normal, *keys: str) -> Normal:
 
 
 def _drop_null(schema: Normal) -> bool:
-    """Take null out of what else a schema allows; return whether it allowed null as well."""
+    """Remove null from a schema that allows other values too; return whether it allowed null."""
     if _kind(schema) == "null":
         schema.pop("enum", None)
         schema["type"] = "null"
@@ -193,7 +193,7 @@ def _is_null(schema: Normal) -> bool:
 
 
 def _kind(schema: Normal) -> str | None:
-    """Return a schema's one type, said or plain to see; None when there are several, or any."""
+    """Return a schema's one type, stated or implied; None when there are several or none."""
     types = _types(schema)
     if types:
         return types[0] if len(types) == 1 else None

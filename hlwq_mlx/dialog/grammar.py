@@ -1,16 +1,16 @@
-"""Gemma 4's answers: a thought, then content, then tool calls; printed, and read as they come.
+"""The grammar of Gemma 4's answers: write one, and read one piece by piece as it comes.
 
     <|channel>thought\\n...\\n<channel|>content<|tool_call>call:name{...}<tool_call|><turn|>
 
-The reader takes text in pieces split anywhere and yields events in order. It never raises: a call
-that makes no sense becomes a BrokenCall. Decisions where models leave the grammar:
+An answer is a thought, then content, then tool calls. The reader takes pieces that are split
+anywhere and yields events in order. It never raises: a call that cannot be read becomes a
+BrokenCall. Where models leave the grammar, it decides so:
 
-- Any channel is thought; only the name `thought` is taken off its text.
-- `<|tool_call>` ends a thought. A thought or call that the end cuts short is closed there, but a
-  call is only believed when its brackets and strings were closed or a marker closed it: half an
-  argument must not be acted upon.
+- Every channel is a thought; only the name `thought` is removed from its text.
+- `<|tool_call>` ends a thought. The end of the answer closes an open thought or call. Such a call
+  counts only if its brackets and strings were closed, because half an argument must not be used.
 - A marker inside `<|"|>` belongs to the string, unless the string never ends.
-- Closing markers without an opening one are dropped; nothing after the turn's end is read.
+- Closing markers without an opening one are dropped. Nothing is read after the turn's end.
 
 Source: gemma4_architecture §5.2 and §5.3.
 """
@@ -106,7 +106,7 @@ def read_answer(pieces: Iterable[str], *, in_thought: bool = False) -> Iterator[
 def print_answer(
     thought: str = "", content: str = "", calls: Sequence[ToolCall] = (), *, end: str = ""
 ) -> str:
-    """Spell an answer as the model would; `parse_answer` takes it back.
+    """Return an answer as the model would write it; `parse_answer` reads it back.
 
     Raises: RequestError for text that contains a marker of the grammar.
     """
@@ -121,9 +121,9 @@ def print_answer(
 
 
 def print_call(call: ToolCall) -> str:
-    """Spell one call with its markers.
+    """Return one call as the model would write it, with its markers.
 
-    Raises: RequestError for a name that is none.
+    Raises: RequestError for a name that no function may have.
     """
     if not is_name(call.name):
         raise RequestError(
@@ -134,14 +134,14 @@ def print_call(call: ToolCall) -> str:
 
 
 def opens_thought(prompt: str) -> bool:
-    """Say whether a prompt leaves a thought open, so that the answer begins inside it."""
+    """Return whether a prompt leaves a thought open, so that the answer begins inside it."""
     return prompt.rstrip("\n").endswith(f"{CHANNEL}thought")
 
 
 def without_thoughts(text: str) -> str:
-    """Return an answer without the thoughts in it; the last may have no end, being cut short.
+    """Return an answer without its thoughts, of which the last may be cut off.
 
-    A marker that opens or closes nothing is text.
+    A marker without its counterpart counts as text.
     """
     before, end, after = text.rpartition(CHANNEL_END)
     return _THOUGHT.sub("", before + end) + after.partition(CHANNEL + THOUGHT_NAME)[0]
@@ -155,7 +155,7 @@ class AnswerParser:
         self._scanned = 0
         self._string_at = -1  # where the string that is open in a call begins
         self._has_thought = False
-        self._break = ""  # parts a thought from the one before
+        self._break = ""  # separates a thought from the one before
         self._step: Callable[[list[Event]], bool] = self._content
         if in_thought:
             self._step = self._thought
@@ -233,7 +233,7 @@ class AnswerParser:
         return False
 
     def _end_call(self, events: list[Event]) -> None:
-        """Close a call at the end of the stream: at the marker that a lost quote hid, if any."""
+        """Close a call at the stream's end, or at a marker inside its unclosed string if any."""
         found = _IN_TEXT.search(self._buffer, max(self._string_at, 0))
         if found is not None:
             self._close_call(found, events)

@@ -1,11 +1,11 @@
-"""People's texts kept from becoming control tokens of the prompt that they are rendered into.
+"""Keep the texts of users and tools from becoming control tokens of the prompt.
 
-Whoever writes `<turn|>` in a message must not end the turn. Before a template sees a text, marks go
-into it: behind each character that may begin a control token, and before its first letter. A
-control token of the rendered prompt with a mark inside was thus not written by the template alone,
-whether it stood in one text or came together of several. There the prompt breaks: encoded piece by
-piece, the token is the letters it is made of. All other marks vanish, so that every other id is
-what the prompt encodes to as a whole.
+A user who writes `<turn|>` in a message must not end the turn. So before a template sees a text, a
+mark (one unused character) is put after each character that may begin a control token, and before
+the first letter. If a control token of the rendered prompt has a mark inside, the template did not
+write it alone, whether it stood in one text or arose from several. The prompt breaks there: its
+pieces are encoded one by one, and the token is encoded as plain letters. All other marks are
+removed, so every other id is what the whole prompt encodes to.
 """
 
 import itertools
@@ -23,9 +23,9 @@ _TEXT_FIELDS = ("name", "tool_name", "tool_call_id", "reasoning", "reasoning_con
 
 
 def control_tokens(tokenizer: Any) -> list[str]:
-    """Return every string that the tokenizer reads as one token of its own, and media's markers.
+    """Return the strings that the tokenizer never splits, and the markers of media.
 
-    Added tokens made of space alone are text: they stand for what people type.
+    Added tokens made of spaces alone are left out, since people type them.
     """
     added = [str(token.content) for token in tokenizer.added_tokens_decoder.values()]
     return [token for token in {*added, *MARKERS.values()} if len(token) > 1 and token.strip()]
@@ -40,8 +40,8 @@ def free_letter(*texts: str) -> str:
 class Guard:
     """Marks what people wrote in messages and tools, and finds where the prompt has to break.
 
-    `tokens` are the control tokens; `held` is all that will be marked, for which it chooses a mark
-    that stands nowhere in it.
+    `tokens` are the control tokens; `held` is everything that will be marked, so that the mark is a
+    character that does not occur in it.
     """
 
     def __init__(self, tokens: Sequence[str], held: Any) -> None:
@@ -51,7 +51,7 @@ class Guard:
         self._first = re.compile(f"[{re.escape(''.join({token[0] for token in tokens}))}]")
 
     def message(self, message: Normal) -> Normal:
-        """Mark a normal message; what templates compare, as its role, stays as it is."""
+        """Mark a normal message; its role stays as it is, because templates compare it."""
         return {key: self._field(key, value) for key, value in message.items()}
 
     def tool(self, tool: Normal) -> Normal:
@@ -72,7 +72,7 @@ class Guard:
         return f"{marked[:space]}{self._mark}{marked[space:]}" if marked[space:] else marked
 
     def beginnings(self, value: Any) -> Any:
-        """Mark only where control tokens may begin: most words stay what a template looks for."""
+        """Mark only where control tokens may begin, so that a template still finds its keywords."""
         if isinstance(value, str):
             return self._first.sub(rf"\g<0>{self._mark}", value)
         if isinstance(value, Mapping):
@@ -98,7 +98,7 @@ class Guard:
         return self.text(key) if is_bare_key(key) else f"{QUOTE}{self.text(key)}{QUOTE}"
 
     def resolve(self, marked: str) -> tuple[str, tuple[int, ...]]:
-        """Return a rendered prompt without its marks, and where no token may reach over."""
+        """Return a rendered prompt without its marks, and the positions no token may span."""
         pieces = marked.split(self._mark)
         text = "".join(pieces)
         marks = list(itertools.accumulate(map(len, pieces[:-1])))
@@ -139,7 +139,7 @@ class Guard:
         return {key: self.data(value) for key, value in response.items()}
 
     def _schema(self, schema: Normal) -> Normal:
-        """Mark a schema of `dialog.schema`; a marked name is none of the template's own words."""
+        """Mark a schema of `dialog.schema`; a marked name cannot be a keyword of the template."""
         marked: Normal = self.beginnings(schema)
         if "description" in schema:
             marked["description"] = self.text(schema["description"])

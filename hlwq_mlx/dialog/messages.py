@@ -1,8 +1,8 @@
-"""Messages and tools as OpenAI's clients write them, repaired into what chat templates take.
+"""Repair messages and tools, as OpenAI's clients write them, into what chat templates take.
 
-A template is data of the checkpoint and may be an older one, so every repair is into a form that
-all of Gemma 4's templates spell alike. What they would drop, garble or die of without a word is
-refused here, with the place named.
+The template comes with the checkpoint and may be an older one, so messages are brought into a form
+that all of Gemma 4's templates render alike. What they would silently drop or garble, or fail on,
+is refused here with its place named.
 Source: gemma4_architecture §5.1, its rules.
 """
 
@@ -83,7 +83,7 @@ def _content(content: Any, where: str) -> str | list[Normal | Medium]:
 
 
 def _answer_content(content: str | list[Normal | Medium]) -> str | list[Normal | Medium]:
-    """Return an earlier answer as templates repeat it: they take its thoughts out of the text."""
+    """Return an earlier answer without thoughts, which templates remove from text too."""
     if isinstance(content, str):
         return without_thoughts(content)
     return [
@@ -93,7 +93,7 @@ def _answer_content(content: str | list[Normal | Medium]) -> str | list[Normal |
 
 
 def _plain_text(content: Any, where: str) -> str:
-    """Return the content of a message in which every template wants plain text."""
+    """Return the content of a message that every template expects to be plain text."""
     checked = _content(content, where)
     if isinstance(checked, str):
         return checked
@@ -109,7 +109,7 @@ def _plain_text(content: Any, where: str) -> str:
 
 
 def _join_instructions(messages: list[Normal]) -> list[Normal]:
-    """Join the instructions at the beginning, the only place that templates look for them."""
+    """Join the instructions into the first message, where templates look for them."""
     system = [message["content"] for message in messages if message["role"] == "system"]
     late = [at for at, message in enumerate(messages) if message["role"] == "system"][-1:]
     if late and late[0] >= len(system):
@@ -170,7 +170,7 @@ def _result_content(content: Any, where: str) -> Any:
 
 
 def _attach_results(messages: list[Normal]) -> list[Normal]:
-    """Pair tool results with the calls before them, and move structured ones to where they fit."""
+    """Pair tool results with their calls, and move structured ones into the message of the call."""
     attached: list[Normal] = []
     at = 0
     while at < len(messages):
@@ -203,7 +203,10 @@ def _turn_end(following: Normal) -> list[Normal]:
 
 
 def _pair(calls: list[Normal], results: list[Normal], at: int, *, is_last: bool) -> list[Normal]:
-    """Give each result the id and name of its call; every call needs one, or none has any yet."""
+    """Return the results with the id and name of their calls.
+
+    Every call needs a result, except at the end of the messages, where none may have one yet.
+    """
     waiting = list(calls)
     paired = []
     for offset, result in enumerate(results, start=1):
@@ -238,10 +241,10 @@ def _find_call(waiting: list[Normal], result: Normal, where: str) -> Normal:
 
 
 def _placed(message: Normal, results: list[Normal]) -> list[Normal]:
-    """Spell results as tool messages, or as `tool_responses` when one of them is structured.
+    """Return a message and its results: tool messages, or `tool_responses` if one is structured.
 
-    Templates die of an object in a tool message, and only `tool_responses` spell it natively; they
-    drop media there, so next to media an object becomes JSON text.
+    Templates fail on an object in a tool message, and render it natively only in `tool_responses`.
+    They drop media there, so beside media an object becomes JSON text.
     """
     has_media = any(_has_media(result["content"]) for result in results)
     if all(isinstance(result["content"], str) for result in results):
@@ -271,12 +274,12 @@ def _as_text(content: Any) -> Any:
 
 
 def _as_object(content: Any) -> Normal:
-    """Name a bare value as templates name it."""
+    """Return an object for a result; a bare value goes under the name that templates use."""
     return dict(content) if isinstance(content, Mapping) else {"value": content}
 
 
 def _join_answers(messages: list[Normal]) -> list[Normal]:
-    """Join assistant texts that follow each other: one turn, which older templates close twice."""
+    """Join neighbouring assistant texts into one turn, which older templates would close twice."""
     joined: list[Normal] = []
     for message in messages:
         if joined and _is_plain_answer(joined[-1]) and _is_plain_answer(message):

@@ -1,7 +1,7 @@
-"""Content parts as transformers and OpenAI spell them, repaired into what chat templates take.
+"""Convert content parts, as transformers and OpenAI write them, into what chat templates take.
 
-A part with media becomes a `Medium`, and for the template `{"type": KIND}`: the kind is one of the
-three that every template knows, the source says where the medium comes from. It reads no source.
+A part with media becomes a `Medium`, and `{"type": KIND}` for the template. The kind is one of the
+three that every template knows; the source says where the medium comes from. No source is read.
 """
 
 from collections.abc import Hashable, Mapping
@@ -13,7 +13,7 @@ from ..errors import RequestError
 
 Normal = dict[str, Any]
 
-# Each kind of part: what it holds, and the keys under which the source may stand.
+# For each type of part, the kind of medium, and the keys that may hold the source.
 PART_TYPES = {
     "image": ("image", ("image", "path", "url", "base64")),
     "image_url": ("image", ("image_url",)),
@@ -32,7 +32,7 @@ class Medium(NamedTuple):
     source: Any
 
     def mark(self) -> Hashable:
-        """Return what tells it from others: where it comes from; an array gets a new one."""
+        """Return a key that identifies the medium: its source, or for an array a new object."""
         return self if isinstance(self.source, str | bytes | Path) else object()
 
 
@@ -64,7 +64,7 @@ def normalize_part(part: Any, where: str) -> Normal | Medium:
 
 
 def take_media(messages: list[Normal]) -> tuple[list[Normal], tuple[Medium, ...]]:
-    """Take the media out of normal messages, in the order in which templates spell them."""
+    """Take the media out of normal messages, in the order in which templates render them."""
     media: list[Medium] = []
     bare = []
     for message in messages:

@@ -1,8 +1,8 @@
-"""Placeholders of media in a rendered prompt, and the soft tokens that take their place.
+"""Replace the placeholders of media in a rendered prompt by soft tokens.
 
-A template writes one marker for each medium. A marker that a person wrote is none: the prompt
-breaks inside it (see dialog.guard). Features are not known here, only how many soft tokens they
-need.
+A template writes one marker for each medium. A marker that a user wrote does not count, because the
+prompt breaks inside it (see dialog.guard). This module knows how many soft tokens features need,
+not the features.
 Source: gemma4_architecture §3.3 and §3.6.
 """
 
@@ -31,7 +31,7 @@ class SoftTokens(NamedTuple):
 
 
 class Span(NamedTuple):
-    """What stands for one medium: runs of soft tokens, each with the text before it."""
+    """The replacement of one medium: runs of soft tokens, each with the text before it."""
 
     kind: str
     runs: tuple[tuple[str, int], ...]
@@ -59,10 +59,10 @@ def expand(
     spans: Sequence[Span],
     tokens: Mapping[str, SoftTokens],
 ) -> list[int]:
-    """Turn a rendered prompt into ids, with a span in the place of every marker.
+    """Return the ids of a rendered prompt, with a span in place of every marker.
 
-    No token reaches over the places where the prompt's `pieces` meet. `spans` of a kind are in the
-    order of its markers; `tokens` are those of the kinds that the model knows.
+    No token spans two of the prompt's `pieces`. `spans` of a kind are in the order of its markers;
+    `tokens` are those of the kinds that the model knows.
     Raises: RequestError when there are more or fewer spans of a kind than markers.
     """
     parts: list[str | list[int]] = []
@@ -77,7 +77,7 @@ def expand(
 
 
 def expand_text(text: str, spans: Sequence[Span]) -> str:
-    """Write a span's soft tokens in the place of every marker, for those who encode text alone.
+    """Return a text with soft tokens in place of every marker, for callers that encode text only.
 
     Raises: as `expand`.
     """
@@ -122,7 +122,7 @@ def _match(pieces: Sequence[str], spans: Sequence[Span]) -> dict[str, Iterator[S
 
 
 def _encode(tokenizer: Any, parts: Sequence[str | list[int]]) -> Iterator[int]:
-    """Encode texts that follow each other as one: tokens reach over the places where they meet."""
+    """Encode neighbouring texts as one text, so that tokens may span them."""
     text = ""
     for part in parts:
         if isinstance(part, str):

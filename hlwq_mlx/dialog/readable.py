@@ -1,7 +1,7 @@
-"""Text as Unicode allows it: what a tokenizer, a file and a terminal can all take.
+"""Replace lone surrogates, so that a tokenizer, a file and a terminal can take the text.
 
-Lone surrogates are halves of a character. They come from JSON escapes cut in two and from command
-lines that are no UTF-8; no encoding can write them.
+A lone surrogate is half of a character, which no encoding can write. It comes from a JSON escape
+that was cut in two, or from a command line that is not UTF-8.
 """
 
 import logging

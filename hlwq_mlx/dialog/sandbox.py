@@ -1,8 +1,8 @@
-"""Where chat templates are rendered: jinja2's sandbox with what transformers gives its templates.
+"""Render chat templates in jinja2's sandbox, with the functions that transformers provides.
 
-Built from jinja2 alone, since transformers takes seconds to import. Run as a script, it is the
-child of `trial`: it reads one template on stdin, renders it for a question and for a long talk, and
-writes nothing if it is good, else the fault.
+It needs jinja2 alone, because transformers takes seconds to import. Run as a script, it is the
+child process of `trial`: it reads one template from stdin, renders it for a question and for a long
+conversation, and writes the fault, or nothing for a good template.
 Source: transformers 5.24.0, utils/chat_template_utils.
 """
 
@@ -86,7 +86,7 @@ def environment() -> ImmutableSandboxedEnvironment:
 def fault_of(text: str) -> str | None:
     """Render a template and return what is wrong with it, or None.
 
-    Whatever a question makes it raise is a fault. A talk with tools and media it may refuse.
+    It must render a plain question. It may refuse a conversation with tools and media.
     """
     try:
         template = environment().from_string(text)

@@ -1,8 +1,8 @@
-"""JSON schemas of tools, checked and made plain: references and `allOf` are written out.
+"""Check the JSON schemas of tools and make them plain: references and `allOf` are resolved.
 
-A plain schema says the same as the one given. It has no titles and other notes for programs, and
-what cannot be written out, as a schema within itself, is refused with its place. Nothing here knows
-how a template spells it (see dialog.declaration).
+A plain schema means the same as the given one, without titles and other notes for programs. A
+schema that cannot be resolved, as one that contains itself, is refused with its place. How
+templates render a schema is in dialog.declaration.
 Source: JSON Schema 2020-12, and of older drafts and OpenAPI what clients still send.
 """
 
@@ -62,9 +62,9 @@ def refused(where: str, tool: str, needed: str, found: str, advice: str) -> Requ
 
 
 def merged(first: Normal, second: Normal, where: str, tool: str) -> Normal:
-    """Return what both schemas demand; in words that say nothing of values, `second` rules.
+    """Return a schema that demands what both demand; notes such as descriptions are `second`'s.
 
-    Raises: RequestError when they say different things under one key.
+    Raises: RequestError when both have a key with different values.
     """
     both = {**first, **second}
     for key in first.keys() & second.keys():
@@ -89,7 +89,7 @@ def merged(first: Normal, second: Normal, where: str, tool: str) -> Normal:
 
 
 class _Writer:
-    """Writes one schema out; `refs` are the references that a place is inside of."""
+    """Resolves one schema; `refs` are the references that led to where it is now."""
 
     def __init__(self, root: Any, tool: str) -> None:
         self._root = root
@@ -138,7 +138,7 @@ class _Writer:
         return value
 
     def _target(self, ref: Any, where: str, refs: tuple[str, ...]) -> Normal:
-        """Write out what a reference points to, a JSON pointer into the whole schema."""
+        """Resolve a reference, which is a JSON pointer into the whole schema."""
         if not isinstance(ref, str) or not ref.startswith("#"):
             raise self._refused(where, "a reference that begins with #", brief(ref), "write it out")
         if ref in refs:

@@ -1,4 +1,4 @@
-"""A SentencePiece `tokenizer.model` of Gemma's kind, written as the tokenizer.json that it means.
+"""Convert a SentencePiece `tokenizer.model` of Gemma's kind into an equivalent tokenizer.json.
 
 Gemma's is byte-pair encoding with byte fallback over text that is not normalized, in which a space
 is written as U+2581. SentencePiece merges the neighbours whose union has the best score; a list of

@@ -1,6 +1,6 @@
-"""Token ids to the text of an answer, which ends before the first stop string in it.
+"""Convert token ids to the text of an answer, up to the first stop string.
 
-The text comes in pieces that join to the whole, however its bytes and its stop strings are split
+The text comes in pieces. Their sum does not depend on how characters and stop strings are split
 into tokens.
 """
 
@@ -9,10 +9,10 @@ from typing import Any
 
 
 def overlap(text: str, stops: Sequence[str]) -> int:
-    """Return how long a tail of the text may begin one of the strings; none is whole in it."""
+    """Return the length of the longest suffix of the text that a stop string begins with."""
     longest = min(len(text), max(map(len, stops), default=1) - 1)
-    tails = ((size, text[-size:]) for size in range(longest, 0, -1))
-    return next((size for size, tail in tails if any(s.startswith(tail) for s in stops)), 0)
+    suffixes = ((size, text[-size:]) for size in range(longest, 0, -1))
+    return next((size for size, suffix in suffixes if any(s.startswith(suffix) for s in stops)), 0)
 
 
 class StopStrings:

@@ -1,7 +1,7 @@
-"""Messages to token ids, by the checkpoint's own chat template.
+"""Convert messages to token ids by the checkpoint's own chat template.
 
-The template is never ours: released ones differ between model sizes and dates. It writes `<bos>`
-itself, so nothing else may.
+The package has no template of its own, since released ones differ between model sizes and dates.
+The template writes `<bos>` itself, so it must not be added again.
 """
 
 import itertools
@@ -23,8 +23,8 @@ TURN_END, MODEL_TURN = "<turn|>\n", "<|turn>model\n"
 class Rendered(NamedTuple):
     """A prompt as text, with a placeholder for each medium, and the media in that order.
 
-    No token may reach over a place of `breaks`: a person spelled one there. Text that was never
-    rendered has none, for whoever writes a whole prompt writes its control tokens too.
+    No token may span a position in `breaks`: a user wrote the text of a control token there. A raw
+    prompt has no breaks, because its author writes the control tokens too.
     """
 
     text: str
@@ -45,11 +45,11 @@ def render(
     thinking: bool = False,
     options: Mapping[str, Any] | None = None,
 ) -> Rendered:
-    """Spell messages and the opening of the model's turn as text.
+    """Render messages and the opening of the model's turn as text.
 
     Messages and tools are repaired first (see dialog.messages); media become the template's
-    placeholders, and what people write of control tokens stays text (see dialog.guard). `options`
-    are further template variables.
+    placeholders, and control tokens in people's texts stay text (see dialog.guard). `options` are
+    further template variables.
     Raises: RequestError when there is no template or it refuses the messages.
     """
     normal, media = take_media(normalize_messages(messages))
@@ -71,10 +71,10 @@ def render(
         )
     except (TemplateError, KeyError, TypeError, ValueError, RecursionError) as problem:
         raise RequestError(
-            f"[template] needed messages the checkpoint's template can spell, got {problem}. "
+            f"[template] needed messages that the checkpoint's template can render, got {problem}. "
             "Check roles and contents."
         ) from problem
-    # Some templates forget the model's turn after a message with content, calls and results.
+    # After a message with content, calls and results, some templates do not open the model's turn.
     text, breaks = guard.resolve(str(marked))
     opening = MODEL_TURN if text.endswith(TURN_END) else ""
     return Rendered(f"{text}{opening}", media, breaks)

@@ -1,8 +1,8 @@
-"""The tokenizer of a folder: text to ids and back, its chat template, and what ends an answer.
+"""The tokenizer of a folder: text to ids and back, its chat template, and which ids end an answer.
 
-Made of tokenizers and jinja2 alone, which take a tenth of a second to import; transformers takes
+It needs tokenizers and jinja2 alone, which take a tenth of a second to import; transformers takes
 more than one. It has the methods that users of mlx-lm and transformers call most, under their
-names; whatever else is asked of it, transformers' own tokenizer of the folder answers.
+names. Any other attribute is that of transformers' own tokenizer, loaded when it is first needed.
 """
 
 import codecs
@@ -24,7 +24,7 @@ SETTINGS = "tokenizer_config.json"
 TEMPLATE = "chat_template.jinja"
 STOP_TOKENS = ("<eos>", "<turn|>", "<|tool_response>")
 SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token", "mask_token")
-# A tokenizer of another class would read the file in a way that Gemma was not trained with.
+# Another class would tokenize differently from how Gemma was trained.
 CLASSES = (
     *("GemmaTokenizer", "GemmaTokenizerFast"),
     *("PreTrainedTokenizerFast", "TokenizersBackend"),
@@ -118,7 +118,7 @@ class Tokenizer:
         return found
 
     def add_eos_token(self, token: str) -> None:
-        """Let a token, by its text or its id, end answers."""
+        """Add a token, by its text or its id, to those that end answers."""
         number = int(token) if token.isdigit() else self.convert_tokens_to_ids(token)
         if number is None:
             raise ValueError(f"{token!r} is no token of this tokenizer")
@@ -136,7 +136,7 @@ class Tokenizer:
         """Render messages by the folder's template; thinking is off unless asked for.
 
         Returns ids, or text when not to `tokenize`. `dialog.template` renders for the commands: it
-        repairs messages first, and keeps spelled control tokens text, which this does not.
+        repairs messages first and keeps control tokens in people's texts text, which this does not.
         """
         variables = {"enable_thinking": False, **self.special_tokens_map} | variables
         text = self._template.render(
@@ -252,7 +252,7 @@ def _damaged(folder: Path, problem: Exception) -> CheckpointError:
 
 
 def stop_ids(tokenizer: Any, configs: Iterable[Mapping[str, Any]]) -> set[int]:
-    """Collect the ids that end an answer: what any config says and Gemma 4's own markers.
+    """Return the ids that end an answer: those that any config states, and Gemma 4's own markers.
 
     Raises: ConfigError as `stated_ids`.
     """

@@ -1,8 +1,8 @@
-"""Whether a chat template may be rendered in this process: it comes from the model's folder.
+"""Decide whether a chat template, which comes from the model's folder, may be rendered here.
 
-jinja2's sandbox keeps a template from files and code, not from looping for ever or asking for all
-memory. So a template that is not known is rendered once in a child process with limits, and whoever
-asks may keep the digests of those that passed.
+jinja2's sandbox keeps a template from files and code, but not from looping for ever or using up the
+memory. So an unknown template is rendered once in a child process with limits. Callers may keep the
+digests of templates that passed.
 """
 
 import hashlib
@@ -63,6 +63,6 @@ def _try(text: str, where: object) -> None:
         fault = str(problem)
     if fault:
         raise CheckpointError(
-            f"[{where}] needed a chat template that spells a question, got "
+            f"[{where}] needed a chat template that renders a question, got "
             f"{' '.join(fault.split())[:_SHOWN]}. Put the model's own template there."
         )

@@ -1,8 +1,8 @@
-"""Gemma 4's spelling of arguments: `{city:<|"|>Paris<|"|>,days:2}`, printed and read.
+"""Gemma 4's notation of arguments: `{city:<|"|>Paris<|"|>,days:2}`, printed and parsed.
 
 Printing is exact: keys bare and sorted, strings raw between `<|"|>`, as the chat templates print
-them. Reading takes that and what models write instead of it: JSON, quoted keys, spaces, `=` for
-`:`, strings without quotes, trailing commas, `call:name(key=value)`, brackets never closed.
+them. Parsing also accepts what models write instead: JSON, quoted keys, spaces, `=` for `:`,
+strings without quotes, trailing commas, `call:name(key=value)`, brackets that are never closed.
 Source: gemma4_architecture §5.2, and the deviations it lists in §5.3.
 """
 
@@ -18,7 +18,7 @@ from ..errors import RequestError
 QUOTE = '<|"|>'
 MAX_DEPTH = 64
 
-# A leading zero makes a string of digits a code or a number to dial, not a quantity.
+# Digits with a leading zero are a code or a telephone number, and stay text.
 _NUMBER = re.compile(r"[+-]?(?:(?:0|[1-9]\d*)(\.\d*)?|(\.\d+))([eE][+-]?\d+)?")
 _WORDS = {"true": True, "false": False, "null": None, "none": None, "nil": None}
 _NAME = re.compile(r"[\w.-]+(?::[\w.-]+)*")
@@ -31,12 +31,12 @@ _CLOSERS = {"{": "}", "[": "]", "(": ")"}
 
 
 class ValueProblem(ValueError):
-    """Arguments that cannot be read, said in words for whoever gets the broken call."""
+    """Arguments that cannot be read; the message says why, for the reader of the broken call."""
 
 
 @dataclass(frozen=True)
 class ParsedCall:
-    """A call as it was spelled. `is_whole` says that nothing had to be closed for it."""
+    """A call as it was written; `is_whole` is False if a bracket or string was left open."""
 
     name: str
     arguments: dict[str, Any]
@@ -44,9 +44,9 @@ class ParsedCall:
 
 
 def print_value(value: Any) -> str:
-    """Spell a JSON value as the model spells it.
+    """Return a JSON value in the model's notation.
 
-    Raises: RequestError for what the spelling cannot express.
+    Raises: RequestError for a value that the notation cannot express.
     """
     if value is None or isinstance(value, bool):
         return json.dumps(value)
@@ -65,7 +65,7 @@ def print_value(value: Any) -> str:
 
 
 def print_arguments(arguments: Mapping[str, Any]) -> str:
-    """Spell an object, its keys in the order of jinja's dictsort."""
+    """Return an object in the model's notation, its keys in the order of jinja's dictsort."""
     odd = [key for key in arguments if not isinstance(key, str)]
     if odd:
         raise RequestError(
@@ -89,12 +89,12 @@ def _print_text(text: str) -> str:
 
 
 def is_bare_key(text: str) -> bool:
-    """Return whether a key is read back as it is when no quotes stand around it."""
+    """Return whether a key without quotes is read back unchanged."""
     return _BARE_KEY.fullmatch(text) is not None
 
 
 def is_name(text: str) -> bool:
-    """Say whether text can be the name of a function in a call."""
+    """Return whether text can be the name of a function in a call."""
     return _NAME.fullmatch(text) is not None
 
 
@@ -300,7 +300,7 @@ class _Reader:
 
 
 def _unescape(found: re.Match[str]) -> tuple[str, int]:
-    """Take a string's escapes away and return where it ends; JSON's rules come first."""
+    """Return a string without its escapes, and where it ends; JSON's rules are tried first."""
     if found.group(1) == '"':
         try:
             text, end = _JSON.raw_decode(found.string, found.start())

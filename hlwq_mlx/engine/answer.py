@@ -1,7 +1,7 @@
 """Answer one request: read its prompt, then step until it ends.
 
-Prefill fills the caches chunk by chunk and scores nothing but the last position, for which alone
-the layers run that share keys and values. Knows ids, never text.
+Prefill fills the caches chunk by chunk. Only the last position is scored, so only for it do the
+layers run that share keys and values. This module never sees text.
 L prompt length, V vocabulary.
 """
 
@@ -24,8 +24,9 @@ def generate_tokens(
 ) -> Iterator[Chosen]:
     """Yield an answer's tokens with their log probabilities; media tokens are never chosen.
 
-    `prefix_cache` spares the work that an earlier prompt with it has done, which was cached alike.
-    Raises: CheckpointError where the scores are not finite, with the weight that is to blame.
+    With a `prefix_cache` from an earlier prompt, the tokens that both begin with are not read
+    again.
+    Raises: CheckpointError where the scores are not finite; it names the weight at fault.
     """
     prefix_cache = prefix_cache or PrefixCache()
     text = model.args.text_config
@@ -42,7 +43,7 @@ def generate_tokens(
                 require_finite(model, *chosen)
                 ids.append(chosen.token)
                 yield chosen
-        except GeneratorExit:  # the reader has enough
+        except GeneratorExit:  # the caller stopped early, and may go on with the same conversation
             prefix_cache.keep(caches, ids)
             raise
         prefix_cache.keep(caches, ids)
@@ -62,9 +63,9 @@ def _decode(model: Model, request: Request, row: Row, first: Chosen) -> Iterator
 
 
 def prefill(model: Model, request: Request, caches: list[Any], begin: int = 0) -> mx.array:
-    """Read a prompt from its position `begin` on and return what scores its next token.
+    """Read a prompt from position `begin` on and return the logits of its next token.
 
-    Shapes: -> logits float32 [1, V], evaluated.
+    Shapes: -> float32 [1, V], evaluated.
     """
     ids, embeddings = mx.array(list(request.prompt.ids))[None], request.prompt.embeddings
     total = len(request.prompt.ids)
@@ -85,8 +86,9 @@ def prefill(model: Model, request: Request, caches: list[Any], begin: int = 0) -
 def chunks(
     prompt: Sequence[int], step: int, inseparable: Container[int], begin: int = 0
 ) -> Iterator[slice]:
-    """Cut a prompt from `begin` on into pieces of `step` tokens, longer where a piece would end on
-    a token that its successors must come with.
+    """Cut a prompt from `begin` on into chunks of `step` tokens.
+
+    A chunk that would end on an `inseparable` token is extended past the run of such tokens.
     """
     while begin < len(prompt):
         end = min(begin + step, len(prompt))
@@ -104,7 +106,7 @@ def _inseparable(model: Model) -> tuple[int, ...]:
 
 @contextmanager
 def wired() -> Iterator[None]:
-    """Keep as much as the GPU recommends in memory that macOS does not page out, and restore it."""
+    """Within the block, keep macOS from paging out as much memory as the GPU recommends."""
     if not mx.metal.is_available():
         yield
         return

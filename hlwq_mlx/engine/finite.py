@@ -1,7 +1,7 @@
-"""Scores that are not finite: noticed with each token at no cost, explained when it happens.
+"""Notice scores that are not finite, and find the weight at fault.
 
-One NaN among the logits, or an infinite one, makes the log probability of whatever token is chosen
-NaN. Which weight is to blame is looked for only then.
+A NaN or an infinity among the logits makes the log probability of every token NaN, so looking at
+the chosen one costs nothing. The weights are searched only after that.
 V vocabulary.
 """
 
@@ -21,8 +21,7 @@ _ROWS = 1024  # of the row store at a time
 def require_finite(model: Model, token: int, scores: mx.array) -> None:
     """Check that a token was chosen from finite scores.
 
-    Shapes: scores, log probabilities float32 [V] that are computed already: they are read where
-    they lie.
+    Shapes: scores, log probabilities float32 [V], evaluated; they are read without a copy.
     Raises: CheckpointError that names the first weight which is not finite.
     """
     if not math.isfinite(np.array(scores, copy=False)[token]):

@@ -1,8 +1,8 @@
-"""What a prompt and its answer left in the caches, for the next prompt that begins with them.
+"""The caches of the last prompt and its answer, for the next prompt if it begins with the same ids.
 
-A conversation's prompt repeats all that was said. Sliding layers forget what left their window, so
-caches cannot be taken back to an earlier place: they serve a prompt that goes on where they end,
-and any other begins anew.
+Each prompt of a conversation repeats what was said before. Sliding layers forget positions that
+left their window, so caches cannot go back to an earlier position: a prompt that continues where
+they end uses them, and any other is read from its beginning.
 """
 
 from collections.abc import Hashable, Sequence
@@ -20,9 +20,9 @@ class PrefixCache:
         self._media: tuple[Hashable, ...] = ()
 
     def take(self, prompt: Prepared) -> tuple[list[Any] | None, int]:
-        """Hand over the caches and how many of the prompt's tokens they hold; if unfit, None and 0.
+        """Return the caches and how many of the prompt's tokens they hold, or None and 0.
 
-        They are held no longer: a prompt that fails leaves nothing behind.
+        They are no longer kept here, so that a prompt that fails leaves nothing behind.
         """
         caches, ids = self._caches, self._ids
         self._caches, self._ids = None, []
@@ -34,9 +34,9 @@ class PrefixCache:
         return caches, len(ids)
 
     def keep(self, caches: list[Any], ids: Sequence[int]) -> None:
-        """Keep the caches. They cover the first `offset` ids; the last one may not be cached."""
+        """Keep the caches. They cover the first `offset` ids; the last may not be cached yet."""
         self._caches, self._ids = caches, list(ids[: caches[0].offset])
 
     def forget(self) -> None:
-        """Keep nothing: the next prompt begins anew."""
+        """Drop the caches: the next prompt is read from its beginning."""
         self._caches, self._ids, self._media = None, [], ()

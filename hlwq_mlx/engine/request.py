@@ -1,7 +1,6 @@
-"""What the engine is asked for: a prepared prompt, and how its answer is made.
+"""A request to the engine: a prepared prompt, and how its answer is made.
 
-Made once by whoever knows text (the commands, the library, the server); the engine reads it and
-knows ids only.
+Callers that know text make it (the commands, the library, the server); the engine sees ids only.
 L positions, H hidden size.
 """
 
@@ -26,7 +25,7 @@ def no_progress(done: int, total: int) -> None:
 class Prepared(NamedTuple):
     """A prompt as the model reads it.
 
-    `media` tells the media of two prompts apart, which their ids do not.
+    `media` identifies the media, which the ids do not: all pictures have the same soft tokens.
     Shapes: ids [L], embeddings [1, L, H] where there are media.
     """
 
@@ -37,11 +36,11 @@ class Prepared(NamedTuple):
 
 @dataclass(frozen=True)
 class Request:
-    """One answer to be made.
+    """A prompt and how to answer it.
 
-    It ends behind an id of `stop_ids`, which is part of it, or after `max_tokens`; -1 is no limit.
-    `prefill_step` is how many of the prompt's tokens are read at once; `on_prefill` is told how
-    many are read.
+    The answer ends with the first id of `stop_ids`, or after `max_tokens`; -1 is no limit. The
+    prompt is read `prefill_step` tokens at a time; `on_prefill` gets how many are read, and of how
+    many.
     Raises: RequestError for an empty prompt, a limit that is neither positive nor -1, or a chunk
     of no tokens.
     """

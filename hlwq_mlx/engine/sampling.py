@@ -55,7 +55,7 @@ def keep_min_p(scores: mx.array, min_p: float) -> mx.array:
 
 
 def keep_top_k(scores: mx.array, top_k: int) -> mx.array:
-    """Keep the `top_k` likeliest tokens, of which there must be more; of equals some.
+    """Keep the `top_k` likeliest tokens of more than `top_k`; which of equal ones is not specified.
 
     Shapes: log probabilities [..., V] -> [..., V], -inf for the others.
     """
@@ -100,9 +100,9 @@ class Sampling:
 
     @classmethod
     def from_generation_config(cls, config: Mapping[str, Any]) -> Self:
-        """Take the defaults a checkpoint recommends; without do_sample it means greedy.
+        """Return the options that a checkpoint recommends; without do_sample, greedy ones.
 
-        Raises: ConfigError for values that are none.
+        Raises: ConfigError for a value that no option may have.
         """
         do_sample = config.get("do_sample")
         if do_sample not in (None, False, True):

@@ -1,9 +1,8 @@
-"""One step of the engine: prepared rows and caches in, one or more tokens a row out.
+"""One step of the engine: rows with their caches in, one or more tokens a row out.
 
-A row is a sequence whose last token is chosen and not yet cached. What chooses tokens, samplers and
-grammars, stands beside the row; what batches requests, drafts tokens or spreads a model over
-machines stands behind `Step`. Knows ids, never text.
-R rows, V vocabulary.
+A row is a sequence whose last token is chosen but not cached yet, with the function that chooses
+its next token. Batching, drafting and several machines fit behind the protocol `Step`. This module
+never sees text. R rows, V vocabulary.
 """
 
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ from .sampling import Choose
 
 @dataclass
 class Row:
-    """A sequence in flight: its caches, and the last token, which they do not hold yet."""
+    """A sequence being answered: its caches, and its last token, which they do not hold yet."""
 
     caches: list[Any]
     token: int
@@ -38,19 +37,19 @@ class Chosen(NamedTuple):
 
 
 class Step(Protocol):
-    """Takes rows onward by one or more tokens each.
+    """Extends rows by one or more tokens each.
 
-    A row's result is the same alone and in company. A step writes to the rows: their caches take
-    what was read, and `token` becomes the last one chosen.
+    A row's tokens do not depend on the other rows. A step changes the rows: their caches take the
+    tokens that were read, and `token` becomes the last one chosen.
     """
 
     def __call__(self, rows: Sequence[Row]) -> list[list[Chosen]]:
-        """Return what each row goes on with, at least one token."""
+        """Return the next tokens of each row, at least one."""
         ...
 
 
 def choose(logits: mx.array, row_choose: Choose) -> tuple[mx.array, mx.array]:
-    """Choose a token by one row's logits; nothing is evaluated.
+    """Choose a token by one row's logits, without evaluating anything.
 
     Shapes: logits float32 [1, V] -> id [1], log probabilities [V].
     """
@@ -59,7 +58,7 @@ def choose(logits: mx.array, row_choose: Choose) -> tuple[mx.array, mx.array]:
 
 
 class PlainStep:
-    """One token a row: all rows go through the model's products together, and attend each alone."""
+    """One token a row: rows share the model's products, and each attends to its own caches."""
 
     def __init__(self, model: Model) -> None:
         self._model = model

@@ -30,7 +30,8 @@ class SharedKV(NamedTuple):
     They are exactly what the attention of the layer that made them saw, since its cache may forget
     positions that a sharing layer still needs. `offset` is the first query's position, read before
     the cache took the new positions.
-    Shapes: keys and values [B, kv_heads, K, D], or codes where `cache` codes them; offset [] or [B].
+    Shapes: keys and values [B, kv_heads, K, D], or codes where `cache` codes them; offset [] or
+    [B].
     """
 
     keys: Any
@@ -94,7 +95,7 @@ class SharedKV(NamedTuple):
 
 
 class RowsKV(NamedTuple):
-    """A `SharedKV` for each row of a batch: several sequences, each with its own keys and values."""
+    """A `SharedKV` for each row of a batch: each sequence has its own keys and values."""
 
     rows: Sequence[SharedKV]
     offset: mx.array

@@ -1,7 +1,7 @@
 """Convert `per_layer_config` into the keys of released files.
 
-transformers 5.18 and later lists, layer by layer, what full-attention layers have of their own. Keys
-are layer numbers, padded with zeros to one width. An entry may leave out values that equal the
+transformers 5.18 and later lists, layer by layer, what full-attention layers have of their own.
+Keys are layer numbers, padded with zeros to one width. An entry may leave out values that equal the
 section's. We read a head size and key-value heads that all full layers share, and no other
 override.
 Source: transformers 5.24.0, integrations/heterogeneity/configuration_utils.py.

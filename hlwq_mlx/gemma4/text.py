@@ -143,7 +143,7 @@ class TextModel(nn.Module):
         return self.norm.weight.dtype
 
     def embed(self, ids: mx.array) -> mx.array:
-        """Look up and scale token embeddings; sqrt(H) is rounded to their dtype, as in the reference.
+        """Look up and scale token embeddings; as in the reference, sqrt(H) has their dtype.
 
         Shapes: ids int [B, L] -> [B, L, H].
         """

@@ -1,8 +1,8 @@
-"""What a model consists of, told from the headers of its files alone.
+"""List the tensors of a model from the headers of its files.
 
-Of a repository on the hub (by range requests), a local source or a converted folder. No tensor is
-read and nothing is kept. Not a reader of tensors, which is `source`, nor a judge of what fits.
-`doubts` holds a source against what the publisher's rules lead one to expect.
+The model is a repository on the hub (read by range requests), a local source or a converted folder.
+No tensor is read, and nothing is kept on disk. `doubts` compares a source with what the config and
+the publisher's rules let one expect. Whether a model fits a machine is decided in verdict.
 
 Source: spec hlwq_format §3, §7.
 """
@@ -66,7 +66,7 @@ class Entry:
 class Inventory:
     """The tensors of one variant and its config.
 
-    `problems` are what its headers contradict among themselves.
+    `problems` are contradictions between its headers, one line each.
     """
 
     variant: str | None
@@ -102,7 +102,7 @@ class Inventory:
 
 
 def take(model: str, variant: str | None = None) -> Inventory:
-    """Take the inventory of a converted folder, a local source or a repository on the hub.
+    """Return the inventory of a converted folder, a local source or a repository on the hub.
 
     Raises: SourceError, CheckpointError as opening it would.
     """
@@ -120,7 +120,7 @@ def take(model: str, variant: str | None = None) -> Inventory:
 
 
 def is_at_hand(model: str, variant: str | None = None) -> bool:
-    """Say whether a model needs no download.
+    """Return whether a model needs no download.
 
     Raises: SourceError when it is not clear which variant is meant.
     """
@@ -130,7 +130,7 @@ def is_at_hand(model: str, variant: str | None = None) -> bool:
 
 
 def of_variant(variant: str) -> Inventory:
-    """List what a published variant of E4B holds, by the rules we infer for the publisher.
+    """Return what a published variant of E4B holds, by the rules we infer for its publisher.
 
     Raises: RequestError for a variant that was never published.
     """
@@ -144,9 +144,9 @@ def of_variant(variant: str) -> Inventory:
 
 
 def as_converted(found: Inventory, choice: str) -> Inventory:
-    """List what `convert` makes of a source; `choice` is one of leftovers.CHOICES.
+    """Return what `convert` would make of a source; `choice` is one of leftovers.CHOICES.
 
-    Tensors whose blocks have strong means stay as they are, which headers do not tell.
+    It is an estimate: tensors whose blocks have large means stay uncoded, which no header shows.
     """
     if found.is_converted:
         return found
@@ -156,7 +156,7 @@ def as_converted(found: Inventory, choice: str) -> Inventory:
 
 
 def _own_energy(entries: Iterable[Entry]) -> float:
-    """The error energy of coded weights of the text model over their energy; 0 for none."""
+    """Return the relative error energy of the text model's coded weights; 0 if none are coded."""
     weights: Counter[int] = Counter()
     for entry in entries:
         if entry.bits is not None and not entry.is_tower:
@@ -188,7 +188,7 @@ def stored_bytes(shape: Shape, bits: int | None) -> int:
 
 
 def doubts(inventory: Inventory) -> Iterator[str]:
-    """Say what is not as the config, and for a published variant its rule, lead one to expect."""
+    """Yield a line for each deviation from the config or from the rule of a published variant."""
     yield from inventory.problems
     try:
         check_depths(inventory.args, (entry.name for entry in inventory.entries))
@@ -208,7 +208,7 @@ def doubts(inventory: Inventory) -> Iterator[str]:
 
 
 def _departures(inventory: Inventory) -> Iterator[str]:
-    """Say where a source departs from the rule of the variant that it calls itself."""
+    """Yield a line for each deviation of a source from the rule of its variant's name."""
     if inventory.variant not in rules.VARIANTS:
         return
     _, rule = rules.variant_rule(inventory.variant)
@@ -227,7 +227,7 @@ def _width(bits: int | None) -> str:
 
 
 def _named(what: str, names: Iterable[str]) -> Iterator[str]:
-    """Say what is the matter with some tensors, if there are any, and name a few."""
+    """Yield a line with the count of some tensors and a few names, if there are any."""
     listed = sorted(names)
     if listed:
         more = " ..." if len(listed) > _NAMED else ""
@@ -235,7 +235,7 @@ def _named(what: str, names: Iterable[str]) -> Iterator[str]:
 
 
 def _is_shape(entry: Entry, expected: Shape) -> bool:
-    """Say whether a tensor has a shape, or codes the blocks that the shape fills."""
+    """Return whether a tensor has the expected shape, or codes whose blocks are padded to it."""
     if entry.bits is None or len(expected) != 2:
         return entry.shape == expected
     padded = -(-expected[1] // BLOCK) * BLOCK
@@ -262,7 +262,7 @@ def _of_source(
 
 
 def _coded(name: str, roles: Specs, problems: list[str]) -> Entry | None:
-    """Settle the width of a coded tensor from the sizes of its parts, or say why that fails."""
+    """Return a coded tensor with its width, told by the sizes of its parts, or add a problem."""
     size = sum(spec.nbytes for spec in roles.values())
     if not {"codes", "norms"} <= roles.keys():
         problems.append(f"{name} has {' and '.join(sorted(roles))} but not both codes and norms")

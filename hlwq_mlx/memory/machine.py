@@ -18,9 +18,9 @@ MIB, GIB = 1 << 20, 1 << 30
 CACHE_BYTES = 512 * MIB  # holds what a chunk of prefill frees; more would be kept from others
 CACHE_SHARE = 20  # a machine of 8 GB gives it less
 OS_BYTES = 4 * GIB  # what a raised limit has to leave to macOS and to other programs
-# Launches and megabytes that MLX hands the GPU at once: others report 5 to 13 % more tokens a
-# second for models of many launches, as this one. What is under way stays in memory, so that small
-# Macs keep MLX's own numbers. Nothing was measured here.
+# How many launches and megabytes MLX hands the GPU at once. Others report 5 to 13 % more tokens a
+# second for models of many launches, as this one is; nothing was measured here. Buffers in flight
+# stay in memory, so small Macs keep MLX's own numbers.
 IN_FLIGHT = {"MLX_MAX_OPS_PER_BUFFER": 1000, "MLX_MAX_MB_PER_BUFFER": 400}
 OWN_MB_IN_FLIGHT = 40
 SMALL_RAM_BYTES = 12 * GIB
@@ -44,7 +44,7 @@ class Machine:
 
     @property
     def in_flight_bytes(self) -> int:
-        """What is held for launches that the GPU has not finished."""
+        """Bytes held for launches that the GPU has not finished."""
         if not self.has_metal:
             return 0
         is_small = self.ram_bytes < SMALL_RAM_BYTES
@@ -53,12 +53,12 @@ class Machine:
 
     @property
     def largest_limit_bytes(self) -> int:
-        """What its limit can be raised to; on a machine without Metal it cannot."""
+        """The highest limit that a user can set; 0 without Metal, where there is none to set."""
         return max(self.limit_bytes, self.ram_bytes - OS_BYTES) if self.has_metal else 0
 
 
-# macOS gives the GPU two thirds of 16 GB, as of 8; macOS 26 gives 12,713,115,648 bytes of 16 GB.
-# Its share of 8 and 24 GB is taken to be the same: nobody told us.
+# macOS 15 gives the GPU two thirds of 8 and of 16 GB; macOS 26 gives it 12,713,115,648 bytes of
+# 16 GB. The same share of 8 and 24 GB is an assumption.
 # Source: spec ecosystem §5.1.
 _SHARES = {15: 2 / 3, 26: 12_713_115_648 / (16 * GIB)}
 RAM_GB = (8, 16, 24)
@@ -89,7 +89,7 @@ def ram_bytes() -> int:
 
 
 def describe(machine: Machine) -> Iterator[str]:
-    """Spell what a machine has."""
+    """Yield a line about a machine's memory and disk."""
     given = format_bytes(machine.limit_bytes)
     memory = f"{format_bytes(machine.ram_bytes)} of memory, {given} of it for MLX"
     chosen = f" (iogpu.wired_limit_mb={machine.wired_limit_mb})" if machine.wired_limit_mb else ""
@@ -99,7 +99,7 @@ def describe(machine: Machine) -> Iterator[str]:
 
 
 def _wired_limit_mb() -> int:
-    """What `sysctl iogpu.wired_limit_mb` was set to by a person, 0 by default."""
+    """Return what the user set `sysctl iogpu.wired_limit_mb` to, 0 by default."""
     asked = subprocess.run(
         ["/usr/sbin/sysctl", "-n", "iogpu.wired_limit_mb"],
         capture_output=True,
@@ -110,7 +110,7 @@ def _wired_limit_mb() -> int:
 
 
 def _available_bytes() -> int:
-    """How much memory can be had without swapping."""
+    """Return how much memory is free without swapping."""
     if sys.platform != "linux":
         return max(0, ram_bytes() - OS_BYTES)
     lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
@@ -120,9 +120,10 @@ def _available_bytes() -> int:
 
 @contextmanager
 def many_in_flight(*, has_metal: bool, ram: int) -> Iterator[None]:
-    """Let MLX hand the GPU more at once, where a person has not said how much, and restore it.
+    """Raise how much MLX hands the GPU at once, unless the environment says how much.
 
-    MLX reads this when it first uses the GPU, even to describe it: enter before.
+    Enter before the first use of the GPU, because MLX reads these variables then, even if the GPU
+    is only described. The variables are removed at the end.
     """
     is_for = has_metal and ram >= SMALL_RAM_BYTES
     added = [name for name in IN_FLIGHT if is_for and name not in os.environ]

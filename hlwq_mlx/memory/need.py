@@ -1,9 +1,9 @@
 """What a model needs: the arithmetic, before anything is loaded.
 
-Sums are of MLX's arrays: weights as they lie in memory, keys and values at a context, the largest
-set of activations alive during one chunk of prefill or in a tower, and freed memory that MLX keeps.
-Not a measurement, and not the process: the interpreter and its libraries come on top, outside of
-what a GPU is given.
+The sums count MLX's arrays: weights as they lie in memory, keys and values at a context, the
+largest set of activations alive during one chunk of prefill or in a tower, and freed memory that
+MLX keeps. They are computed, not measured. The interpreter and its libraries are not counted, since
+they are outside of the memory that a GPU is given.
 
 S positions of a chunk, T positions of context, H hidden size, N layers, d per-layer input width.
 """
@@ -27,7 +27,7 @@ PICTURES, SOUNDS = ImageSettings(), SoundSettings()
 
 @dataclass(frozen=True)
 class Settings:
-    """What a person chooses that changes how much memory is needed."""
+    """The user's choices that change how much memory is needed."""
 
     context: int
     prefill_step: int = PREFILL_STEP
@@ -51,7 +51,7 @@ class Need:
         return self.text + self.towers + self.kv + self.activations + self.spare
 
     def parts(self) -> str:
-        """Spell the sum."""
+        """Return the sum's terms as text."""
         named = {
             "text weights": self.text,
             "towers": self.towers,
@@ -82,7 +82,7 @@ def need(inventory: Inventory, settings: Settings, machine: Machine) -> Need:
 
 
 def _resident_bytes(entry: Entry, item_bytes: int, machine: Machine) -> int:
-    """What a tensor takes in memory: cast to what activations are, or as codes."""
+    """Return what a tensor takes in memory: cast to the dtype of activations, or as codes."""
     if entry.bits is None:
         return item_bytes * entry.weights
     prepared = prepared_bytes(entry.weights, has_kernels=machine.has_metal)
@@ -107,12 +107,12 @@ def kv_bytes(config: TextConfig, settings: Settings, item_bytes: int) -> int:
         else:
             size = min(T, config.sliding_window + chunk - 1) * width * item_bytes
         total += size
-    # One array is there twice while it grows, and a coded one while a CPU reads it.
+    # One array exists twice while it grows, and a coded one also while a CPU reads it.
     return int(total + largest * (1 if settings.caching.kv_bits is None else 2))
 
 
 def _positions(settings: Settings) -> int:
-    """How many positions a full layer's cache has room for."""
+    """Return how many positions a full layer's cache has room for."""
     T, bound = settings.context, settings.caching.max_kv_size
     if bound is not None:
         return min(T, bound + min(settings.prefill_step, T) - 1)
@@ -157,9 +157,9 @@ def tower_bytes(args: Gemma4Config, item_bytes: int) -> int:
 
 
 def vision_bytes(config: VisionConfig, P: int, item_bytes: int) -> int:
-    """Bound what a picture of P patches takes: a layer's attention, scores and all, or its MLP.
+    """Bound what a picture of P patches takes: a layer's attention with all scores, or its MLP.
 
-    Whether Metal keeps all scores in memory is its own choice, so that they are counted.
+    All scores are counted, because Metal may keep them in memory.
     """
     scores = 2 * config.num_attention_heads * P**2 * item_bytes
     heads = 16 * P * config.num_attention_heads * config.head_dim * 4  # turned in float32
@@ -170,17 +170,18 @@ def vision_bytes(config: VisionConfig, P: int, item_bytes: int) -> int:
 def audio_bytes(config: AudioConfig, frames: int) -> int:
     """Bound what a clip of so many mel frames takes: the convolutions in front, in float32.
 
-    They keep more alive than any layer behind them: half as many frames and mel bins as the clip
-    has, in several copies, and of what the second takes in nine times a quarter.
+    They keep more alive than any later layer: the first one's output, with half of the frames and
+    half of the mel bins, in several copies, and the second one's input unfolded, nine values for
+    each of a quarter of its positions.
     """
     first = frames // 2 * 2 * config.mel_groups * config.subsampling_conv_channels[0] * 4
     return 4 * first + 2 * 9 * first // 4
 
 
 def running_bytes(inventory: Inventory, settings: Settings, item_bytes: int) -> tuple[int, int]:
-    """Return what keys and values take, and activations: all that the settings change."""
+    """Return the bytes of keys and values, and of activations: all that depends on the settings."""
     config = inventory.args.text_config
     activations = activation_bytes(config, settings, item_bytes)
-    if settings.has_towers:  # they have answered before a prefill begins
+    if settings.has_towers:  # they finish before prefill begins, so the larger of the two counts
         activations = max(activations, tower_bytes(inventory.args, item_bytes))
     return kv_bytes(config, settings, item_bytes), activations

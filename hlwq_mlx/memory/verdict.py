@@ -1,6 +1,6 @@
-"""Whether a model fits a machine, how long a context does, and what would help.
+"""Decide whether a model fits a machine, how long a context fits, and what would help.
 
-`doctor` prints it; `generate`, `chat` and `serve` ask it first.
+`doctor` prints the verdict; `generate`, `chat` and `serve` check it before they load a model.
 """
 
 from collections.abc import Iterator
@@ -19,13 +19,13 @@ from .need import Need, Settings, need, running_bytes
 def longest_context(inventory: Inventory, settings: Settings, machine: Machine) -> int:
     """Find the longest context that fits, 0 when none does."""
     needed = need(inventory, settings, machine)
-    room = machine.limit_bytes - (needed.total - needed.kv - needed.activations)
+    spare = machine.limit_bytes - (needed.total - needed.kv - needed.activations)
     item_bytes = 2 if machine.has_metal else 4
     low, high = 0, inventory.args.text_config.max_position_embeddings
     while low < high:
         middle = (low + high + 1) // 2
         tried = replace(settings, context=middle)
-        if sum(running_bytes(inventory, tried, item_bytes)) <= room:
+        if sum(running_bytes(inventory, tried, item_bytes)) <= spare:
             low = middle
         else:
             high = middle - 1
@@ -37,7 +37,7 @@ def _fits(inventory: Inventory, settings: Settings, machine: Machine) -> bool:
 
 
 def advice(inventory: Inventory, settings: Settings, machine: Machine) -> str:
-    """Name the one setting that makes a model fit which does not, the mildest first."""
+    """Return the one setting that would make the model fit; the mildest is tried first."""
     tries: list[tuple[str, Settings]] = []
     if settings.caching == WHOLE:
         for bits in sorted(KV_BITS, reverse=True):
@@ -49,7 +49,7 @@ def advice(inventory: Inventory, settings: Settings, machine: Machine) -> str:
     longest = longest_context(inventory, settings, machine)
     bound = longest - settings.prefill_step
     if bound > SINKS:
-        # Coded caches cannot be bounded.
+        # A coded cache cannot be bounded too: Caching refuses both together.
         option = f"--max-kv-size {bound} or " if settings.caching.kv_bits is None else ""
         return f"{option}a shorter conversation fits"
     needed = need(inventory, settings, machine).total
@@ -94,7 +94,7 @@ class Verdict:
             )
 
     def lines(self) -> Iterator[str]:
-        """Return it as lines for a person."""
+        """Yield the verdict as lines to print."""
         word = "fits" if self.is_fit else "does not fit"
         yield (
             f"{word}: {format_bytes(self.needed.total)} at a context of {self.settings.context} "
@@ -120,12 +120,12 @@ def judge(inventory: Inventory, settings: Settings, machine: Machine) -> Verdict
 
 
 def plan(folder: Path, settings: Settings) -> Verdict:
-    """Judge a converted folder on this machine: its inventory and the machine are taken once."""
+    """Judge a converted folder on this machine, reading its headers and the machine once."""
     return judge(take(str(folder)), settings, this_machine(folder))
 
 
 def check_before_download(model: str, variant: str | None, settings: Settings) -> None:
-    """Refuse a model that will not fit as the commands convert it, before it is downloaded.
+    """Refuse, before the download, a model that will not fit once the commands have converted it.
 
     Raises: DeviceError as `require`; SourceError when the hub lacks the model or is out of reach.
     """

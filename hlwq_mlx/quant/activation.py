@@ -20,7 +20,7 @@ class Activation:
     """One x and what has been made of it."""
 
     def __init__(self, plain: mx.array, rotated: mx.array | None = None) -> None:
-        """Keep x [..., columns], and its rotation float32 [..., K] where a kernel has made it already."""
+        """Keep x [..., columns], and its rotation float32 [..., K] if a kernel has made it."""
         self.plain = plain
         self._rotated = rotated
 

@@ -121,7 +121,7 @@ def decode(
 
 
 def _row_slices(N: int, K: int) -> Iterator[slice]:
-    """Return slices whose float64 temporaries fit the caches: several times faster than one pass."""
+    """Return slices whose float64 temporaries fit the caches, which is several times faster."""
     step = max(1, _SLICE_WEIGHTS // max(1, K))
     return (slice(start, start + step) for start in range(0, N, step))
 

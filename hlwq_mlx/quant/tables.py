@@ -1,9 +1,9 @@
 """Lloyd-Max centroids of the standard normal distribution, 1 to 8 bits, as constants.
 
-They are constants, because files and readers must agree to the last float32 bit: nothing is computed
-at load time (tests/quant/test_tables.py rebuilds every entry from its definition). Every table is
-ascending and antisymmetric, so only the upper half is written down. Each decimal is the shortest
-that gives its float32 exactly.
+They are constants, because files and readers must agree to the last float32 bit: nothing is
+computed at load time (tests/quant/test_tables.py rebuilds every entry from its definition). Every
+table is ascending and antisymmetric, so only the upper half is written down. Each decimal is the
+shortest that gives its float32 exactly.
 
 `clip4_100`: 100 rounds from even boundaries on [-4, 4], ends fixed at -4 and 4, kept in float32.
     The published HLWQ files are coded with it.

@@ -18,7 +18,8 @@ class Embedder(nn.Module):
     def __call__(self, features: mx.array, dtype: mx.Dtype) -> mx.array:
         """Project features into the text model's space, in the dtype given.
 
-        Features may be float32 and larger than `dtype` can hold, so they are rounded after the norm.
+        Features may be float32 and larger than `dtype` can hold, so they are rounded after the
+        norm.
         Shapes: features [n, input_dims] -> [n, hidden_size].
         """
         h = mx.fast.rms_norm(features, None, self.eps).astype(dtype)

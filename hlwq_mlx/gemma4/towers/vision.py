@@ -1,8 +1,8 @@
 """The image encoder: patches of one image in, one feature for each cell of pooled patches out.
 
-Attribute names are the checkpoint's. Images are resized and cut into patches in media. They come one
-at a time and unpadded, because the reference's padding does not change its results.
-P patches, p patch width, H hidden size, D head dimensions, k pooling width, n cells.
+Attribute names are the checkpoint's. Images are resized and cut into patches in media. They come
+one at a time and unpadded, because the reference's padding does not change its results. P patches,
+p patch width, H hidden size, D head dimensions, k pooling width, n cells.
 Source: transformers 5.23.0, modeling_gemma4.py, Gemma4VisionModel.
 """
 

@@ -56,7 +56,7 @@ class Metal(Product):
         return decoded(x, self._matrix) if self._stock is None else self._stock(x)
 
     def _try_kernels(self, dtype: mx.Dtype) -> Sound:
-        """Return which ways work for x of `dtype`; prepare stock MLX if the last of them does not."""
+        """Return which ways work for x of `dtype`; prepare stock MLX if the last does not."""
         if dtype not in self._sound:
             bits = self._matrix.bits
             self._sound[dtype] = Sound(
