@@ -4,8 +4,8 @@
     model, tokenizer = load("caiovicentino1/Gemma-4-E4B-it-HLWQ-Multi", variant="PQ5")
     print(generate(model, tokenizer, [{"role": "user", "content": "What is 2+2?"}]))
 
-Names are looked up when they are used, so that a command's --help need not wait for MLX. Importing
-this package lets stock mlx-lm load our folders (see plugin).
+Names are imported when they are first used, so that a command's --help does not wait for MLX. The
+import of this package lets stock mlx-lm load our folders (see mlxlm/plugin.py).
 """
 
 from importlib import import_module

@@ -15,7 +15,7 @@ OPENING = '"""`python -m hlwq_mlx.'
 
 
 def commands() -> dict[str, str]:
-    """Return what each command does, which its first line states; nothing is imported."""
+    """Return each command's name and description, read from its file's first line."""
     found = {}
     for path in sorted(Path(__file__).parent.glob("[a-z]*.py")):
         with path.open(encoding="utf-8") as file:
@@ -26,7 +26,7 @@ def commands() -> dict[str, str]:
 
 
 def show_commands(argv: Sequence[str] | None = None) -> None:
-    """List the commands, or refuse the one that is none of them.
+    """List the commands, or refuse an unknown one.
 
     Raises: RequestError.
     """

@@ -1,8 +1,8 @@
 """`python -m hlwq_mlx.chat`: talk with a model in the terminal.
 
-Answers and tool calls go to stdout, thoughts to stderr, dimmed on a terminal, so that a pipe
-carries answers alone. `--tools FILE` offers the functions in
-a JSON file: each call is printed as a line of JSON and its result read as a line.
+Answers and tool calls go to stdout. Thoughts go to stderr, dimmed on a terminal, so a pipe carries
+answers alone. `--tools FILE` offers the functions in a JSON file: each call is printed as a line of
+JSON, and its result is read as a line.
 """
 
 import argparse
@@ -40,10 +40,10 @@ Ctrl-C stops an answer. {BLOCK} begins a text of several lines and ends it."""
 
 
 class Chat:
-    """Leads a conversation: reads lines, follows commands, shows answers.
+    """A conversation in a terminal: reads lines, runs commands, shows answers.
 
-    `stream` answers a prompt with mlx-lm's responses; `read` returns the next line; `media` are the
-    content parts that the first message begins with; `forget` drops what is kept between prompts.
+    `stream` yields the responses to a prompt; `read` returns the next line; `media` are the content
+    parts that the first message begins with; `forget` clears what is kept between prompts.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Chat:
         }
 
     def run(self) -> None:
-        """Talk until the person leaves; what goes wrong costs a message, not the conversation."""
+        """Talk until the user leaves; an error costs one message, not the conversation."""
         while True:
             try:
                 self._turn()
@@ -121,7 +121,7 @@ class Chat:
             raise
 
     def _take_back(self) -> None:
-        """Forget the last message; its media may come again by the same names, changed."""
+        """Take back the last message, and its media: their files may change before the next try."""
         self._conversation.undo()
         self._forget()
 
@@ -154,7 +154,7 @@ class Chat:
 
     def _attach(self, kind: str, rest: str) -> None:
         if not rest:
-            cli.note(f"Say /{kind} PATH.")
+            cli.note(f"Usage: /{kind} PATH")
             return
         source = rest if rest.startswith(URL_SCHEMES) else find_file(rest)
         if source is None:
@@ -175,14 +175,14 @@ class Chat:
 
     def _think(self, rest: str) -> None:
         if rest not in ("on", "off"):
-            cli.note("Say /think on or /think off.")
+            cli.note("Usage: /think on or /think off")
             return
         self._conversation.thinking = rest == "on"
         cli.note(f"Thinking is {rest}.")
 
     def _save(self, rest: str) -> None:
         if not rest:
-            cli.note("Say /save FILE.")
+            cli.note("Usage: /save FILE")
             return
         try:
             save_transcript(self._conversation, Path(rest).expanduser())
@@ -203,9 +203,9 @@ class Chat:
 
 
 def find_file(text: str) -> str | None:
-    """Find the file that a text names: as it is, or as a terminal spells a file dropped on it.
+    """Return the file that a text names, or None.
 
-    Those quote a name, put backslashes before its spaces, or make a file URL of it.
+    A file dropped on a terminal may be quoted, have backslashes before spaces, or be a file URL.
     """
     spellings = [text]
     if text.startswith("file://"):
@@ -235,7 +235,7 @@ def save_transcript(conversation: Conversation, path: Path) -> None:
     text = json.dumps(transcript, ensure_ascii=False, indent=2) + "\n"
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        # A file's name may hold bytes that are no text: they become JSON's own escapes.
+        # A file's name may hold bytes that are not UTF-8: they become escapes.
         with open(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
             file.write(text)
         os.replace(name, path)
@@ -288,7 +288,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def talk(arguments: argparse.Namespace, conversation: Conversation) -> None:
-    """Load the model and lead the conversation until the person leaves."""
+    """Load the model and talk until the user leaves."""
     import mlx.core as mx
 
     from . import library

@@ -25,22 +25,22 @@ def make_parser() -> argparse.ArgumentParser:
         "--bit-order",
         choices=("auto", *BIT_ORDERS),
         default="auto",
-        help="order of packed codes; auto looks at the data",
+        help="bit order of packed codes; auto finds it from the data",
     )
     parser.add_argument(
         "--centroids",
         choices=("auto", *TABLES),
         default="auto",
-        help="table the codes index; auto looks at the data",
+        help="table of centroids that the codes index; auto finds it from the data",
     )
     parser.add_argument(
         "--leftovers",
         choices=LEFTOVERS,
         default=LEFTOVERS[0],
-        help="large matrices that the publisher left in 16 bits (gate_proj, embedding, per-layer "
-        "matrices, vision): auto codes them so finely that they lose at most 5 %% of what the "
-        "variant's own codes lose, and leaves them where no width does; keep leaves all as it is, "
-        "bit by bit; small codes them as coarsely as the variant, and per-layer-embedding rows at "
+        help="what to do with large matrices that the publisher left in 16 bits (gate_proj, "
+        "embedding, per-layer matrices, vision): auto codes those that some width keeps so exact "
+        "that they add at most 5 %% to the error of the variant's own codes; keep leaves all "
+        "unchanged; small codes them as coarsely as the variant, and per-layer-embedding rows at "
         "8 bits, for Macs with 8 GB (default: auto)",
     )
     return parser

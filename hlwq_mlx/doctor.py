@@ -1,9 +1,9 @@
-"""`python -m hlwq_mlx.doctor`: what a model is made of, what it needs, and whether it fits here.
+"""`python -m hlwq_mlx.doctor`: list what a model consists of and needs, and whether it fits here.
 
-Loads nothing: of a repository on the hub it reads the headers of one variant's files. Exit code 0
-means that it fits. --verify reads a converted folder instead and compares it with the checksums
-that were taken when it was written. --table needs no model: it prints what every published variant
-of Gemma 4 E4B, or the one of --variant, needs on 8, 16 and 24 GB Macs.
+It loads no weights: of a repository on the hub it reads only the headers of one variant's files.
+Exit code 0 means that the model fits. --verify compares a converted folder with the checksums that
+were taken when it was written. --table needs no model: it prints what every published variant of
+Gemma 4 E4B, or the one of --variant, needs on 8, 16 and 24 GB Macs.
 """
 
 import argparse
@@ -33,18 +33,19 @@ def make_parser() -> argparse.ArgumentParser:
     subject.add_argument(
         "model",
         nargs="?",
-        default=argparse.SUPPRESS,  # else its absence would undo --model
+        default=argparse.SUPPRESS,  # any other default would overwrite --model
         metavar="MODEL",
         help="the same, without --model",
     )
     subject.add_argument(
-        "--table", action="store_true", help="every variant, or --variant's, on every Mac"
+        "--table",
+        action="store_true",
+        help="print a table of every variant, or --variant's, on every Mac",
     )
     parser.add_argument(
         "--verify",
         action="store_true",
-        help="read every file of a converted folder and name those that are not as convert wrote "
-        "them",
+        help="read every file of a converted folder and list those that changed since its making",
     )
     cli.add_variant_arg(parser)
     parser.add_argument(
@@ -79,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def verify(model: str) -> str:
-    """Compare a converted folder with its checksums and return a line that says so.
+    """Compare a converted folder with its checksums and return a line with the result.
 
     Raises: CheckpointError listing the files that differ; SourceError for another kind of folder.
     """
@@ -103,9 +104,9 @@ def verify(model: str) -> str:
 
 
 def examine(model: str, variant: str | None, settings: "Settings", choice: str) -> bool:
-    """Print what is known of a model, and whether it fits this machine; return that.
+    """Print what a model consists of and whether it fits this machine; return whether it fits.
 
-    Of a source it is judged what `convert` will make of it, by the `choice` for leftovers.
+    A source is judged as `convert` would write it, with this `choice` for leftovers.
     """
     from pathlib import Path
 
@@ -129,7 +130,7 @@ def examine(model: str, variant: str | None, settings: "Settings", choice: str) 
 
 
 def contents(found: "Inventory") -> Iterator[str]:
-    """Say what a model is made of and what is odd about it."""
+    """Yield lines about a model's tensors, and about what is odd in it."""
     from .disk.sizes import format_bytes
     from .memory import inventory
 
@@ -144,7 +145,7 @@ def contents(found: "Inventory") -> Iterator[str]:
 
 
 def table(variants: Sequence[str], settings: "Settings", choice: str) -> Iterator[str]:
-    """Say in Markdown what published variants of E4B need, and where that fits.
+    """Yield a table, in Markdown, of what published variants of E4B need and where they fit.
 
     Raises: RequestError for a variant that was never published.
     """
@@ -187,7 +188,7 @@ def table(variants: Sequence[str], settings: "Settings", choice: str) -> Iterato
 
 
 def card_verdict() -> str:
-    """Return what the model card says of a 16 GB M1."""
+    """Return a sentence with what the model card claims for a 16 GB M1."""
     verdicts = {name: each.runs_on_16gb_m1 for name, each in model_card.FIGURES.items()}
     told = {name for name, runs in verdicts.items() if runs is not None}
     running = "every variant" if all(verdicts[name] for name in told) else "some variants"
@@ -195,7 +196,7 @@ def card_verdict() -> str:
 
 
 def cell(found: "Inventory", both: Sequence["Settings"], machine: "Machine") -> str:
-    """Say how a variant fits a Mac."""
+    """Return how a variant fits a Mac: its longest context, or "does not fit"."""
     from .memory.verdict import longest_context
 
     text, towers = (longest_context(found, each, machine) for each in both)

@@ -1,4 +1,4 @@
-"""The error tree: every failure a user can cause or meet, by what has to be done about it.
+"""The error tree: every failure that a user can cause or meet, grouped by its remedy.
 
 Messages read `[where] needed X, got Y. What to do.` A command prints an HLWQError as one line and
 exits with 2. Any other exception is a defect of ours; cli.boundary makes one line of it too.

@@ -1,7 +1,7 @@
 """`python -m hlwq_mlx.generate`: answer a prompt, word by word.
 
-`hlwq_mlx.generate` is also a function (see library.generate). Importing this module would hide the
-function behind the module, so the module can be called in its place.
+`hlwq_mlx.generate` is also a function (see library.generate). The import of this module replaces
+that name by the module, so the module itself can be called.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from .dialog.parts import Medium
 from .errors import RequestError
 
 DEFAULT_PROMPT = "Hello!"
-LETTERS = 3  # of a prompt to a token, guessed before the tokenizer is there
+LETTERS = 3  # characters a token, an estimate for before the tokenizer is loaded
 
 
 class _CallableModule(ModuleType):
@@ -95,8 +95,8 @@ def answer(arguments: argparse.Namespace, prompt: str) -> None:
     from . import library
 
     letters = len(prompt) + len(arguments.system_prompt or "")
-    room = arguments.max_tokens if arguments.max_tokens > 0 else cli.CONTEXT
-    settings = cli.settings_for(arguments, letters // LETTERS + room)
+    most_tokens = arguments.max_tokens if arguments.max_tokens > 0 else cli.CONTEXT
+    settings = cli.settings_for(arguments, letters // LETTERS + most_tokens)
     model, tokenizer, sampling = cli.load_for(arguments, settings)
     for token in arguments.extra_eos_token:
         add_stop_token(tokenizer, token)
@@ -120,7 +120,7 @@ def answer(arguments: argparse.Namespace, prompt: str) -> None:
 
 
 def render_prompt(arguments: argparse.Namespace, tokenizer: Any, prompt: str) -> template.Rendered:
-    """Spell the prompt as the model reads it, by its chat template unless that is to be ignored."""
+    """Return the prompt as the model reads it: by its chat template, or raw if asked for."""
     if arguments.ignore_chat_template:
         refuse_template_options(arguments)
         media = tuple(Medium(part["type"], part["path"]) for part in arguments.media)
@@ -136,14 +136,14 @@ def render_prompt(arguments: argparse.Namespace, tokenizer: Any, prompt: str) ->
 def reader(
     arguments: argparse.Namespace, rendered: template.Rendered
 ) -> Callable[[Iterable[str]], Iterator[Event]]:
-    """Return what tells thought from answer; text that no template rendered has no such parts."""
+    """Return the function that separates thought from answer; raw prompts have no such parts."""
     if arguments.ignore_chat_template:
         return as_content
     return partial(read_answer, in_thought=opens_thought(rendered.text))
 
 
 def add_stop_token(tokenizer: Any, token: str) -> None:
-    """Let a token, by its text or its id, end answers.
+    """Add a token, by its text or its id, to those that end answers.
 
     Raises: RequestError when the vocabulary has no such token.
     """
@@ -152,7 +152,7 @@ def add_stop_token(tokenizer: Any, token: str) -> None:
     if not known:
         raise RequestError(
             f"[extra-eos-token] needed a token of the vocabulary or its id, got {token!r}. "
-            "Spell it as tokenizer.json does."
+            "Write it as tokenizer.json does."
         )
     tokenizer.add_eos_token(token)
 

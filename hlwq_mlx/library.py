@@ -1,7 +1,7 @@
-"""What Python users call: load a model, then generate text from prompts or messages.
+"""The functions for Python users: load a model, then generate text from prompts or messages.
 
-The functions carry mlx-lm's names and shapes; options are ours. A model may be anything `convert`
-reads; one that is not converted yet is converted once into a cache folder.
+Their names and signatures follow mlx-lm's, with our own options. A model may be anything that
+`convert` reads; one that is not converted yet is converted once, into a cache folder.
 """
 
 import hashlib
@@ -65,13 +65,13 @@ class GenerationResponse:
 
 @dataclass
 class Session:
-    """What a conversation keeps between its prompts, so that the next reads only what is new."""
+    """State that a conversation keeps between prompts, so that the next reads only what is new."""
 
     prefix_cache: PrefixCache = field(default_factory=PrefixCache)
     media: list[Any] = field(default_factory=list)  # what was made of the last prompt's media
 
     def forget(self) -> None:
-        """Keep nothing: the next prompt begins anew."""
+        """Clear the state: the next prompt is read from its beginning."""
         self.prefix_cache.forget()
         self.media.clear()
 
@@ -83,9 +83,10 @@ def cache_folder() -> Path:
 
 
 def converted_folder(model: str, variant: str | None = None) -> Path:
-    """Return the converted folder of a model, converting it now if that was never done.
+    """Return the converted folder of a model; convert it first if that was never done.
 
-    What the publisher left in 16 bits is coded as leftovers.AUTO says; `convert` offers the others.
+    Tensors that the publisher left in 16 bits are coded by leftovers.AUTO; the command `convert`
+    offers other choices.
 
     Raises: SourceError, CheckpointError, DeviceError as `find` and `convert` do.
     """
@@ -105,7 +106,7 @@ def converted_folder(model: str, variant: str | None = None) -> Path:
 
 
 def _convert(opened: source.Source, target: Path) -> None:
-    """Convert into the cache, or take what another process made of the same model meanwhile."""
+    """Convert into the cache, unless another process finishes the same conversion meanwhile."""
     try:
         for line in convert.convert(opened, target, leftovers.AUTO).lines():
             logger.info("%s", line)
@@ -116,7 +117,7 @@ def _convert(opened: source.Source, target: Path) -> None:
 
 
 def _cache_name(model: str, opened: source.Source) -> str:
-    """Name a converted folder after the model, the state of its files and how it is converted."""
+    """Return a folder name made of the model, the state of its files and the way of converting."""
     files = [*opened.weight_files, *opened.root_files]
     state = [
         (path.resolve().as_posix(), path.stat().st_size, path.stat().st_mtime_ns) for path in files
@@ -133,7 +134,7 @@ def load(model: str | Path, variant: str | None = None) -> tuple[Model, Any]:
     Raises: an HLWQError that says what is missing.
     """
     folder = converted_folder(str(model), variant)
-    tokenizer = side_files.open_tokenizer(folder)  # what is damaged there is told before the work
+    tokenizer = side_files.open_tokenizer(folder)  # first, so that damage is found before the work
     return loading.load(folder), tokenizer
 
 
@@ -146,7 +147,7 @@ def generation_config(folder: Path) -> dict[str, Any]:
 def prompt_ids(
     tokenizer: Any, prompt: Prompt, *, tools: Tools = (), thinking: bool = False
 ) -> list[int]:
-    """Turn a prompt without media into ids: text as it is, messages through the chat template."""
+    """Return the ids of a prompt without media: raw text, or messages by the chat template."""
     rendered = _render(tokenizer, prompt, tools=tools, thinking=thinking)
     if isinstance(rendered, template.Rendered):
         return template.encode(tokenizer, rendered)
@@ -160,7 +161,7 @@ def _render(
         return template.render(tokenizer, prompt, tools=tools, thinking=thinking)
     if tools or thinking:
         raise RequestError(
-            "[prompt] needed messages for tools and thinking, which a chat template spells, got "
+            "[prompt] needed messages for tools and thinking, which a chat template renders, got "
             "text or token ids. Give messages, or leave these options out."
         )
     if isinstance(prompt, template.Rendered):
@@ -197,11 +198,11 @@ def stream_generate(
 ) -> Iterator[GenerationResponse]:
     """Yield the answer piece by piece; the last piece has a `finish_reason`.
 
-    `prompt` is text, token ids or messages, which may hold images, sounds and videos as parts, and
-    offer `tools` in OpenAI's form. `image_tokens` bounds what an image takes (70, 140, 280, 560 or
-    1120), `http` lets media be downloaded, `caching` says how keys and values are kept. `session`,
-    handed over with every prompt of a conversation, spares reading again what was read. An answer
-    ends before the first text of `stop`; a `max_tokens` of -1 lets it go on. `options` are the
+    `prompt` is text, token ids or messages, which may contain images, sounds and videos as parts
+    and offer `tools` in OpenAI's form. `image_tokens` limits the soft tokens of an image (70, 140,
+    280, 560 or 1120), `http` allows downloads of media, `caching` is how keys and values are kept.
+    Pass the same `session` with every prompt of a conversation, and nothing is read twice. An
+    answer ends before the first text of `stop`; a `max_tokens` of -1 is no limit. `options` are the
     fields of `Sampling` (temp, top_p, top_k, min_p), greedy by default.
     Raises: RequestError for a prompt or option that cannot be served; SourceError for media that
     cannot be read.
@@ -272,7 +273,7 @@ class _Clock:
         self._begun = time.perf_counter()
 
     def tick(self) -> None:
-        if not self.tokens:  # the first token is the prompt's work
+        if not self.tokens:  # the time up to the first token is the prompt's
             now = time.perf_counter()
             self._prompt_s, self._begun = now - self._begun, now
         self.tokens += 1

@@ -1,8 +1,7 @@
-"""Prepare a prompt: text and media to ids and input embeddings.
+"""Prepare a prompt: convert text and media to ids and input embeddings.
 
-The one place where files (media), placeholders (dialog) and towers (gemma4), which do not know each
-other, meet. A tower is asked only when the prompt holds something for it.
-L positions, H hidden size.
+Here files (media), placeholders (dialog) and towers (gemma4) meet, which do not import each other.
+A tower is loaded only when the prompt holds a medium for it. L positions, H hidden size.
 """
 
 import itertools
@@ -33,16 +32,16 @@ TOWER_OF = {"image": VISION, "video": VISION, "audio": AUDIO}
 
 
 class PreparedMedium(NamedTuple):
-    """A medium as the model takes it in: what stands for it, and what a tower makes features of.
+    """A medium ready for the model: its soft tokens, and the pieces that a tower encodes.
 
-    A piece may be features already.
+    A piece is the input of a tower, or already its features.
     """
 
     span: Span
     pieces: tuple[Patches | Mel | mx.array, ...]
 
 
-# Media in the order of a prompt: what each is known by, and what was made of it.
+# The media of a prompt in order, each with the key that identifies it.
 Seen = list[tuple[Hashable, PreparedMedium]]
 
 
@@ -56,12 +55,12 @@ def prepare(
     seen: Seen | None = None,
     on_media: Progress = no_progress,
 ) -> Prepared:
-    """Encode a prompt, and put the features of its media in the places of their placeholders.
+    """Return the ids of a prompt, and its embeddings with the features of its media.
 
-    `image_tokens` is the most that an image may take, by default what the folder's processor file
-    says; `http` allows downloads. `seen`, which comes to hold this prompt's media, spares the next
-    prompt those that it begins with: they are not read again. `on_media` is told how many pictures,
-    frames and sounds are done.
+    `image_tokens` limits the soft tokens of an image, by default as the folder's processor file
+    states; `http` allows downloads. `seen` holds the media of the last prompt and gets those of
+    this one: media that both prompts begin with are not read again. `on_media` gets how many
+    pictures, frames and sounds are done, and of how many.
     Raises: RequestError for media that cannot be used or are not as many as the placeholders;
     SourceError for a file or address that cannot be read.
     """
@@ -113,7 +112,7 @@ def soft_tokens(args: Gemma4Config) -> dict[str, SoftTokens]:
 
 
 def known_media(keys: Sequence[Hashable], seen: Seen) -> list[PreparedMedium]:
-    """Return what was made of the media that a prompt begins with as the last one did."""
+    """Return the prepared media that a prompt begins with, as the last prompt did."""
     pairs = itertools.takewhile(lambda pair: pair[0] == pair[1][0], zip(keys, seen, strict=False))
     return [each for _, (_, each) in pairs]
 
@@ -128,8 +127,8 @@ def prepare_media(
 ) -> list[PreparedMedium]:
     """Read media one by one and prepare each for its tower; the first ones may be `known`.
 
-    A picture of one pixel is soon sent, and takes as much memory here as any other.
-    Raises: RequestError as soon as they take more soft tokens than `context`.
+    Soft tokens are limited, because a file of one pixel takes as much memory here as any picture.
+    Raises: RequestError as soon as the media take more soft tokens than `context`.
     """
     prepared: list[PreparedMedium] = []
     taken = 0
@@ -187,7 +186,7 @@ PREPARERS: Mapping[str, Callable[[Any, Processor, Access, int | None], PreparedM
 def with_features(
     model: Model, media: Sequence[PreparedMedium], on_media: Progress = no_progress
 ) -> list[PreparedMedium]:
-    """Make features of all pieces that are none yet."""
+    """Return the media with features in place of all other pieces."""
     seen = []
     total = sum(len(each.pieces) for each in media)
     done = 0
@@ -196,7 +195,7 @@ def with_features(
         features = []
         for piece in pieces:
             features.append(_features(model, piece))
-            mx.eval(features[-1])  # one by one: a tower's activations need not be there for all
+            mx.eval(features[-1])  # at once, or the activations of all media would be in memory
             done += 1
             on_media(done, total)
         seen.append(PreparedMedium(span, tuple(features)))
@@ -204,9 +203,9 @@ def with_features(
 
 
 def embed_with_media(model: Model, ids: Sequence[int], media: Sequence[PreparedMedium]) -> mx.array:
-    """Make a prompt's input embeddings, with the features of its media in their places.
+    """Return a prompt's input embeddings, with the features of its media at their soft tokens.
 
-    Shapes: ids [L] -> [1, L, H], evaluated: prefill may run on another stream.
+    Shapes: ids [L] -> [1, L, H], evaluated, because prefill may run on another stream.
     Raises: RequestError when there are more features of a kind than places, or fewer.
     """
     features: dict[str, list[Any]] = {kind: [] for kind in TOWER_OF}

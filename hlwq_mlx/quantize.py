@@ -28,9 +28,13 @@ def make_parser() -> argparse.ArgumentParser:
     )
     width = parser.add_mutually_exclusive_group(required=True)
     width.add_argument(
-        "--variant", metavar="PQn", help="what the publisher codes in PQ5, PQ2-Mixed ..."
+        "--variant",
+        metavar="PQn",
+        help="code what the publisher codes in a variant, as PQ5 or PQ2-Mixed",
     )
-    width.add_argument("--bits", metavar="CLASS=N,...", help="what to code, as mlp=2,attention=4")
+    width.add_argument(
+        "--bits", metavar="CLASS=N,...", help="code these classes of tensors, as mlp=2,attention=4"
+    )
     parser.add_argument(
         "--layout",
         choices=LAYOUTS,
@@ -41,7 +45,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--table",
         choices=tuple(CENTROIDS),
         default="clip4_100",
-        help="clip4_100 as the publisher's, converged for less error at 5 bits and more",
+        help="clip4_100 is the publisher's; converged has less error from 5 bits on",
     )
     parser.add_argument(
         "--refit",
@@ -86,7 +90,7 @@ def add_variant(opened: "Source", rule: "Rule", output: Path, encoder: "Encoder"
     from .write.check import canonical_tensors, normalize_config, unread_names
     from .write.quantize import write_published
 
-    root_files = opened.root_files  # what is missing or damaged is told before the work
+    root_files = opened.root_files  # first, so that bad files are found before the work
     config = normalize_config(opened.config)
     unread_names(config, canonical_tensors(opened))
     try_out(opened)
@@ -98,7 +102,7 @@ def add_variant(opened: "Source", rule: "Rule", output: Path, encoder: "Encoder"
 def make_folder(
     opened: "Source", rule: "Rule", name: str, output: Path, encoder: "Encoder"
 ) -> "Report":
-    """Write a folder to run: the published layout first, beside it and for a while."""
+    """Write a folder to run; the published layout it is made of is temporary."""
     from .disk import atomic
     from .source.repository import Source
     from .write import convert

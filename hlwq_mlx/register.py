@@ -26,7 +26,7 @@ def pth_path() -> Path:
 
 @contextmanager
 def changing(path: Path) -> Iterator[None]:
-    """Turn what the disk refuses into a DeviceError that names the file."""
+    """Raise a DeviceError that names the file when the disk refuses a change."""
     try:
         yield
     except OSError as problem:
@@ -46,7 +46,7 @@ def register(path: Path) -> None:
 
 
 def remove(path: Path) -> bool:
-    """Delete the file and say whether there was one.
+    """Delete the file and return whether there was one.
 
     Raises: DeviceError when site-packages cannot be written.
     """

@@ -1,9 +1,9 @@
 """`python -m hlwq_mlx.serve`: an OpenAI-compatible server for local assistants.
 
-Its base URL is http://127.0.0.1:8080/v1, and a client may call the model what it likes. Messages
-may hold pictures (image_url), sounds (input_audio) and videos, as data URLs. Thinking is off, and
-options that a request leaves open follow the checkpoint's generation_config.json. It is mlx-lm's
-server, to which all further options are passed on.
+Its base URL is http://127.0.0.1:8080/v1, and a client may give the model any name. Messages may
+hold pictures (image_url), sounds (input_audio) and videos, as data URLs. Thinking is off, and
+options that a request leaves out follow the checkpoint's generation_config.json. The server is
+mlx-lm's, and all further options are passed on to it.
 """
 
 import argparse
@@ -61,7 +61,7 @@ def serve(arguments: argparse.Namespace, passed_on: Sequence[str]) -> None:
     settings = cli.settings_for(arguments, cli.CONTEXT)
     folder = cli.folder_for(arguments, settings)
     verdict = plan(folder, replace(settings, has_towers=True))  # any request may bring a picture
-    side_files.open_tokenizer(folder)  # mlx-lm loads it again, and would end in a traceback
+    side_files.open_tokenizer(folder)  # first, as mlx-lm shows a traceback if it is damaged
     sampling = Sampling.from_generation_config(library.generation_config(folder))
     text = Gemma4Config.from_dict(read_json(folder / "config.json")).text_config
     server.run(
@@ -82,5 +82,6 @@ def serve(arguments: argparse.Namespace, passed_on: Sequence[str]) -> None:
 if __name__ == "__main__":
     code = cli.run(main)
     sys.stdout.flush()
-    # MLX's threads may still let go of Python objects: taking the interpreter down aborts then.
+    # MLX's threads may still release Python objects, and the interpreter's own exit would abort
+    # then.
     os._exit(code)

@@ -1,4 +1,4 @@
-"""What the commands share: options, what they mean, printing, and the boundary around a command."""
+"""Shared by the commands: options, their meaning, printing, and the boundary around a command."""
 
 from .arguments import content_of, folder_for, load_for, media_options, settings_for, tuned
 from .boundary import EXIT_ERROR, EXIT_INTERRUPTED, as_error, program, run, tell

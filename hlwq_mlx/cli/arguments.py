@@ -1,6 +1,6 @@
-"""What parsed arguments mean: memory settings, a loaded model, a message's content.
+"""Convert parsed arguments to memory settings, a loaded model and a message's content.
 
-Heavy imports wait inside the functions, so that --help does not.
+Heavy imports are inside the functions, so that --help does not wait for them.
 """
 
 import argparse
@@ -16,29 +16,29 @@ if TYPE_CHECKING:
 
 
 def content_of(media: Sequence[dict[str, Any]], text: str) -> str | list[dict[str, Any]]:
-    """Make a message's content of media and the text after them."""
+    """Return a message's content: media, and the text after them."""
     return [*media, {"type": "text", "text": text}] if media else text
 
 
 def media_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return what the media arguments mean to `library.stream_generate`, with progress shown."""
+    """Return the media options of `library.stream_generate`, with progress bars."""
     return {
         "image_tokens": arguments.image_tokens,
         "http": arguments.allow_http,
-        "on_media": progress("look and listen", "media"),
+        "on_media": progress("encode media", "media"),
         "on_prefill": progress("read the prompt", "tokens"),
     }
 
 
 @contextmanager
 def tuned() -> Iterator[None]:
-    """Set how much MLX keeps and hands the GPU at once; enter before a model is loaded."""
+    """Set how much memory MLX keeps and hands the GPU at once; enter before a model is loaded."""
     import mlx.core as mx
 
     from ..memory.machine import many_in_flight, ram_bytes, this_machine
     from ..quant import device
 
-    # Asking MLX about a GPU is its first use.
+    # `this_machine` asks MLX about the GPU, which is its first use.
     with many_in_flight(has_metal=device.has_metal(), ram=ram_bytes()):
         machine = this_machine(Path.cwd())
         before = mx.set_cache_limit(machine.cache_bytes)
@@ -49,7 +49,7 @@ def tuned() -> Iterator[None]:
 
 
 def settings_for(arguments: argparse.Namespace, context: int) -> "Settings":
-    """Gather what the arguments say that changes how much memory is needed."""
+    """Return the settings, from the arguments, that change how much memory is needed."""
     from ..gemma4.caches import Caching
     from ..memory.need import Settings
 
@@ -62,7 +62,7 @@ def folder_for(arguments: argparse.Namespace, settings: "Settings") -> Path:
     """Return the converted folder of the model that the arguments name.
 
     Without --model it is the demo's, and stderr says so.
-    Raises: DeviceError for a model that this machine has no room for, unless --force is given.
+    Raises: DeviceError for a model that does not fit this machine, unless --force is given.
     """
     from .. import library
     from ..memory.verdict import check_before_download, plan
@@ -89,7 +89,7 @@ def load_for(arguments: argparse.Namespace, settings: "Settings") -> tuple[Any, 
     from ..engine.sampling import Sampling
 
     given = {name: getattr(arguments, name) for name in ("temp", "top_p", "top_k", "min_p")}
-    Sampling().override(**given)  # what cannot be followed is told before the work
+    Sampling().override(**given)  # first, so that a wrong option is refused before the work
     folder = folder_for(arguments, settings)
     recommended = Sampling.from_generation_config(library.generation_config(folder))
     return *library.load(folder), recommended.override(**given)

@@ -1,6 +1,6 @@
-"""The one place where a command begins and ends: with a result, or with one line on stderr.
+"""Run a command: it ends with a result, or with one line on stderr.
 
-Also what a command is called, which depends on how it was started.
+The command's name for usage texts, which depends on how it was started, is found here too.
 """
 
 import logging
@@ -24,8 +24,8 @@ TRACEBACK_VARIABLE = "HLWQ_TRACEBACK"
 def run(command: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code: an exception becomes one line and 2.
 
-    SIGINT, SIGTERM and SIGHUP become 128 and their number. A stdout whose reader has seen enough is
-    a success.
+    SIGINT, SIGTERM and SIGHUP become 128 plus their number. A closed pipe at stdout is a success,
+    because its reader has seen enough.
     """
     streams.prepare()
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
@@ -35,7 +35,7 @@ def run(command: Callable[[Sequence[str] | None], None], argv: Sequence[str] | N
             with ending_on_signals():
                 command(argv)
         finally:
-            console.flush()  # here what stdout refuses can still be told
+            console.flush()  # here, because a failing stdout can still be reported
     except BrokenPipeError:
         return 0
     except KeyboardInterrupt:
@@ -57,7 +57,7 @@ def tell(problem: Exception) -> None:
 
 
 def as_error(problem: Exception) -> HLWQError:
-    """Return an exception as an error of ours; one that nobody foresaw is called a defect."""
+    """Return an exception as an HLWQError; an unforeseen one is called a defect."""
     if isinstance(problem, HLWQError):
         return problem
     text = " ".join(str(problem).split())

@@ -12,24 +12,25 @@ PATIENCE_S = 1.0
 
 
 def result(text: str) -> None:
-    """Print a line of what was asked for, on stdout.
+    """Print a line of the command's result on stdout.
 
-    Raises: DeviceError when stdout cannot be written; BrokenPipeError when its reader left.
+    Raises: DeviceError when stdout cannot be written; BrokenPipeError when its reader has closed
+    it.
     """
     with writing():
         print(text)
 
 
 def say(text: str) -> None:
-    """Print a piece of an answer at once, on stdout; it raises what `result` does."""
+    """Print a piece of an answer on stdout at once. Raises: as `result`."""
     with writing():
         print(text, end="", flush=True)
 
 
 def flush() -> None:
-    """Write what stdout still holds; it raises what `result` does.
+    """Flush stdout. Raises: as `result`.
 
-    After that nothing is left to be written, or Python would try once more when it ends.
+    If that fails, stdout is pointed at nothing, because Python would flush it again at its exit.
     """
     try:
         with writing():
@@ -40,7 +41,7 @@ def flush() -> None:
 
 
 def murmur(text: str) -> None:
-    """Print a piece of what is not the answer at once, on stderr."""
+    """Print a piece of text on stderr at once."""
     with suppress(OSError):  # nobody can be told, and the result does not depend on it
         print(text, end="", flush=True, file=sys.stderr)
 
@@ -52,7 +53,7 @@ def note(text: str) -> None:
 
 @contextmanager
 def writing() -> Iterator[None]:
-    """Turn what stdout refuses into a DeviceError."""
+    """Raise a DeviceError when stdout cannot be written."""
     try:
         yield
     except BrokenPipeError:
@@ -73,7 +74,7 @@ def _discard() -> None:
 
 
 def progress(what: str, unit: str) -> Callable[[int, int], None]:
-    """Return what shows on stderr how far a step is, when it takes longer than a moment."""
+    """Return a function that shows a step's progress on stderr if it takes over PATIENCE_S."""
     from tqdm import tqdm
 
     bars: list[Any] = []

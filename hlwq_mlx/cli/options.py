@@ -8,7 +8,7 @@ from typing import Any
 from ..dialog.readable import readable
 from ..media.processor import BUDGETS
 
-CONTEXT = 8192  # tokens that a conversation should have room for
+CONTEXT = 8192  # tokens of a conversation that should fit into memory
 PREFILL_STEP = 512  # of engine.request; mlx-lm's 2048 would take four times the memory
 MODEL_NAMES = "hub id (owner/name or owner/name/PQ5), source folder, PQ folder or converted folder"
 
@@ -41,7 +41,7 @@ def json_object(text: str) -> dict[str, Any]:
 
 
 def text(argument: str) -> str:
-    """Read text for the model: a command line may hold bytes that are none."""
+    """Read text for the model; bytes of the command line that are not text are replaced."""
     return str(readable(argument))
 
 
@@ -54,7 +54,7 @@ def add_model_args(parser: argparse.ArgumentParser) -> None:
     )
     add_variant_arg(parser)
     parser.add_argument(
-        "--force", action="store_true", help="load a model that this machine has no room for"
+        "--force", action="store_true", help="load a model that does not fit this machine"
     )
 
 
@@ -76,35 +76,35 @@ def add_conversion_args(parser: argparse.ArgumentParser, *, source: str, output:
 
 
 def add_sampling_args(parser: argparse.ArgumentParser) -> None:
-    """Add the options that choose the next token; unset ones follow generation_config.json."""
+    """Add the sampling options; unset ones follow generation_config.json."""
     group = parser.add_argument_group("sampling (default: the checkpoint's generation_config.json)")
     group.add_argument(
         "--temp",
         "--temperature",
         type=float,
         metavar="T",
-        help="0 always takes the likeliest token, more is more varied",
+        help="temperature: 0 always takes the likeliest token, higher is more varied",
     )
     group.add_argument(
         "--top-p",
         type=float,
         metavar="P",
-        help="draw among the likeliest that have P of the probability",
+        help="draw among the likeliest tokens that together have probability P",
     )
     group.add_argument(
-        "--top-k", type=int, metavar="K", help="draw among the K likeliest, 0 means all"
+        "--top-k", type=int, metavar="K", help="draw among the K likeliest tokens, 0 means all"
     )
     group.add_argument(
         "--min-p",
         type=float,
         metavar="P",
-        help="leave out what has less than P of the likeliest's probability",
+        help="leave out tokens less likely than P times the likeliest",
     )
-    group.add_argument("--seed", type=seed, help="a number that repeats a drawn answer")
+    group.add_argument("--seed", type=seed, help="random seed: the same seed repeats an answer")
 
 
 def add_answer_args(parser: argparse.ArgumentParser, *, max_tokens: int) -> None:
-    """Add what shapes an answer: --system-prompt, --think, --max-tokens."""
+    """Add the options of an answer: --system-prompt, --think, --max-tokens."""
     parser.add_argument(
         "--system-prompt", type=text, metavar="TEXT", help="instructions before the prompt"
     )
@@ -121,19 +121,19 @@ def add_answer_args(parser: argparse.ArgumentParser, *, max_tokens: int) -> None
 
 
 def add_memory_args(parser: argparse.ArgumentParser) -> None:
-    """Add what bounds memory, --max-kv-size too."""
+    """Add the memory options, --max-kv-size among them."""
     group = add_kv_args(parser)
     group.add_argument(
         "--max-kv-size",
         type=int,
         metavar="N",
-        help="remember the first 4 tokens and the last ones, N in all, and forget those between",
+        help="keep the first 4 tokens and the last ones, N in all, and drop those between",
     )
 
 
 def add_kv_args(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     """Add --prefill-step-size, --kv-bits and --kv-group-size."""
-    group = parser.add_argument_group("memory (python -m hlwq_mlx.doctor says what is needed)")
+    group = parser.add_argument_group("memory (python -m hlwq_mlx.doctor shows what is needed)")
     group.add_argument(
         "--prefill-step-size",
         type=count,
@@ -145,14 +145,14 @@ def add_kv_args(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
         "--kv-bits",
         type=int,
         metavar="B",
-        help="4 or 8: remember a long context in less memory, less exactly",
+        help="4 or 8: store keys and values in so many bits, in less memory and less exactly",
     )
     group.add_argument(
         "--kv-group-size",
         type=int,
         default=64,
         metavar="N",
-        help="with --kv-bits, values that share a scale (default: 64)",
+        help="with --kv-bits, how many numbers share a scale (default: 64)",
     )
     parser.set_defaults(max_kv_size=None)
     return group
@@ -173,9 +173,10 @@ class _AppendMedium(argparse.Action):
 
 
 def add_media_args(parser: argparse.ArgumentParser, *, message: str) -> None:
-    """Add what a prompt shows: --image, --audio, --video, --image-tokens, --allow-http.
+    """Add the media of a prompt: --image, --audio, --video, --image-tokens, --allow-http.
 
-    `message` says which message they become part of; they stand in `media`, as content parts.
+    `message` names, for --help, the message that they become part of. The parsed `media` are
+    content parts.
     """
     group = parser.add_argument_group(
         "media",
@@ -205,9 +206,9 @@ def add_media_args(parser: argparse.ArgumentParser, *, message: str) -> None:
         help=f"how many tokens a picture may take: {', '.join(map(str, BUDGETS))} "
         "(default: the model's; more show finer detail and take longer)",
     )
-    group.add_argument("--allow-http", action="store_true", help="let media be downloaded")
+    group.add_argument("--allow-http", action="store_true", help="allow downloads of media")
 
 
 def media_part(kind: str, source: str) -> dict[str, Any]:
-    """Make a message's content part of a file's name."""
+    """Return the content part of a message for a file's name."""
     return {"type": kind, "path": source}

@@ -1,4 +1,4 @@
-"""An answer as a person sees it: content on stdout, thoughts on stderr, dimmed on a terminal."""
+"""Print an answer: content on stdout, thoughts on stderr, dimmed on a terminal."""
 
 import json
 import sys
@@ -12,9 +12,9 @@ DIM, PLAIN = "\x1b[2m", "\x1b[0m"
 
 
 class Screen:
-    """Shows the events of an answer; thoughts must not be taken for it.
+    """Prints the events of an answer, keeping thoughts apart from content.
 
-    `is_terminal` says whether stderr is one.
+    `is_terminal` is whether stderr is a terminal.
     """
 
     def __init__(self, *, is_terminal: bool) -> None:
@@ -23,7 +23,7 @@ class Screen:
         self._is_in_line = False
 
     def show(self, event: Event) -> None:
-        """Show a piece of an answer; the caller chooses when to show a call."""
+        """Print a piece of an answer; a call is printed by `show_call`."""
         if isinstance(event, Thought):
             self._show_thought(event.text)
             return
@@ -41,7 +41,7 @@ class Screen:
         result(json.dumps(stated, ensure_ascii=False))
 
     def end(self) -> None:
-        """End the answer's last line."""
+        """End the last line of the answer, if it is open."""
         self._end_thought()
         if self._is_in_line:
             self._is_in_line = False
@@ -60,7 +60,7 @@ class Screen:
 
 
 def as_content(pieces: Iterable[str]) -> Iterator[Event]:
-    """Yield pieces of text as content, whatever they hold: for prompts without a template."""
+    """Yield all pieces of text as content: for prompts without a template."""
     return (Content(piece) for piece in pieces)
 
 
@@ -69,8 +69,8 @@ def print_stream(
 ) -> str:
     """Print an answer as it comes and mlx-lm's statistics after it; return its text.
 
-    `read` makes events of the text. Ctrl-C ends the answer, not the statistics, and is raised
-    again after them.
+    `read` converts the text to events. After Ctrl-C the statistics are printed too, and then
+    KeyboardInterrupt is raised again.
     """
     text = ""
     last = None

@@ -1,4 +1,4 @@
-"""Signals that ask a command to end: it clears what is half-written, then leaves."""
+"""End a command on a signal: it removes what is half-written, then exits."""
 
 import signal
 import threading
@@ -10,7 +10,7 @@ ENDING_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 
 
 class Ended(BaseException):
-    """A signal has asked the command to end; what is half-written is cleared on the way out."""
+    """A signal asked the command to end; handlers on the way out remove what is half-written."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -21,8 +21,8 @@ class Ended(BaseException):
 def ending_on_signals() -> Iterator[None]:
     """Raise `Ended` where SIGTERM or SIGHUP would end the process at once.
 
-    Only the first is raised, so that a second one cannot break into the clearing. A signal that the
-    parent has this process ignore, as nohup does, stays ignored.
+    Only the first is raised, so that a second one cannot interrupt the cleaning up. A signal that
+    the parent made this process ignore, as nohup does, stays ignored.
     """
 
     def end(number: int, frame: object) -> None:

@@ -1,6 +1,6 @@
-"""stdin, stdout and text files as any machine gives them: closed, cut off, in another encoding.
+"""Read stdin and text files and write stdout, even if closed, cut off or in another encoding.
 
-Bytes that are no text become U+FFFD, characters that stdout cannot show become ?, and each stream
+Bytes that are not text become U+FFFD. Characters that stdout cannot show become ?. Each stream
 warns once.
 """
 
@@ -18,7 +18,7 @@ from .console import note
 
 
 def prepare() -> None:
-    """Let stdin and stdout take every byte and character; a closed stream becomes an empty one."""
+    """Make stdin and stdout accept any byte and character; replace closed streams by empty ones."""
     for name, mode in {"stdin": "r", "stdout": "w", "stderr": "w"}.items():
         stream = getattr(sys, name)
         if stream is None:  # the free descriptor is taken, so that no other file gets its number
@@ -41,9 +41,9 @@ def read_stdin() -> str:
 
 
 def line_reader() -> Callable[[str], str]:
-    """Return what reads a line of stdin, with history and a prompt when a person types.
+    """Return a function that reads a line of stdin, with history and a prompt on a terminal.
 
-    It raises EOFError at the end, which a stdin that cannot be read has reached.
+    It raises EOFError at the end, or when stdin cannot be read.
     """
     is_typed = sys.stdin.isatty()
     if is_typed:

@@ -1,1 +1,1 @@
-"""Interfaces that others have shown to users, kept for their sake."""
+"""Interfaces that others documented, kept so that their examples run."""

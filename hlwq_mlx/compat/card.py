@@ -1,8 +1,8 @@
-"""The interface that the model card shows: HLWQModel, ids in, ids out.
+"""The interface of the model card: HLWQModel, ids in, ids out.
 
-The card's class exists in no published package. With this one its *Full Inference* runs as printed
-but for the import line: with transformers' own tokenizer and torch's tensors, or without torch with
-arrays of numpy and MLX. The output begins with the prompt. `PolarQuantModel` is the older name.
+No published package has the card's class. With this one its *Full Inference* runs unchanged but for
+the import line: with transformers' own tokenizer and torch's tensors, or without torch with arrays
+of numpy and MLX. The output begins with the prompt. `PolarQuantModel` is the older name.
 
 L positions.
 """
@@ -33,14 +33,14 @@ logger = logging.getLogger("hlwq_mlx")
 
 
 class TokenIds(np.ndarray[Any, np.dtype[np.int64]]):
-    """Token ids that can be told to go where the model is, which in MLX they already are."""
+    """Token ids with torch's `.to(device)`, which changes nothing: MLX reads the host's memory."""
 
     def to(self, device: object) -> Self:
         return self
 
 
 class Encoding(dict[str, TokenIds]):
-    """What a tokenizer call returns: arrays by name, by attribute too."""
+    """The result of a tokenizer call: arrays by key and by attribute."""
 
     def __getattr__(self, name: str) -> TokenIds:
         try:
@@ -86,7 +86,7 @@ def _with_ids(encoded: Any) -> Any:
 
 
 class HLWQModel:
-    """A model with what the card's *Full Inference* is known to use."""
+    """A model with the methods that the card's *Full Inference* uses."""
 
     def __init__(
         self, model: Model, tokenizer: Any, sampling: Sampling, caching: Caching = WHOLE
@@ -111,8 +111,8 @@ class HLWQModel:
     ) -> Self:
         """Load a model as `hlwq_mlx.load` does, converting it once if need be.
 
-        `dtype`, `torch_dtype` and `trust_remote_code` are taken for the sake of old code: MLX runs
-        in the dtype that suits the machine, and code from a model folder is never executed.
+        `dtype`, `torch_dtype` and `trust_remote_code` are accepted but not used: MLX runs in the
+        dtype that suits the machine, and code from a model folder is never executed.
         `kv_cache_nbits` codes keys and values of full attention at 4 or 8 bits.
         Raises: RequestError for a device MLX does not have, or for another width.
         """
@@ -151,11 +151,11 @@ class HLWQModel:
     def generate(self, inputs: Any = None, **options: Any) -> Any:
         """Answer a prompt: text gives the answer's text, ids give prompt and answer as ids.
 
-        `inputs` are ids or what a tokenizer returns, by name. Ids come back as they came: torch's
-        tensor, MLX's array or numpy's, as which a list comes back too. Where they end with a user's
-        turn, the model's is opened first, as add_generation_prompt=True does.
-        Options: max_new_tokens, do_sample, temperature, top_p, top_k, min_p, and input_ids in the
-        place of `inputs`; attention_mask is taken when it masks nothing.
+        `inputs` are ids or a tokenizer's result. Ids are returned in the type that they came in:
+        torch's tensor, MLX's array or numpy's, which a list becomes too. Where they end with a
+        user's turn, the model's turn is opened first, as add_generation_prompt=True does. Options:
+        max_new_tokens, do_sample, temperature, top_p, top_k, min_p, and input_ids instead of
+        `inputs`; an attention_mask must be all ones.
         Shapes: ids [L] or [1, L] -> [1, L + new].
         Raises: RequestError for another option or for more than one sequence.
         """
@@ -221,7 +221,7 @@ def _check_mask(mask: Any) -> None:
 
 
 def _one_sequence(inputs: Any) -> list[int]:
-    """Read ids from whatever holds them: a list, an array, a tensor wherever it lies."""
+    """Return the ids in a list, an array or a tensor on any device."""
     ids = np.asarray(inputs.cpu() if _is_torch(inputs) else inputs)
     if ids.ndim not in (1, 2) or (ids.ndim == 2 and len(ids) != 1) or ids.dtype.kind not in "iu":
         raise RequestError(
@@ -242,5 +242,5 @@ def _like(inputs: Any, ids: list[int]) -> Any:
 
 
 def _is_torch(inputs: Any) -> bool:
-    torch = sys.modules.get("torch")  # who has a tensor has imported it
+    torch = sys.modules.get("torch")  # a caller with a tensor has imported it
     return torch is not None and isinstance(inputs, torch.Tensor)

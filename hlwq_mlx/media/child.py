@@ -1,8 +1,8 @@
-"""Reading a medium in a process of its own, which is ended when it takes too much.
+"""Read a medium in a child process, which is killed when it takes too much memory or time.
 
-Decoders and demuxers allocate what a file's header claims before anyone can ask how much that is.
-Their process may hold MEMORY_BYTES: it is watched from here, and on Linux its allocations fail a
-little later. It hands back arrays, one after the other; `worker` is its side.
+Decoders and demuxers allocate what a file's header claims, before anyone can ask how much that is.
+The child may hold MEMORY_BYTES: it is watched from here, and on Linux its allocations fail slightly
+above that. It returns arrays one by one; `worker` is the child's side.
 """
 
 import json
@@ -36,16 +36,16 @@ CPU_SECONDS = {"image": 60, "sound": 120, "video": 600}
 WATCH_EVERY_S = 0.005
 LINE_BYTES = 1 << 16
 PACKAGE_PARENT = Path(__file__).parents[2]
-# -P and this: nothing is imported from the current folder, which may hold anything.
+# With -P, nothing is imported from the current folder, whose files are not trusted.
 START = (
     "import sys; sys.path.insert(0, sys.argv[1]); from hlwq_mlx.media.worker import main; main()"
 )
-# Each thread of numpy's would reserve memory.
+# One thread, as each of numpy's reserves memory.
 ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
 
 def read(kind: str, file: BinaryIO, where: str, **options: Any) -> Generator[Array, None, None]:
-    """Give the arrays that the worker makes of a medium of `kind` ("image", "sound", "video").
+    """Yield the arrays that the worker makes of a medium of `kind` ("image", "sound", "video").
 
     Raises: what the worker's reader raises; RequestError when it takes more memory or time than a
     medium may, or its decoder crashes.
@@ -73,7 +73,7 @@ def read(kind: str, file: BinaryIO, where: str, **options: Any) -> Generator[Arr
 
 @contextmanager
 def _on_disk(file: BinaryIO) -> Iterator[IO[bytes]]:
-    """Give what another process can read: the file itself, or a copy."""
+    """Yield a file that another process can read: the file itself, or a copy on disk."""
     try:
         file.fileno()
     except OSError:
@@ -89,7 +89,10 @@ def _on_disk(file: BinaryIO) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def _watched(process: subprocess.Popen[bytes]) -> Iterator[list[int]]:
-    """End a process when it holds too much memory, of which the list then tells, or is left."""
+    """Kill a process when it holds too much memory, or when the block is left.
+
+    The list that is yielded then holds how many bytes were too much.
+    """
     excess: list[int] = []
     watch = threading.Thread(target=_watch, args=(process, excess), daemon=True)
     watch.start()
@@ -137,7 +140,7 @@ def _arrays(pipe: IO[bytes]) -> Generator[Array, None, bool]:
 
 
 def _ending(code: int, excess: list[int], complaints: IO[bytes]) -> str:
-    """Tell why a worker ended before it was done."""
+    """Return why a worker ended before it was done."""
     if excess:
         return f"more than {excess[0] / 1e6:.0f} MB"
     if code == -signal.SIGXCPU:

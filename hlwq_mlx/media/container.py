@@ -1,7 +1,7 @@
-"""Sound and video files, opened with FFmpeg through PyAV and kept away from everything else.
+"""Open sound and video files with FFmpeg, through PyAV, without access to anything else.
 
-FFmpeg also reads playlists and scripts, which name other files and servers; of its formats only
-those are allowed that hold their media themselves, and of its protocols none.
+FFmpeg also reads playlists and scripts, which name other files and servers. So only formats that
+contain their media are allowed, and no protocols.
 """
 
 import errno
@@ -30,8 +30,8 @@ OPTIONS = {"format_whitelist": ",".join(FORMATS), "protocol_whitelist": "none"}
 def open_container(file: BinaryIO, where: str, kind: str) -> Iterator[InputContainer]:
     """Open a file of `kind` ("sound", "video") from its start.
 
-    Raises: RequestError when FFmpeg cannot read it, here or in the block that uses it; MemoryError
-    where a limit of memory keeps FFmpeg from it.
+    Raises: RequestError when FFmpeg cannot read it, here or within the block; MemoryError when
+    FFmpeg runs into the process's memory limit.
     """
     file.seek(0)
     try:
@@ -47,7 +47,7 @@ def open_container(file: BinaryIO, where: str, kind: str) -> Iterator[InputConta
 
 
 def first(streams: Sequence[Some], kind: str, where: str) -> Some:
-    """Choose the stream of a file that is read.
+    """Return the stream of a file that is to be read.
 
     Raises: RequestError when there is none, or FFmpeg does not know its codec.
     """

@@ -1,7 +1,7 @@
-"""Images to patches, equal to the bit to transformers' PIL image processor.
+"""Convert images to patches, bit for bit as transformers' PIL image processor does.
 
-Decoding, colour conversion and resizing are Pillow's. Not here: the vision tower, and how many ids
-a placeholder becomes. Letters: h, w = height and width in pixels, p = patch_size,
+Pillow decodes, converts colours and resizes. The vision tower is in gemma4, and the number of ids
+for a placeholder in dialog. Letters: h, w = height and width in pixels, p = patch_size,
 k = pooling_kernel_size, P = patches.
 Source: transformers 5.23.0, models/gemma4/image_processing_pil_gemma4.py.
 """
@@ -39,9 +39,9 @@ class Patches:
 def read_image(origin: Origin | npt.NDArray[Any] | Image.Image, access: Access = LOCAL) -> Pixels:
     """Decode an image to RGB as a person sees it: turned by its EXIF orientation, on white.
 
-    Arrays are [h, w], [h, w, 1], [h, w, 3] or [h, w, 4], uint8 or floating point in 0..1. Of an
-    animation the first picture is taken. Transparency is laid on white, as the reference's
-    processor does; deep grey images are scaled to 8 bits, where the reference saturates.
+    Arrays are [h, w], [h, w, 1], [h, w, 3] or [h, w, 4], uint8 or floating point in 0..1. An
+    animation gives its first picture. Transparent pixels are put on white, as in the reference's
+    processor. Grey images of more than 8 bits are scaled to 8, where the reference saturates.
     Shapes: -> uint8 [h, w, 3].
     Raises: RequestError when it is no image, broken, larger than MAX_PIXELS or MAX_SIDE, or not
     allowed; SourceError when a file or server cannot be read.
@@ -92,7 +92,7 @@ def fit(image: Pixels, settings: ImageSettings, max_soft_tokens: int | None = No
     height, width = fitted_size(h, w, settings, settings.budget(max_soft_tokens))
     if (height, width) == (h, w):
         return image
-    # Colour by colour, of which Pillow holds one byte each, but four of a pixel.
+    # One colour at a time: Pillow holds one byte of it for a pixel, but four for RGB.
     fitted = np.empty((height, width, 3), np.uint8)
     for colour in range(3):
         whole = Image.fromarray(image[..., colour])
@@ -105,7 +105,8 @@ def cut(image: Pixels, settings: ImageSettings) -> Patches:
     """Cut a fitted image into patches; h and w are multiples of p * k."""
     p = settings.patch_size
     rows, columns = image.shape[0] // p, image.shape[1] // p
-    # All 256 values, each rescaled in float64 and rounded once, as the reference does per pixel.
+    # A table of all 256 values, rescaled in float64 and rounded once, as the reference does per
+    # pixel.
     scaled = (np.arange(256) * settings.rescale_factor).astype(np.float32)
     blocks = image.reshape(rows, p, columns, p, 3).transpose(0, 2, 1, 3, 4)
     y, x = np.divmod(np.arange(rows * columns, dtype=np.int32), np.int32(columns))

@@ -1,7 +1,7 @@
-"""Where media come from: a path, bytes, a data URL or, only if allowed, the web.
+"""Open media given as a path, bytes, a data URL or, only if allowed, a web address.
 
-Gives an open binary file, so that a long video is never held whole: what is decoded or downloaded
-goes to a temporary file unless it is short. It decodes no medium.
+The result is an open binary file, so that a long video is never in memory as a whole: what is
+decoded or downloaded goes to a temporary file unless it is short. No medium is decoded here.
 """
 
 import binascii
@@ -28,10 +28,10 @@ HEADER_LETTERS = 4096  # of a data URL
 
 @dataclass(frozen=True)
 class Access:
-    """What a caller may name: a server lets its clients name neither files nor the web.
+    """Which origins are allowed: a server lets its clients name neither files nor the web.
 
-    `max_bytes` bounds bytes, data URLs and downloads, `timeout_s` each wait for a server and the
-    whole of what it sends after its header.
+    `max_bytes` limits bytes, data URLs and downloads. `timeout_s` limits each wait for a server,
+    and the whole time of its answer after the header.
     """
 
     files: bool = True
@@ -67,7 +67,7 @@ def open_origin(origin: Origin, access: Access = LOCAL) -> BinaryIO:
 
 
 def _written(pieces: Iterable[bytes], where: str, access: Access) -> BinaryIO:
-    """Collect content, in memory as long as it is short."""
+    """Write content to a temporary file, which stays in memory as long as it is short."""
     with ExitStack() as undo:
         file = undo.enter_context(tempfile.SpooledTemporaryFile(HELD_BYTES))
         n_bytes = 0
@@ -107,7 +107,7 @@ def _decoded(url: str) -> Iterator[bytes]:
 
 
 def _unquoted(text: str, start: int) -> Iterator[bytes]:
-    """Resolve percent escapes, none of which is torn apart."""
+    """Resolve percent escapes piece by piece, never cutting through one."""
     while start < len(text):
         end = start + CHUNK_BYTES
         if "%" in (torn := text[end - 2 : end]):
@@ -117,7 +117,7 @@ def _unquoted(text: str, start: int) -> Iterator[bytes]:
 
 
 def _from_base64(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """Decode base64 whose letters may be wrapped; padding ends it."""
+    """Decode base64 that may have line breaks and ends at its padding."""
     rest = b""
     try:
         for piece in pieces:
@@ -159,14 +159,14 @@ def _opened(path: Path, access: Access) -> BinaryIO:
 
 
 def name_of(origin: object) -> str:
-    """Name an origin in a message, without its content."""
+    """Return an origin's name for messages, without its content."""
     if isinstance(origin, str | Path) and str(origin)[:5].lower() != "data:":
         return str(origin)[:200]
     return "data URL" if isinstance(origin, str) else type(origin).__name__
 
 
 def _web() -> urllib.request.OpenerDirector:
-    """An opener that knows http and https alone, so that no redirect reaches a file or ftp."""
+    """Return an opener for http and https alone, so that no redirect reaches a file or ftp."""
     opener = urllib.request.OpenerDirector()
     for handler in (
         *(urllib.request.ProxyHandler, urllib.request.UnknownHandler),

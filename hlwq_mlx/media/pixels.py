@@ -1,7 +1,7 @@
-"""Image files to rows of RGB, strip by strip: the decoded picture is the only whole copy.
+"""Convert image files to rows of RGB in strips, so that there is one whole copy of the picture.
 
-Decoding and colours are Pillow's, of HEIC libheif's. Not here: arrays that are pictures already,
-and which process decodes. Letters: h, w = height and width in pixels, n = rows of a strip.
+Pillow decodes and converts colours; libheif does so for HEIC. Arrays, and which process decodes,
+are in images.py. Letters: h, w = height and width in pixels, n = rows of a strip.
 """
 
 import io
@@ -35,7 +35,7 @@ BROKEN = (
     *(Image.DecompressionBombError, Image.DecompressionBombWarning),
 )
 HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx"}
-# By EXIF's orientation: the view of an upright picture in which its rows are those of the file.
+# For each EXIF orientation, the view of an upright picture whose rows are the file's.
 AS_STORED: dict[int, Callable[[Pixels], Pixels]] = {
     1: lambda whole: whole,
     2: lambda whole: whole[:, ::-1],
@@ -88,7 +88,7 @@ def limit_opening(file: BinaryIO) -> None:
 
 
 def decode(file: BinaryIO, where: str) -> Picture:
-    """Decode the image that a person sees first: of an animation the first, of several the primary.
+    """Decode the image that a person sees first: an animation's first, a HEIC file's primary one.
 
     A JPEG that is too large is decoded at a half, a quarter or an eighth of its size.
     Raises: RequestError, here or when the strips are taken, when it is no image, broken, or larger
@@ -101,14 +101,14 @@ def decode(file: BinaryIO, where: str) -> Picture:
 
 
 def of_image(image: Image.Image) -> Picture:
-    """Take a picture that Pillow has decoded. Transparency is laid on white, deep grey scaled."""
+    """Return a picture that Pillow has decoded, put on white; deep grey is scaled to 8 bits."""
     turn = image.getexif().get(ExifTags.Base.Orientation, 1)
     strips = _grey(image) if image.mode[0] in "IF" else map(rgb, _parts(image))
     return Picture(image.height, image.width, turn if turn in AS_STORED else 1, strips)
 
 
 def upright(picture: Picture) -> Pixels:
-    """Put a picture together as a person sees it: uint8 [rows, columns, 3]."""
+    """Return the whole picture as a person sees it: uint8 [rows, columns, 3]."""
     h, w, orientation, strips = picture
     whole = np.empty((h, w, 3) if orientation < 5 else (w, h, 3), np.uint8)
     rows = AS_STORED[orientation](whole)
@@ -120,7 +120,7 @@ def upright(picture: Picture) -> Pixels:
 
 
 def rgb(image: Image.Image) -> Pixels:
-    """Convert a picture of 8 bits to RGB; what is transparent is laid on white."""
+    """Convert a picture of 8 bits to RGB; transparent pixels are put on white."""
     if not {"A", "a"}.isdisjoint(image.getbands()) or "transparency" in image.info:
         layer = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
@@ -155,8 +155,8 @@ def _is_heic(file: BinaryIO) -> bool:
 
 
 def _heic(file: BinaryIO, where: str) -> Picture:
-    """libheif joins tiles and turns the picture itself; its Exif then has nothing to add."""
-    import pi_heif  # here, as other formats need no second codec library in memory
+    """Decode HEIC; libheif joins tiles and turns the picture, so Exif must not turn it again."""
+    import pi_heif  # late, since other formats need no second codec library in memory
 
     _check_boxes(file)
     images = pi_heif.open_heif(file)
@@ -170,7 +170,7 @@ def _heic(file: BinaryIO, where: str) -> Picture:
 
 
 def _check_boxes(file: BinaryIO) -> None:
-    """Find a box that ends behind the file: libheif leaves out the tiles that are missing."""
+    """Raise EOFError for a file that is cut off: libheif would leave out the missing tiles."""
     end, start = file.seek(0, io.SEEK_END), 0
     while start < end:
         file.seek(start)
@@ -207,9 +207,9 @@ def _pillow(file: BinaryIO, where: str) -> Picture:
 
 
 def _shrink(image: Any) -> None:
-    """Let a JPEG that would fill the memory be decoded at the largest size that does not.
+    """Choose the largest size at which a JPEG fits into memory: the whole, 1/2, 1/4 or 1/8.
 
-    A progressive one holds all coefficients besides, whatever the size.
+    The decoder of a progressive JPEG also holds all coefficients, at any size.
     """
     w, h = image.size
     factors = [(across, down) for _, across, down, _ in image.layer]

@@ -1,7 +1,7 @@
-"""Files whose header proves that reading them in this process takes little memory and time.
+"""Recognize files whose header proves that decoding them takes little memory and time.
 
-Starting another process takes as long as reading a photo, so that an ordinary JPEG, PNG or WAV is
-spared it; whatever is not proven goes to `child`. Nothing is decoded here.
+Starting a child process takes as long as reading a photo, so ordinary JPEG, PNG and WAV files are
+read without one. Everything else goes to `child`. Nothing is decoded here.
 Sources: ITU-T T.81 annex B (JPEG), ISO/IEC 15948 chapter 5 (PNG), the RIFF chunks of WAVE.
 """
 
@@ -24,7 +24,7 @@ EXTENSIBLE_TAG = 0xFFFE
 
 
 def is_plain_image(file: BinaryIO) -> bool:
-    """Return whether a file is a small JPEG or PNG without surprises."""
+    """Return whether a file is a small JPEG or PNG of the ordinary kind."""
     return _is_plain(file, {b"\xff\xd8": _is_plain_jpeg, b"\x89PNG": _is_plain_png})
 
 

@@ -1,9 +1,9 @@
-"""How images, sound and video are prepared for one model, as its processor files say.
+"""Read how images, sound and video are prepared for one model, from its processor files.
 
-Reads `processor_config.json` as transformers' Gemma4Processor saves it (sections `image_processor`,
-`feature_extractor`, `video_processor`), and the older flat `preprocessor_config.json` with
-`video_preprocessor_config.json` beside it. What no file says is Gemma 4's documented constant, and
-one logged line says so. It decodes nothing.
+It reads `processor_config.json` as transformers' Gemma4Processor saves it (sections
+`image_processor`, `feature_extractor`, `video_processor`), and the older flat
+`preprocessor_config.json` with `video_preprocessor_config.json` beside it. Where no file has a
+value, Gemma 4's documented constant is used, and one logged line says so. Nothing is decoded here.
 Source: transformers 5.23.0, models/gemma4/{image_processing_pil,feature_extraction,
 video_processing,processing}_gemma4.py.
 """
@@ -22,7 +22,7 @@ logger = logging.getLogger("hlwq_mlx")
 
 # The budgets Gemma 4 was trained with; a caller's own budget must be one of them.
 BUDGETS = (70, 140, 280, 560, 1120)
-# What one medium may come to: four times what Gemma 4's own constants and budgets do.
+# Limits of one medium: four times what Gemma 4's own constants and budgets come to.
 MOST_PIXELS = 1 << 24
 MOST_VALUES = 1 << 23
 FRAMES_PER_TOKEN = 4  # mel frames: the audio tower halves time twice
@@ -145,7 +145,7 @@ class Processor:
         _check_fixed("feature_extractor", sounds, FIXED_SOUND)
         _check_fixed("video_processor", videos, FIXED_PICTURE)
         image = _chosen(ImageSettings, pictures, "image_processor")
-        # In an older file, which is about all kinds, the budget is the image's.
+        # An older file describes all kinds of media, but its budget is that of images.
         lengths = _in_samples(sounds) | {"max_soft_tokens": None}
         sound = _chosen(SoundSettings, lengths, "feature_extractor")
         video = _chosen(VideoSettings, videos, "video_processor")
@@ -157,7 +157,7 @@ class Processor:
                 folder,
                 ", ".join(missing),
             )
-        # A folder that says nothing of video cuts its frames as it does its images.
+        # Without settings for video, frames are cut as images are.
         grid = {key: image[key] for key in ("patch_size", "pooling_kernel_size") if key in image}
         length = {"max_soft_tokens": nested.get("audio_seq_length")}
         sound |= _chosen(SoundSettings, length, "audio_seq_length")
@@ -166,7 +166,7 @@ class Processor:
         return read
 
     def _check(self) -> None:
-        """Hold what the numbers come to together against what one medium may take."""
+        """Check the numbers together: no medium may need more than its limit."""
         sums = {
             "image_processor": (self.image.max_pixels, MOST_PIXELS, "pixels"),
             "video_processor": (self.video.max_pixels, MOST_PIXELS, "pixels"),

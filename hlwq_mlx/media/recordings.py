@@ -1,7 +1,7 @@
-"""Sound files and arrays to mono samples at the rate that is asked for, chunk by chunk.
+"""Convert sound files and arrays to mono samples at a given rate, chunk by chunk.
 
-Decoding and resampling are FFmpeg's, through PyAV. Not here: what the model hears of the samples,
-and which process decodes. Letters: N = samples.
+FFmpeg decodes and resamples, through PyAV. What the model gets of the samples, and which process
+decodes, are in sound.py. Letters: N = samples.
 """
 
 import io
@@ -30,23 +30,22 @@ Samples = npt.NDArray[np.float32]
 MAX_SECONDS = 2700.0  # 45 minutes: 173 MB at 16 kHz, and as mel frames 138 MB
 RATES_HZ = (1_000, 1_000_000)
 CHUNK = 1 << 16  # samples
-# Flat up to 7.5 kHz and below -100 dB from 8.2 kHz on, where FFmpeg's default lets through -15 dB.
+# At 16 kHz: flat up to 7.5 kHz, below -100 dB from 8.2 kHz on. FFmpeg's default has -15 dB there.
 RESAMPLER = "filter_size=256:cutoff=0.97"
-PLACEHOLDER_BYTES = 0x7FFF0000  # a pipe's writer does not know the size, and says this or more
-# Where a file says how long it is: by its first letters, (format, offset, bytes not counted).
+PLACEHOLDER_BYTES = 0x7FFF0000  # writers to a pipe do not know the size and state this or more
+# Where a file states its length: by its first bytes, (struct format, offset, bytes not counted).
 STATED_SIZES = {b"RIFF": ("<I", 4, 8), b"RF64": ("<Q", 20, 8), b"riff": ("<Q", 16, 0)}
 # Containers whose stated length is exact, so that a shorter sound is a broken file.
 EXACT = {"flac", "mov,mp4,m4a,3gp,3g2,mj2"}
-# Containers of bare numbers, which are heard up to where the file ends.
+# Containers of uncompressed samples, which are used up to where the file ends.
 BARE = {"aiff", "au", "caf"}
 
 
 def decode(file: BinaryIO, where: str, rate_hz: int) -> Iterator[Samples]:
     """Decode a sound file to one channel, the mean of all.
 
-    Its packets are counted before any is decoded, as a header may say anything or nothing of the
-    length. What ends before the file says so is an error where it is compressed, and is logged
-    where it is not.
+    Packets are counted before any is decoded, because a header need not state the true length. A
+    sound that ends before its stated length is an error if it is compressed, else a warning.
     Shapes: -> float32 [N] each.
     Raises: RequestError when it holds no sound, is broken or longer than MAX_SECONDS.
     """
@@ -54,7 +53,7 @@ def decode(file: BinaryIO, where: str, rate_hz: int) -> Iterator[Samples]:
         _check_length(container, first(container.streams.audio, "sound", where), where)
     with open_container(file, where, "sound") as container:
         stream = first(container.streams.audio, "sound", where)
-        # A stream may change its rate half-way, as files that were strung together do.
+        # The rate may change within a stream, as in files that were concatenated.
         count = 0
         for rate, run in groupby(_frames(container, stream), key=itemgetter(0)):
             for chunk in _resampled(_joined(samples for _, samples in run), rate, rate_hz):
@@ -69,7 +68,7 @@ def decode(file: BinaryIO, where: str, rate_hz: int) -> Iterator[Samples]:
 
 
 def of_array(array: npt.NDArray[Any], rate: int, to_rate: int) -> Iterator[Samples]:
-    """Take samples [N] or [N, channels], integers at full scale or floating point in -1..1."""
+    """Resample an array [N] or [N, channels] of full-scale integers or floats in -1..1."""
     if array.ndim and len(array) > MAX_SECONDS * rate > 0:
         raise _too_long("sound")
     if not array.size:
@@ -115,20 +114,20 @@ def _stated(stream: AudioStream) -> float:
 def _check_whole(
     container: InputContainer, stream: AudioStream, seconds: float, where: str
 ) -> None:
-    """Compare what was heard with what the header says."""
+    """Compare the decoded length with the stated one."""
     stated = _stated(stream)
     if container.format.name in EXACT and seconds < 0.98 * stated - 0.1:
         raise RequestError(
             f"[{where}] needed the whole sound that the file announces, got {seconds:.1f} s and "
             "the end of the file. Fetch the file again."
         )
-    # A length that no sound may have is a placeholder, as pipes write it.
+    # A stated length above the limit is a placeholder, as writers to a pipe use.
     if container.format.name in BARE and seconds < 0.98 * stated - 0.1 <= MAX_SECONDS:
         _warn_cut(seconds, where)
 
 
 def _warn_if_shorter(file: BinaryIO, seconds: float, where: str) -> None:
-    """Compare a file's size with its header, where FFmpeg corrects that in silence."""
+    """Warn if a file is shorter than its header states, which FFmpeg corrects silently."""
     file.seek(0)
     header = file.read(28)
     for magic, (form, at, rest) in STATED_SIZES.items():
@@ -159,8 +158,10 @@ def _frames(container: InputContainer, stream: AudioStream) -> Iterator[tuple[in
 
 
 def _readable(frame: av.AudioFrame) -> list[av.AudioFrame]:
-    """Pack the channels of a frame that PyAV 18.1 reads past the end of: planes are counted up to
-    a null pointer, which does not follow eight.
+    """Interleave the channels of a planar frame with eight or more.
+
+    PyAV 18.1 would read past its end: it counts planes up to a null pointer, and none follows
+    eight.
     """
     if frame.layout.nb_channels < 8 or not frame.format.is_planar:
         return [frame]
@@ -169,7 +170,10 @@ def _readable(frame: av.AudioFrame) -> list[av.AudioFrame]:
 
 
 def _mono(values: npt.NDArray[Any]) -> Samples:
-    """Mean over channels, integers brought to -1..1: [N] or [N, channels] -> float32 [N]."""
+    """Return the mean of all channels, integers scaled to -1..1.
+
+    Shapes: [N] or [N, channels] -> float32 [N].
+    """
     kind = values.dtype
     if values.ndim not in (1, 2) or kind.kind not in "iuf":
         raise RequestError(
@@ -188,7 +192,7 @@ def _mono(values: npt.NDArray[Any]) -> Samples:
 
 
 def _joined(chunks: Iterable[Samples]) -> Iterator[Samples]:
-    """Gather a codec's small frames: each costs a step of the resampler, whatever its size."""
+    """Join a codec's small frames, because a step of the resampler costs the same for any size."""
     held, n = [], 0
     for chunk in chunks:
         held.append(chunk)

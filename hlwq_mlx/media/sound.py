@@ -1,7 +1,7 @@
-"""Sound to log-mel frames, as transformers' feature extractor of Gemma 4 makes them.
+"""Convert sound to log-mel frames, as transformers' feature extractor of Gemma 4 does.
 
-Not here: decoding, the audio tower, and how many ids a placeholder becomes. Letters: N = samples,
-F = frames.
+Decoding is in recordings.py, the audio tower in gemma4, the number of ids for a placeholder in
+dialog. Letters: N = samples, F = frames.
 Source: transformers 5.23.0, models/gemma4/feature_extraction_gemma4.py.
 """
 
@@ -69,9 +69,9 @@ def read_sound(
 def split(samples: Samples, settings: SoundSettings) -> list[Samples]:
     """Cut a sound into clips that the audio tower takes: 30 s at most, with Gemma 4's constants.
 
-    The model hears a longer sound as several clips in a row, where the reference drops the rest.
+    The model gets a longer sound as several clips in a row, where the reference drops the rest.
     Each cut is at the quietest tenth of a second in the last sixth of a clip, so that words stay
-    whole; that it was cut is logged.
+    whole. Cuts are logged.
     Shapes: samples float32 [N] -> list of float32 [n], which joined give the samples.
     """
     longest = settings.max_samples
@@ -123,19 +123,23 @@ def mel_frames(samples: Samples, settings: SoundSettings) -> npt.NDArray[np.floa
     if len(padded) <= size:
         return np.zeros((0, settings.feature_size), np.float32)
     windows = np.lib.stride_tricks.sliding_window_view(padded, size + 1)[::hop, :size]
+    # As in the reference, magnitudes go through the filters, not powers.
     window, filters = _window(size), _mel_filters(settings)
     spectrum = np.abs(np.fft.rfft(windows * window, n=settings.fft_length, axis=-1))
     return np.log(spectrum @ filters + settings.mel_floor).astype(np.float32)
 
 
 def _window(size: int) -> npt.NDArray[np.float32]:
-    """A periodic Hann window."""
+    """Return a periodic Hann window: numpy's is symmetric, so its last sample is left out."""
     return np.hanning(size + 1)[:-1].astype(np.float32)
 
 
 @lru_cache
 def _mel_filters(settings: SoundSettings) -> npt.NDArray[np.float64]:
-    """Triangles, evenly spaced on the HTK mel scale and straight in Hz: [fft/2 + 1, features]."""
+    """Return triangular filters, evenly spaced on the HTK mel scale and linear in Hz.
+
+    Shapes: -> [fft_length / 2 + 1, feature_size].
+    """
     lowest, highest = (
         2595.0 * np.log10(1.0 + hertz / 700.0)
         for hertz in (settings.min_frequency, settings.max_frequency)

@@ -1,8 +1,8 @@
-"""Video to a few time-stamped frames, each cut into patches like an image.
+"""Convert video to a few frames with their times, each cut into patches like an image.
 
-Frames are chosen and stamped as the reference does; they are fitted to the model's size as they are
-decoded, so that memory does not grow with the video. Decoding is FFmpeg's, through PyAV. Not here:
-sound tracks, and the text between frames. Letters: n = frames, h, w = height and width in pixels.
+Frames are chosen and timed as in the reference. They are resized as they are decoded, so memory
+does not grow with the video. FFmpeg decodes, through PyAV. Sound tracks are not read, and the text
+between frames is made in dialog. Letters: n = frames, h, w = height and width in pixels.
 Source: transformers 5.23.0, video_utils.py (default_sample_indices_fn, read_video_pyav) and
 models/gemma4/video_processing_gemma4.py.
 """
@@ -50,7 +50,7 @@ class Clip:
 
 
 def frame_indices(total: int, num_frames: int) -> list[int]:
-    """Choose frames evenly from the first on; all of them where there are not more than asked."""
+    """Return at most `num_frames` evenly spaced frames, from the first on."""
     count = min(total, num_frames)
     return [index * total // count for index in range(count)]
 
@@ -79,7 +79,7 @@ def read_video(
 def decode(
     file: BinaryIO, where: str, settings: VideoSettings, max_soft_tokens: int
 ) -> Iterator[npt.NDArray[Any]]:
-    """Give the times of the sampled frames in seconds, and then each frame, fitted."""
+    """Yield the times of the sampled frames in seconds, and then each frame, resized."""
     with open_container(file, where, "video") as container:
         stream = _pictures(container, where)
         times, keys = _packet_times(container, stream, where)
@@ -132,7 +132,7 @@ def _clip(frames: list[Pixels], timestamps: list[float], where: str) -> Clip:
 
 
 def _pictures(container: InputContainer, where: str) -> VideoStream:
-    """The video stream of a file; the cover of a piece of music is none."""
+    """Return the video stream of a file; the cover picture of a song does not count."""
     streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
     stream = first(streams, "video", where)
     if not stream.width * stream.height:
@@ -156,7 +156,7 @@ def _check_frames(count: int, where: str) -> None:
 def _packet_times(
     container: InputContainer, stream: VideoStream, where: str
 ) -> tuple[list[int], list[int]]:
-    """Read, without decoding, when each frame is shown and which of them are key frames."""
+    """Return, without decoding, the times of all frames and those of key frames."""
     times, keys = [], []
     for packet in container.demux(stream):
         time = packet.dts if packet.pts is None else packet.pts
@@ -171,7 +171,7 @@ def _packet_times(
 def _frames_at(
     container: InputContainer, stream: VideoStream, wanted: list[int], keys: list[int]
 ) -> Iterator[VideoFrame]:
-    """Decode the frames shown at `wanted`, jumping over stretches that hold none of them."""
+    """Decode the frames at the `wanted` times, seeking past stretches without any of them."""
     decoder = _decoder_from(container, stream, None)
     position: float = -math.inf
     for time in wanted:
@@ -181,7 +181,8 @@ def _frames_at(
             decoder = _decoder_from(container, stream, int(key))
         frame = _next_frame(decoder, time)
         if has_jumped and (frame is None or frame.pts != time):
-            # Some containers land behind the place they were asked for: walk, from now on.
+            # Seeking in some containers lands too late: decode from the start, without more
+            # seeking.
             keys = []
             decoder = _decoder_from(container, stream, None)
             frame = _next_frame(decoder, time)

@@ -1,4 +1,4 @@
-"""The side of `child` that decodes: one medium from standard input, arrays to standard output.
+"""The child process of `child`: it decodes one medium from stdin and writes arrays to stdout.
 
 Each message is a line of JSON; an array's bytes follow its line.
 """
@@ -16,15 +16,15 @@ import numpy as np
 from ..errors import HLWQError
 from . import child
 
-# Of memory that a system counts when it is allocated, it may have more than it may hold: then the
-# watch usually is first, which can tell why it ended.
+# The system's limit counts allocated memory and lies higher than the watched one, which counts
+# resident memory: so the watch usually acts first, and it can say why the process ended.
 SPARE_BYTES = 20_000_000
 
 Reader = Callable[..., Iterable[child.Array]]
 
 
 def main() -> None:
-    """Read what the arguments after the package's folder say: limits, kind, name and options."""
+    """Decode one medium; the arguments are the package's folder, limits, kind, name and options."""
     memory_bytes, cpu_seconds, kind, where, options = sys.argv[2:]
     warnings.simplefilter("ignore")
     reader = READERS[kind]()
@@ -45,7 +45,7 @@ def main() -> None:
 
 
 class _Sender(logging.Handler):
-    """Hands warnings on, to be logged by the process that asked."""
+    """Sends warnings to the parent process, which logs them."""
 
     def __init__(self, messages: BinaryIO) -> None:
         super().__init__(logging.WARNING)
@@ -60,7 +60,7 @@ def _send(messages: BinaryIO, message: dict[str, Any]) -> None:
 
 
 def _set_limits(memory_bytes: int, cpu_seconds: int) -> None:
-    """Bound what is allocated and how long it takes, once everything is imported."""
+    """Limit memory and time; call it after all imports, which need memory themselves."""
     for limit, most in (
         (resource.RLIMIT_DATA, memory_bytes + SPARE_BYTES),
         (resource.RLIMIT_CPU, cpu_seconds),

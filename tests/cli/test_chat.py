@@ -217,7 +217,7 @@ def test_a_file_that_is_not_there_is_told_at_once(talk, capsys):
     assert seen.media == [[("image", web)]]
     told = capsys.readouterr().err
     assert "error: [/image] needed a file, got nowhere.png. Check the path." in told
-    assert "Say /audio PATH." in told
+    assert "Usage: /audio PATH" in told
 
 
 def test_a_file_dropped_on_the_terminal_is_found(talk, tmp_path):
@@ -255,7 +255,7 @@ def test_reset_system_and_think(talk, capsys):
     assert seen.prompts[2].startswith("<bos><|turn>user\nHi<turn|>\n<|turn>model\nB")
     told = capsys.readouterr().err
     assert "Thinking is on." in told
-    assert "Say /think on or /think off." in told
+    assert "Usage: /think on or /think off" in told
 
 
 def test_help_exit_and_what_is_no_command(talk, capsys):
@@ -282,7 +282,7 @@ def test_save_says_why_it_cannot(talk, tmp_path, capsys):
     talk([f"/save {tmp_path}/none/x.json", f"/save {tmp_path}/folder", "/save", "Hi"], ["A"])
     told = capsys.readouterr().err
     assert told.count("error: [/save] needed to write") == 2
-    assert "Say /save FILE." in told
+    assert "Usage: /save FILE" in told
     assert list(tmp_path.iterdir()) == [tmp_path / "folder"]
 
 
