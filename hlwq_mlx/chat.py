@@ -86,7 +86,7 @@ class Chat:
             except KeyboardInterrupt:
                 cli.note("\nCtrl-D or /exit leaves.")
             except Exception as problem:  # noqa: BLE001 - the person can go on
-                cli.tell(problem)
+                cli.print_error(problem)
 
     def _turn(self) -> None:
         line = self._read(PROMPT)

@@ -1,8 +1,8 @@
 """Shared by the commands: options, their meaning, printing, and the boundary around a command."""
 
 from .arguments import content_of, folder_for, load_for, media_options, settings_for, tuned
-from .boundary import EXIT_ERROR, EXIT_INTERRUPTED, as_error, program, run, tell
-from .console import PATIENCE_S, murmur, note, progress, result, say
+from .boundary import EXIT_ERROR, EXIT_INTERRUPTED, as_error, print_error, program, run
+from .console import PATIENCE_S, note, print_piece, print_stderr, progress, result
 from .options import (
     CONTEXT,
     MODEL_NAMES,
@@ -52,8 +52,10 @@ __all__ = [
     "load_for",
     "media_options",
     "media_part",
-    "murmur",
     "note",
+    "print_error",
+    "print_piece",
+    "print_stderr",
     "print_stream",
     "program",
     "progress",
@@ -61,10 +63,8 @@ __all__ = [
     "read_text",
     "result",
     "run",
-    "say",
     "seed",
     "settings_for",
-    "tell",
     "text",
     "tuned",
 ]

@@ -44,15 +44,15 @@ def run(command: Callable[[Sequence[str] | None], None], argv: Sequence[str] | N
     except Ended as ended:
         return EXIT_SIGNAL + ended.number
     except Exception as problem:  # noqa: BLE001 - no foreign exception leaves a command
-        tell(problem)
+        print_error(problem)
         return EXIT_ERROR
     return 0
 
 
-def tell(problem: Exception) -> None:
+def print_error(problem: Exception) -> None:
     """Print what went wrong as one line, after its traceback if $HLWQ_TRACEBACK asks for that."""
     if os.environ.get(TRACEBACK_VARIABLE):
-        console.murmur("".join(traceback.format_exception(problem)))
+        console.print_stderr("".join(traceback.format_exception(problem)))
     console.note(f"error: {as_error(problem)}")
 
 

@@ -21,7 +21,7 @@ def result(text: str) -> None:
         print(text)
 
 
-def say(text: str) -> None:
+def print_piece(text: str) -> None:
     """Print a piece of an answer on stdout at once. Raises: as `result`."""
     with writing():
         print(text, end="", flush=True)
@@ -40,7 +40,7 @@ def flush() -> None:
         raise
 
 
-def murmur(text: str) -> None:
+def print_stderr(text: str) -> None:
     """Print a piece of text on stderr at once."""
     with suppress(OSError):  # nobody can be told, and the result does not depend on it
         print(text, end="", flush=True, file=sys.stderr)
@@ -48,7 +48,7 @@ def murmur(text: str) -> None:
 
 def note(text: str) -> None:
     """Print a line on stderr."""
-    murmur(f"{text}\n")
+    print_stderr(f"{text}\n")
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from ..dialog.grammar import BrokenCall, Content, Event, Thought, ToolCall
-from .console import murmur, note, result, say
+from .console import note, print_piece, print_stderr, result
 
 DIM, PLAIN = "\x1b[2m", "\x1b[0m"
 
@@ -29,7 +29,7 @@ class Screen:
             return
         self._end_thought()
         if isinstance(event, Content):
-            say(event.text)
+            print_piece(event.text)
             self._is_in_line = not event.text.endswith("\n")
         elif isinstance(event, BrokenCall):
             note(f"The model made a call that cannot be read: {event.problem}.\n{event.text}")
@@ -45,18 +45,18 @@ class Screen:
         self._end_thought()
         if self._is_in_line:
             self._is_in_line = False
-            say("\n")
+            print_piece("\n")
 
     def _show_thought(self, text: str) -> None:
         if not self._is_in_thought:
             self._is_in_thought = True
-            murmur(self._marks[0])
-        murmur(text)
+            print_stderr(self._marks[0])
+        print_stderr(text)
 
     def _end_thought(self) -> None:
         if self._is_in_thought:
             self._is_in_thought = False
-            murmur(f"{self._marks[1]}\n")
+            print_stderr(f"{self._marks[1]}\n")
 
 
 def as_content(pieces: Iterable[str]) -> Iterator[Event]:

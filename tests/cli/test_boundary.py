@@ -157,7 +157,9 @@ def test_a_stdout_without_room_is_one_line():
     assert line.startswith("error: [stdout] needed to write the result, got 'No space left on dev")
 
 
-@pytest.mark.parametrize("prints", ["cli.result('four')", "cli.say('four')", "print('four')"])
+@pytest.mark.parametrize(
+    "prints", ["cli.result('four')", "cli.print_piece('four')", "print('four')"]
+)
 def test_a_reader_that_has_seen_enough_is_no_error(prints):
     reading, writing = os.pipe()
     os.close(reading)
