@@ -52,7 +52,7 @@ WIDTHS = (4, 5)
 
 
 def machine() -> str:
-    """Name the processor and the libraries."""
+    """Return the names of the processor and the libraries."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

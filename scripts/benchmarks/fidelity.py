@@ -122,7 +122,7 @@ class Subject:
 
 
 def unseen_texts(tokenizer: Any) -> list[list[int]]:
-    """Spell unseen stories as they stand in the training text: told, asked, answered."""
+    """Return unseen stories as they stand in the training text: told, asked, answered."""
     rng = random.Random("perplexity")
     texts = []
     for _ in range(TEXTS):

@@ -161,7 +161,7 @@ def _key_shapes() -> list[tuple[int, int]]:
 
 @contextmanager
 def standing_in() -> Iterator[Counter[str]]:
-    """Let a graph be built in this block as on an M1; yields the names of stand-ins used."""
+    """Build graphs within the block as on an M1; yield the names of the stand-ins used."""
     names: Counter[str] = Counter()
 
     def launch(

@@ -44,7 +44,7 @@ def with_leftovers(rule: rules.Rule, choice: str, own: float) -> rules.Rule:
 
 
 def widths(rule: rules.Rule, choice: str, own: float) -> str:
-    """Spell the widths that leftovers get, 16 where nothing is done; – where none are left."""
+    """Return the widths that leftovers get, 16 where nothing is done; – where none are left."""
     is_gate_left = rule("model.layers.0.mlp.gate_proj.weight", (1, 1)) is None
     cells = [str(leftovers.width(choice, kind, own) or 16) for kind in COLUMNS.values()]
     return ", ".join(cells if is_gate_left else ["–", *cells[1:]])

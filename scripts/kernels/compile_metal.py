@@ -80,13 +80,13 @@ def calls() -> Iterator[Callable[[], Any]]:
 
 
 def command(source: Path) -> list[str]:
-    """Spell the compiler's command for one file."""
+    """Return the compiler's command for one file."""
     output = source.with_suffix(".air")
     return [*XCRUN, "metal", "-c", "-I", str(MLX_INCLUDE), str(source), "-o", str(output)]
 
 
 def has_compiler() -> bool:
-    """Say whether there is Xcode with the Metal toolchain."""
+    """Return whether there is Xcode with the Metal toolchain."""
     found = [*XCRUN, "--find", "metal"]
     return (
         bool(shutil.which(XCRUN[0])) and not subprocess.run(found, capture_output=True).returncode

@@ -90,7 +90,7 @@ class Layer(NamedTuple):
 
 
 def plain(value: Any) -> Any:
-    """Spell dtypes, so that a case can be written down and sent to another process."""
+    """Convert dtypes to text, so that a case can be written down and sent to another process."""
     if isinstance(value, tuple):
         return tuple(map(plain, value))
     return str(value).removeprefix("mlx.core.") if isinstance(value, mx.Dtype) else value
@@ -154,7 +154,7 @@ def run_layer(layer: Layer) -> Record:
 
 
 def sources_digest() -> str:
-    """Name the kernels, their tests and the host by content."""
+    """Return a digest of the kernels, their tests and the host."""
     paths = [path for folder in SOURCES for path in sorted(folder.rglob("*")) if path.is_file()]
     paths = [path for path in paths if path.suffix in {".metal", ".py", ".h", ".c"}]
     total = hashlib.sha256(b"".join(path.read_bytes() for path in paths))

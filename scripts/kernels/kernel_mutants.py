@@ -45,7 +45,7 @@ class Mutant(NamedTuple):
 
     @property
     def change(self) -> str:
-        """Spell it without the line's number: the text, which of its like, and the new text."""
+        """Return its text without the line's number: the old text, which of equal ones it is, and the new."""
         lines = [line.strip() for line in (METAL / self.file).read_text("ascii").splitlines()]
         text = self.before.strip()
         which = f" (number {lines[: self.line].count(text)})" if lines.count(text) > 1 else ""
@@ -57,7 +57,7 @@ class Mutant(NamedTuple):
         return "\n".join(lines) + "\n"
 
     def digest(self, cases: list[Case]) -> str:
-        """Name what a verdict depends on, but for what the cases of that name do."""
+        """Return a digest of what a verdict depends on: the sources, the change and the cases."""
         texts = [path.read_text("ascii") for path in sorted(METAL.glob("*.metal"))]
         return hashlib.sha256(repr((texts, self.after, cases)).encode()).hexdigest()[:16]
 
@@ -118,7 +118,7 @@ def shift_bound(code: str) -> Iterator[Change]:
 
 
 def shorter(end: str, step: str) -> str:
-    """Spell an end of a loop that leaves out the last step."""
+    """Return an end of a loop that leaves out the last step."""
     if "<<=" in step:
         return f"{end} / 2"
     literal = re.search(r"\+= (\d+u)", step)

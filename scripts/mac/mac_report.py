@@ -155,7 +155,7 @@ def save(report: dict[str, Any], folder: Path) -> None:
 
 @contextmanager
 def rehearsing() -> Iterator[None]:
-    """Let kernels run on the Metal host of the tests, as if this were an M1."""
+    """Run kernels within the block on the Metal host of the tests, as if this were an M1."""
     sys.path.insert(0, str(TESTS))
     from metal_host import Checks, device
 

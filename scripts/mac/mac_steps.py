@@ -196,7 +196,7 @@ def _tried(name: str, bits: int | None, dtype: mx.Dtype, trials: dict[Any, Trial
 
 
 def _fault(variant: Any, trial: Trial) -> str:
-    """Name a variant that its trial finds wrong, and what with it if that is news."""
+    """Return a variant that fails its trial, with the warnings; an empty text if it passes."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         if trial():

@@ -131,7 +131,7 @@ def continuations(answerer: Answerer, count: int) -> float:
 
 
 def is_rest_of(story: Story, rest: str) -> bool:
-    """Say whether a text could be the last six sentences of a story."""
+    """Return whether a text could be the last six sentences of a story."""
     feelings = [f"{feeling} and {deed}." for feeling, deed in tinyworld.FEELINGS.items()]
     names_kept = story.hero in rest and story.thing in rest
     return names_kept and rest.count(".") in range(5, 7) and rest.endswith(tuple(feelings))

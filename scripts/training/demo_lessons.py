@@ -49,7 +49,7 @@ def answer_weights(ids: list[int]) -> list[float]:
 
 
 def render(tokenizer: Any, conversation: tinyworld.Conversation, *, prompt: bool) -> list[int]:
-    """Spell a conversation as token ids, with the opening of the model's turn for a prompt."""
+    """Return a conversation as token ids, with the opening of the model's turn for a prompt."""
     text = tokenizer.apply_chat_template(
         conversation["messages"],
         tools=conversation.get("tools"),
@@ -61,7 +61,7 @@ def render(tokenizer: Any, conversation: tinyworld.Conversation, *, prompt: bool
 
 
 def render_training(tokenizer: Any, conversation: tinyworld.Conversation) -> Example:
-    """Spell a conversation to learn from.
+    """Return a conversation to learn from.
 
     The template drops thoughts from history, and what is learnt from is all history, so a thought
     is put back where the model's last turn begins.

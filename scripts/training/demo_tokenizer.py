@@ -34,7 +34,7 @@ EXTRA_WORDS = (
 
 
 def special_names() -> dict[str, int]:
-    """Name every special token and its id."""
+    """Return every special token and its id."""
     first = VOCABULARY - len(MEDIA_SPECIALS)
     return gemma_tokenizer.SPECIALS | {
         name: first + index for index, name in enumerate(MEDIA_SPECIALS)
@@ -42,7 +42,7 @@ def special_names() -> dict[str, int]:
 
 
 def corpus() -> list[str]:
-    """Spell the text from which merges are learnt."""
+    """Return the text from which merges are learnt."""
     stream = itertools.islice(
         tinyworld.conversations("tokenizer", tinyworld.STAGES[0]), CORPUS_CONVERSATIONS
     )

@@ -215,12 +215,12 @@ def clip_part(frames: list[Pixels], rate_hz: float) -> Part:
 
 
 def ask(part: Part, question: str) -> dict[str, Any]:
-    """Spell a question about a media part as one user message."""
+    """Return a question about a media part as one user message."""
     return {"role": "user", "content": [part, {"type": "text", "text": question}]}
 
 
 def place_digits(rng: Draw) -> list[int]:
-    """Say which frames of a clip show a digit; the others are empty."""
+    """Return which frames of a clip show a digit; the others are empty."""
     count = int(rng.integers(FEWEST_DIGITS, FRAMES + 1))
     return sorted(rng.choice(FRAMES, count, replace=False).tolist())
 

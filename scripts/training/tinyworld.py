@@ -149,7 +149,7 @@ def make_story(rng: random.Random) -> Story:
 
 
 def is_held_out(first: int, second: int) -> bool:
-    """Say whether a sum belongs to the tenth that training never shows, in either order."""
+    """Return whether a sum belongs to the tenth that training never shows, in either order."""
     low, high = sorted((first, second))
     return hashlib.sha256(f"{low}+{high}".encode()).digest()[0] % 10 == 0
 
@@ -170,12 +170,12 @@ def assistant(text: str) -> dict[str, Any]:
 
 
 def ask_story(story: Story, question: Question) -> str:
-    """Spell a story and a question about it as one user message."""
+    """Return a story and a question about it as one user message."""
     return f"{story.text}\n{question.text}"
 
 
 def thought(question: Question) -> str:
-    """Spell the model's turn that thinks one line before it answers."""
+    """Return the model's turn that thinks one line before it answers."""
     return f"<|channel>thought\n{question.evidence}\n<channel|>{question.answer}"
 
 

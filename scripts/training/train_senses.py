@@ -122,7 +122,7 @@ def calibrate_clipping(model: Gemma4ForConditionalGeneration, senses: Senses) ->
 
 
 def chat_example(tokenizer: Any, conversation: Any) -> tuple[Example, Prepared]:
-    """Spell a conversation with media to learn from; only the model's own words count."""
+    """Return a conversation with media to learn from; only the model's own words count."""
     prepared = prepare(tokenizer, conversation, prompt=False)
     weights = [float(weight == 1.0) for weight in answer_weights(prepared.ids)]
     return Example(prepared.ids, weights), prepared

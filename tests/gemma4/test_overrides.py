@@ -69,7 +69,7 @@ def saved(settings, folder):
 
 
 def check_section(read, original, apart=()):
-    """Hold every value of one of our sections against the class's attribute."""
+    """Compare every value of one of our sections with the class's attribute."""
     for key, value in vars(read).items():
         if key not in apart:
             expected = getattr(original, key)

@@ -37,7 +37,7 @@ def rows(path: str) -> list[Row]:
 
 
 def locate(path: str, address: int) -> str:
-    """Name the file and line of an address within a shared object.
+    """Return the file and line of an address within a shared object.
 
     What was inlined from the Metal library belongs to the nearest line of the kernel before it.
     """

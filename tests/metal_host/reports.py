@@ -143,5 +143,5 @@ DESCRIPTIONS: dict[Kind, Callable[[Report, Scene], str]] = {
 
 
 def describe(report: Report, scene: Scene) -> str:
-    """Say in words what a report found."""
+    """Return in words what a report found."""
     return DESCRIPTIONS.get(Kind(report.kind), describe_thread)(report, scene)

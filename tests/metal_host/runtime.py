@@ -92,7 +92,7 @@ def library() -> ctypes.CDLL:
 
 
 def locate_code(pc: int) -> str:
-    """Name the line that the call before a return address belongs to."""
+    """Return the line that the call before a return address belongs to."""
     base, path = ctypes.c_uint64(), ctypes.create_string_buffer(1024)
     if library().msl_module_of(pc, ctypes.byref(base), path, len(path)):
         return hex(pc)
@@ -100,7 +100,7 @@ def locate_code(pc: int) -> str:
 
 
 def argument_text(kernel: Kernel, index: int, template_id: str) -> str:
-    """Spell what the adapter passes for a kernel's parameter."""
+    """Return what the adapter passes for a kernel's parameter."""
     parameter = kernel.parameters[index]
     kind = f"msl_function<decltype({template_id})>::parameter<{index}>::type"
     if parameter.attribute == "buffer":

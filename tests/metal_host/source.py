@@ -84,7 +84,7 @@ class Call(NamedTuple):
 def template_parameters(
     template: Sequence[tuple[str, TemplateValue]],
 ) -> list[tuple[str, str, str]]:
-    """Spell template parameters as (type, name, value)."""
+    """Return template parameters as (type, name, value)."""
     parameters = []
     for name, value in template:
         if isinstance(value, bool):
@@ -102,7 +102,7 @@ def template_parameters(
 
 
 def name_kernel(name: str, arguments: str, call: Call) -> str:
-    """Name the kernel as MLX does: after its template arguments and dtypes."""
+    """Return the kernel's name as MLX makes it: after its template arguments and dtypes."""
     parts = [f"custom_kernel_{name}"]
     if arguments:
         flat = arguments.replace(", ", "_")[:-1]

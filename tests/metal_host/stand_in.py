@@ -13,7 +13,7 @@ from .toolchain import missing
 
 @contextmanager
 def device(checks: Checks | None = None) -> Iterator[None]:
-    """Let `mx.fast.metal_kernel` work within a block, or skip the test with the reason.
+    """Make `mx.fast.metal_kernel` work within a block, or skip the test with the reason.
 
     Where MLX has Metal, nothing is replaced and `checks` mean nothing. Elsewhere kernels made in
     the block run on the Metal host, eagerly, so compilation is off meanwhile.

@@ -110,7 +110,7 @@ MOST_ERRORS = 12
 
 
 def missing() -> str:
-    """Say why kernels cannot be run here; "" when they can."""
+    """Return why kernels cannot be run here; "" when they can."""
     if sys.platform != "linux" or platform.machine() != "x86_64":
         return f"the Metal host needs Linux on x86-64, this is {sys.platform}"
     if not find_spec("ziglang") or not find_spec("elftools"):
@@ -180,7 +180,7 @@ def keep_errors(messages: str) -> str:
 
 
 def is_about_kernel(message: str) -> bool:
-    """Tell a message about a kernel's own text from one about MLX's headers or our library."""
+    """Return whether a message is about a kernel's own text, not MLX's headers or our library."""
     return not message.startswith((str(MLX_INCLUDE), str(INCLUDE)))
 
 

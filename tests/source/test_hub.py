@@ -75,7 +75,7 @@ def blobs():
 
 
 def drop(server, sent, times=7):
-    """Let the codes break off after some bytes and then not come at all."""
+    """Serve the codes only up to some bytes, and then not at all."""
     server.faults = [Fault(CODES, sent=sent), Fault(CODES, times=times - 1)]
 
 

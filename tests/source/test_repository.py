@@ -36,7 +36,7 @@ def decode(source, name):
 
 
 def check_golden(folder, target, answers="expected_f32.safetensors", step=2**-23, cancelled=0.0):
-    """Hold every decoded weight to the expected one: within one `step` of its own dtype.
+    """Compare every decoded weight with the expected one, within one `step` of its own dtype.
 
     `cancelled` is what is left, for the largest weight, of a table that was itself rounded.
     """

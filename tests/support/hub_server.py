@@ -182,7 +182,7 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing; requests are recorded."""
+        """Print nothing, since requests are recorded."""
 
 
 def etag(path: str, content: bytes) -> str:
@@ -203,7 +203,7 @@ def facts(path: str, content: bytes) -> dict[str, Any]:
 
 
 def stand_in(running: Hub, monkeypatch: Any, folder: Path) -> None:
-    """Let this process take a hub for the hub, with an empty cache and no login."""
+    """Point this process at a local hub, with an empty cache and no login."""
     template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, running.url)
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setattr(constants, "ENDPOINT", running.url)

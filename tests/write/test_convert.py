@@ -105,7 +105,7 @@ def read_shards(folder):
 
 
 def check_same(folder, source):
-    """Hold every tensor of a folder to the source's, bit by bit, none more and none less."""
+    """Compare every tensor of a folder with the source's, bit by bit, none more and none less."""
     tensors = read_shards(folder)
     dead = set(tiny.dead_names())
     for name, tensor in source.coded.items():

@@ -133,7 +133,7 @@ def test_auto_codes_what_was_left(tmp_path):
 
 
 def check_logits(folder, decoded, tolerance=TOLERANCE):
-    """Hold a folder to the weights that its own codes stand for."""
+    """Compare a folder with the weights that its own codes stand for."""
     weights = dict(decoded)
     tensors = {}
     for path in folder.glob("model*.safetensors"):

@@ -27,7 +27,7 @@ CLIPS = (
 
 
 def noise(count, seed):
-    """Give `count` integers in 0..255 from a linear congruence, the same for every numpy."""
+    """Return `count` integers in 0..255 from a linear congruence, the same for every numpy."""
     state = np.arange(seed, seed + count, dtype=np.uint64)
     for _ in range(3):
         state = state * np.uint64(6364136223846793005) + np.uint64(1442695040888963407)

@@ -58,7 +58,7 @@ def build_vector(tokens: Tokens, start: int, end: int, names: set[str]) -> None:
 
 
 def is_initialiser(tokens: Tokens, opening: int, names: set[str]) -> bool:
-    """Say whether `(...)` after a declared name initialises it, rather than lists parameters."""
+    """Return whether `(...)` after a declared name initialises it, rather than lists parameters."""
     first = tokens[tokens.after(opening)]
     closing = tokens.closing(opening, "(", ")")
     is_type = first in names or first in SCALARS or first in SPACES or first in ("const", "void")

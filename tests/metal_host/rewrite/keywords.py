@@ -51,7 +51,7 @@ def soften_thread_qualifiers(tokens: Tokens, unit: Unit) -> None:
 
 
 def qualifies_constructor(tokens: Tokens, position: int, classes: set[str]) -> bool:
-    """Say whether `thread` follows the parameters of a constructor."""
+    """Return whether `thread` follows the parameters of a constructor."""
     before = tokens.before(position)
     if tokens[before] == "noexcept":
         before = tokens.before(before)
@@ -62,7 +62,7 @@ def qualifies_constructor(tokens: Tokens, position: int, classes: set[str]) -> b
 
 
 def refers_to_const(tokens: Tokens, position: int) -> bool:
-    """Say whether `thread` belongs to `const thread T&`."""
+    """Return whether `thread` belongs to `const thread T&`."""
     before, after = tokens.before(position), tokens.after(position)
     is_method = tokens[before] == "const" and tokens[tokens.before(before)] == ")"
     if is_method or "const" not in (tokens[before], tokens[after]):

@@ -85,7 +85,7 @@ class Tokens:
         return [i for i in range(start, stop) if self.items[i].kind not in LAYOUT]
 
     def text(self, start: int, stop: int) -> str:
-        """Spell a range, with single spaces and without line markers."""
+        """Return a range's text, with single spaces and without line markers."""
         text = "".join(item.text for item in self.items[start:stop] if item.kind != "marker")
         return " ".join(text.split())
 
@@ -132,7 +132,7 @@ class Tokens:
                 item.kind, item.text = "space", ""
 
     def where(self, position: int) -> str:
-        """Name the file and line of a token, following line markers."""
+        """Return the file and line of a token, following line markers."""
         file, line = "kernel", 1
         for item in self.items[:position]:
             if item.kind == "marker" and (match := MARKER.match(item.text)):

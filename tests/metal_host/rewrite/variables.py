@@ -44,7 +44,7 @@ def place_threadgroup_variables(tokens: Tokens, unit: Unit) -> None:
 
 
 def starts_statement(tokens: Tokens, position: int) -> bool:
-    """Say whether a declaration begins here, after `const` or `alignas(16)` perhaps."""
+    """Return whether a declaration begins here, after `const` or `alignas(16)` perhaps."""
     before = tokens.before(position)
     while tokens[before] in QUALIFIERS:
         before = tokens.before(before)
@@ -87,7 +87,7 @@ def read_declaration(tokens: Tokens, position: int) -> Declaration | None:
 
 
 def is_outer_bracket(tokens: Tokens, places: list[int], index: int) -> bool:
-    """Say whether a `[` opens a dimension rather than lies within template arguments."""
+    """Return whether a `[` opens a dimension rather than lies within template arguments."""
     texts = [tokens[place] for place in places[:index]]
     return tokens[places[index]] == "[" and texts.count("<") == texts.count(">")
 
