@@ -20,6 +20,7 @@ from typing import Any
 
 from . import cli
 from .dialog.conversation import Conversation
+from .dialog.interface import TokenizerLike
 from .dialog.parts import URL_SCHEMES
 from .dialog.readable import readable
 from .dialog.template import Rendered
@@ -49,7 +50,7 @@ class Chat:
     def __init__(
         self,
         conversation: Conversation,
-        tokenizer: Any,
+        tokenizer: TokenizerLike,
         stream: Callable[[Rendered], Iterable[Any]],
         read: Callable[[str], str],
         screen: cli.Screen,

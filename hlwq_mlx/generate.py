@@ -9,14 +9,18 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import cli
 from .cli.screen import as_content
 from .dialog import template
 from .dialog.grammar import Event, opens_thought, read_answer
+from .dialog.interface import TokenizerLike
 from .dialog.parts import Medium
 from .errors import RequestError
+
+if TYPE_CHECKING:
+    from .dialog.tokenizer import Tokenizer
 
 DEFAULT_PROMPT = "Hello!"
 LETTERS = 3  # characters a token, an estimate for before the tokenizer is loaded
@@ -119,7 +123,9 @@ def answer(arguments: argparse.Namespace, prompt: str) -> None:
     )
 
 
-def render_prompt(arguments: argparse.Namespace, tokenizer: Any, prompt: str) -> template.Rendered:
+def render_prompt(
+    arguments: argparse.Namespace, tokenizer: TokenizerLike, prompt: str
+) -> template.Rendered:
     """Return the prompt as the model reads it: by its chat template, or raw if asked for."""
     if arguments.ignore_chat_template:
         refuse_template_options(arguments)
@@ -142,7 +148,7 @@ def reader(
     return partial(read_answer, in_thought=opens_thought(rendered.text))
 
 
-def add_stop_token(tokenizer: Any, token: str) -> None:
+def add_stop_token(tokenizer: "Tokenizer", token: str) -> None:
     """Add a token, by its text or its id, to those that end answers.
 
     Raises: RequestError when the vocabulary has no such token.

@@ -17,8 +17,10 @@ import mlx.core as mx
 import numpy as np
 
 from .dialog import template
+from .dialog.interface import AnsweringTokenizer, TokenizerLike
 from .dialog.messages import Message
 from .dialog.stop import AnswerText
+from .dialog.tokenizer import Tokenizer
 from .disk.jsonfile import read_json
 from .engine.answer import generate_tokens
 from .engine.prefix_cache import PrefixCache
@@ -127,7 +129,7 @@ def _cache_name(model: str, opened: source.Source) -> str:
     return "--".join(filter(None, (name, opened.variant, digest)))
 
 
-def load(model: str | Path, variant: str | None = None) -> tuple[Model, Any]:
+def load(model: str | Path, variant: str | None = None) -> tuple[Model, Tokenizer]:
     """Load a model and its tokenizer.
 
     `model` is a hub id (`owner/name`, `owner/name/PQ5`), a source folder or a converted folder.
@@ -145,7 +147,7 @@ def generation_config(folder: Path) -> dict[str, Any]:
 
 
 def prompt_ids(
-    tokenizer: Any, prompt: Prompt, *, tools: Tools = (), thinking: bool = False
+    tokenizer: TokenizerLike, prompt: Prompt, *, tools: Tools = (), thinking: bool = False
 ) -> list[int]:
     """Return the ids of a prompt without media: raw text, or messages by the chat template."""
     rendered = _render(tokenizer, prompt, tools=tools, thinking=thinking)
@@ -155,7 +157,7 @@ def prompt_ids(
 
 
 def _render(
-    tokenizer: Any, prompt: Prompt, *, tools: Tools, thinking: bool
+    tokenizer: TokenizerLike, prompt: Prompt, *, tools: Tools, thinking: bool
 ) -> template.Rendered | list[int]:
     if isinstance(prompt, list | tuple) and any(isinstance(item, Mapping) for item in prompt):
         return template.render(tokenizer, prompt, tools=tools, thinking=thinking)
@@ -179,7 +181,7 @@ def _render(
 
 def stream_generate(
     model: Model,
-    tokenizer: Any,
+    tokenizer: AnsweringTokenizer,
     prompt: Prompt,
     *,
     max_tokens: int = DEFAULT_MAX_TOKENS,
@@ -226,7 +228,7 @@ def stream_generate(
 
 def _prepare(
     model: Model,
-    tokenizer: Any,
+    tokenizer: AnsweringTokenizer,
     rendered: template.Rendered | list[int],
     session: Session,
     **options: Any,
@@ -243,7 +245,7 @@ def _prepare(
 
 
 def _answer(
-    tokenizer: Any, tokens: Iterable[Chosen], request: Request, stops: Sequence[str]
+    tokenizer: AnsweringTokenizer, tokens: Iterable[Chosen], request: Request, stops: Sequence[str]
 ) -> Iterator[GenerationResponse]:
     """Turn tokens into pieces of text, up to the answer's end."""
     text = AnswerText(tokenizer.detokenizer, stops)
@@ -296,7 +298,11 @@ class _Clock:
 
 
 def generate(
-    model: Model, tokenizer: Any, prompt: Prompt, verbose: bool = False, **options: Any
+    model: Model,
+    tokenizer: AnsweringTokenizer,
+    prompt: Prompt,
+    verbose: bool = False,
+    **options: Any,
 ) -> str:
     """Return the whole answer; `verbose` prints it as it comes, as mlx-lm does.
 

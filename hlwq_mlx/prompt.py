@@ -14,6 +14,7 @@ import mlx.core as mx
 import numpy as np
 
 from .dialog import template
+from .dialog.interface import TokenizerLike
 from .dialog.parts import Medium
 from .dialog.placeholders import SoftTokens, Span, clip_span, picture_span, sound_span
 from .engine.request import Prepared, Progress, no_progress
@@ -47,7 +48,7 @@ Seen = list[tuple[Hashable, PreparedMedium]]
 
 def prepare(
     model: Model,
-    tokenizer: Any,
+    tokenizer: TokenizerLike,
     prompt: template.Rendered,
     *,
     image_tokens: int | None = None,

@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Any
 from .console import note, progress
 
 if TYPE_CHECKING:
+    from ..dialog.tokenizer import Tokenizer
+    from ..engine.sampling import Sampling
+    from ..gemma4.model import Model
     from ..memory.need import Settings
 
 
@@ -83,7 +86,9 @@ def folder_for(arguments: argparse.Namespace, settings: "Settings") -> Path:
     return folder
 
 
-def load_for(arguments: argparse.Namespace, settings: "Settings") -> tuple[Any, Any, Any]:
+def load_for(
+    arguments: argparse.Namespace, settings: "Settings"
+) -> "tuple[Model, Tokenizer, Sampling]":
     """Load the model that the arguments name, its tokenizer and its sampling."""
     from .. import library
     from ..engine.sampling import Sampling

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from .. import library
 from ..dialog import template
+from ..dialog.tokenizer import Tokenizer
 from ..engine.answer import generate_tokens
 from ..engine.request import Prepared, Request
 from ..engine.sampling import Sampling
@@ -89,7 +90,7 @@ class HLWQModel:
     """A model with the methods that the card's *Full Inference* uses."""
 
     def __init__(
-        self, model: Model, tokenizer: Any, sampling: Sampling, caching: Caching = WHOLE
+        self, model: Model, tokenizer: Tokenizer, sampling: Sampling, caching: Caching = WHOLE
     ) -> None:
         self.model = model
         self.tokenizer = CardTokenizer(tokenizer._tokenizer)

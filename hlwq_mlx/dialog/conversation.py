@@ -13,6 +13,7 @@ from typing import Any
 from ..errors import RequestError
 from . import template
 from .grammar import Answer, Event, ToolCall, collect, opens_thought, read_answer
+from .interface import TokenizerLike
 from .messages import normalize_tools
 
 
@@ -77,7 +78,7 @@ class Conversation:
         del self._messages[users[-1] if users else 0 :]
         self._pending = []
 
-    def prompt(self, tokenizer: Any) -> template.Rendered:
+    def prompt(self, tokenizer: TokenizerLike) -> template.Rendered:
         """Render the conversation and the opening of the answer.
 
         Raises: RequestError when a call has no result yet.

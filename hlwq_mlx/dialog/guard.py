@@ -14,6 +14,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from .interface import TokenizerLike
 from .parts import Normal
 from .placeholders import MARKERS
 from .values import QUOTE, is_bare_key
@@ -22,7 +23,7 @@ MARKS = range(0xF0000, 0x10FFFE)  # planes of private use
 _TEXT_FIELDS = ("name", "tool_name", "tool_call_id", "reasoning", "reasoning_content")
 
 
-def control_tokens(tokenizer: Any) -> list[str]:
+def control_tokens(tokenizer: TokenizerLike) -> list[str]:
     """Return the strings that the tokenizer never splits, and the markers of media.
 
     Added tokens made of spaces alone are left out, since people type them.

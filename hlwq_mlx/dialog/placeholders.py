@@ -8,9 +8,10 @@ Source: gemma4_architecture §3.3 and §3.6.
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ..errors import RequestError
+from .interface import TokenizerLike
 
 MARKERS = {"image": "<|image|>", "audio": "<|audio|>", "video": "<|video|>"}
 ENCLOSURES = {
@@ -54,7 +55,7 @@ def clip_span(stamps: Sequence[str], counts: Sequence[int]) -> Span:
 
 
 def expand(
-    tokenizer: Any,
+    tokenizer: TokenizerLike,
     pieces: Sequence[str],
     spans: Sequence[Span],
     tokens: Mapping[str, SoftTokens],
@@ -121,7 +122,7 @@ def _match(pieces: Sequence[str], spans: Sequence[Span]) -> dict[str, Iterator[S
     return waiting
 
 
-def _encode(tokenizer: Any, parts: Sequence[str | list[int]]) -> Iterator[int]:
+def _encode(tokenizer: TokenizerLike, parts: Sequence[str | list[int]]) -> Iterator[int]:
     """Encode neighbouring texts as one text, so that tokens may span them."""
     text = ""
     for part in parts:

@@ -5,7 +5,8 @@ into tokens.
 """
 
 from collections.abc import Sequence
-from typing import Any
+
+from .interface import DetokenizerLike
 
 
 def overlap(text: str, stops: Sequence[str]) -> int:
@@ -44,7 +45,7 @@ class StopStrings:
 class AnswerText:
     """Turns the ids of an answer into text with mlx-lm's streaming detokenizer."""
 
-    def __init__(self, detokenizer: Any, stops: Sequence[str]) -> None:
+    def __init__(self, detokenizer: DetokenizerLike, stops: Sequence[str]) -> None:
         self._detokenizer = detokenizer
         self._stops = StopStrings(stops)
 

@@ -12,6 +12,7 @@ from jinja2 import TemplateError
 
 from ..errors import RequestError
 from .guard import Guard, control_tokens
+from .interface import TokenizerLike
 from .messages import Message, normalize_messages, normalize_tools
 from .parts import Medium, take_media
 from .placeholders import SoftTokens, Span, expand
@@ -38,7 +39,7 @@ class Rendered(NamedTuple):
 
 
 def render(
-    tokenizer: Any,
+    tokenizer: TokenizerLike,
     messages: Sequence[Message],
     *,
     tools: Sequence[Mapping[str, Any]] | None = None,
@@ -81,7 +82,7 @@ def render(
 
 
 def encode(
-    tokenizer: Any,
+    tokenizer: TokenizerLike,
     prompt: Rendered,
     spans: Sequence[Span] = (),
     tokens: Mapping[str, SoftTokens] | None = None,

@@ -236,7 +236,7 @@ def load_tokenizer(
     return tokenizer
 
 
-def _require_same_text(tokenizer: Any) -> None:
+def _require_same_text(tokenizer: Tokenizer) -> None:
     """Raise ValueError unless ids of a text give the text again."""
     got = tokenizer.decode(tokenizer.encode(_SAMPLE, add_special_tokens=False))
     if got != _SAMPLE:
@@ -251,7 +251,7 @@ def _damaged(folder: Path, problem: Exception) -> CheckpointError:
     )
 
 
-def stop_ids(tokenizer: Any, configs: Iterable[Mapping[str, Any]]) -> set[int]:
+def stop_ids(tokenizer: Tokenizer, configs: Iterable[Mapping[str, Any]]) -> set[int]:
     """Return the ids that end an answer: those that any config states, and Gemma 4's own markers.
 
     Raises: ConfigError as `stated_ids`.

@@ -8,10 +8,13 @@ digests of templates that passed.
 import hashlib
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ..disk import child
 from ..errors import CheckpointError
+
+if TYPE_CHECKING:
+    from .tokenizer import Tokenizer
 
 LIMITS = child.Limits(cpu_s=2, memory_bytes=1 << 29)
 _SHIPPED = Path(__file__).parents[1] / "demo" / "chat_template.jinja"
@@ -23,7 +26,7 @@ def digest(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def templates_of(tokenizer: Any) -> Mapping[str, str]:
+def templates_of(tokenizer: "Tokenizer") -> Mapping[str, str]:
     """Return the templates that a tokenizer would render, by name.
 
     Raises: CheckpointError for templates that are no text.

@@ -111,7 +111,7 @@ def try_out(source: Source) -> tuple[str, ...]:
         ) from problem
 
 
-def open_tokenizer(folder: Path) -> Any:
+def open_tokenizer(folder: Path) -> tokenizer.Tokenizer:
     """Check the side files of a converted folder and return its tokenizer.
 
     Raises: as `copy_side_files`; SourceError when there is no tokenizer.json.

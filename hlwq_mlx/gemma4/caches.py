@@ -72,6 +72,11 @@ class Cache(Protocol):
 
     offset: Any  # positions seen so far: a number, or one for each sequence
 
+    @property
+    def state(self) -> Any:
+        """The arrays, to be evaluated."""
+        ...
+
     def make_mask(self, length: int, /, *, return_array: bool, window_size: int | None) -> Any:
         """Return the mask of the next `length` positions; call it before the cache takes them."""
         ...
@@ -239,14 +244,11 @@ class Rows:
 
     @property
     def state(self) -> list[Any]:
-        return [entry.state for entry in self.entries]  # type: ignore[attr-defined]
+        return [entry.state for entry in self.entries]
 
     def make_mask(self, length: int, /, *, return_array: bool, window_size: int | None) -> Mask:
         """Return the mask of the sequences: caches of one layer all have the same kind."""
-        mask: Mask = self.entries[0].make_mask(
-            length, return_array=return_array, window_size=window_size
-        )
-        return mask
+        return self.entries[0].make_mask(length, return_array=return_array, window_size=window_size)
 
 
 def make_caches(config: TextConfig, caching: Caching) -> list[Any]:

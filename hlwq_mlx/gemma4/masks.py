@@ -92,5 +92,4 @@ def join_blocks(mask: Any, is_vision: np.ndarray) -> mx.array:
     same = (runs[:, :, None] == runs[:, None, :]) & is_vision[:, :, None]
     later = np.triu(same, k=1)
     cached = mask.shape[-1] - length
-    joined: mx.array = mask | mx.array(np.pad(later, ((0, 0), (0, 0), (cached, 0)))[:, None])
-    return joined
+    return mask | mx.array(np.pad(later, ((0, 0), (0, 0), (cached, 0)))[:, None])

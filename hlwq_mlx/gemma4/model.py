@@ -174,7 +174,7 @@ class Model(nn.Module):
                 f"[model.inputs] needed one prompt [1, L], got {list(ids.shape)}. "
                 "Embed the prompts one by one."
             )
-        x: mx.array = self.model.language_model.embed(mx.array(self._hard(ids)))
+        x = self.model.language_model.embed(mx.array(self._hard(ids)))
         x = insert_features(x, ids, "image", self.args.image_token_id, images)
         x = insert_features(x, ids, "audio", self.args.audio_token_id, sounds)
         return insert_features(x, ids, "video", self.args.video_token_id, videos)

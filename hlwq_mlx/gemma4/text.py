@@ -147,7 +147,7 @@ class TextModel(nn.Module):
 
         Shapes: ids int [B, L] -> [B, L, H].
         """
-        x: mx.array = self.embed_tokens(ids).astype(self.dtype)
+        x = self.embed_tokens(ids).astype(self.dtype)
         return x * mx.array(self.config.hidden_size**0.5, self.dtype)
 
     def per_layer_inputs(self, x: mx.array, rows: mx.array) -> list[mx.array]:
@@ -207,6 +207,6 @@ class TextModel(nn.Module):
         Shapes: h [B, L, H] -> float32 [B, L, V].
         """
         # The head is the embedding as stored: only the input side is scaled by sqrt(H).
-        scores: mx.array = self.embed_tokens.as_linear(h).astype(mx.float32)
+        scores = self.embed_tokens.as_linear(h).astype(mx.float32)
         cap = self.config.final_logit_softcapping
         return scores if cap is None else mx.tanh(scores / cap) * cap

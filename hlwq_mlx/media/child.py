@@ -5,6 +5,7 @@ The child may hold MEMORY_BYTES: it is watched from here, and on Linux its alloc
 above that. It returns arrays one by one; `worker` is the child's side.
 """
 
+import io
 import json
 import logging
 import math
@@ -60,7 +61,7 @@ def read(kind: str, file: BinaryIO, where: str, **options: Any) -> Generator[Arr
             stderr=complaints,
             env=os.environ | ENVIRONMENT,
         )
-        assert process.stdout is not None
+        assert isinstance(process.stdout, io.BufferedReader)
         with _watched(process) as excess, process.stdout as pipe:
             is_done = yield from _arrays(pipe)
         if not is_done:
@@ -120,14 +121,14 @@ def _watch(process: subprocess.Popen[bytes], excess: list[int]) -> None:
     process.kill()
 
 
-def _arrays(pipe: IO[bytes]) -> Generator[Array, None, bool]:
+def _arrays(pipe: io.BufferedReader) -> Generator[Array, None, bool]:
     """Read the worker's messages; return whether the last one says that it is done."""
     while line := pipe.readline(LINE_BYTES):
         message = json.loads(line)
         match message:
             case {"array": [dtype, shape]}:
                 content = bytearray(math.prod(shape) * np.dtype(dtype).itemsize)
-                if pipe.readinto(content) < len(content):  # type: ignore[attr-defined]
+                if pipe.readinto(content) < len(content):
                     return False
                 yield np.frombuffer(content, dtype).reshape(shape)
             case {"warning": text}:

@@ -45,7 +45,7 @@ class Mutant(NamedTuple):
 
     @property
     def change(self) -> str:
-        """Return its text without the line's number: the old text, which of equal ones it is, and the new."""
+        """Return old and new text without the line's number, and which of equal lines it is."""
         lines = [line.strip() for line in (METAL / self.file).read_text("ascii").splitlines()]
         text = self.before.strip()
         which = f" (number {lines[: self.line].count(text)})" if lines.count(text) > 1 else ""

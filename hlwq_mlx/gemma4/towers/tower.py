@@ -40,8 +40,7 @@ class Tower(nn.Module):
         Shapes: the encoder's inputs -> [n, H].
         """
         features = self.model[f"{self.kind}_tower"](*inputs)
-        rows: mx.array = self.model[f"embed_{self.kind}"](features, dtype)
-        return rows
+        return self.model[f"embed_{self.kind}"](features, dtype)
 
 
 def make_tower(args: Gemma4Config, kind: str) -> Tower:

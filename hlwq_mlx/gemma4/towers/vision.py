@@ -39,7 +39,7 @@ class PatchEmbedder(nn.Module):
         columns, rows = self.position_embedding_table
         # The model itself, not the processor, maps 0..1 to -1..1.
         values = (2 * (patches.astype(mx.float32) - 0.5)).astype(columns.dtype)
-        x: mx.array = self.input_proj(values)
+        x = self.input_proj(values)
         return x + (columns[positions[:, 0]] + rows[positions[:, 1]])
 
 
@@ -144,9 +144,7 @@ class VisionTower(nn.Module):
         for layer in self.encoder.layers:
             x = layer(x, turn)
         # In float32: the factor takes the features beyond what float16 holds.
-        pooled: mx.array = (
-            pool(x, grid, self.config.pooling_kernel_size) * self.config.hidden_size**0.5
-        )
+        pooled = pool(x, grid, self.config.pooling_kernel_size) * self.config.hidden_size**0.5
         if self.config.standardize:
             pooled = (pooled - self.std_bias) * self.std_scale
         return pooled
