@@ -146,7 +146,7 @@ def test_a_converted_folder_of_another_variant():
         library.load(demo.folder("bf16"), "PQ5")
 
 
-def test_the_dtype_of_a_gpu(monkeypatch):
+def test_bfloat16_weights_give_float32_logits(monkeypatch):
     """What runs on a Mac, as far as a CPU can tell: bfloat16 all the way, logits in float32."""
     monkeypatch.setattr(device, "activation_dtype", lambda: mx.bfloat16)
     model, tokenizer = library.load(demo.folder())
@@ -160,7 +160,7 @@ def test_the_dtype_of_a_gpu(monkeypatch):
     assert library.generate(model, tokenizer, QUESTION) == "4"
 
 
-def test_a_model_that_is_nowhere():
+def test_a_model_that_is_nowhere_is_refused():
     with pytest.raises(
         SourceError, match=r"^\[no such model\] needed a folder that exists, or a hub"
     ):

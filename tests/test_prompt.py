@@ -59,7 +59,7 @@ def picture_run(count):
     return [begin, *[soft] * count, end]
 
 
-def test_a_prompt_with_every_kind(loaded, settings, files):
+def test_every_kind_of_medium_gets_its_features(loaded, settings, files):
     """The whole path against its parts, which have tests of their own."""
     model, tokenizer = loaded
     seen = image_patches(read_image(files["a.png"]), settings.image)
@@ -126,7 +126,7 @@ def test_a_long_sound_is_heard_in_pieces(loaded, caplog):
     assert "cut into 2 clips" in caplog.text
 
 
-def test_media_in_every_spelling_are_the_same(loaded, settings, files):
+def test_media_in_every_form_give_the_same_ids(loaded, settings, files):
     data = base64.b64encode(files["a.png"].read_bytes()).decode()
     wave = base64.b64encode(files["a.wav"].read_bytes()).decode()
     spelled = [

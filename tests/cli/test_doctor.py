@@ -21,7 +21,7 @@ def told(capsys, *arguments):
 
 
 @pytest.mark.parametrize("is_converted", [False, True])
-def test_a_model_that_fits(capsys, is_converted):
+def test_a_model_that_fits_leaves_with_0(capsys, is_converted):
     where = str(demo.folder()) if is_converted else str(library.DEMO / "PQ5")
     code, lines = told(capsys, where, "--context", "64")
     assert code == 0
@@ -34,7 +34,7 @@ def test_a_model_that_fits(capsys, is_converted):
     assert re.search(r"^fits: \d+\.\d\d MB at a context of 64 \(text weights ", text, re.MULTILINE)
 
 
-def test_a_model_that_does_not(capsys, monkeypatch):
+def test_a_model_that_does_not_fit_leaves_with_1(capsys, monkeypatch):
     small = Machine("a small machine", 1 << 30, 1 << 22, has_metal=False)
     monkeypatch.setattr(machine, "this_machine", lambda folder: small)
     with pytest.raises(SystemExit) as left:
@@ -43,7 +43,7 @@ def test_a_model_that_does_not(capsys, monkeypatch):
     assert "does not fit: " in capsys.readouterr().out
 
 
-def test_a_model_or_the_table(capsys):
+def test_wrong_options_are_refused(capsys):
     demo_model = str(library.DEMO)
     for arguments, said in (
         ([], "one of the arguments --model MODEL --table is required"),
@@ -74,7 +74,7 @@ def test_the_readme_has_the_table(capsys):
         assert line in text
 
 
-def test_the_table_of_one_variant(capsys):
+def test_the_table_is_of_one_variant_if_asked(capsys):
     code, lines = told(capsys, "--table", "--variant", "pq5")
     assert code == 0
     assert [line[:7] for line in lines if line.startswith("| PQ")] == ["| PQ5 |"]

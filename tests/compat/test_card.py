@@ -112,7 +112,7 @@ def test_sampling_when_told_to(model):
     assert model.generate(story, max_new_tokens=24, do_sample=False, temperature=2.0) == greedy
 
 
-def test_the_older_name():
+def test_the_older_name_is_the_same_class():
     assert PolarQuantModel is HLWQModel
 
 

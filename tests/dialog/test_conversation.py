@@ -86,7 +86,7 @@ def test_calls_of_later_answers_have_other_ids():
     assert len(set(ids)) == 2
 
 
-def test_a_result_without_a_call():
+def test_a_result_without_a_call_is_refused():
     with pytest.raises(RequestError, match=r"\[conversation\] needed a tool call that waits"):
         started("Hello").add_result("1")
 

@@ -185,7 +185,7 @@ def test_names_of_one_word_in_two_cases(tokenizer):
 
 
 @pytest.mark.parametrize("parameters", [None, {}, True])
-def test_a_function_without_parameters(tokenizer, parameters):
+def test_empty_parameters_are_left_out(tokenizer, parameters):
     assert declared(tokenizer, parameters=parameters) == {"description": ""}
     assert declared(tokenizer) == {"description": ""}
 
@@ -216,7 +216,7 @@ def test_what_all_arguments_have_to_be_follows_the_functions_description(tokeniz
         ),
     ],
 )
-def test_what_a_function_returns(tokenizer, response, read):
+def test_a_result_is_declared_as_an_object(tokenizer, response, read):
     assert schema_of(declared(tokenizer, response=response)["response"]) == read
 
 

@@ -278,5 +278,5 @@ def test_text_without_markers_passes_unchanged():
         ("<|channel>" * 3 + "<channel|>A", "A"),
     ],
 )
-def test_an_answer_without_its_thoughts(text, kept):
+def test_thoughts_are_removed_from_an_answer(text, kept):
     assert without_thoughts(text) == kept

@@ -214,7 +214,7 @@ def test_native_tool_responses_pass():
         ([HI, asked("f"), result(name="g")], "[messages[2].tool_call_id] needed the id of a call"),
     ],
 )
-def test_what_is_refused(messages, said):
+def test_messages_that_templates_garble_are_refused(messages, said):
     with pytest.raises(RequestError, match=re.escape(said)):
         normalize_messages(messages)
 

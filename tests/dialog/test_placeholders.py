@@ -30,7 +30,7 @@ def ids_of(tokenizer):
     return lambda text: tokenizer.encode(text, add_special_tokens=False)
 
 
-def test_an_image_and_a_sound(tokenizer, ids_of):
+def test_markers_become_enclosed_soft_tokens(tokenizer, ids_of):
     text = "<|turn>a<|image|><|audio|>b<|image|>"
     spans = [picture_span(2), sound_span([3]), picture_span(1)]
     assert expand(tokenizer, [text], spans, TOKENS) == [

@@ -134,7 +134,7 @@ def test_chats_begin_once_and_end_in_the_models_turn(tokenizer, messages, thinki
     assert tokenizer.decode(ids) == text
 
 
-def test_a_chat_as_ids(tokenizer):
+def test_a_chat_has_gemmas_ids(tokenizer):
     prompt = template.render(tokenizer, [{"role": "user", "content": "Hello"}])
     assert prompt.text == "<bos><|turn>user\nHello<turn|>\n<|turn>model\n"
     assert template.encode(tokenizer, prompt) == [2, 105, 2364, 107, 9259, 106, 107, 105, 4368, 107]

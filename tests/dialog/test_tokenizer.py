@@ -33,6 +33,6 @@ def test_special_tokens_are_single_ids_and_come_back_as_text(tmp_path):
         assert tokenizer.decode([token]) == name
 
 
-def test_a_folder_without_a_tokenizer(tmp_path):
+def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
     with pytest.raises(SourceError, match=r"needed tokenizer\.json, got none"):
         load_tokenizer(tmp_path)

@@ -77,7 +77,7 @@ def test_limits_that_mean_nothing(model, limit):
         answer(model, max_tokens=limit)
 
 
-def test_a_chunk_of_no_tokens(model):
+def test_a_prefill_step_of_0_is_refused(model):
     with pytest.raises(
         RequestError, match=r"^\[prefill_step\] needed at least 1, got 0\. It counts"
     ):

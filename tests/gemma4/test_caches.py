@@ -155,7 +155,7 @@ def test_kinds_of_cache(model):
         ({"max_kv_size": 99, "kv_bits": 8}, r"\[max_kv_size\] needed to be alone, got kv_bits"),
     ],
 )
-def test_what_cannot_be_kept(options, message):
+def test_unknown_cache_options_are_refused(options, message):
     with pytest.raises(RequestError, match=message):
         Caching(**options)
 

@@ -332,7 +332,7 @@ def test_a_manifest_without_tensors_is_named():
         empty.manifest(lambda name: True)
 
 
-def test_the_ids_around_media():
+def test_e4b_media_tokens_have_googles_ids():
     e4b = Gemma4Config.from_dict(E4B)
     assert (e4b.boi_token_id, e4b.eoi_token_id) == (255999, 258882)
     assert (e4b.boa_token_id, e4b.eoa_token_id) == (256000, 258883)

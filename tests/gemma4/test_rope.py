@@ -61,7 +61,7 @@ def test_wavelengths_are_powers_over_the_whole_head_then_infinite():
     assert np.isinf(waves[64:]).all()
 
 
-def test_an_offset_for_each_sequence():
+def test_sequences_rotate_by_their_own_offsets():
     x = mx.random.normal((2, 3, 4, 32), key=mx.random.key(0))
     waves = wavelengths(FULL, 32)
     together = rotate(x, waves, mx.array([3, 9]))

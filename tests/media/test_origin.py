@@ -108,7 +108,7 @@ def test_a_pipe_is_read_to_its_end(tmp_path):
     ],
     ids=lambda value: repr(value)[:30],
 )
-def test_what_names_nothing(origin, message):
+def test_an_origin_that_names_nothing_is_refused(origin, message):
     with pytest.raises(RequestError, match=message):
         open_origin(origin)
 
@@ -172,7 +172,7 @@ def test_downloads_that_fail(place, error, message):
 
 
 @pytest.mark.parametrize("url", ["http://[", "http://a b/", "http://", f"http://{'a' * 70}.test/"])
-def test_an_address_that_is_none(url):
+def test_a_malformed_address_is_refused(url):
     with pytest.raises(SourceError, match=r"needed a download, got: .*\. Check the address"):
         open_origin(url, WEB)
 

@@ -182,7 +182,7 @@ def test_another_rule_than_the_publisher_s(damaged):
     assert found[1].count("gate_proj") == 3 and found[1].endswith(" ...")
 
 
-def test_a_config_of_another_model(damaged, tmp_path):
+def test_a_config_of_another_model_is_a_doubt(damaged, tmp_path):
     settings = tiny.config()
     settings["text_config"]["intermediate_size"] = 512
     damaged(lambda tensors: None)

@@ -57,7 +57,7 @@ def pq5():
     return of_variant("PQ5")
 
 
-def test_what_macs_give_the_gpu():
+def test_macs_give_the_gpu_the_reported_share():
     assert round(mac(16, 15).limit_bytes / 1e6, 2) == 11453.25
     assert round(mac(8, 15).limit_bytes / 2**30, 2) == 5.33
     assert mac(16, 26).limit_bytes == 12_713_115_648
@@ -86,7 +86,7 @@ def test_keys_and_values_of_e4b(pq5):
     assert bounded == (4096 + 511) * 16384 * (1 + growing) + window
 
 
-def test_the_claim_of_the_card(pq5):
+def test_every_variant_fits_a_16_gb_mac_with_towers(pq5):
     """Every variant on a 16 GB Mac, with the towers and 8192 tokens."""
     for variant in ("PQ1", "PQ5", "PQ8", "PQ2-Mixed"):
         settings = replace(SETTINGS, has_towers=True)
@@ -116,7 +116,7 @@ def test_the_longest_context_is_the_longest(pq5, release):
         (3.5, 9, "choose a variant of fewer bits"),
     ],
 )
-def test_the_mildest_setting_that_helps(pq5, limit_gb, ram_gb, advice):
+def test_advice_is_the_mildest_setting_that_helps(pq5, limit_gb, ram_gb, advice):
     settings = replace(SETTINGS, context=32768)
     machine = Machine("a Mac", ram_gb * GIB, int(limit_gb * 1e9), has_metal=True)
     verdict = judge(pq5, settings, machine)
@@ -144,7 +144,7 @@ def test_a_refusal_has_the_numbers(pq5):
     )
 
 
-def test_what_convert_makes_of_leftovers(pq5):
+def test_auto_codes_leftovers_at_8_bits(pq5):
     """gate_proj, the head and per-layer matrices go from 16 bits to 8 and a norm a block."""
     made = as_converted(pq5, leftovers.AUTO)
     plain, coded = (need(found, SETTINGS, MAC).text for found in (pq5, made))
@@ -157,7 +157,7 @@ def test_what_convert_makes_of_leftovers(pq5):
     assert need(small, SETTINGS, MAC).rows_on_disk * 32 == 2_818_572_288 * 34
 
 
-def test_the_goals_at_8k():
+def test_8k_tokens_fit_the_target_macs():
     """PQ5 with towers in 7 GB; PQ2-Mixed and PQ3, text, on an 8 GB Mac."""
     pq5 = as_converted(of_variant("PQ5"), leftovers.AUTO)
     settings = replace(SETTINGS, has_towers=True)

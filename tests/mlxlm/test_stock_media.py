@@ -42,7 +42,7 @@ def files(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def perceived(folder, files):
+def prepared(folder, files):
     """What our own library makes of a prompt about two pictures."""
     model, tokenizer = library.load(folder)
     parts = [{"type": "image", "path": str(files[name])} for name in ("a.png", "b.jpg")]
@@ -50,9 +50,9 @@ def perceived(folder, files):
     return spelled.text, *prepare(model, tokenizer, spelled)[:2]
 
 
-def test_the_hook_makes_the_embeddings_that_we_make(stock, files, perceived):
+def test_the_hook_makes_the_embeddings_that_we_make(stock, files, prepared):
     model, tokenizer, processor = stock
-    text, ids, embeddings = perceived
+    text, ids, embeddings = prepared
     images = [np.asarray(Image.open(files[name]).convert("RGB")) for name in ("a.png", "b.jpg")]
     spelled, pixel_values = processor(text, images=images)
     assert tokenizer.encode(spelled, add_special_tokens=False) == ids
@@ -87,8 +87,8 @@ def test_stock_samplers_never_see_media_tokens(stock, folder):
     assert np.array_equal(found, wanted)
 
 
-def test_the_command(folder, files, perceived):
-    _, ids, _ = perceived
+def test_the_command(folder, files, prepared):
+    _, ids, _ = prepared
     images = (str(files["a.png"]), str(files["b.jpg"]))
     arguments = [
         *("--model", str(folder), "--max-tokens", "2", "--chat-template-config", THINKING_OFF),
@@ -104,8 +104,8 @@ def test_the_command(folder, files, perceived):
     assert f"Prompt: {len(ids)} tokens" in ran.stdout
 
 
-def test_the_server(folder, files, perceived):
-    _, ids, _ = perceived
+def test_the_server(folder, files, prepared):
+    _, ids, _ = prepared
     content = [
         {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{encoded}"}}
         for encoded in (

@@ -94,7 +94,7 @@ def test_a_gate_as_wide_as_e4b_s_is_a_kernel(monkeypatch):
     assert block.ops.residual_norm is ops.residual_norm
 
 
-def test_a_fused_block_on_metal(monkeypatch):
+def test_a_fused_block_on_metal_equals_the_plain_one(monkeypatch):
     block = mlp(columns=256)
     x = mx.random.normal((1, 1, 256), key=mx.random.key(0))
     before = block(x)

@@ -242,7 +242,7 @@ def test_coded_keys_and_values(count):
 
 
 @pytest.mark.skipif(mx.metal.is_available(), reason="a GPU is asked by tests of its own")
-def test_a_fused_model_on_kernels():
+def test_a_fused_batch_equals_single_rows_on_kernels():
     """Batch and pass on the kernels of an M1; what is not ours runs on the CPU."""
     with on_metal_host():
         model = make_model(4)
