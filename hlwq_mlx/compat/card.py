@@ -135,7 +135,7 @@ class HLWQModel:
 
     @property
     def device(self) -> str:
-        """Where a prompt's tensors go, by torch's name: MLX reads them from the host's memory."""
+        """The torch device for a prompt's tensors: MLX reads them from the host's memory."""
         return "cpu"
 
     @overload

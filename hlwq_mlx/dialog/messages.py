@@ -187,7 +187,7 @@ def _attach_results(messages: list[Normal]) -> list[Normal]:
             )
         if calls and not message.get("tool_responses"):
             results = _pair(calls, results, at, is_last=end == len(messages))
-            attached += _placed(message, results)
+            attached += _with_results(message, results)
             if results and not message["content"] and end < len(messages):
                 attached += _turn_end(messages[end])
         else:
@@ -240,7 +240,7 @@ def _find_call(waiting: list[Normal], result: Normal, where: str) -> Normal:
     return found[0]
 
 
-def _placed(message: Normal, results: list[Normal]) -> list[Normal]:
+def _with_results(message: Normal, results: list[Normal]) -> list[Normal]:
     """Return a message and its results: tool messages, or `tool_responses` if one is structured.
 
     Templates fail on an object in a tool message, and render it natively only in `tool_responses`.

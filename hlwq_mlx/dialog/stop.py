@@ -51,7 +51,7 @@ class AnswerText:
 
     @property
     def is_stopped(self) -> bool:
-        """Whether a stop string has come; nothing after it belongs to the answer."""
+        """Whether a stop string was found; nothing after it belongs to the answer."""
         return self._stops.is_stopped
 
     def add(self, token: int) -> str:

@@ -29,7 +29,7 @@ Arrays = tuple[mx.array, ...]
 
 @dataclass(frozen=True)
 class Caching:
-    """How full-attention layers keep keys and values.
+    """Options of the caches of full-attention layers.
 
     `kv_bits` codes them by MLX's affine quantization; `max_kv_size` keeps the first positions and
     the last ones, at most so many in all, and forgets what lies between.
@@ -155,7 +155,7 @@ class FullCache:
 
     @property
     def nbytes(self) -> int:
-        """How much memory the arrays take."""
+        """Bytes of all arrays."""
         return sum(array.nbytes for array in self._buffer.arrays)
 
     def make_mask(self, length: int, /, *, return_array: bool, window_size: int | None) -> Mask:

@@ -85,7 +85,7 @@ class RopeConfig:
 
 @dataclass(frozen=True)
 class LayerConfig:
-    """What one decoder layer is built from."""
+    """The sizes and the kind of one decoder layer."""
 
     layer_type: str
     head_dim: int

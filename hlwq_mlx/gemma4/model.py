@@ -48,7 +48,7 @@ def _no_loader(kind: str) -> Tower:
 
 
 class Resources(NamedTuple):
-    """What a model reads from its folder while it runs.
+    """Sources that a model reads while it runs.
 
     `rows` turns int ids [B, L] on the host into the rows [B, L, N * d] of
     `embed_tokens_per_layer`, unscaled; a model without per-layer embeddings needs none.

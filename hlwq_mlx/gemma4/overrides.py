@@ -21,7 +21,7 @@ _NUMBER = re.compile(r"[0-9]{1,6}")
 
 
 class _Own(NamedTuple):
-    """What a layer may have of its own."""
+    """The values that a layer may override."""
 
     head_dim: Any
     num_key_value_heads: Any

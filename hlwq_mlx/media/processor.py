@@ -112,7 +112,7 @@ class SoundSettings:
 
 @dataclass(frozen=True)
 class _Spans:
-    """What an older file says of lengths, in milliseconds."""
+    """Lengths as older files state them, in milliseconds."""
 
     sampling_rate: Annotated[int, Bounds(1_000, 192_000)]
     frame_length_ms: Annotated[float, Bounds(1, 1000)]

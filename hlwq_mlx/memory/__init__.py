@@ -1,1 +1,1 @@
-"""What a model needs and what a machine has."""
+"""The memory that a model needs and that a machine has."""

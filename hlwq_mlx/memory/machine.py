@@ -39,7 +39,7 @@ class Machine:
 
     @property
     def cache_bytes(self) -> int:
-        """How much freed memory MLX should keep."""
+        """Bytes of freed memory that MLX should keep."""
         return min(CACHE_BYTES, self.limit_bytes // CACHE_SHARE)
 
     @property

@@ -1,4 +1,4 @@
-"""What a model needs: the arithmetic, before anything is loaded.
+"""Compute the memory that a model needs, before anything is loaded.
 
 The sums count MLX's arrays: weights as they lie in memory, keys and values at a context, the
 largest set of activations alive during one chunk of prefill or in a tower, and freed memory that
@@ -37,7 +37,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Need:
-    """What a model takes in memory, in bytes, and its rows on disk."""
+    """Bytes that a model takes in memory, and those of its rows on disk."""
 
     text: int
     towers: int

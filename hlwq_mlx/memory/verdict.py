@@ -63,7 +63,7 @@ def advice(inventory: Inventory, settings: Settings, machine: Machine) -> str:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a model fits a machine, and the numbers."""
+    """The result of comparing a model's need with a machine, with the numbers."""
 
     needed: Need
     machine: Machine
@@ -77,7 +77,7 @@ class Verdict:
 
     @property
     def spare_bytes(self) -> int:
-        """How much memory the model leaves, 0 when it does not fit."""
+        """Bytes that the model leaves free, 0 when it does not fit."""
         return max(0, self.machine.limit_bytes - self.needed.total)
 
     def require(self) -> None:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 
 class Body(NamedTuple):
-    """What makes a kernel of the functions in a .metal file."""
+    """The text that calls a function of a .metal file, with its inputs and outputs: a kernel."""
 
     file: str
     inputs: tuple[str, ...]

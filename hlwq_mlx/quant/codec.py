@@ -176,11 +176,11 @@ def gelu_mul(gate: mx.array, up: mx.array) -> tuple[mx.array, mx.array]:
             f"[codec.gelu_mul] needed gate and up of one shape, got {gate.shape} and {up.shape}. "
             "Give as many columns of both."
         )
-    product = wide_gelu_mul(gate, up)
+    product = gelu_mul_float32(gate, up)
     return product.astype(gate.dtype), hadamard(product)
 
 
-def wide_gelu_mul(gate: mx.array, up: mx.array) -> mx.array:
+def gelu_mul_float32(gate: mx.array, up: mx.array) -> mx.array:
     """Return gelu(gate) * up in float32, unrounded."""
     return gelu(gate.astype(mx.float32)) * up.astype(mx.float32)
 
@@ -207,11 +207,11 @@ def residual_norm(
     Shapes: x, update [..., K], weights [K], scale [1] -> h, normed, rotated, each [..., K].
     Raises: ShapeError when x is not floating or K is not a multiple of 128.
     """
-    h, normed = wide_residual_norm(x, update, weight, scale, epsilon, next_weight)
+    h, normed = residual_norm_float32(x, update, weight, scale, epsilon, next_weight)
     return h, normed.astype(x.dtype), hadamard(normed)
 
 
-def wide_residual_norm(
+def residual_norm_float32(
     x: mx.array,
     update: mx.array,
     weight: mx.array,
@@ -263,7 +263,7 @@ def geglu(x: mx.array, matrix: CodedMatrix) -> mx.array:
     """
     matrix.check_halves("codec.geglu")
     y = _product("codec.geglu", x.astype(mx.float32), matrix)
-    return wide_gelu_mul(*mx.split(y, 2, axis=-1)).astype(x.dtype)
+    return gelu_mul_float32(*mx.split(y, 2, axis=-1)).astype(x.dtype)
 
 
 def dequantize(matrix: CodedMatrix) -> mx.array:

@@ -38,7 +38,7 @@ def chip() -> Chip:
 
 
 def has_metal() -> bool:
-    """Whether arrays are computed by Metal."""
+    """Return whether arrays are computed by Metal."""
     return mx.metal.is_available() and mx.default_device() == mx.Device(mx.gpu)
 
 

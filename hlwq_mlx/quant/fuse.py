@@ -81,7 +81,7 @@ def _fuse_qkv(block: nn.Module) -> bool:
 
 
 def _are_alike(parts: list[nn.Module]) -> bool:
-    """Whether there are layers to join, and all are coded in one way."""
+    """Return whether there are layers to join, and all are coded in one way."""
     if len(parts) < 2 or any(type(part) is not HLWQLinear or "bias" in part for part in parts):
         return False
     first = parts[0]

@@ -37,7 +37,7 @@ Size = tuple[int, int, int]
 
 
 class Tile(NamedTuple):
-    """How qmv is cut: rows a lane, lanes a row, simdgroups a threadgroup, rows of x at once."""
+    """The tile of qmv: rows a lane, lanes a row, simdgroups a threadgroup, rows of x at once."""
 
     rows: int
     lanes: int
@@ -62,7 +62,7 @@ def qmv_tile(bits: int, M: int, N: int, K: int) -> Tile:
 
 
 class KernelOptions(TypedDict, total=False):
-    """How `qmv` and `geglu` run; both choose what is left out.
+    """Options of `qmv` and `geglu`, which choose those that are left out.
 
     Sums are float32, rounded once to `dtype`, x's by default. Centroids are rounded to `entries`,
     float16 by default: float32 is exact and twice the traffic.
@@ -306,17 +306,17 @@ def residual_norm(
 
 
 def can_rotate(K: int) -> bool:
-    """Whether rows of K columns are whole blocks, as `hadamard` and `gelu_mul` need."""
+    """Return whether rows of K columns are whole blocks, as `hadamard` and `gelu_mul` need."""
     return K % BLOCK == 0 and K > 0
 
 
 def can_residual_norm(K: int) -> bool:
-    """Whether `residual_norm` takes rows of K columns, of which a threadgroup holds one."""
+    """Return whether `residual_norm` takes rows of K columns, of which a threadgroup holds one."""
     return can_rotate(K) and K <= LONGEST_RESIDUAL
 
 
 def can_address(matrix: CodedMatrix) -> bool:
-    """Whether a matrix is neither too small nor too large for the kernels."""
+    """Return whether a matrix is neither too small nor too large for the kernels."""
     is_large = matrix.norms.size * BLOCK >= SMALLEST and matrix.centroids.size >= MIN_ENTRIES
     return is_large and matrix.codes.size < 1 << 32
 

@@ -161,7 +161,7 @@ class Linear(nn.Linear):
 
 
 def is_lazy(model: nn.Module) -> bool:
-    """Whether a step with a few rows only adds to MLX's graph, in all of a model's coded layers."""
+    """Return whether a step with a few rows only adds to MLX's graph, in all coded layers."""
     layers = (module for module in model.modules() if isinstance(module, CodedLayer))
     return all(layer.prepare().is_lazy for layer in layers)
 

@@ -24,7 +24,7 @@ def gelu_mul(gate: mx.array, up: mx.array) -> mx.array:
 
     Shapes: gate, up [..., K] -> [..., K].
     """
-    return codec.wide_gelu_mul(gate, up).astype(gate.dtype)
+    return codec.gelu_mul_float32(gate, up).astype(gate.dtype)
 
 
 def residual_norm(
@@ -41,7 +41,7 @@ def residual_norm(
     Shapes: x, update [..., K], scale [1] -> twice [..., K].
     """
     next_weight = None if following is None else following.weight
-    h, normed = codec.wide_residual_norm(x, update, norm.weight, scale, norm.eps, next_weight)
+    h, normed = codec.residual_norm_float32(x, update, norm.weight, scale, norm.eps, next_weight)
     return h, Activation(normed.astype(x.dtype))
 
 
@@ -65,10 +65,10 @@ def fused_ops(residual_columns: int, eps: float, gelu_columns: int) -> Ops:
         return PLAIN
     dtype = device.activation_dtype()
     has_residual = kernels.can_residual_norm(residual_columns) and all(
-        selftest.is_sound_on(kernels.residual_norm, codec.residual_norm, case, dtype)
+        selftest.passes_on(kernels.residual_norm, codec.residual_norm, case, dtype)
         for case in residual_norm_cases(residual_columns, eps)
     )
-    has_gelu = kernels.can_rotate(gelu_columns) and selftest.is_sound_on(
+    has_gelu = kernels.can_rotate(gelu_columns) and selftest.passes_on(
         kernels.gelu_mul, codec.gelu_mul, gelu_mul_case(gelu_columns), dtype
     )
     return Ops(

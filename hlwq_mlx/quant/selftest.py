@@ -31,8 +31,8 @@ Arguments = tuple[tuple[int, ...] | float | None, ...]
 
 
 @cache
-def is_sound(path: Path, twin: Twin, bits: int, dtype: mx.Dtype, tile: Tile | None = None) -> bool:
-    """Whether a path works here for x of `dtype`; warn the first time if it does not.
+def passes(path: Path, twin: Twin, bits: int, dtype: mx.Dtype, tile: Tile | None = None) -> bool:
+    """Return whether a path works here for x of `dtype`; warn the first time if it does not.
 
     Without a tile the path takes any number of rows; the twin of `embed` takes ids.
     """
@@ -41,16 +41,16 @@ def is_sound(path: Path, twin: Twin, bits: int, dtype: mx.Dtype, tile: Tile | No
 
 
 @cache
-def is_sound_on(kernel: Kernel, twin: Kernel, arguments: Arguments, dtype: mx.Dtype) -> bool:
-    """Whether a kernel without a coded matrix works, on arguments of `dtype` given by shape."""
+def passes_on(kernel: Kernel, twin: Kernel, arguments: Arguments, dtype: mx.Dtype) -> bool:
+    """Return whether a kernel without a coded matrix works, by arguments of these shapes."""
     what = f"{kernel.__name__} on {arguments} in {dtype}"
     return _is_right(what, partial(_error_on, kernel, twin, arguments, dtype))
 
 
 def forget() -> None:
     """Forget all results, since tests and rehearsals change where kernels run."""
-    is_sound.cache_clear()
-    is_sound_on.cache_clear()
+    passes.cache_clear()
+    passes_on.cache_clear()
 
 
 def _is_right(what: str, error_of: Callable[[], float]) -> bool:

@@ -131,13 +131,13 @@ def self_tests(sizes: Sizes) -> Iterator[Row]:
     for bits, dtype in product(sizes.bits, sizes.dtypes):
         for path, twin, tiles in _variants(sizes, bits):
             trials: dict[Any, Trial] = {
-                tile: partial(selftest.is_sound, path, twin, bits, dtype, tile) for tile in tiles
+                tile: partial(selftest.passes, path, twin, bits, dtype, tile) for tile in tiles
             }
             yield _tried(path.__name__, bits, dtype, trials)
     for dtype in sizes.dtypes:
         for kernel, twin, cases in _between(sizes):
             trials = {
-                case: partial(selftest.is_sound_on, kernel, twin, case, dtype) for case in cases
+                case: partial(selftest.passes_on, kernel, twin, case, dtype) for case in cases
             }
             yield _tried(kernel.__name__, None, dtype, trials)
 
@@ -238,7 +238,7 @@ def time_tiles(sizes: Sizes) -> Iterator[Row]:
         chosen = kernels.qmv_tile(bits, 1, N, K)
         fitting = [tile for tile in sizes.tiles if K // UNIT % tile.lanes == 0]
         case = (metal.few_rows, reference, bits, _dtype())
-        trials = {tile: partial(selftest.is_sound, *case, tile) for tile in (chosen, *fitting)}
+        trials = {tile: partial(selftest.passes, *case, tile) for tile in (chosen, *fitting)}
         sound = [tile for tile, trial in trials.items() if not _fault(tile, trial)]
         contenders = {
             _cut(tile): _calls(lambda m, x=x, tile=tile: _qmv(x, m, tile), matrices, sizes)

@@ -112,8 +112,8 @@ def on_metal_host():
     with device(UNWATCHED), pytest.MonkeyPatch.context() as patch:
         patch.setattr(computer, "has_metal", lambda: True)
         patch.setattr(computer, "chip", lambda: computer.CHIPS[13])
-        patch.setattr(selftest, "is_sound", lambda *case: True)
-        patch.setattr(selftest, "is_sound_on", lambda *case: True)
+        patch.setattr(selftest, "passes", lambda *case: True)
+        patch.setattr(selftest, "passes_on", lambda *case: True)
         yield
 
 

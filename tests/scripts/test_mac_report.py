@@ -79,8 +79,8 @@ def test_nothing_of_a_rehearsal_stays():
         assert list(mac_steps.self_tests(mac_steps.REHEARSAL))
     assert not computer.has_metal()
     assert sys.path == path
-    assert selftest.is_sound.cache_info().currsize == 0
-    assert selftest.is_sound_on.cache_info().currsize == 0
+    assert selftest.passes.cache_info().currsize == 0
+    assert selftest.passes_on.cache_info().currsize == 0
 
 
 def test_a_step_that_fails_keeps_its_rows_and_stops_no_other(tmp_path, monkeypatch):

@@ -26,7 +26,7 @@ from .base import Product, reference, reference_geglu
 Stock = Callable[[CodedMatrix], Product]
 
 
-class Sound(NamedTuple):
+class Passed(NamedTuple):
     """Which ways to multiply work on this machine, for x of one dtype."""
 
     few: bool
@@ -43,30 +43,30 @@ class Metal(Product):
         self._make_stock = stock
         self._stock: Product | None = None
         self._qmm_rows = device.chip().qmm_rows
-        self._sound: dict[mx.Dtype, Sound] = {}
+        self._passed: dict[mx.Dtype, Passed] = {}
         self._try_kernels(device.activation_dtype())
 
     def __call__(self, x: Activation) -> mx.array:
         x.check("metal.Metal", self._matrix.shape[1])
-        sound = self._try_kernels(x.dtype)
-        if sound.few and x.rows <= QMV_ROWS:
+        passed = self._try_kernels(x.dtype)
+        if passed.few and x.rows <= QMV_ROWS:
             return few_rows(x, self._matrix)
-        if sound.many and QMV_ROWS < x.rows <= self._qmm_rows:
+        if passed.many and QMV_ROWS < x.rows <= self._qmm_rows:
             return many_rows(x, self._matrix)
         return decoded(x, self._matrix) if self._stock is None else self._stock(x)
 
-    def _try_kernels(self, dtype: mx.Dtype) -> Sound:
+    def _try_kernels(self, dtype: mx.Dtype) -> Passed:
         """Return which ways work for x of `dtype`; prepare stock MLX if the last does not."""
-        if dtype not in self._sound:
+        if dtype not in self._passed:
             bits = self._matrix.bits
-            self._sound[dtype] = Sound(
-                is_sound_with_all_tiles(few_rows, reference, self._matrix, dtype),
-                selftest.is_sound(many_rows, reference, bits, dtype),
-                selftest.is_sound(decoded, reference, bits, dtype),
+            self._passed[dtype] = Passed(
+                passes_with_all_tiles(few_rows, reference, self._matrix, dtype),
+                selftest.passes(many_rows, reference, bits, dtype),
+                selftest.passes(decoded, reference, bits, dtype),
             )
-            if not self._sound[dtype].decoded and self._stock is None:
+            if not self._passed[dtype].decoded and self._stock is None:
                 self._stock = self._make_stock(self._matrix)
-        return self._sound[dtype]
+        return self._passed[dtype]
 
 
 class MetalGateUp(Product):
@@ -75,7 +75,7 @@ class MetalGateUp(Product):
     def __init__(self, matrix: CodedMatrix, stock: Stock) -> None:
         self._matrix = matrix
         self._product = Metal(matrix, stock)
-        self._sound: dict[mx.Dtype, bool] = {}
+        self._passed: dict[mx.Dtype, bool] = {}
         self._try_geglu(device.activation_dtype())
 
     def __call__(self, x: Activation) -> mx.array:
@@ -85,25 +85,25 @@ class MetalGateUp(Product):
         return ops.gelu_mul(*mx.split(self._product(x), 2, axis=-1))
 
     def _try_geglu(self, dtype: mx.Dtype) -> bool:
-        if dtype not in self._sound:
-            self._sound[dtype] = is_sound_with_all_tiles(
+        if dtype not in self._passed:
+            self._passed[dtype] = passes_with_all_tiles(
                 few_geglu, reference_geglu, self._matrix, dtype
             )
-        return self._sound[dtype]
+        return self._passed[dtype]
 
 
-def is_sound_with_all_tiles(
+def passes_with_all_tiles(
     path: selftest.Path, twin: selftest.Twin, matrix: CodedMatrix, dtype: mx.Dtype
 ) -> bool:
-    """Whether a path works with each tile of 1 to 8 rows, so that all of them may take it."""
+    """Return whether a path works with all tiles of 1 to 8 rows, so that all may take it."""
     counts = range(1, QMV_ROWS + 1)
     tiles = dict.fromkeys(kernels.qmv_tile(matrix.bits, M, *matrix.shape) for M in counts)
-    return all(selftest.is_sound(path, twin, matrix.bits, dtype, tile) for tile in tiles)
+    return all(selftest.passes(path, twin, matrix.bits, dtype, tile) for tile in tiles)
 
 
 def can_embed(bits: int, dtype: mx.Dtype) -> bool:
-    """Whether `kernels.embed` works on this machine."""
-    return selftest.is_sound(rows_of, codec.embed, bits, dtype)
+    """Return whether `kernels.embed` works on this machine."""
+    return selftest.passes(rows_of, codec.embed, bits, dtype)
 
 
 def few_rows(x: Input, matrix: CodedMatrix, tile: Tile | None = None) -> mx.array:
