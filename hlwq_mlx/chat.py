@@ -306,12 +306,8 @@ def talk(arguments: argparse.Namespace, conversation: Conversation) -> None:
             model,
             tokenizer,
             prompt,
-            max_tokens=arguments.max_tokens,
-            sampling=sampling,
-            prefill_step=settings.prefill_step,
-            caching=settings.caching,
             session=session,
-            **cli.media_options(arguments),
+            **cli.answer_options(arguments, settings, sampling),
         )
 
     if sys.stdin.isatty():

@@ -8,7 +8,6 @@ from . import cli
 from .quant.packing import BIT_ORDERS
 from .quant.tables import CENTROIDS
 
-LEFTOVERS = ("auto", "keep", "small")
 TABLES = {name.split("_")[0]: name for name in CENTROIDS}
 
 
@@ -35,8 +34,8 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--leftovers",
-        choices=LEFTOVERS,
-        default=LEFTOVERS[0],
+        choices=cli.LEFTOVERS,
+        default=cli.LEFTOVERS[0],
         help="what to do with large matrices that the publisher left in 16 bits (gate_proj, "
         "embedding, per-layer matrices, vision): auto codes those that some width keeps so exact "
         "that they add at most 5 %% to the error of the variant's own codes; keep leaves all "

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from .memory.need import Settings
 
 EXIT_UNFIT = 1
-LEFTOVERS = ("auto", "keep", "small")
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -57,8 +56,8 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--leftovers",
-        choices=LEFTOVERS,
-        default=LEFTOVERS[0],
+        choices=cli.LEFTOVERS,
+        default=cli.LEFTOVERS[0],
         help="how a source will be converted (default: auto)",
     )
     cli.add_memory_args(parser)

@@ -112,12 +112,8 @@ def answer(arguments: argparse.Namespace, prompt: str) -> None:
             model,
             tokenizer,
             rendered,
-            max_tokens=arguments.max_tokens,
-            sampling=sampling,
             stop=arguments.stop,
-            prefill_step=settings.prefill_step,
-            caching=settings.caching,
-            **cli.media_options(arguments),
+            **cli.answer_options(arguments, settings, sampling),
         ),
         reader(arguments, rendered),
     )

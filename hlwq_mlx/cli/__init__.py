@@ -1,10 +1,11 @@
 """Shared by the commands: options, their meaning, printing, and the boundary around a command."""
 
-from .arguments import content_of, folder_for, load_for, media_options, settings_for, tuned
+from .arguments import answer_options, content_of, folder_for, load_for, settings_for, tuned
 from .boundary import EXIT_ERROR, EXIT_INTERRUPTED, as_error, print_error, program, run
 from .console import PATIENCE_S, note, print_piece, print_stderr, progress, result
 from .options import (
     CONTEXT,
+    LEFTOVERS,
     MODEL_NAMES,
     PREFILL_STEP,
     add_answer_args,
@@ -30,6 +31,7 @@ __all__ = [
     "EXIT_ERROR",
     "EXIT_INTERRUPTED",
     "EXIT_SIGNAL",
+    "LEFTOVERS",
     "MODEL_NAMES",
     "PATIENCE_S",
     "PREFILL_STEP",
@@ -43,6 +45,7 @@ __all__ = [
     "add_model_args",
     "add_sampling_args",
     "add_variant_arg",
+    "answer_options",
     "as_error",
     "content_of",
     "count",
@@ -50,7 +53,6 @@ __all__ = [
     "json_object",
     "line_reader",
     "load_for",
-    "media_options",
     "media_part",
     "note",
     "print_error",

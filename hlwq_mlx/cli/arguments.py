@@ -23,9 +23,15 @@ def content_of(media: Sequence[dict[str, Any]], text: str) -> str | list[dict[st
     return [*media, {"type": "text", "text": text}] if media else text
 
 
-def media_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return the media options of `library.stream_generate`, with progress bars."""
+def answer_options(
+    arguments: argparse.Namespace, settings: "Settings", sampling: "Sampling"
+) -> dict[str, Any]:
+    """Return the options of `library.stream_generate`, with progress bars."""
     return {
+        "max_tokens": arguments.max_tokens,
+        "sampling": sampling,
+        "prefill_step": settings.prefill_step,
+        "caching": settings.caching,
         "image_tokens": arguments.image_tokens,
         "http": arguments.allow_http,
         "on_media": progress("encode media", "media"),

@@ -10,6 +10,7 @@ from ..media.processor import BUDGETS
 
 CONTEXT = 8192  # tokens of a conversation that should fit into memory
 PREFILL_STEP = 512  # of engine.request; mlx-lm's 2048 would take four times the memory
+LEFTOVERS = ("auto", "keep", "small")  # of write.leftovers
 MODEL_NAMES = "hub id (owner/name or owner/name/PQ5), source folder, PQ folder or converted folder"
 
 

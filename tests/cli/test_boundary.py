@@ -182,9 +182,13 @@ def test_a_reader_that_has_seen_enough_is_no_error(prints):
         (
             PermissionError(13, "Permission denied", "model/x"),
             SourceError,
-            "[model/x] needed a file or device that works, got 'Permission denied'. Check it.",
+            "[model/x] needed to read or write a file, got 'Permission denied' (model/x). Change",
         ),
-        (OSError("odd"), SourceError, "[system] needed a file or device that works, got 'odd'."),
+        (
+            OSError("odd"),
+            SourceError,
+            "[files] needed to read or write a file, got 'odd'. Check the",
+        ),
         (KeyError("x"), HLWQError, "[hlwq_mlx] needed no defect, got KeyError at test_boundary.py"),
         (
             UnicodeEncodeError("utf-8", "\ud800", 0, 1, "surrogates not allowed"),

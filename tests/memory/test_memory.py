@@ -11,7 +11,7 @@ import pytest
 import tiny
 from mlx.utils import tree_flatten
 
-from hlwq_mlx import cli, doctor
+from hlwq_mlx import cli
 from hlwq_mlx.engine.request import PREFILL_STEP
 from hlwq_mlx.errors import DeviceError
 from hlwq_mlx.folder import loading
@@ -266,7 +266,7 @@ def test_this_machine():
 
 
 def test_one_default_for_a_chunk():
-    assert doctor.LEFTOVERS == leftovers.CHOICES
+    assert cli.LEFTOVERS == leftovers.CHOICES
     assert cli.PREFILL_STEP == PREFILL_STEP == Settings(1).prefill_step
 
 

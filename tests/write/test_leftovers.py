@@ -240,4 +240,4 @@ def test_the_command_codes_leftovers_unless_told_otherwise(tmp_path, capsys):
 
 
 def test_the_commands_choices_are_those_there_are():
-    assert command.LEFTOVERS == leftovers.CHOICES
+    assert cli.LEFTOVERS == leftovers.CHOICES
