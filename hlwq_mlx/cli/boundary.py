@@ -63,12 +63,12 @@ def as_error(problem: Exception) -> HLWQError:
     text = " ".join(str(problem).split())
     if isinstance(problem, MemoryError) or "malloc" in text:  # MLX raises a RuntimeError
         return DeviceError(
-            f"[memory] needed more than this machine gives, got {text or 'none'}. End other "
+            f"[memory] needed more memory than is free, got {text or 'none'}. End other "
             "programs, shorten the prompt or choose a variant of fewer bits."
         )
     if isinstance(problem, RecursionError):
         return RequestError(
-            f"[input] needed fewer levels within each other, got {text}. Flatten what is nested."
+            f"[input] needed less nested input, got {text}. Flatten what is nested."
         )
     if isinstance(problem, OSError):
         return SourceError(

@@ -100,7 +100,7 @@ class _Writer:
     def plain(self, schema: Any, where: str, refs: tuple[str, ...]) -> Normal:
         self._left -= 1
         if self._depth >= MAX_DEPTH or self._left < 0:
-            limits = f"at most {MAX_SCHEMAS:,} schemas, {MAX_DEPTH} in each other"
+            limits = f"at most {MAX_SCHEMAS:,} schemas, nested at most {MAX_DEPTH} deep"
             raise self._refused(where, limits, "more", "leave some out")
         if isinstance(schema, bool):
             return {} if schema else {"not": {}}

@@ -278,7 +278,7 @@ class _Reader:
     def _enter(self) -> None:
         self._depth += 1
         if self._depth > MAX_DEPTH:
-            raise ValueProblem(f"needed at most {MAX_DEPTH} brackets in each other")
+            raise ValueProblem(f"needed brackets nested at most {MAX_DEPTH} deep")
 
     def _ends(self, closer: str) -> bool:
         """Pass over the closer, or over the end of a text that lacks it."""

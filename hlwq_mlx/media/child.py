@@ -66,8 +66,9 @@ def read(kind: str, file: BinaryIO, where: str, **options: Any) -> Generator[Arr
             is_done = yield from _arrays(pipe)
         if not is_done:
             raise RequestError(
-                f"[{where}] needed media that are read within {MEMORY_BYTES / 1e6:.0f} MB and "
-                f"{CPU_SECONDS[kind]} s, got {_ending(process.returncode, excess, complaints)}. "
+                f"[{where}] needed a medium that can be read within {MEMORY_BYTES / 1e6:.0f} MB "
+                f"and {CPU_SECONDS[kind]} s, got "
+                f"{_ending(process.returncode, excess, complaints)}. "
                 "Check where it comes from, or send something smaller."
             )
 

@@ -172,13 +172,17 @@ def test_a_reader_that_has_seen_enough_is_no_error(prints):
     ("problem", "kind", "line"),
     [
         (CheckpointError("[x] needed y, got z."), CheckpointError, "[x] needed y, got z."),
-        (MemoryError(), DeviceError, "[memory] needed more than this machine gives, got none. "),
+        (MemoryError(), DeviceError, "[memory] needed more memory than is free, got none. "),
         (
             RuntimeError("[malloc] Unable to allocate\n 9 bytes."),
             DeviceError,
-            "[memory] needed more than this machine gives, got [malloc] Unable to allocate 9 byt",
+            "[memory] needed more memory than is free, got [malloc] Unable to allocate 9 byt",
         ),
-        (RecursionError("too deep"), RequestError, "[input] needed fewer levels within each ot"),
+        (
+            RecursionError("too deep"),
+            RequestError,
+            "[input] needed less nested input, got too deep.",
+        ),
         (
             PermissionError(13, "Permission denied", "model/x"),
             SourceError,
@@ -228,7 +232,7 @@ def test_a_defect_costs_a_message_and_not_the_conversation(capsys):
     screen = cli.Screen(is_terminal=False)
     chat.Chat(conversation, demo.load()[1], stream, read, screen).run()
     told = capsys.readouterr().err
-    assert len(prompts) == told.count("error: [memory] needed more than this machine gives") == 2
+    assert len(prompts) == told.count("error: [memory] needed more memory than is free") == 2
     assert "error: [/save] needed to write ~nobody" in told
     assert conversation.messages == []
 

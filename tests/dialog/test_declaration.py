@@ -224,7 +224,7 @@ ENDLESS = {"type": "object", "properties": {"next": {"$ref": "#/$defs/x"}}}
 DOUBLING = {f"d{at}": {"anyOf": [{"$ref": f"#/$defs/d{at + 1}"}] * 2} for at in range(40)}
 
 
-TOO_MUCH = f"needed at most {MAX_SCHEMAS:,} schemas, 64 in each other, got more."
+TOO_MUCH = f"needed at most {MAX_SCHEMAS:,} schemas, nested at most 64 deep, got more."
 
 
 def deep(levels):
