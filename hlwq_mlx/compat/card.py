@@ -204,6 +204,7 @@ class HLWQModel:
         chosen = self._sampling.override(**options)
         if do_sample is None:
             return chosen
+        # Sampling where the checkpoint is greedy takes temperature 1, transformers' default.
         return chosen.override(temp=(chosen.temp or 1.0) if do_sample else 0.0)
 
 

@@ -206,6 +206,7 @@ class AnswerParser:
         found = _IN_TEXT.search(self._buffer)
         if found is None:
             held = overlap(self._buffer, _MARKERS)
+            # A newline before the closing marker is not part of the thought, so it waits.
             held += self._buffer[: len(self._buffer) - held].endswith("\n")
             self._say(Thought, self._release(held), events)
             return False

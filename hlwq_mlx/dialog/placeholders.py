@@ -102,7 +102,7 @@ def _filled(pieces: Sequence[str], spans: Sequence[Span]) -> Iterator[str | list
     waiting = _match(pieces, spans)
     for at, piece in enumerate(pieces):
         if at:
-            yield []
+            yield []  # keeps `_encode` from joining the pieces
         for part in _MARKER.split(piece):
             yield next(waiting[_KINDS[part]]) if part in _KINDS else part
 

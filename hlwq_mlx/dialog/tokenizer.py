@@ -47,6 +47,7 @@ class Detokenizer:
         if byte:
             self.last_segment = self._bytes.decode(bytes.fromhex(byte[1]))
         else:
+            # A letter whose bytes are cut off by another token becomes U+FFFD.
             self.last_segment = self._bytes.decode(b"", True) + self._tokenizer.decode([token])
 
     def finalize(self) -> None:
@@ -64,6 +65,7 @@ class Tokenizer:
     def __init__(self, folder: Path, encoder: tokenizers.Tokenizer) -> None:
         self._folder = folder
         self._encoder = encoder
+        # tokenizer.json may ask for both, which would change prompts.
         encoder.no_truncation()
         encoder.no_padding()
         settings = _settings_in(folder)

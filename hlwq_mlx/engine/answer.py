@@ -77,6 +77,7 @@ def prefill(model: Model, request: Request, caches: list[Any], begin: int = 0) -
             mx.eval(logits)
         else:
             model.fill_cache(ids[:, chunk], caches, x)
+            # Or the activations of all chunks would be in memory at once.
             mx.eval([entry.state for entry in caches])
             mx.clear_cache()
     request.on_prefill(total, total)

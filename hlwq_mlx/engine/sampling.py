@@ -148,6 +148,7 @@ class Sampling:
 
         def draw(scores: mx.array) -> mx.array:
             scores = mask(scores)
+            # Normalized again, because top_p counts shares of what the mask left.
             scores = scores - mx.logsumexp(scores, axis=-1, keepdims=True)
             for keep in filters:
                 scores = keep(scores)

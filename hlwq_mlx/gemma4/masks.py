@@ -70,6 +70,7 @@ def attention_masks(
         entry = entries[SLIDING]
         mask = _known(entry.make_mask(length, return_array=has_blocks, window_size=window))
         if isinstance(mask, Causal) and has_blocks:
+            # The cache returns at most window - 1 earlier positions, and the new ones.
             mask = mask.array(length, min(int(entry.offset), window - 1) + length)
         masks[SLIDING] = mask if is_vision is None else join_blocks(mask, is_vision)
     return masks

@@ -21,6 +21,7 @@ def wavelengths(rope: RopeConfig, head_dim: int) -> mx.array:
     """
     rotated = int(rope.partial_rotary_factor * head_dim // 2)
     powers = rope.rope_theta ** (np.arange(0, 2 * rotated, 2) / head_dim)
+    # They come last: rotation is half-split, so D/2 angles serve D dimensions.
     still = np.full(head_dim // 2 - rotated, np.inf)
     return mx.array(np.concatenate([powers, still]).astype(np.float32))
 

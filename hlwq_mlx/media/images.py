@@ -104,6 +104,7 @@ def fit(image: Pixels, settings: ImageSettings, max_soft_tokens: int | None = No
 def cut(image: Pixels, settings: ImageSettings) -> Patches:
     """Cut a fitted image into patches; h and w are multiples of p * k."""
     p = settings.patch_size
+    # Patches go row by row; within one, colours are innermost, as the tower's weights expect.
     rows, columns = image.shape[0] // p, image.shape[1] // p
     # A table of all 256 values, rescaled in float64 and rounded once, as the reference does per
     # pixel.

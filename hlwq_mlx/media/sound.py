@@ -126,6 +126,7 @@ def mel_frames(samples: Samples, settings: SoundSettings) -> npt.NDArray[np.floa
     # As in the reference, magnitudes go through the filters, not powers.
     window, filters = _window(size), _mel_filters(settings)
     spectrum = np.abs(np.fft.rfft(windows * window, n=settings.fft_length, axis=-1))
+    # The floor is added, not a lower bound, as in the reference.
     return np.log(spectrum @ filters + settings.mel_floor).astype(np.float32)
 
 

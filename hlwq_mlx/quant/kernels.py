@@ -25,12 +25,12 @@ FLOATING = (mx.float32, mx.float16, mx.bfloat16)
 MIN_ENTRIES = 8  # Metal passes shorter arrays in another address space
 SMALLEST = MIN_ENTRIES * BLOCK
 
-RESIDUAL_SIMDGROUPS = 8
-RESIDUAL_BLOCKS = 8
+RESIDUAL_SIMDGROUPS = 8  # of the threadgroup that holds a row, at most
+RESIDUAL_BLOCKS = 8  # of a row that one simdgroup holds, at most
 LONGEST_RESIDUAL = BLOCK * RESIDUAL_SIMDGROUPS * RESIDUAL_BLOCKS
 
-_LANES = 32
-_GROUP = 128
+_LANES = 32  # threads of a simdgroup
+_GROUP = 128  # threads of a threadgroup
 
 Options = Sequence[tuple[str, bool | int | mx.Dtype]]
 Size = tuple[int, int, int]
@@ -157,6 +157,7 @@ def qmm(x: mx.array, matrix: CodedMatrix, *, dtype: mx.Dtype | None = None) -> m
         "qmm",
         (rows, *matrix.arrays),
         [("B", matrix.bits)],
+        # A threadgroup computes 64 outputs of 32 rows.
         grid=(_GROUP * -(-N // 64), -(-M // 32), 1),
         group=(_GROUP, 1, 1),
         outputs=[((M, N), dtype or x.dtype)],

@@ -32,7 +32,7 @@ BIT_ORDERS: tuple[BitOrder, ...] = get_args(BitOrder)
 Codes = NDArray[np.uint8]
 Words = NDArray[np.uint32]
 
-_GROUP = 8
+_GROUP = 8  # codes that fill whole bytes at every width
 _CHUNK_GROUPS = 1 << 13  # a chunk's 16-bit temporaries stay in the second-level cache
 
 
@@ -239,6 +239,7 @@ def _unpack_stream(flat: Codes, bits: int, count: int, order: BitOrder) -> Codes
         chunk = source[start : start + _CHUNK_GROUPS]
         columns = np.zeros((bits + 1, chunk.shape[0]), dtype=np.uint16)
         columns[:bits] = chunk.T
+        # A code of at most 8 bits lies in at most two bytes.
         for position in range(_GROUP):
             byte, shift = divmod(position * bits, 8)
             if order == "msb":
