@@ -72,7 +72,7 @@ def as_error(problem: Exception) -> HLWQError:
         )
     if isinstance(problem, OSError):
         return SourceError(
-            f"[{problem.filename or 'files'}] needed to read or write a file, got "
+            f"[{problem.filename or 'files'}] needed to read or write one, got "
             f"{failures.cause(problem)}. {failures.advice(problem)}"
         )
     last = traceback.extract_tb(problem.__traceback__)[-1:]

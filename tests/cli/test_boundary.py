@@ -186,12 +186,12 @@ def test_a_reader_that_has_seen_enough_is_no_error(prints):
         (
             PermissionError(13, "Permission denied", "model/x"),
             SourceError,
-            "[model/x] needed to read or write a file, got 'Permission denied' (model/x). Change",
+            "[model/x] needed to read or write one, got 'Permission denied' (model/x). Change",
         ),
         (
             OSError("odd"),
             SourceError,
-            "[files] needed to read or write a file, got 'odd'. Check the",
+            "[files] needed to read or write one, got 'odd'. Check",
         ),
         (KeyError("x"), HLWQError, "[hlwq_mlx] needed no defect, got KeyError at test_boundary.py"),
         (
