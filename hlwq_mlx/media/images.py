@@ -68,7 +68,7 @@ def image_patches(
     Shapes: image uint8 [h, w, 3] -> Patches.
     Raises: RequestError when max_soft_tokens is no budget of the model.
     """
-    return cut(fit(image, settings, max_soft_tokens), settings)
+    return cut_patches(resize_to_budget(image, settings, max_soft_tokens), settings)
 
 
 def fitted_size(h: int, w: int, settings: ImageSettings, max_soft_tokens: int) -> tuple[int, int]:
@@ -86,7 +86,9 @@ def fitted_size(h: int, w: int, settings: ImageSettings, max_soft_tokens: int) -
     return height, width
 
 
-def fit(image: Pixels, settings: ImageSettings, max_soft_tokens: int | None = None) -> Pixels:
+def resize_to_budget(
+    image: Pixels, settings: ImageSettings, max_soft_tokens: int | None = None
+) -> Pixels:
     """Resize an image (bicubic, antialiased) to the size that its patches are cut from."""
     h, w = image.shape[:2]
     height, width = fitted_size(h, w, settings, settings.budget(max_soft_tokens))
@@ -101,7 +103,7 @@ def fit(image: Pixels, settings: ImageSettings, max_soft_tokens: int | None = No
     return fitted
 
 
-def cut(image: Pixels, settings: ImageSettings) -> Patches:
+def cut_patches(image: Pixels, settings: ImageSettings) -> Patches:
     """Cut a fitted image into patches; h and w are multiples of p * k."""
     p = settings.patch_size
     # Patches go row by row; within one, colours are innermost, as the tower's weights expect.

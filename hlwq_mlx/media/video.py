@@ -23,7 +23,7 @@ from av.video.stream import VideoStream
 from ..errors import RequestError
 from . import child
 from .container import first, open_container
-from .images import Patches, cut, fit, read_image
+from .images import Patches, cut_patches, read_image, resize_to_budget
 from .origin import LOCAL, Access, Origin, name_of, open_origin
 from .pixels import Pixels, check_pixels
 from .processor import VideoSettings
@@ -89,7 +89,7 @@ def decode(
         wanted = [times[index] for index in indices]
         count = 0
         for frame in _frames_at(container, stream, wanted, keys):
-            yield fit(_upright(frame, where), settings, max_soft_tokens)
+            yield resize_to_budget(_upright(frame, where), settings, max_soft_tokens)
             count += 1
     if count < len(indices):
         raise RequestError(
@@ -112,13 +112,13 @@ def make_clip(
         raise RequestError(f"[fps] needed a positive number, got {fps}. Check the frame rate.")
     indices = frame_indices(len(frames), settings.num_frames)
     budget = settings.budget(max_soft_tokens)
-    fitted = [fit(read_image(frames[index]), settings, budget) for index in indices]
+    fitted = [resize_to_budget(read_image(frames[index]), settings, budget) for index in indices]
     return _clip(fitted, [index / fps for index in indices], "video")
 
 
 def clip_patches(clip: Clip, settings: VideoSettings) -> list[Patches]:
     """Cut every frame of a clip into patches."""
-    return [cut(frame, settings) for frame in clip.frames]
+    return [cut_patches(frame, settings) for frame in clip.frames]
 
 
 def _clip(frames: list[Pixels], timestamps: list[float], where: str) -> Clip:

@@ -30,7 +30,7 @@ def prepare(matrix: CodedMatrix) -> Product:
     Raises: ShapeError when an array does not fit the others.
     """
     matrix.check("choose.prepare")
-    return metal.Metal(matrix, stock) if _is_for_kernels(matrix) else stock(matrix)
+    return metal.Metal(matrix, prepare_stock) if _is_for_kernels(matrix) else prepare_stock(matrix)
 
 
 def prepare_gate_up(matrix: CodedMatrix) -> Product:
@@ -40,7 +40,11 @@ def prepare_gate_up(matrix: CodedMatrix) -> Product:
     """
     matrix.check("choose.prepare_gate_up")
     matrix.check_halves("choose.prepare_gate_up")
-    return metal.MetalGateUp(matrix, stock) if _is_for_kernels(matrix) else GateUp(stock(matrix))
+    return (
+        metal.MetalGateUp(matrix, prepare_stock)
+        if _is_for_kernels(matrix)
+        else GateUp(prepare_stock(matrix))
+    )
 
 
 def prepare_rows(matrix: CodedMatrix) -> Rows:
@@ -55,7 +59,7 @@ def prepare_rows(matrix: CodedMatrix) -> Rows:
     return lambda ids: codec.embed(ids, matrix).astype(dtype)
 
 
-def stock(matrix: CodedMatrix) -> Product:
+def prepare_stock(matrix: CodedMatrix) -> Product:
     """Return the product by stock MLX."""
     return (Dense if matrix.norms.size * BLOCK <= DENSE_WEIGHTS else Affine)(matrix)
 
