@@ -80,15 +80,15 @@ def _require_gemmas_kind(proto: Any, where: object) -> None:
     missing = [name for name, is_so in found.items() if not is_so]
     if missing:
         raise CheckpointError(
-            f"[{where}] needed a model as Gemma's, got one without {', '.join(missing)}. "
+            f"[{where}] needed a model of Gemma's kind, got one without {', '.join(missing)}. "
             "Add the tokenizer.json of the original model."
         )
 
 
 def _merges(proto: Any) -> Iterator[tuple[str, str]]:
-    """Yield each pair of pieces that makes a third, the best third first, in every way to cut it.
+    """Yield every pair of pieces whose union is a piece, the union with the best score first.
 
-    Pieces that the user defined take no part: SentencePiece merges nothing with them.
+    Pieces that the user defined are left out, because SentencePiece merges nothing with them.
     """
     scores = {piece.piece: piece.score for piece in proto.pieces if piece.type == piece.NORMAL}
     for whole in sorted(scores, key=lambda piece: -scores[piece]):
@@ -102,7 +102,7 @@ def _added(proto: Any, settings: Mapping[str, Any], where: object) -> list[Added
     added: dict[int, AddedToken] = {}
     for number, piece in enumerate(proto.pieces):
         if piece.type in (piece.CONTROL, piece.UNKNOWN, piece.USER_DEFINED):
-            # A run of spaces is found where its spaces are written as the model writes them.
+            # Pieces with U+2581 match the normalized text, in which spaces are written so.
             is_written = SPACE in piece.piece
             is_special = piece.type != piece.USER_DEFINED
             added[number] = AddedToken(piece.piece, special=is_special, normalized=is_written)

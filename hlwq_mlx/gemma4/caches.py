@@ -87,10 +87,10 @@ class Cache(Protocol):
 
 
 class _Buffer:
-    """Arrays that grow at their end and lose what lies in front, position by position.
+    """Arrays that grow at their end and lose positions at their front.
 
-    Every array is [1, heads, positions, width]. Room for `STEP` more positions is made at once, so
-    that most appends write in place.
+    Every array is [1, heads, positions, width]. It grows by `STEP` positions at once, so that most
+    appends write in place.
     """
 
     def __init__(self) -> None:
@@ -174,7 +174,7 @@ class FullCache:
 
 
 class SlidingCache(FullCache):
-    """The last positions: as many as the next query sees, beside itself."""
+    """The last positions: those that the next query sees, without its own."""
 
     def __init__(self, window: int) -> None:
         super().__init__()
@@ -191,7 +191,7 @@ class SlidingCache(FullCache):
 
 
 class BoundedCache(FullCache):
-    """The first positions and the last ones, at most so many in all between two updates."""
+    """The first positions and the last ones, at most `max_size` in all between two updates."""
 
     def __init__(self, max_size: int) -> None:
         super().__init__()
@@ -229,9 +229,9 @@ class CodedCache(FullCache):
 
 
 class Rows:
-    """The caches of one layer of several sequences, which step together and attend each alone.
+    """The caches of one layer for several sequences, which step together and attend separately.
 
-    Sequences of any lengths fit together without padding, and each reads the very arrays it would
+    Sequences of different lengths need no padding, and each reads the very arrays that it would
     read alone.
     """
 

@@ -149,7 +149,7 @@ class TextConfig:
         return self.num_hidden_layers - self.num_kv_shared_layers
 
     def layer(self, index: int) -> LayerConfig:
-        """Resolve layer type, sharing and width rules for one layer."""
+        """Return one layer's config, by the rules for its type, sharing and width."""
         is_full = self.layer_types[index] == FULL
         has_kv = index < self.first_shared
         k_eq_v = is_full and self.attention_k_eq_v
@@ -167,7 +167,7 @@ class TextConfig:
 
 @dataclass(frozen=True)
 class Gemma4Config:
-    """The whole config.json, as far as the model needs it; a section that is null is no tower."""
+    """The parts of config.json that the model needs; a tower whose section is null is absent."""
 
     model_type: str
     text_config: TextConfig

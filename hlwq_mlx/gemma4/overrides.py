@@ -72,7 +72,7 @@ def _entries(overrides: Mapping[str, Any], count: int) -> dict[int, dict[str, An
 
 
 def _join(values: dict[str, Any], common: _Own, full: _Own) -> dict[str, Any]:
-    """Add the keys of released files, which count heads of full layers only if values are keys."""
+    """Add the keys of released files; heads of full layers are only stated with k_eq_v."""
     heads = full.num_key_value_heads
     has_own_heads = heads != common.num_key_value_heads
     if has_own_heads and values.get("attention_k_eq_v") is not True:

@@ -89,7 +89,7 @@ def fitted_size(h: int, w: int, settings: ImageSettings, max_soft_tokens: int) -
 def resize_to_budget(
     image: Pixels, settings: ImageSettings, max_soft_tokens: int | None = None
 ) -> Pixels:
-    """Resize an image (bicubic, antialiased) to the size that its patches are cut from."""
+    """Resize an image (bicubic, antialiased) to the whole patches that its budget allows."""
     h, w = image.shape[:2]
     height, width = fitted_size(h, w, settings, settings.budget(max_soft_tokens))
     if (height, width) == (h, w):

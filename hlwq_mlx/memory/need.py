@@ -127,8 +127,8 @@ def _kv_item_bytes(settings: Settings, item_bytes: int) -> float:
 def activation_bytes(config: TextConfig, settings: Settings, item_bytes: int) -> int:
     """Bound what is alive at once while a chunk of prefill runs.
 
-    Per-layer inputs of all layers live through the chunk; beside them the widest of three stages:
-    making those inputs, an MLP, the scores of one attention. Some of it is float32.
+    Per-layer inputs of all layers live through the chunk. Beside them lives the largest of three
+    stages: making those inputs, an MLP, or the scores of one attention. Some arrays are float32.
     """
     S = min(settings.prefill_step, settings.context)
     H, wide = config.hidden_size, config.intermediate_size

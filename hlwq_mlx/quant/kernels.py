@@ -46,10 +46,10 @@ class Tile(NamedTuple):
 
 
 def qmv_tile(bits: int, M: int, N: int, K: int) -> Tile:
-    """Choose a tile, after a model of the M1: nothing here was measured.
+    """Return a tile, by a model of the M1; nothing here was measured.
 
-    More rows a lane share a load of x; too many leave cores idle where N is small, and need
-    registers, of which more tokens leave fewer. Lanes have to divide the units of a row.
+    With more rows a lane, more rows share a load of x. But they take registers, which more tokens
+    need too, and where N is small they leave cores idle. Lanes must divide the units of a row.
     """
     lanes = next(lanes for lanes in (16, 8, 4) if K // UNIT % lanes == 0)
     tokens = M if M <= 5 else -(-M // 2)
@@ -202,7 +202,7 @@ def _dequantize(
 def embed(ids: mx.array, matrix: CodedMatrix, *, dtype: mx.Dtype = mx.float32) -> mx.array:
     """Return the rows `ids` of the weight, rotated back; float32 inside, rounded once to `dtype`.
 
-    Ids have to be below N: those that are not read the last row.
+    Ids must be below N; any other reads the last row, as a kernel cannot raise an error.
 
     Shapes: as codec.embed.
     Raises: ShapeError when an array does not fit the others or the limits of embed.metal.

@@ -104,8 +104,8 @@ def _row_slices(matrix: CodedMatrix) -> Iterator[NDArray[np.uint8]]:
 
 
 def _translated(matrix: CodedMatrix, levels: NDArray[np.uint8]) -> mx.array:
-    """Replace every code by its level on a grid: four in a word, [N, K/4]."""
-    # bytes.translate is numpy's take for bytes, several times faster.
+    """Return the codes as levels on a grid, four in a word: [N, K/4]."""
+    # bytes.translate does what numpy's take does, several times faster.
     translation = levels.tobytes().ljust(256)
     slices = []
     for rows in _row_slices(matrix):
@@ -133,8 +133,8 @@ def _fitted(matrix: CodedMatrix) -> tuple[mx.array, mx.array, mx.array]:
 def affine_grid(centroids: NDArray[np.float64]) -> tuple[NDArray[np.uint8], float]:
     """Fit an even grid to a table: centroid[i] is about step * (level[i] - 127.5).
 
-    Tries every grid of 40 to 127 steps a side, each refitted by least squares, every centroid
-    weighted by how often a normal variable takes it.
+    It tries all grids of 40 to 127 steps a side, fits each by least squares, and takes the best. A
+    centroid's weight is how often a normal variable falls to it.
 
     Shapes: centroids ascending [2..256] -> levels uint8 of the same length, and the step.
     """
