@@ -32,7 +32,7 @@ class Kind(NamedTuple):
     options: tuple[type, ...]
     bounds: Bounds | None
 
-    def spell(self) -> str:
+    def describe(self) -> str:
         """Spell what is accepted."""
         named = [SPELLED[option] for option in self.options]
         if self.bounds is not None:
@@ -71,7 +71,7 @@ def checked(form: type, values: Mapping[str, Any], where: str) -> dict[str, Any]
         is_simple = SPELLED.keys() >= set(kind.options)
         if is_simple and not kind.accepts(value):
             raise ConfigError(
-                f"[{where}.{field.name}] needed {kind.spell()}, got {shown(value)}. "
+                f"[{where}.{field.name}] needed {kind.describe()}, got {shown(value)}. "
                 "Correct the value."
             )
         is_whole = type(value) is int and int not in kind.options
