@@ -1,7 +1,7 @@
-"""Answer several requests at once: a row that ends makes room for the next request.
+"""Answer several requests at once: when a row ends, the next request takes its place.
 
-Rows go through the model's products together and attend each alone, so that an answer is what it
-would be alone. Knows ids, never text.
+Rows share the model's products, and each attends to its own caches, so an answer is the same as
+alone. This module never sees text.
 """
 
 from collections import deque
@@ -22,9 +22,9 @@ WIDTH = 8  # rows; from more of them on, products may sum in another order than 
 def answer_together(
     model: Model, requests: Sequence[Request], width: int = WIDTH
 ) -> list[list[int]]:
-    """Return the tokens of each answer, the one that ends it included.
+    """Return the tokens of each answer, with the one that ends it.
 
-    Raises: CheckpointError where scores are not finite, with the weight that is to blame.
+    Raises: CheckpointError where scores are not finite; it names the weight at fault.
     """
     step = PlainStep(model)
     answers: list[list[int]] = [[] for _ in requests]
