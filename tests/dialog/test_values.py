@@ -105,8 +105,8 @@ def test_parse_value(text, value):
         ("{a:1}x", "needed the end, got 'x'"),
         (f"{{a:{Q}x{Q} y}}", "needed , or }, got 'y}'"),
         (f"{{a:x {Q}y{Q}}}", "needed a comma before the string"),
-        ("[" * (MAX_DEPTH + 1), f"needed at most {MAX_DEPTH} brackets"),
-        ("{a:" * 5000, f"needed at most {MAX_DEPTH} brackets"),
+        ("[" * (MAX_DEPTH + 1), f"needed brackets nested at most {MAX_DEPTH} deep"),
+        ("{a:" * 5000, f"needed brackets nested at most {MAX_DEPTH} deep"),
     ],
 )
 def test_parse_value_says_what_is_wrong(text, said):
