@@ -159,7 +159,7 @@ def print_table(rows: list[dict[str, Any]], prompt: int, new: int) -> None:
         f"{new} tokens, s": lambda row: f"{row['decode_s']:.1f}",
         "own memory at most, GB": lambda row: f"{row['peak'] / 1e9:.2f}",
         "MLX's arrays at most, GB": lambda row: f"{row['mlx_peak'] / 1e9:.2f}",
-        "computed by doctor, GB": lambda row: f"{row['computed'] / 1e9:.2f}",
+        "computed beforehand, GB": lambda row: f"{row['computed'] / 1e9:.2f}",
         f"rows of {prompt} tokens, cold, ms": lambda row: f"{row['rows_prefill_ms']:.1f}",
         "row of a token, cold, ms": lambda row: f"{row['rows_token_ms']:.2f}",
     }

@@ -104,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"- {row['kept in']}: {spell_bytes(row['total'])} ({row['parts']})")
     print(json.dumps({"long_context": measured, "full_size": computed}))
     if any(row["measured"] > row["kv"] + row["activations"] for row in measured):
-        raise SystemExit("error: more memory was taken than py computes")
+        raise SystemExit("error: more memory was taken than memory.need computes")
 
 
 if __name__ == "__main__":
