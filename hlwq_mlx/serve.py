@@ -50,7 +50,6 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def serve(arguments: argparse.Namespace, passed_on: Sequence[str]) -> None:
     """Serve the model that the arguments name."""
-    from . import library
     from .disk.jsonfile import read_json
     from .engine.sampling import Sampling
     from .folder import side_files
@@ -62,7 +61,7 @@ def serve(arguments: argparse.Namespace, passed_on: Sequence[str]) -> None:
     folder = cli.folder_for(arguments, settings)
     verdict = plan(folder, replace(settings, has_towers=True))  # any request may bring a picture
     side_files.open_tokenizer(folder)  # mlx-lm loads it again, and would end in a traceback
-    sampling = Sampling.from_generation_config(library.generation_config(folder))
+    sampling = Sampling.from_generation_config(side_files.generation_config(folder))
     text = Gemma4Config.from_dict(read_json(folder / "config.json")).text_config
     server.run(
         folder,
