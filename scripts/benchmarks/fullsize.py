@@ -192,7 +192,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not all(row["is_finite"] and row["convert_peak"] < CONVERT_LIMIT for row in rows):
         raise SystemExit("error: a conversion took more than 1.5 GiB, or scores are not finite")
     if any(row["mlx_peak"] > row["computed"] for row in rows):
-        raise SystemExit("error: MLX's arrays took more than py computes")
+        raise SystemExit("error: MLX's arrays took more than memory.need computes")
 
 
 if __name__ == "__main__":
