@@ -84,6 +84,9 @@ def test_every_link_and_path_leads_somewhere():
         links = re.findall(r"\]\(([^)#]+)\)|(?:src|srcset)=\"([^\"]+)\"", text)
         files = {link for pair in links for link in pair if link and "://" not in link}
         lost += [f"{page}: {name}" for name in files if not (page.parent / name).exists()]
-        named = re.findall(r"`((?:scripts|tests|hlwq_mlx|metal)/[\w./-]+)`", text)
-        lost += [f"{page}: {name}" for name in named if not (README.parent / name).exists()]
+        named = re.findall(r"`([\w.-]+/[\w./-]+\.\w+)\b", text)
+        known = (page.parent, README.parent, README.parent / "hlwq_mlx")
+        lost += [
+            f"{page}: {name}" for name in named if not any((at / name).exists() for at in known)
+        ]
     assert lost == []
