@@ -4,9 +4,6 @@ Their names and signatures follow mlx-lm's, with our own options. A model may be
 `convert` reads; one that is not converted yet is converted once, into a cache folder.
 """
 
-import hashlib
-import logging
-import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,26 +18,22 @@ from .dialog.interface import AnsweringTokenizer, TokenizerLike
 from .dialog.messages import Message
 from .dialog.stop import AnswerText
 from .dialog.tokenizer import Tokenizer
-from .disk.jsonfile import read_json
 from .engine.answer import generate_tokens
 from .engine.prefix_cache import PrefixCache
 from .engine.request import PREFILL_STEP, Prepared, Progress, Request, no_progress
 from .engine.sampling import Sampling
 from .engine.step import Chosen
-from .errors import RequestError, SourceError
+from .errors import RequestError
 from .folder import loading, side_files
-from .folder.manifest import FORMAT, is_ours, require_variant
 from .gemma4.caches import WHOLE, Caching
 from .gemma4.model import Model
-from .source import repository as source
-from .write import convert, leftovers
+from .write.cache import CACHE_VARIABLE as CACHE_VARIABLE
+from .write.cache import DEMO as DEMO
+from .write.cache import DEMO_VARIANT as DEMO_VARIANT
+from .write.cache import converted_folder as converted_folder
 
-DEMO = Path(__file__).parent / "demo"
-DEMO_VARIANT = "PQ5"
 DEFAULT_MAX_TOKENS = 256
-CACHE_VARIABLE = "HLWQ_CACHE"
 
-logger = logging.getLogger("hlwq_mlx")
 Prompt = str | Sequence[int] | Sequence[Message] | template.Rendered
 Tools = Sequence[Mapping[str, Any]]
 
@@ -78,57 +71,6 @@ class Session:
         self.media.clear()
 
 
-def cache_folder() -> Path:
-    """Return where converted models are kept: $HLWQ_CACHE, or ~/.cache/hlwq_mlx."""
-    given = os.environ.get(CACHE_VARIABLE)
-    return Path(given) if given else Path.home() / ".cache" / "hlwq_mlx"
-
-
-def converted_folder(model: str, variant: str | None = None) -> Path:
-    """Return the converted folder of a model; convert it first if that was never done.
-
-    Tensors that the publisher left in 16 bits are coded by leftovers.AUTO; the command `convert`
-    offers other choices.
-
-    Raises: SourceError, CheckpointError, DeviceError as `find` and `convert` do.
-    """
-    given = source.local_path(model)
-    if is_ours(given):
-        require_variant(given, variant)
-        return given
-    folder, variant = source.find(model, variant)
-    opened = source.Source(folder, variant)
-    target = cache_folder() / _cache_name(model, opened)
-    if not target.is_dir():
-        logger.info("converting %s %s once into %s", model, variant or "", target)
-        _convert(opened, target)
-    else:
-        logger.info("using %s, converted before", target)
-    return target
-
-
-def _convert(opened: source.Source, target: Path) -> None:
-    """Convert into the cache, unless another process finishes the same conversion meanwhile."""
-    try:
-        for line in convert.convert(opened, target, leftovers.AUTO).lines():
-            logger.info("%s", line)
-    except SourceError:
-        if not target.is_dir():
-            raise
-        logger.info("using %s, converted by another process meanwhile", target)
-
-
-def _cache_name(model: str, opened: source.Source) -> str:
-    """Return a folder name made of the model, the state of its files and the way of converting."""
-    files = [*opened.weight_files, *opened.root_files]
-    state = [
-        (path.resolve().as_posix(), path.stat().st_size, path.stat().st_mtime_ns) for path in files
-    ]
-    digest = hashlib.sha256(repr((FORMAT, leftovers.AUTO, state)).encode()).hexdigest()[:12]
-    name = "--".join(part for part in Path(model).parts[-2:] if part not in ("/", "..", "."))
-    return "--".join(filter(None, (name, opened.variant, digest)))
-
-
 def load(model: str | Path, variant: str | None = None) -> tuple[Model, Tokenizer]:
     """Load a model and its tokenizer.
 
@@ -138,12 +80,6 @@ def load(model: str | Path, variant: str | None = None) -> tuple[Model, Tokenize
     folder = converted_folder(str(model), variant)
     tokenizer = side_files.open_tokenizer(folder)  # first, so that damage is found before the work
     return loading.load(folder), tokenizer
-
-
-def generation_config(folder: Path) -> dict[str, Any]:
-    """Return a converted folder's generation_config.json; empty if it has none."""
-    path = folder / "generation_config.json"
-    return read_json(path) if path.is_file() else {}
 
 
 def prompt_ids(

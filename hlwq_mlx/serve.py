@@ -50,7 +50,6 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def serve(arguments: argparse.Namespace, passed_on: Sequence[str]) -> None:
     """Serve the model that the arguments name."""
-    from . import library
     from .disk.jsonfile import read_json
     from .engine.sampling import Sampling
     from .folder import side_files
@@ -61,8 +60,8 @@ def serve(arguments: argparse.Namespace, passed_on: Sequence[str]) -> None:
     settings = cli.settings_for(arguments, cli.CONTEXT)
     folder = cli.folder_for(arguments, settings)
     verdict = plan(folder, replace(settings, has_towers=True))  # any request may bring a picture
-    side_files.open_tokenizer(folder)  # first, as mlx-lm shows a traceback if it is damaged
-    sampling = Sampling.from_generation_config(library.generation_config(folder))
+    side_files.open_tokenizer(folder)  # mlx-lm loads it again, and would end in a traceback
+    sampling = Sampling.from_generation_config(side_files.generation_config(folder))
     text = Gemma4Config.from_dict(read_json(folder / "config.json")).text_config
     server.run(
         folder,

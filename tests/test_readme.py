@@ -42,36 +42,51 @@ def test_the_example_with_media_runs(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out.endswith("\n")
 
 
-def shell_lines():
+def commands():
+    """The commands of the README: name and arguments, in turn."""
     blocks = re.findall(r"```bash\n(.*?)```", README.read_text(), re.DOTALL)
-    return "".join(blocks).replace("\\\n", " ").splitlines()
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    found = (re.match(r"hlwq (\w+)(.*)", line) for line in lines)
+    return [(match[1], shlex.split(match[2], comments=True)) for match in found if match]
 
 
 def test_every_command_is_spelled_as_it_is_understood():
-    found = (re.match(r"\.venv/bin/python -m hlwq_mlx\.(\w+)(.*)", line) for line in shell_lines())
-    said = [(match[1], shlex.split(match[2], comments=True)) for match in found if match]
-    assert {command for command, _ in said} == {
-        *("generate", "convert", "chat", "serve", "export", "quantize", "doctor", "register")
-    }
-    for command, arguments in said:
+    for command, arguments in commands():
         parser = import_module(f"hlwq_mlx.{command}").make_parser()
         _, unknown = parser.parse_known_args(arguments)
         assert not unknown or (command == "serve" and unknown == ["--port", "8080"])
 
 
-def test_every_command_of_the_readme_exists():
-    commands = set(re.findall(r"-m (hlwq_mlx\.\w+)", README.read_text()))
-    assert {"hlwq_mlx.generate", "hlwq_mlx.convert", "hlwq_mlx.chat", "hlwq_mlx.serve"} <= commands
-    for command in commands:
+def test_every_command_has_its_help():
+    for command in {name for name, _ in commands()}:
+        command = f"hlwq_mlx.{command}"
         ran = subprocess.run(
             [sys.executable, "-m", command, "--help"], capture_output=True, text=True, check=True
         )
         assert ran.stdout.startswith(f"usage: python -m {command}")
 
 
-def test_the_package_run_by_itself_lists_every_command():
+def test_the_readme_has_every_command():
     command = [sys.executable, "-m", "hlwq_mlx"]
     listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     named = re.findall(r"^  (\w+) +\w", listed, re.MULTILINE)
-    assert named == sorted(set(re.findall(r"-m hlwq_mlx\.(\w+)", README.read_text())))
+    assert named == sorted({name for name, _ in commands()})
     assert "\nEach says more with --help.\n" in listed
+
+
+PAGES = [README, *(README.parent / room / "README.md" for room in ("scripts", "tests", "hlwq_mlx"))]
+
+
+def test_every_link_and_path_leads_somewhere():
+    lost = []
+    for page in PAGES:
+        text = page.read_text()
+        links = re.findall(r"\]\(([^)#]+)\)|(?:src|srcset)=\"([^\"]+)\"", text)
+        files = {link for pair in links for link in pair if link and "://" not in link}
+        lost += [f"{page}: {name}" for name in files if not (page.parent / name).exists()]
+        named = re.findall(r"`([\w.-]+/[\w./-]+\.\w+)\b", text)
+        known = (page.parent, README.parent, README.parent / "hlwq_mlx")
+        lost += [
+            f"{page}: {name}" for name in named if not any((at / name).exists() for at in known)
+        ]
+    assert lost == []

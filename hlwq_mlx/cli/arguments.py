@@ -73,12 +73,12 @@ def folder_for(arguments: argparse.Namespace, settings: "Settings") -> Path:
     Without --model it is the demo's, and stderr says so.
     Raises: DeviceError for a model that does not fit this machine, unless --force is given.
     """
-    from .. import library
     from ..memory.verdict import check_before_download, plan
+    from ..write.cache import DEMO, DEMO_VARIANT, converted_folder
 
     model, variant = arguments.model, arguments.variant
     if model is None:
-        model, variant = str(library.DEMO), variant or library.DEMO_VARIANT
+        model, variant = str(DEMO), variant or DEMO_VARIANT
         note(
             f"This is the demo model ({variant}), which knows toy stories, small sums and digits. "
             "Name a real one with --model, as in\n"
@@ -86,7 +86,7 @@ def folder_for(arguments: argparse.Namespace, settings: "Settings") -> Path:
         )
     if not arguments.force:
         check_before_download(model, variant, settings)
-    folder = library.converted_folder(model, variant)
+    folder = converted_folder(model, variant)
     if not arguments.force:
         plan(folder, settings).require()
     return folder
@@ -96,11 +96,12 @@ def load_for(
     arguments: argparse.Namespace, settings: "Settings"
 ) -> "tuple[Model, Tokenizer, Sampling]":
     """Load the model that the arguments name, its tokenizer and its sampling."""
-    from .. import library
     from ..engine.sampling import Sampling
+    from ..folder import loading, side_files
 
     given = {name: getattr(arguments, name) for name in ("temp", "top_p", "top_k", "min_p")}
     Sampling().override(**given)  # first, so that a wrong option is refused before the work
     folder = folder_for(arguments, settings)
-    recommended = Sampling.from_generation_config(library.generation_config(folder))
-    return *library.load(folder), recommended.override(**given)
+    recommended = Sampling.from_generation_config(side_files.generation_config(folder))
+    tokenizer = side_files.open_tokenizer(folder)  # what is damaged there is told before the work
+    return loading.load(folder), tokenizer, recommended.override(**given)

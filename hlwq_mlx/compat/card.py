@@ -23,6 +23,7 @@ from ..engine.answer import generate_tokens
 from ..engine.request import Prepared, Request
 from ..engine.sampling import Sampling
 from ..errors import RequestError
+from ..folder import side_files
 from ..gemma4.caches import KV_BITS, WHOLE, Caching
 from ..gemma4.model import Model
 
@@ -129,7 +130,7 @@ class HLWQModel:
             )
         folder = library.converted_folder(str(repo_or_path), variant)
         model, tokenizer = library.load(folder)
-        config = library.generation_config(folder)
+        config = side_files.generation_config(folder)
         caching = Caching(kv_cache_nbits)
         return cls(model, tokenizer, Sampling.from_generation_config(config), caching)
 

@@ -159,7 +159,7 @@ def print_table(rows: list[dict[str, Any]], prompt: int, new: int) -> None:
         f"{new} tokens, s": lambda row: f"{row['decode_s']:.1f}",
         "own memory at most, GB": lambda row: f"{row['peak'] / 1e9:.2f}",
         "MLX's arrays at most, GB": lambda row: f"{row['mlx_peak'] / 1e9:.2f}",
-        "computed by py, GB": lambda row: f"{row['computed'] / 1e9:.2f}",
+        "computed beforehand, GB": lambda row: f"{row['computed'] / 1e9:.2f}",
         f"rows of {prompt} tokens, cold, ms": lambda row: f"{row['rows_prefill_ms']:.1f}",
         "row of a token, cold, ms": lambda row: f"{row['rows_token_ms']:.2f}",
     }
@@ -192,7 +192,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not all(row["is_finite"] and row["convert_peak"] < CONVERT_LIMIT for row in rows):
         raise SystemExit("error: a conversion took more than 1.5 GiB, or scores are not finite")
     if any(row["mlx_peak"] > row["computed"] for row in rows):
-        raise SystemExit("error: MLX's arrays took more than py computes")
+        raise SystemExit("error: MLX's arrays took more than memory.need computes")
 
 
 if __name__ == "__main__":

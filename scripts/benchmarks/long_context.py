@@ -4,9 +4,9 @@
     python scripts/benchmarks/long_context.py --context 2048 --step 32      a rehearsal
 
 The caches are filled with zeros up to the last chunk, which then runs as any chunk of a prefill
-does. Measured is MLX's peak from before the caches on (float32, CPU), beside what py computes
-for the same model; then py's sums for E4B's 42 layers in 16 bits. Prints Markdown and a line of
-JSON.
+does. Measured is MLX's peak from before the caches on (float32, CPU), beside what memory.need
+computes for the same model; then its sums for E4B's 42 layers in 16 bits. Prints Markdown and a
+line of JSON.
 """
 
 import argparse
@@ -104,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"- {row['kept in']}: {format_bytes(row['total'])} ({row['parts']})")
     print(json.dumps({"long_context": measured, "full_size": computed}))
     if any(row["measured"] > row["kv"] + row["activations"] for row in measured):
-        raise SystemExit("error: more memory was taken than py computes")
+        raise SystemExit("error: more memory was taken than memory.need computes")
 
 
 if __name__ == "__main__":

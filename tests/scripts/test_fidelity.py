@@ -1,5 +1,7 @@
 """What the table of variants is computed from, on answers and scores made up here."""
 
+import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -7,6 +9,8 @@ import pytest
 from test_demo_senses_exam import make_data
 
 from scripts.benchmarks import fidelity
+
+README = Path(__file__).parents[2] / "scripts" / "README.md"
 
 
 def test_media_that_are_fewer_than_asked_for_are_counted_as_they_are():
@@ -45,3 +49,20 @@ def test_what_the_card_says_stands_beside_what_was_found(capsys):
         "| PQ1 | 0.7995 | 0.7884 | +0.0111 | 56/100 | 0/3 |",
         "| PQ2-Mixed | 0.9500 | – | – | 56/100 | 1/3 |",
     ]
+
+
+def test_the_table_beside_the_card_follows_from_the_table_of_variants(capsys):
+    text = README.read_text()
+    table = re.search(r"^\| variant \| .*\| digits \|(?s:.*?)\n\n", text, re.MULTILINE)[0]
+    lines = [line.strip("| ").split(" | ") for line in table.splitlines()[2:] if line]
+    fidelity.print_beside_card(
+        [
+            fidelity.Row(
+                name, float(cos_sim), 0, 1, 0, {}, *map(int, equal.removesuffix(" |").split("/"))
+            )
+            for name, cos_sim, *_, equal in lines
+        ]
+    )
+    printed = capsys.readouterr().out.strip()
+    assert len(printed.splitlines()) == 2 + len(lines) - 1 + 2  # bf16 is not in the card
+    assert printed in text
