@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ..errors import DeviceError, HLWQError, SourceError
+from ..errors import DeviceError, SourceError
 from . import failures
 from .sizes import spell_bytes
 
@@ -58,8 +58,6 @@ def scratch(output: Path) -> Iterator[Path]:
         _clear(output.parent, prefix)
         with _locked_folder(output.parent, prefix) as folder:
             yield folder
-    except HLWQError:
-        raise
     except OSError as problem:
         raise DeviceError(
             f"[output] needed to write {output}, got {failures.cause(problem)}. "

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..errors import HLWQError, SourceError
+from ..errors import SourceError
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 _FULL = "Free disk space, or choose another folder."
@@ -49,8 +49,6 @@ def reading(path: Path) -> Iterator[None]:
     """Turn an OSError of the block, which reads `path`, into a SourceError that names it."""
     try:
         yield
-    except HLWQError:
-        raise
     except OSError as problem:
         raise SourceError(
             f"[{path.name}] needed to read {path}, got '{problem.strerror or problem}'. "

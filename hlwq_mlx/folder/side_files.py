@@ -102,8 +102,6 @@ def try_out(source: Source) -> tuple[str, ...]:
     try:
         with TemporaryDirectory() as folder:
             return copy_side_files(source, Path(folder)).warnings
-    except HLWQError:
-        raise
     except OSError as problem:
         raise DeviceError(
             f"[{gettempdir()}] needed room to open copies of {source.root}'s files, got "

@@ -152,7 +152,7 @@ def download(model: str, variant: str | None) -> tuple[Path, str | None]:
     repository, variant = split_model(model, variant)
     try:
         info = find_repository(repository)
-    except (httpx.HTTPError, HFValidationError, OSError) as problem:
+    except (SourceError, httpx.HTTPError, HFValidationError, OSError) as problem:
         reason = _explain(repository, problem)
         if cached := _find_cached(repository, variant):
             logger.warning("%s Using the copy downloaded before.", reason)
