@@ -27,7 +27,7 @@ from ..media import processor
 from ..media.origin import Access
 from ..prompt import PreparedMedium
 from .caches import make_caches
-from .plugin import FOLDER_KEY, MODEL_TYPE
+from .plugin import FOLDER_KEY, MODEL_TYPE, require_patched
 
 __all__ = ["TOKENIZER_DEFAULTS", "Model", "ModelArgs", "Processor"]
 
@@ -44,10 +44,12 @@ class ModelArgs(config.Gemma4Config):
     def from_dict(cls, config_: Mapping[str, Any]) -> Self:
         """Read a parsed config.json that `plugin` has added the folder to.
 
-        Raises: ConfigError as Gemma4Config does; CheckpointError when there is no folder.
+        Raises: ConfigError as Gemma4Config does; CheckpointError when there is no folder;
+        DeviceError when this mlx-lm cannot tell it.
         """
         folder = config_.get(FOLDER_KEY)
         if folder is None:
+            require_patched()
             raise CheckpointError(
                 "[config] needed the folder of the model, got none. Import hlwq_mlx before mlx-lm "
                 "loads a model, or run `python -m hlwq_mlx.register` once."

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from ..gemma4.caches import Caching
 from ..gemma4.config import Gemma4Config
 from . import server_media, server_prompt, server_requests
 from .model import Model
+from .patches import replace
 
 
 def ready_load(original: Callable[..., Any], caching: Caching) -> Callable[..., Any]:
@@ -82,12 +83,14 @@ def run(
     """Serve a converted folder until interrupted; `options` are mlx-lm's own.
 
     No prompt and no answer is longer than `context`; `http` lets media be downloaded.
+    Raises: DeviceError for an mlx-lm whose server is not the one that we know.
     """
     args = Gemma4Config.from_dict(read_json(folder / "config.json"))
-    server.load = server_requests.watching(ready_load(server.load, caching), server)
-    server._run_http_server = ending_together(server._run_http_server)
-    server_prompt.teach(server)
-    server_requests.teach(server, args.text_config.vocab_size, context, folder.resolve().name)
-    server_media.teach(server, args, http=http)
+    replace(server, "load", "path_or_hf_repo", partial(ready_load, caching=caching))
+    replace(server, "_run_http_server", "host port response_generator", ending_together)
+    server_prompt.patch_server(server)
+    name = folder.resolve().name
+    server_requests.patch_server(server, args.text_config.vocab_size, context, name)
+    server_media.patch_server(server, args, http=http)
     sys.argv = ["mlx_lm.server", "--model", str(folder), *options]
     server.main()

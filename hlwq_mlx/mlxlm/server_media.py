@@ -17,6 +17,7 @@ from ..errors import RequestError
 from ..gemma4.config import Gemma4Config
 from ..media.origin import Access, open_origin
 from ..prompt import PreparedMedium, require_tower
+from .patches import replace
 
 WEB = ("http://", "https://")
 
@@ -32,13 +33,17 @@ class MediaUrl(str):
         return made
 
 
-def teach(server: ModuleType, args: Gemma4Config, *, http: bool = False) -> None:
-    """Replace the server's functions; `http` lets it download what a client names."""
-    access = Access(files=False, web=http)
-    server._image_url = media_url  # type: ignore[attr-defined]
-    server._inline_image_urls = inliner(args, access)  # type: ignore[attr-defined]
-    server._decode_image = as_medium  # type: ignore[attr-defined]
-    server._make_vision = vision_maker(server.Vision, args.soft_token_ids)  # type: ignore[attr-defined]
+def patch_server(server: ModuleType, args: Gemma4Config, *, http: bool = False) -> None:
+    """Replace the server's functions; `http` lets it download what a client names.
+
+    Raises: DeviceError for an mlx-lm whose functions are others.
+    """
+    inline = inliner(args, Access(files=False, web=http))
+    make_vision = vision_maker(server.Vision, args.soft_token_ids)
+    replace(server, "_image_url", "part", lambda _: media_url)
+    replace(server, "_inline_image_urls", "messages", lambda _: inline)
+    replace(server, "_decode_image", "url", lambda _: as_medium)
+    replace(server, "_make_vision", "prompt urls pixel_values token_id", lambda _: make_vision)
 
 
 def media_url(part: Any) -> MediaUrl | None:

@@ -14,7 +14,7 @@ import logging
 import math
 import urllib.parse
 from collections.abc import Callable
-from functools import cache, wraps
+from functools import cached_property, partial, wraps
 from types import ModuleType
 from typing import Any
 
@@ -25,6 +25,7 @@ from ..dialog.readable import readable
 from ..engine.finite import not_finite
 from ..engine.sampling import Sampling
 from ..errors import CheckpointError, RequestError
+from .patches import replace
 
 logger = logging.getLogger("hlwq_mlx")
 
@@ -50,20 +51,25 @@ LARGEST_BODY = 512 << 20  # bytes; a medium of the largest size as base64 has ro
 _CALL_OPTIONS = frozenset(inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters)
 
 
-def teach(server: ModuleType, vocab_size: int, context: int, name: str) -> None:
+def patch_server(server: ModuleType, vocab_size: int, context: int, name: str) -> None:
     """Replace the server's functions.
 
     No prompt and no answer is longer than `context`; `name` is what a list of its models says.
+    Raises: DeviceError for an mlx-lm whose functions are others.
     """
     handler, provider = server.APIHandler, server.ModelProvider
-    generator = server.ResponseGenerator
-    server.make_sampler = bounded_make_sampler(server.make_sampler, vocab_size)  # type: ignore[attr-defined]
-    check_own = handler.validate_model_parameters
-    handler.validate_model_parameters = validator(check_own, vocab_size, context)
-    handler.do_POST = reading_post(handler.do_POST)
-    generator._tokenize = bounded_tokenize(generator._tokenize, context)
-    handler.handle_models_request = models_handler(name)
-    provider.load = load_default(provider.load)
+    check_options = partial(validator, vocab_size=vocab_size, context=context)
+    tokenize = partial(bounded_tokenize, context=context)
+    list_models = models_handler(name)
+    replace(server, "make_sampler", "top_k", partial(bounded_make_sampler, vocab_size=vocab_size))
+    replace(handler, "validate_model_parameters", "self", check_options)
+    replace(handler, "do_POST", "self", reading_post)
+    replace(handler, "handle_models_request", "self", lambda _: list_models)
+    replace(server.ResponseGenerator, "_tokenize", "self tokenizer request args", tokenize)
+    replace(provider, "load", "self model_path adapter_path draft_model_path", load_default)
+    watch = FiniteWatch()
+    replace(server, "load", "path_or_hf_repo", watch.remembering)
+    replace(server, "Response", "text token logprob finish_reason top_tokens", watch.checking)
 
 
 def bounded_make_sampler(original: Callable[..., Any], vocab_size: int) -> Callable[..., Any]:
@@ -118,27 +124,40 @@ def report_broken(handler: Any, problem: CheckpointError) -> None:
     handler.wfile.write(error)
 
 
-def watching(original: Callable[..., Any], server: ModuleType) -> Callable[..., Any]:
-    """Wrap mlx-lm's `load` so that scores of the loaded model which are not finite end an answer.
+class FiniteWatch:
+    """Ends an answer as soon as scores of the loaded model are not finite.
 
-    What its generation thread puts in the place of a piece, if it is an exception, is raised where
-    the request is answered; raised in the thread, it would end that.
+    What mlx-lm's generation thread puts in the place of a piece, if it is an exception, is raised
+    where the request is answered; raised in the thread, it would end that.
     """
 
-    @wraps(original)
-    def load(*args: Any, **options: Any) -> Any:
-        loaded = original(*args, **options)
-        explain = cache(lambda: not_finite(loaded[0]))
-        piece = server.Response
+    def __init__(self) -> None:
+        self._model: Any = None
+
+    @cached_property
+    def problem(self) -> CheckpointError:
+        """What names the first bad tensor."""
+        return not_finite(self._model)
+
+    def remembering(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """Wrap mlx-lm's `load` so that the model it loads is the one watched."""
+
+        @wraps(original)
+        def load(*args: Any, **options: Any) -> Any:
+            loaded = original(*args, **options)
+            self._model = loaded[0]
+            return loaded
+
+        return load
+
+    def checking(self, piece: Callable[..., Any]) -> Callable[..., Any]:
+        """Wrap mlx-lm's `Response` so that a score that is not finite gives the problem instead."""
 
         @wraps(piece)
         def response(text: str, token: int, logprob: float, *more: Any) -> Any:
-            return piece(text, token, logprob, *more) if math.isfinite(logprob) else explain()
+            return piece(text, token, logprob, *more) if math.isfinite(logprob) else self.problem
 
-        server.Response = response  # type: ignore[attr-defined]
-        return loaded
-
-    return load
+        return response
 
 
 def read_body(handler: Any) -> bytes:
