@@ -88,7 +88,7 @@ def verify(model: str) -> str:
     from .disk.sizes import spell_bytes
     from .folder import checksums
     from .folder.manifest import is_ours
-    from .source.repository import local_path
+    from .source.locate import local_path
 
     folder = local_path(model)
     if not is_ours(folder):

@@ -30,7 +30,8 @@ from .folder import loading, side_files
 from .folder.manifest import FORMAT, is_ours, require_variant
 from .gemma4.caches import WHOLE, Caching
 from .gemma4.model import Model
-from .source import repository as source
+from .source.locate import find, local_path
+from .source.repository import Source
 from .write import convert, leftovers
 
 DEMO = Path(__file__).parent / "demo"
@@ -89,12 +90,12 @@ def converted_folder(model: str, variant: str | None = None) -> Path:
 
     Raises: SourceError, CheckpointError, DeviceError as `find` and `convert` do.
     """
-    given = source.local_path(model)
+    given = local_path(model)
     if is_ours(given):
         require_variant(given, variant)
         return given
-    folder, variant = source.find(model, variant)
-    opened = source.Source(folder, variant)
+    folder, variant = find(model, variant)
+    opened = Source(folder, variant)
     target = cache_folder() / _cache_name(model, opened)
     if not target.is_dir():
         logger.info("converting %s %s once into %s", model, variant or "", target)
@@ -104,7 +105,7 @@ def converted_folder(model: str, variant: str | None = None) -> Path:
     return target
 
 
-def _convert(opened: source.Source, target: Path) -> None:
+def _convert(opened: Source, target: Path) -> None:
     """Convert into the cache, or take what another process made of the same model meanwhile."""
     try:
         for line in convert.convert(opened, target, leftovers.AUTO).lines():
@@ -115,7 +116,7 @@ def _convert(opened: source.Source, target: Path) -> None:
         logger.info("using %s, converted by another process meanwhile", target)
 
 
-def _cache_name(model: str, opened: source.Source) -> str:
+def _cache_name(model: str, opened: Source) -> str:
     """Name a converted folder after the model, the state of its files and how it is converted."""
     files = [*opened.weight_files, *opened.root_files]
     state = [

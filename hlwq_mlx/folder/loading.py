@@ -12,6 +12,7 @@ from mlx import nn
 from mlx.utils import tree_flatten
 from tqdm import tqdm
 
+from ..disk.index import weight_map
 from ..disk.jsonfile import read_json
 from ..disk.tensorfile import TensorFile
 from ..errors import CheckpointError, raise_all
@@ -20,7 +21,6 @@ from ..gemma4.model import Model, Resources
 from ..gemma4.towers.tower import TOWER_PREFIXES, Tower, make_tower, no_tower, prefixes
 from ..quant import device, fuse
 from ..quant.layers import CodedLayer
-from ..source.repository import weight_map
 from .identity import require_same
 from .manifest import manifest_of
 from .names import INDEX_NAME, CodedNames, check_depths, row_table_shape, shapes_of

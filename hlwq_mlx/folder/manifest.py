@@ -10,7 +10,7 @@ from ..gemma4.config import MULTIMODAL
 from ..quant.packing import BLOCK
 from ..source.coded import SHOWN
 from ..source.detect import Reading
-from ..source.hub import PLAIN
+from ..source.layout import PLAIN
 
 MODEL_TYPE = MULTIMODAL[1]
 METHOD = "hlwq"

@@ -23,7 +23,8 @@ from ..errors import CheckpointError, ConfigError, DeviceError, HLWQError, Sourc
 from ..gemma4.config import Gemma4Config
 from ..media.processor import Processor
 from ..source.code_keys import CODE_KEYS, without_code
-from ..source.repository import Source, find_local, local_path
+from ..source.locate import find_local, local_path
+from ..source.repository import Source
 from .manifest import TEMPLATES_KEY, is_ours, manifest_of
 
 CONFIG = "config.json"

@@ -15,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ..disk.index import weight_map
 from ..disk.jsonfile import read_json
 from ..disk.tensorfile import TensorFile, TensorSpec
 from ..errors import CheckpointError
@@ -29,7 +30,8 @@ from ..quant.packing import BLOCK
 from ..quant.tables import centroids, error_energy
 from ..source import hub, rules
 from ..source.coded import parse_key
-from ..source.repository import Source, find_local, local_path, weight_map
+from ..source.locate import find_local, local_path
+from ..source.repository import Source
 from ..write import leftovers
 from ..write.check import canonical_name, normalize_config
 

@@ -19,7 +19,6 @@ from types import ModuleType
 from typing import Any
 
 from ..errors import DeviceError
-from .patches import replace
 
 MODEL_TYPE = "hlwq_gemma4"
 FOLDER_KEY = "hlwq_folder"
@@ -80,6 +79,8 @@ def patch_load_config(utils: ModuleType) -> None:
 
     A mismatch is kept for `require_patched`: who loads other models has no use for it.
     """
+    from .patches import replace  # its imports would slow down every command that has no mlx-lm
+
     try:
         replace(utils, "load_config", "model_path", _telling_folder)
     except DeviceError as problem:

@@ -35,16 +35,10 @@ from ..disk.sizes import spell_bytes
 from ..disk.tensorfile import TensorSpec, checked_spec
 from ..errors import CheckpointError, DeviceError, HLWQError, SourceError
 from . import resume
+from .layout import PLAIN, ROOT_FILES, ROOT_WEIGHTS
 
 logger = logging.getLogger("hlwq_mlx")
 
-PLAIN = "bf16"  # the variant name of a repository's own, uncoded weights
-ROOT_FILES = ("*.json", "*.jinja", "tokenizer.model")
-ROOT_WEIGHTS = (
-    "polar_state_chunk*.safetensors",
-    "bf16_kept.safetensors",
-    "model*.safetensors",
-)
 _RENAMED = (("HLWQ", "PolarQuant"), ("PolarQuant", "HLWQ"))
 
 
