@@ -87,7 +87,7 @@ def verify(model: str) -> str:
 
     from .disk.sizes import spell_bytes
     from .folder import checksums
-    from .folder.manifest import is_ours
+    from .folder.folder import is_ours
     from .source.locate import local_path
 
     folder = local_path(model)

@@ -19,7 +19,6 @@ import numpy as np
 from .dialog import template
 from .dialog.messages import Message
 from .dialog.stop import AnswerText
-from .disk.jsonfile import read_json
 from .engine.answer import generate_tokens
 from .engine.prefix_cache import PrefixCache
 from .engine.request import PREFILL_STEP, Prepared, Progress, Request, no_progress
@@ -27,7 +26,8 @@ from .engine.sampling import Sampling
 from .engine.step import Chosen
 from .errors import RequestError, SourceError
 from .folder import loading, side_files
-from .folder.manifest import FORMAT, is_ours, require_variant
+from .folder.folder import Folder
+from .folder.manifest import FORMAT
 from .gemma4.caches import WHOLE, Caching
 from .gemma4.model import Model
 from .source.locate import find, local_path
@@ -84,15 +84,20 @@ def cache_folder() -> Path:
 
 
 def converted_folder(model: str, variant: str | None = None) -> Path:
-    """Return the converted folder of a model, converting it now if that was never done.
+    """Return where the converted folder of a model is, as `open_folder` finds or makes it."""
+    return open_folder(model, variant).path
+
+
+def open_folder(model: str, variant: str | None = None) -> Folder:
+    """Open the converted folder of a model, converting it now if that was never done.
 
     What the publisher left in 16 bits is coded as leftovers.AUTO says; `convert` offers the others.
 
     Raises: SourceError, CheckpointError, DeviceError as `find` and `convert` do.
     """
-    given = local_path(model)
-    if is_ours(given):
-        require_variant(given, variant)
+    given = Folder.find(local_path(model))
+    if given is not None:
+        given.require_variant(variant)
         return given
     folder, variant = find(model, variant)
     opened = Source(folder, variant)
@@ -102,7 +107,7 @@ def converted_folder(model: str, variant: str | None = None) -> Path:
         _convert(opened, target)
     else:
         logger.info("using %s, converted before", target)
-    return target
+    return Folder.open(target)
 
 
 def _convert(opened: Source, target: Path) -> None:
@@ -133,15 +138,16 @@ def load(model: str | Path, variant: str | None = None) -> tuple[Model, Any]:
     `model` is a hub id (`owner/name`, `owner/name/PQ5`), a source folder or a converted folder.
     Raises: an HLWQError that says what is missing.
     """
-    folder = converted_folder(str(model), variant)
+    return load_folder(open_folder(str(model), variant))
+
+
+def load_folder(folder: Folder) -> tuple[Model, Any]:
+    """Load the model and the tokenizer of a folder that is open.
+
+    Raises: as `load`.
+    """
     tokenizer = side_files.open_tokenizer(folder)  # what is damaged there is told before the work
-    return loading.load(folder), tokenizer
-
-
-def generation_config(folder: Path) -> dict[str, Any]:
-    """Return a converted folder's generation_config.json; empty if it has none."""
-    path = folder / "generation_config.json"
-    return read_json(path) if path.is_file() else {}
+    return loading.load_folder(folder), tokenizer
 
 
 def prompt_ids(

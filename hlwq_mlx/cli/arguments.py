@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from .console import note, progress
 
 if TYPE_CHECKING:
+    from ..folder.folder import Folder
     from ..memory.need import Settings
 
 
@@ -58,8 +59,8 @@ def settings_for(arguments: argparse.Namespace, context: int) -> "Settings":
     return Settings(context, arguments.prefill_step_size, caching, has_towers)
 
 
-def folder_for(arguments: argparse.Namespace, settings: "Settings") -> Path:
-    """Return the converted folder of the model that the arguments name.
+def folder_for(arguments: argparse.Namespace, settings: "Settings") -> "Folder":
+    """Open the converted folder of the model that the arguments name.
 
     Without --model it is the demo's, and stderr says so.
     Raises: DeviceError for a model that this machine has no room for, unless --force is given.
@@ -77,7 +78,7 @@ def folder_for(arguments: argparse.Namespace, settings: "Settings") -> Path:
         )
     if not arguments.force:
         check_before_download(model, variant, settings)
-    folder = library.converted_folder(model, variant)
+    folder = library.open_folder(model, variant)
     if not arguments.force:
         plan(folder, settings).require()
     return folder
@@ -91,5 +92,5 @@ def load_for(arguments: argparse.Namespace, settings: "Settings") -> tuple[Any, 
     given = {name: getattr(arguments, name) for name in ("temp", "top_p", "top_k", "min_p")}
     Sampling().override(**given)  # what cannot be followed is told before the work
     folder = folder_for(arguments, settings)
-    recommended = Sampling.from_generation_config(library.generation_config(folder))
-    return *library.load(folder), recommended.override(**given)
+    recommended = Sampling.from_generation_config(folder.generation)
+    return *library.load_folder(folder), recommended.override(**given)

@@ -126,11 +126,10 @@ class HLWQModel:
             raise RequestError(
                 f"[kv_cache_nbits] needed None, 4 or 8, got {kv_cache_nbits}. Choose one of these."
             )
-        folder = library.converted_folder(str(repo_or_path), variant)
-        model, tokenizer = library.load(folder)
-        config = library.generation_config(folder)
-        caching = Caching(kv_cache_nbits)
-        return cls(model, tokenizer, Sampling.from_generation_config(config), caching)
+        folder = library.open_folder(str(repo_or_path), variant)
+        model, tokenizer = library.load_folder(folder)
+        sampling = Sampling.from_generation_config(folder.generation)
+        return cls(model, tokenizer, sampling, Caching(kv_cache_nbits))
 
     @property
     def device(self) -> str:

@@ -25,10 +25,9 @@ from ..media.processor import Processor
 from ..source.code_keys import CODE_KEYS, without_code
 from ..source.locate import find_local, local_path
 from ..source.repository import Source
-from .manifest import TEMPLATES_KEY, is_ours, manifest_of
+from .folder import CONFIG, GENERATION, Folder
+from .manifest import TEMPLATES_KEY
 
-CONFIG = "config.json"
-GENERATION = "generation_config.json"
 TEMPLATE = "chat_template.jinja"
 TOKENIZER = tokenizer.FILE_NAME
 SENTENCEPIECE = "tokenizer.model"
@@ -84,12 +83,12 @@ def examine(model: str, variant: str | None) -> tuple[str, ...]:
 
     Raises: as `copy_side_files`.
     """
-    path = local_path(model)
-    if is_ours(path):
-        if not (path / TOKENIZER).exists():
-            check(path)
-            return (f"{path} has no tokenizer.json",)
-        open_tokenizer(path)
+    folder = Folder.find(local_path(model))
+    if folder is not None:
+        if not (folder.path / TOKENIZER).exists():
+            _check_folder(folder)
+            return (f"{folder.path} has no tokenizer.json",)
+        open_tokenizer(folder)
         return ()
     local = find_local(model, variant)
     return try_out(Source(*local)) if local else ()
@@ -110,18 +109,26 @@ def try_out(source: Source) -> tuple[str, ...]:
         ) from problem
 
 
-def open_tokenizer(folder: Path) -> Any:
+def open_tokenizer(folder: Folder) -> Any:
     """Check the side files of a converted folder and return its tokenizer.
 
     Raises: as `copy_side_files`; SourceError when there is no tokenizer.json.
     """
-    check(folder)
-    config = read_json(folder / CONFIG)
-    manifest = manifest_of(folder, config)
-    configs = config, _object_in(folder / GENERATION)
-    opened = tokenizer.load_tokenizer(folder, configs, manifest.get(TEMPLATES_KEY, ()))
-    _require_known_ids(opened, config)
+    _check_folder(folder)
+    configs = folder.config, folder.generation
+    tried = folder.manifest.get(TEMPLATES_KEY, ())
+    opened = tokenizer.load_tokenizer(folder.path, configs, tried)
+    _require_known_ids(opened, folder.config)
     return opened
+
+
+def _check_folder(folder: Folder) -> None:
+    """Check the side files of a converted folder, and that its config names no code.
+
+    Raises: as `check`.
+    """
+    _require_no_code(folder.path / CONFIG, folder.config)
+    check(folder.path)
 
 
 def cleaned(path: Path) -> bytes:
@@ -157,13 +164,9 @@ def check(folder: Path) -> None:
 
     Raises: SourceError, CheckpointError or ConfigError naming the file that cannot be used.
     """
-    settings = {name: _object_in(folder / name) for name in (CONFIG, *_JSON)}
+    settings = {name: _object_in(folder / name) for name in _JSON}
     for name in settings.keys() - {*_VOCABULARIES}:
-        if settings[name] != without_code(settings[name]):
-            raise SourceError(
-                f"[{folder / name}] needed no key that names code or other files, got one of "
-                f"{', '.join(sorted(CODE_KEYS))}. Nothing in a model folder is executed: remove it."
-            )
+        _require_no_code(folder / name, settings[name])
     tokenizer.require_gemma_class(settings[SETTINGS], SETTINGS)
     tokenizer.stated_ids(settings[GENERATION], GENERATION)
     Sampling.from_generation_config(settings[GENERATION])
@@ -174,6 +177,18 @@ def check(folder: Path) -> None:
     if (folder / TOKENIZER).exists():
         _content(folder / TOKENIZER)
     _check_processors(folder)
+
+
+def _require_no_code(path: Path, settings: Mapping[str, Any]) -> None:
+    """Refuse a file with a key that other libraries would run code for.
+
+    Raises: SourceError.
+    """
+    if settings != without_code(settings):
+        raise SourceError(
+            f"[{path}] needed no key that names code or other files, got one of "
+            f"{', '.join(sorted(CODE_KEYS))}. Nothing in a model folder is executed: remove it."
+        )
 
 
 def _object_in(path: Path) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from ..dialog.placeholders import MARKERS, spell
 from ..engine.sampling import mask_tokens
 from ..errors import CheckpointError
 from ..folder import loading
+from ..folder.folder import Folder
 from ..gemma4 import config, model
 from ..gemma4.caches import WHOLE
 from ..media import processor
@@ -38,7 +39,7 @@ TOKENIZER_DEFAULTS = {"tool_parser_type": "gemma4"}
 class ModelArgs(config.Gemma4Config):
     """Gemma 4's configuration and the folder it was read from."""
 
-    folder: Path
+    folder: Folder
 
     @classmethod
     def from_dict(cls, config_: Mapping[str, Any]) -> Self:
@@ -47,24 +48,24 @@ class ModelArgs(config.Gemma4Config):
         Raises: ConfigError as Gemma4Config does; CheckpointError when there is no folder;
         DeviceError when this mlx-lm cannot tell it.
         """
-        folder = config_.get(FOLDER_KEY)
-        if folder is None:
+        path = config_.get(FOLDER_KEY)
+        if path is None:
             require_patched()
             raise CheckpointError(
                 "[config] needed the folder of the model, got none. Import hlwq_mlx before mlx-lm "
                 "loads a model, or run `python -m hlwq_mlx.register` once."
             )
-        plain = config.Gemma4Config.from_dict(config_)
-        values = {field.name: getattr(plain, field.name) for field in fields(plain)}
-        return cls(**values, folder=Path(folder))
+        folder = Folder(Path(path), config_)
+        values = {field.name: getattr(folder.args, field.name) for field in fields(folder.args)}
+        return cls(**values, folder=folder)
 
 
 class Model(model.Model):
     """Gemma 4 with rows and towers from its folder."""
 
     def __init__(self, args: ModelArgs) -> None:
-        loading.require_own_shards(args, args.folder)
-        super().__init__(args, loading.resources(args, args.folder))
+        loading.require_own_shards(args.folder)
+        super().__init__(args, loading.resources(args.folder))
         self._mask = mask_tokens(args.media_token_ids, args.text_config.vocab_size)
         self.caching = WHOLE
 
@@ -117,7 +118,7 @@ class Processor:
     def from_config(cls, config_: Mapping[str, Any]) -> Self:
         """Read the processor file of the folder that `plugin` named in the config."""
         args = ModelArgs.from_dict(config_)
-        settings = processor.Processor.from_folder(args.folder)
+        settings = processor.Processor.from_folder(args.folder.path)
         return cls(settings, args.text_config.max_position_embeddings)
 
     def __call__(

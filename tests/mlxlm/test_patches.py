@@ -10,6 +10,7 @@ import pytest
 from mlx_lm import server as original
 
 from hlwq_mlx.errors import DeviceError
+from hlwq_mlx.folder.folder import Folder
 from hlwq_mlx.gemma4.caches import WHOLE
 from hlwq_mlx.mlxlm import patches, plugin, server
 from hlwq_mlx.mlxlm.model import ModelArgs
@@ -38,7 +39,7 @@ def stand_in(monkeypatch):
 
 
 def serve():
-    server.run(demo.folder(), caching=WHOLE, context=9, http=False, options=[])
+    server.run(Folder.open(demo.folder()), caching=WHOLE, context=9, http=False, options=[])
 
 
 def find(module, path):

@@ -25,7 +25,7 @@ from huggingface_hub import constants
 from hlwq_mlx import cli, convert, library
 from hlwq_mlx.errors import DeviceError, SourceError
 from hlwq_mlx.folder import loading
-from hlwq_mlx.folder.manifest import is_ours
+from hlwq_mlx.folder.folder import is_ours
 from hlwq_mlx.source import hub, resume
 
 NAME = "owner/Tiny-HLWQ"
