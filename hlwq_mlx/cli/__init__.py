@@ -1,7 +1,15 @@
 """What the commands share: options, what they mean, printing, and the boundary around a command."""
 
 from .arguments import content_of, folder_for, load_for, media_options, settings_for, tuned
-from .boundary import EXIT_ERROR, EXIT_INTERRUPTED, as_error, program, run, tell
+from .boundary import (
+    EXIT_ERROR,
+    EXIT_INTERRUPTED,
+    as_error,
+    leave_current_folder,
+    program,
+    run,
+    tell,
+)
 from .console import PATIENCE_S, murmur, note, progress, result, say
 from .options import (
     CONTEXT,
@@ -68,3 +76,6 @@ __all__ = [
     "text",
     "tuned",
 ]
+
+# Now, since a command imports other libraries next, and some before `run`.
+leave_current_folder()
