@@ -1,4 +1,4 @@
-"""Sizes of files and memory as people read them; here alone, so that all say it alike."""
+"""Sizes of files and memory as people read them, in one form everywhere."""
 
 UNITS = (("GB", 1e9), ("MB", 1e6))
 

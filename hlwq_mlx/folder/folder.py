@@ -1,4 +1,4 @@
-"""A converted folder, opened once: what its small files state, each parsed when first asked for.
+"""A converted folder, opened once: its small files, each parsed when first asked for.
 
 Who loads, judges or serves a folder hands this object on instead of its path, so that all see the
 same state of its files. Weights are read by `loading`, and side files are checked by `side_files`.
@@ -50,17 +50,23 @@ class Folder:
 
     @cached_property
     def manifest(self) -> Mapping[str, Any]:
-        """Raises: CheckpointError when there is none, or one of another format or damaged."""
+        """The manifest in its config.
+
+        Raises: CheckpointError when there is none, or one of another format or damaged.
+        """
         return manifest_of(self.path, self.config)
 
     @cached_property
     def args(self) -> Gemma4Config:
-        """Raises: ConfigError for a config that is incomplete."""
+        """The model's configuration.
+
+        Raises: ConfigError for a config that is incomplete.
+        """
         return Gemma4Config.from_dict(self.config)
 
     @cached_property
     def weight_map(self) -> Mapping[str, str]:
-        """In which shard each tensor is.
+        """The shard of each tensor.
 
         Raises: SourceError for an index that cannot be read.
         """
@@ -82,7 +88,7 @@ class Folder:
 
     @cached_property
     def specs(self) -> Mapping[str, TensorSpec]:
-        """What the headers of the shards say of each tensor.
+        """The dtype and shape of each tensor, from the headers of the shards.
 
         Raises: CheckpointError for a damaged shard; SourceError for one that is missing.
         """

@@ -69,14 +69,14 @@ def load_tower(folder: Folder, kind: str) -> Tower:
 
 
 def _load_weights(module: nn.Module, folder: Folder, belongs: Callable[[str], bool]) -> None:
-    """Give a part its weights, unread; it alone holds them then, and so may let go of some."""
+    """Load a part's weights without reading them; only the part holds them, so it can drop some."""
     weights = cast(_read_shards(folder, belongs))
     check_weights(module, weights)
     module.load_weights(list(weights.items()), strict=True)
 
 
 def prepare(model: nn.Module) -> None:
-    """Read all weights and make the product of every coded one, which the first answer would do.
+    """Read all weights and prepare the product of every coded one, so the first answer need not.
 
     Where kernels run, layers that share an input become one first, and the model no checkpoint any
     more. Goes layer by layer, so that what is only passed through, as weights before their cast, is
@@ -122,7 +122,7 @@ def resources(folder: Folder) -> Resources:
 
 
 def require_own_shards(folder: Folder) -> None:
-    """Check that every shard is of the conversion that the config is of, for who loads them itself.
+    """Check that every shard is of the folder's conversion; mlx-lm loads shards without asking us.
 
     Raises: CheckpointError for one that is not; SourceError for one that is missing.
     """
@@ -148,7 +148,7 @@ def _read_shards(folder: Folder, belongs: Callable[[str], bool]) -> dict[str, mx
 
 
 def check_weights(module: nn.Module, weights: Mapping[str, mx.array]) -> None:
-    """Hold the weights of a part, unread, against its shapes.
+    """Check the names and shapes of a part's weights, which are not read yet.
 
     Raises: CheckpointError listing all that is missing, extra or of another shape.
     """

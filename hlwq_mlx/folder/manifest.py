@@ -69,7 +69,7 @@ def manifest_of(folder: Path, config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _problem_of(manifest: Mapping[str, Any]) -> str | None:
-    """Return what of a manifest is not as `convert` writes it, or None."""
+    """Return the first thing in a manifest that `convert` would not have written, or None."""
     tensors, tables = manifest.get("tensors"), manifest.get("tables")
     if not isinstance(tensors, dict) or not isinstance(tables, dict):
         return "none with tensors and tables"

@@ -43,7 +43,7 @@ _LARGEST_BYTES = 1 << 28  # Gemma 4's tokenizer.json has 33 MB
 
 @dataclass(frozen=True)
 class Copied:
-    """What is worth saying of copied files: warnings, and digests of the templates tried."""
+    """Warnings about copied files, and digests of the chat templates that were tried."""
 
     warnings: tuple[str, ...]
     templates: tuple[str, ...] = ()
@@ -95,7 +95,7 @@ def examine(model: str, variant: str | None) -> tuple[str, ...]:
 
 
 def try_out(source: Source) -> tuple[str, ...]:
-    """Copy a source's files for a moment, to open them, and return what to warn of.
+    """Open temporary copies of a source's side files, and return the warnings.
 
     Raises: as `copy_side_files`; DeviceError when there is no room for them.
     """
@@ -132,7 +132,7 @@ def _check_folder(folder: Folder) -> None:
 
 
 def cleaned(path: Path) -> bytes:
-    """Return what is copied of a file: all of it but keys that name code or other files.
+    """Return a file's content without the keys that name code or other files.
 
     Raises: SourceError when it is no file, or too large, or not the JSON that it should be.
     """
@@ -200,7 +200,7 @@ def _object_in(path: Path) -> dict[str, Any]:
 
 
 def _content(path: Path) -> bytes:
-    """Read a file that is one, and not too large.
+    """Read a regular file of at most _LARGEST_BYTES.
 
     Raises: SourceError.
     """

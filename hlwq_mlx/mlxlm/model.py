@@ -107,7 +107,7 @@ class Model(model.Model):
 
 @dataclass(frozen=True)
 class Processor:
-    """What mlx-lm calls for the pictures of a prompt; media of other kinds it takes as well."""
+    """The processor that mlx-lm calls for a prompt's pictures; it takes sounds and videos too."""
 
     image_token: ClassVar[str] = MARKERS["image"]
 

@@ -1,4 +1,4 @@
-"""How stock mlx-lm comes to know our model type: for this process, by `import hlwq_mlx`.
+"""Make stock mlx-lm load our model type, in this process, by `import hlwq_mlx` alone.
 
 mlx-lm has no registry: it imports `mlx_lm.models.<model type>`, and builds the model from its
 config without a word about where the folder is. So a finder answers for that one module name, and

@@ -1,4 +1,4 @@
-"""mlx-lm's server on one model of ours, with what it must be taught beforehand.
+"""Run mlx-lm's server on one model of ours, after replacing what does not suit it.
 
 It goes when our own server comes; until then its three files stay together.
 """

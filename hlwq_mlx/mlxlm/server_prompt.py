@@ -1,4 +1,4 @@
-"""What mlx-lm's server must be taught about prompts: to render messages as our commands do.
+"""Make mlx-lm's server render messages as our commands do.
 
 mlx-lm renders what clients send as it came: text becomes control tokens, and templates garble what
 `dialog.messages` repairs. A raw prompt (/v1/completions) is no message and stays as it is.

@@ -1,4 +1,4 @@
-"""What mlx-lm's server must be taught about requests: to survive them, and that it has one model.
+"""Make mlx-lm's server survive every request, and serve the one model that it was started with.
 
 mlx-lm 0.32.2 generates in a single thread. What raises there outside of a `try` ends the thread:
 the server stays up and answers nobody. Its own check lets some of that pass, which is refused here
@@ -83,7 +83,7 @@ def bounded_make_sampler(original: Callable[..., Any], vocab_size: int) -> Calla
 
 
 def reading_post(original: Callable[[Any], None]) -> Callable[[Any], None]:
-    """Wrap what reads a request's body, to say what is wrong with it and drop what is null.
+    """Wrap the reading of a request's body: refuse a bad one with status 400, drop what is null.
 
     mlx-lm takes any length into memory, leaves without an answer what is no text or brackets in
     brackets without end, and refuses the null by which clients leave an option open.
@@ -112,7 +112,7 @@ def reading_post(original: Callable[[Any], None]) -> Callable[[Any], None]:
 
 
 def report_broken(handler: Any, problem: CheckpointError) -> None:
-    """Tell the client, amid its answer, that the model cannot give one."""
+    """Send the client, amid its answer, an error: the model cannot give one."""
     logger.error("%s", problem)
     error = json.dumps({"error": {"message": str(problem), "code": 500}}).encode()
     if handler.stream:
@@ -136,7 +136,7 @@ class FiniteWatch:
 
     @cached_property
     def problem(self) -> CheckpointError:
-        """What names the first bad tensor."""
+        """The error that names the first bad tensor."""
         return not_finite(self._model)
 
     def remembering(self, original: Callable[..., Any]) -> Callable[..., Any]:
@@ -186,7 +186,7 @@ def read_body(handler: Any) -> bytes:
 
 
 def bounded_tokenize(original: Callable[..., Any], context: int) -> Callable[..., Any]:
-    """Wrap what makes a prompt of a request so that it refuses one that there is no room for."""
+    """Wrap mlx-lm's `_tokenize` so that it refuses a prompt that there is no room for."""
 
     @wraps(original)
     def tokenize(self: Any, *request: Any) -> Any:
@@ -212,7 +212,7 @@ def load_default(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def models_handler(name: str) -> Callable[[Any], None]:
-    """Make what answers GET /v1/models, and /v1/models/NAME for any name.
+    """Return a function that answers GET /v1/models, and /v1/models/NAME for any name.
 
     mlx-lm lists the hub's cache, and fails where there is none.
     """
@@ -254,7 +254,7 @@ def validator(
 
 
 def check(request: Any, vocab_size: int) -> None:
-    """Refuse what would end the generation thread, and name what is missing from usual options.
+    """Refuse what would end the generation thread, and fill in missing stream_options.
 
     `request` is mlx-lm's handler, which has read the options from the request's `body`.
     Raises: RequestError.

@@ -179,7 +179,7 @@ def _build(
 
 
 def _settings_of(name: str, settings: Mapping[str, Any]) -> dict[str, int]:
-    """Return what polar_config.json says of a tensor, in its own entry or of all."""
+    """Return a tensor's settings in polar_config.json: its own entry's, or those for all."""
     own = settings.get("layers", {}).get(name.removesuffix(".weight"), {})
     told = {key: part[key] for part in (settings, own) for key in _SETTINGS if part.get(key)}
     for key, value in told.items():

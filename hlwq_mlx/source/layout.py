@@ -1,4 +1,4 @@
-"""What the files and folders of an HLWQ repository are called, in each of its published layouts.
+"""The names of files and folders in an HLWQ repository, for each of its published layouts.
 
 A variant is a folder below the root, `PQ5` say, with its codes and its uncoded tensors; a root may
 hold weights of its own too. Nothing here opens a file of weights.
@@ -43,7 +43,7 @@ def variant_name(folder: str) -> str | None:
 
 
 def folder_bits(folder: str) -> int | None:
-    """Return the width that a variant's name states, of a mixed one its first; None without one."""
+    """Return the first width that a variant's name states, None if it states none."""
     found = _WIDTH.match(folder)
     return int(found.group(1)) if found else None
 

@@ -1,4 +1,4 @@
-"""Find the folder of a model that a user names, and settle which of its variants is meant.
+"""Find the folder and the variant that a user's name for a model means.
 
 A name is a hub id, `id/PQ5`, or a folder: a repository's root or one of its PQ folders. What is not
 on this machine is downloaded by `hub`. Nothing here opens the weights: that is `repository`.
@@ -12,12 +12,12 @@ from .layout import CODED_FILE, PLAIN, list_variants, read_settings, root_weight
 
 
 def local_path(model: str) -> Path:
-    """Return where a model is if it is a folder; a home folder that nobody has stays as it is."""
+    """Return a model's name as a path, `~` expanded where there is such a user."""
     return Path(os.path.expanduser(model))
 
 
 def find(model: str, variant: str | None) -> tuple[Path, str | None]:
-    """Find the folder of a model, local or on the hub, and settle which variant is meant.
+    """Find the folder and the variant of a model, on this machine or on the hub.
 
     Returns the folder that holds the weights, and the variant's name if it has one.
     Raises: SourceError when the model or the variant does not exist or several could be meant.
@@ -32,7 +32,7 @@ def find(model: str, variant: str | None) -> tuple[Path, str | None]:
 
 
 def find_local(model: str, variant: str | None) -> tuple[Path, str | None] | None:
-    """Find the folder of a model on this machine as `find` does; None for what is not here.
+    """Find a model as `find` does, on this machine alone; None when it is not here.
 
     Raises: SourceError when the folder lacks the variant or several could be meant.
     """

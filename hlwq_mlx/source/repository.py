@@ -152,7 +152,7 @@ class Source:
         return [file.path for file in self._files]
 
     def evidence(self) -> Iterator[str]:
-        """Say for every width what was found and how it was settled."""
+        """Yield a line for every width: what was found and how it was decided."""
         kinds = Counter(
             (self.coded[name].bits, reading.evidence) for name, reading in self.readings.items()
         )
@@ -222,7 +222,7 @@ class Source:
         return gather(parts, read_settings(self.folder), bits), plain
 
     def _stated_table(self) -> str | None:
-        """Return the table that our own encoder left a note of, if this is its work."""
+        """Return the table that our own encoder noted in the metadata, None for files of others."""
         stated = {file.metadata.get(TABLE_KEY, "") for file in self._files}
         return next(iter(stated & CENTROIDS.keys()), None)
 
