@@ -115,7 +115,10 @@ def choose_variant(repository: str, files: list[str], variant: str | None) -> st
 
 
 def _is_in(name: str, folder: str, file: str) -> bool:
-    """Return whether a file lies right below a matching folder of the root."""
+    """Return whether a file lies right below a matching folder of the root.
+
+    Its name becomes a path here, so it may hold nothing that leads elsewhere.
+    """
     parts = name.split("/")
     patterns = (folder, file)
     return len(parts) == 2 and all(map(is_plain, parts)) and all(map(fnmatchcase, parts, patterns))

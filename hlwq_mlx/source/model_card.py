@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 
 class Figures(NamedTuple):
-    """Download in GB, cos_sim, prompts of three answered as bf16 does, hardware."""
+    """The columns of the card: download in GB, cos_sim, prompts of three answered as bf16 does, hardware."""
 
     download_gb: float | None
     cos_sim: float | None

@@ -164,7 +164,7 @@ def _affine(
 
 
 def _stock_config(config: Mapping[str, Any], args: Gemma4Config) -> dict[str, Any]:
-    """Return a config in stock keys, for text alone; keys whose default differs there are all set."""
+    """Return a config in stock keys, for text alone, with every key whose default differs there."""
     text = dict(config["text_config"])
     text.pop("per_layer_config", None)
     text |= {
