@@ -4,7 +4,7 @@ UNITS = (("GB", 1e9), ("MB", 1e6))
 
 
 def spell_bytes(size: float) -> str:
-    """Spell a size in the largest unit that it fills, kB at least."""
+    """Return a size as text, in the largest unit that it fills, kB at least."""
     for unit, scale in UNITS:
         if size >= scale:
             return f"{size / scale:.2f} {unit}"

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 
 class Figures(NamedTuple):
-    """The columns of the card: download in GB, cos_sim, prompts of three answered as bf16 does, hardware."""
+    """Download in GB, cos_sim, prompts of three answered as bf16 does, hardware, of the card."""
 
     download_gb: float | None
     cos_sim: float | None
