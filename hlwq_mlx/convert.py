@@ -49,12 +49,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parse, convert, print the summary."""
     arguments = make_parser().parse_args(argv)
     from .disk import atomic
-    from .source import repository as source
+    from .source.locate import find
+    from .source.repository import Source
     from .write import convert
 
     atomic.require_new(arguments.output)
-    folder, variant = source.find(arguments.model, arguments.variant)
-    opened = source.Source(
+    folder, variant = find(arguments.model, arguments.variant)
+    opened = Source(
         folder,
         variant,
         bit_order=None if arguments.bit_order == "auto" else arguments.bit_order,

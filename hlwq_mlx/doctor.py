@@ -87,8 +87,8 @@ def verify(model: str) -> str:
 
     from .disk.sizes import format_bytes
     from .folder import checksums
-    from .folder.manifest import is_ours
-    from .source.repository import local_path
+    from .folder.folder import is_ours
+    from .source.locate import local_path
 
     folder = local_path(model)
     if not is_ours(folder):

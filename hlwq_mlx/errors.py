@@ -15,7 +15,7 @@ class ConfigError(HLWQError, ValueError):
     """A model configuration lacks a key, or asks for something that is not implemented."""
 
 
-class SourceError(HLWQError, OSError):
+class SourceError(HLWQError):
     """A source repository, variant or file cannot be found or reached."""
 
 

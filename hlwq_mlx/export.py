@@ -37,11 +37,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parse, export, print what was written."""
     arguments = make_parser().parse_args(argv)
     from .disk import atomic
-    from .source import repository as source
+    from .source.locate import find
+    from .source.repository import Source
     from .write import export
 
     atomic.require_new(arguments.output)
-    opened = source.Source(*source.find(arguments.model, arguments.variant))
+    opened = Source(*find(arguments.model, arguments.variant))
     if arguments.bf16:
         exported = export.export_bf16(opened, arguments.output)
     else:

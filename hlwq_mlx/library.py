@@ -25,12 +25,14 @@ from .engine.sampling import Sampling
 from .engine.step import Chosen
 from .errors import RequestError
 from .folder import loading, side_files
+from .folder.folder import Folder
 from .gemma4.caches import WHOLE, Caching
 from .gemma4.model import Model
 from .write.cache import CACHE_VARIABLE as CACHE_VARIABLE
 from .write.cache import DEMO as DEMO
 from .write.cache import DEMO_VARIANT as DEMO_VARIANT
 from .write.cache import converted_folder as converted_folder
+from .write.cache import open_folder as open_folder
 
 DEFAULT_MAX_TOKENS = 256
 
@@ -77,9 +79,16 @@ def load(model: str | Path, variant: str | None = None) -> tuple[Model, Tokenize
     `model` is a hub id (`owner/name`, `owner/name/PQ5`), a source folder or a converted folder.
     Raises: an HLWQError that says what is missing.
     """
-    folder = converted_folder(str(model), variant)
+    return load_folder(open_folder(str(model), variant))
+
+
+def load_folder(folder: Folder) -> tuple[Model, Tokenizer]:
+    """Load the model and the tokenizer of a folder that is open.
+
+    Raises: as `load`.
+    """
     tokenizer = side_files.open_tokenizer(folder)  # first, so that damage is found before the work
-    return loading.load(folder), tokenizer
+    return loading.load_folder(folder), tokenizer
 
 
 def prompt_ids(

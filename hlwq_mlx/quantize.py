@@ -59,8 +59,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parse, quantize, print the report."""
     arguments = make_parser().parse_args(argv)
     from .disk import atomic
-    from .source import hub, rules
-    from .source import repository as source
+    from .source import rules
+    from .source.layout import PLAIN
+    from .source.locate import find
+    from .source.repository import Source
     from .write.quantize import Encoder
 
     if arguments.variant:
@@ -72,9 +74,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     is_published = arguments.layout == "published"
     output = arguments.output / name if is_published else arguments.output
     atomic.require_new(output)
-    folder, _ = source.find(arguments.model, hub.PLAIN)
+    folder, _ = find(arguments.model, PLAIN)
     encoder = Encoder(arguments.table, BEST_REFITS if arguments.refit else 0)
-    opened = source.Source(folder)
+    opened = Source(folder)
     if is_published:
         report = add_variant(opened, rule, output, encoder)
     else:

@@ -50,10 +50,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def serve(arguments: argparse.Namespace, passed_on: Sequence[str]) -> None:
     """Serve the model that the arguments name."""
-    from .disk.jsonfile import read_json
     from .engine.sampling import Sampling
     from .folder import side_files
-    from .gemma4.config import Gemma4Config
     from .memory.verdict import plan
     from .mlxlm import server
 
@@ -61,12 +59,12 @@ def serve(arguments: argparse.Namespace, passed_on: Sequence[str]) -> None:
     folder = cli.folder_for(arguments, settings)
     verdict = plan(folder, replace(settings, has_towers=True))  # any request may bring a picture
     side_files.open_tokenizer(folder)  # mlx-lm loads it again, and would end in a traceback
-    sampling = Sampling.from_generation_config(side_files.generation_config(folder))
-    text = Gemma4Config.from_dict(read_json(folder / "config.json")).text_config
+    sampling = Sampling.from_generation_config(folder.generation)
+    most = folder.args.text_config.max_position_embeddings
     server.run(
         folder,
         caching=settings.caching,
-        context=verdict.longest_context or text.max_position_embeddings,  # it may be forced
+        context=verdict.longest_context or most,  # it may be forced
         http=arguments.allow_http,
         options=[
             *("--chat-template-args", arguments.chat_template_args),

@@ -16,7 +16,7 @@ from hlwq_mlx.dialog import template
 from hlwq_mlx.dialog.parts import Medium
 from hlwq_mlx.engine.sampling import Sampling
 from hlwq_mlx.errors import RequestError, SourceError
-from hlwq_mlx.folder.manifest import is_ours
+from hlwq_mlx.folder.folder import is_ours
 from hlwq_mlx.library import Session
 from hlwq_mlx.quant import device
 

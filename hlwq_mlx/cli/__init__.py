@@ -1,7 +1,15 @@
 """Shared by the commands: options, their meaning, printing, and the boundary around a command."""
 
 from .arguments import answer_options, content_of, folder_for, load_for, settings_for, tuned
-from .boundary import EXIT_ERROR, EXIT_INTERRUPTED, as_error, print_error, program, run
+from .boundary import (
+    EXIT_ERROR,
+    EXIT_INTERRUPTED,
+    as_error,
+    leave_current_folder,
+    print_error,
+    program,
+    run,
+)
 from .console import PATIENCE_S, note, print_piece, print_stderr, progress, result
 from .options import (
     CONTEXT,
@@ -70,3 +78,6 @@ __all__ = [
     "text",
     "tuned",
 ]
+
+# Now, since a command imports other libraries next, and some before `run`.
+leave_current_folder()

@@ -14,6 +14,7 @@ from .console import note, progress
 if TYPE_CHECKING:
     from ..dialog.tokenizer import Tokenizer
     from ..engine.sampling import Sampling
+    from ..folder.folder import Folder
     from ..gemma4.model import Model
     from ..memory.need import Settings
 
@@ -67,14 +68,14 @@ def settings_for(arguments: argparse.Namespace, context: int) -> "Settings":
     return Settings(context, arguments.prefill_step_size, caching, has_towers)
 
 
-def folder_for(arguments: argparse.Namespace, settings: "Settings") -> Path:
-    """Return the converted folder of the model that the arguments name.
+def folder_for(arguments: argparse.Namespace, settings: "Settings") -> "Folder":
+    """Open the converted folder of the model that the arguments name.
 
     Without --model it is the demo's, and stderr says so.
     Raises: DeviceError for a model that does not fit this machine, unless --force is given.
     """
     from ..memory.verdict import check_before_download, plan
-    from ..write.cache import DEMO, DEMO_VARIANT, converted_folder
+    from ..write.cache import DEMO, DEMO_VARIANT, open_folder
 
     model, variant = arguments.model, arguments.variant
     if model is None:
@@ -86,7 +87,7 @@ def folder_for(arguments: argparse.Namespace, settings: "Settings") -> Path:
         )
     if not arguments.force:
         check_before_download(model, variant, settings)
-    folder = converted_folder(model, variant)
+    folder = open_folder(model, variant)
     if not arguments.force:
         plan(folder, settings).require()
     return folder
@@ -102,6 +103,6 @@ def load_for(
     given = {name: getattr(arguments, name) for name in ("temp", "top_p", "top_k", "min_p")}
     Sampling().override(**given)  # first, so that a wrong option is refused before the work
     folder = folder_for(arguments, settings)
-    recommended = Sampling.from_generation_config(side_files.generation_config(folder))
-    tokenizer = side_files.open_tokenizer(folder)  # what is damaged there is told before the work
-    return loading.load(folder), tokenizer, recommended.override(**given)
+    recommended = Sampling.from_generation_config(folder.generation)
+    tokenizer = side_files.open_tokenizer(folder)  # first, so that damage is found before the work
+    return loading.load_folder(folder), tokenizer, recommended.override(**given)

@@ -49,6 +49,19 @@ def run(command: Callable[[Sequence[str] | None], None], argv: Sequence[str] | N
     return 0
 
 
+def leave_current_folder() -> None:
+    """Take the current folder off the path of imports, where `python -m` puts it first.
+
+    It may be a model's, and a `tokenizers.py` in it would be imported in the library's place. Our
+    own modules are found through their package. The `hlwq` command and `python -P -m` never put
+    it there.
+    """
+    started = getattr(sys.modules["__main__"], "__spec__", None)
+    is_module = started is not None and started.name.partition(".")[0] == "hlwq_mlx"
+    if is_module and not sys.flags.safe_path and sys.path[:1] == [os.getcwd()]:
+        del sys.path[0]
+
+
 def print_error(problem: Exception) -> None:
     """Print what went wrong as one line, after its traceback if $HLWQ_TRACEBACK asks for that."""
     if os.environ.get(TRACEBACK_VARIABLE):

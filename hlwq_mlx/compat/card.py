@@ -23,7 +23,6 @@ from ..engine.answer import generate_tokens
 from ..engine.request import Prepared, Request
 from ..engine.sampling import Sampling
 from ..errors import RequestError
-from ..folder import side_files
 from ..gemma4.caches import KV_BITS, WHOLE, Caching
 from ..gemma4.model import Model
 
@@ -128,11 +127,10 @@ class HLWQModel:
             raise RequestError(
                 f"[kv_cache_nbits] needed None, 4 or 8, got {kv_cache_nbits}. Choose one of these."
             )
-        folder = library.converted_folder(str(repo_or_path), variant)
-        model, tokenizer = library.load(folder)
-        config = side_files.generation_config(folder)
-        caching = Caching(kv_cache_nbits)
-        return cls(model, tokenizer, Sampling.from_generation_config(config), caching)
+        folder = library.open_folder(str(repo_or_path), variant)
+        model, tokenizer = library.load_folder(folder)
+        sampling = Sampling.from_generation_config(folder.generation)
+        return cls(model, tokenizer, sampling, Caching(kv_cache_nbits))
 
     @property
     def device(self) -> str:

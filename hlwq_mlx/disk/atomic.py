@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ..errors import DeviceError, HLWQError, SourceError
+from ..errors import DeviceError, SourceError
 from . import failures
 from .sizes import format_bytes
 
@@ -31,7 +31,7 @@ def require_new(output: Path) -> None:
 
 @contextmanager
 def building(output: Path) -> Iterator[Path]:
-    """Yield a folder that takes the name `output` when the block ends well, else vanishes.
+    """Yield a folder that is renamed to `output` when the block ends well, else removed.
 
     Raises: SourceError when `output` exists, before the block or after it; DeviceError when the
     disk does not take what the block writes.
@@ -43,7 +43,7 @@ def building(output: Path) -> Iterator[Path]:
 
 @contextmanager
 def scratch(output: Path) -> Iterator[Path]:
-    """Yield a folder beside `output`, for what leads to it, that vanishes when the block ends.
+    """Yield a temporary folder beside `output`, removed when the block ends.
 
     What a killed run left behind is removed by the next run for the same output; what a live one is
     still writing, in whatever thread, process or container, is left alone. Where the file system
@@ -58,8 +58,6 @@ def scratch(output: Path) -> Iterator[Path]:
         _clear(output.parent, prefix)
         with _locked_folder(output.parent, prefix) as folder:
             yield folder
-    except HLWQError:
-        raise
     except OSError as problem:
         raise DeviceError(
             f"[output] needed to write {output}, got {failures.cause(problem)}. "
@@ -82,7 +80,7 @@ def require_room(folder: Path, size: int) -> None:
 
 
 def place(path: Path, output: Path) -> None:
-    """Give what is finished its name, once all of it is on the disk.
+    """Rename a finished file or folder to `output`, once all of it is on the disk.
 
     A crash of the system then leaves either nothing of that name or the whole. A file replaces a
     file that another process made meanwhile.
@@ -98,7 +96,7 @@ def place(path: Path, output: Path) -> None:
 
 
 def _flush_all(path: Path) -> None:
-    """Bring a file, or a folder with what is in it, to the disk."""
+    """Flush a file, or a folder and everything in it, to the disk."""
     if path.is_dir():
         for inner in path.iterdir():
             _flush_all(inner)
@@ -106,7 +104,7 @@ def _flush_all(path: Path) -> None:
 
 
 def _flush(path: Path) -> None:
-    """Bring a file's bytes, or a folder's names, to the disk."""
+    """Flush a file's bytes, or a folder's names, to the disk."""
     with _opened(path) as handle:
         try:
             os.fsync(handle)
@@ -116,7 +114,7 @@ def _flush(path: Path) -> None:
 
 
 def _clear(parent: Path, prefix: str) -> None:
-    """Remove what dead runs left: a lock ends with its process."""
+    """Remove folders of dead runs, whose locks ended with their processes."""
     for path in parent.iterdir():
         if path.name.startswith(prefix):
             # Another run may be clearing it too, or writing it.

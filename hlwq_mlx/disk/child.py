@@ -2,21 +2,23 @@
 
 This file is also what the child runs: it takes the limits upon itself and then runs the script.
 It imports nothing of ours, so that the child starts in a moment. Linux enforces both limits;
-macOS enforces the time alone, so the parent watches the memory.
+macOS enforces the time alone, so the parent watches the memory; `watched` does so for any process.
 """
 
-import contextlib
 import resource
 import runpy
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-_GLANCE_S = 0.02
+_GLANCE_S = 0.005
 _TOO_LONG = (-signal.SIGXCPU, -signal.SIGKILL)
 
 
@@ -44,13 +46,11 @@ def run(script: Path, given: bytes, limits: Limits) -> bytes:
     with tempfile.TemporaryFile() as inward, tempfile.TemporaryFile() as outward:
         inward.write(given)
         inward.seek(0)
-        with subprocess.Popen(
-            command, stdin=inward, stdout=outward, stderr=subprocess.DEVNULL
-        ) as process:
-            try:
-                _watch(process, limits)
-            finally:
-                process.kill()
+        process = subprocess.Popen(command, stdin=inward, stdout=outward, stderr=subprocess.DEVNULL)
+        with watched(process, limits) as reasons:
+            process.wait()
+        if reasons:
+            raise Ended(reasons[0])
         if process.returncode in _TOO_LONG:
             raise Ended(f"more than {limits.cpu_s} s of computing")
         if process.returncode:
@@ -59,20 +59,37 @@ def run(script: Path, given: bytes, limits: Limits) -> bytes:
         return outward.read()
 
 
-def _watch(process: "subprocess.Popen[bytes]", limits: Limits) -> None:
-    """Wait for a process to end.
+@contextmanager
+def watched(process: "subprocess.Popen[bytes]", limits: Limits) -> Iterator[list[str]]:
+    """End a process when it passes a limit of memory or of the clock, or when the block is left.
 
-    Raises: Ended at a limit.
+    A thread watches, so that the block can read from the process. After the block, the list holds
+    the reason if the process was ended at a limit.
     """
+    reasons: list[str] = []
+    watch = threading.Thread(target=_watch, args=(process, limits, reasons), daemon=True)
+    watch.start()
+    try:
+        yield reasons
+        process.wait()
+    finally:
+        process.kill()
+        process.wait()
+        watch.join()
+
+
+def _watch(process: "subprocess.Popen[bytes]", limits: Limits, reasons: list[str]) -> None:
+    """Wait for a process to end, or end it and add the reason."""
     deadline = time.monotonic() + limits.wall_s
-    while True:
-        with contextlib.suppress(subprocess.TimeoutExpired):
+    while not reasons:
+        with suppress(subprocess.TimeoutExpired):
             process.wait(_GLANCE_S)
             return
         if _resident_bytes(process.pid) > limits.memory_bytes:
-            raise Ended(f"more than {limits.memory_bytes >> 20} MB of memory")
-        if time.monotonic() > deadline:
-            raise Ended(f"more than {limits.wall_s:.0f} s")
+            reasons.append(f"more than {limits.memory_bytes / 1e6:.0f} MB of memory")
+        elif time.monotonic() > deadline:
+            reasons.append(f"more than {limits.wall_s:.0f} s")
+    process.kill()
 
 
 def _resident_bytes(pid: int) -> int:

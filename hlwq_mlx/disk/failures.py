@@ -1,4 +1,4 @@
-"""What a failed call to the system means: the cause as it is, and what to do about that one.
+"""Turn a failed call to the system into its cause, as it is, and advice for that cause.
 
 Not where files are opened. Only a full disk is called a full disk.
 """
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..errors import HLWQError, SourceError
+from ..errors import SourceError
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 _FULL = "Free disk space, or choose another folder."
@@ -39,7 +39,7 @@ def advice(problem: OSError) -> str:
 
 
 def cause(problem: OSError) -> str:
-    """Return the system's own words, and which file they are about where it says so."""
+    """Return the system's own words, and the file they are about if it names one."""
     about = f" ({problem.filename})" if problem.filename else ""
     return f"'{problem.strerror or problem}'{about}"
 
@@ -49,8 +49,6 @@ def reading(path: Path) -> Iterator[None]:
     """Turn an OSError of the block, which reads `path`, into a SourceError that names it."""
     try:
         yield
-    except HLWQError:
-        raise
     except OSError as problem:
         raise SourceError(
             f"[{path.name}] needed to read {path}, got '{problem.strerror or problem}'. "

@@ -1,4 +1,4 @@
-"""Values from a file, held against a dataclass: the types of its fields and their stated bounds.
+"""Check values from a file against a dataclass: the types of its fields and their stated bounds.
 
 A number that a file sets may pick how much memory is taken or what is divided by. So each number
 says at its field what it may be, and a field cannot have a value that its bounds do not allow.
@@ -33,14 +33,14 @@ class Kind(NamedTuple):
     bounds: Bounds | None
 
     def describe(self) -> str:
-        """Spell what is accepted."""
+        """Return the accepted types and bounds as text."""
         named = [SPELLED[option] for option in self.options]
         if self.bounds is not None:
             named[0] += f" from {self.bounds.least} to {self.bounds.most}"
         return " or ".join(named)
 
     def accepts(self, value: Any) -> bool:
-        """Say whether a value is of one of the types, and within the bounds."""
+        """Return whether a value is of one of the types, and within the bounds."""
         found = {type(value), float} if type(value) is int else {type(value)}
         if found.isdisjoint(self.options):
             return False
@@ -80,6 +80,6 @@ def checked(form: type, values: Mapping[str, Any], where: str) -> dict[str, Any]
 
 
 def shown(value: Any) -> str:
-    """Spell a value for an error, cut to a line."""
+    """Format a value for an error, cut to a line."""
     text = repr(value)
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."

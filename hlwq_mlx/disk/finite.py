@@ -1,4 +1,4 @@
-"""Whether floating numbers on their way to a file are finite, told from their exponents' bits.
+"""Find NaN and infinity among floating numbers by the bits of their exponents.
 
 Looks at a cache's worth at a time, so that it costs little beside writing them.
 """
@@ -20,7 +20,7 @@ _STEP_BYTES = 1 << 18
 
 
 def find_not_finite(raw: NDArray[np.uint8], dtype: str) -> int | None:
-    """Return where the first number is that is NaN or infinite; None when all are finite.
+    """Return the index of the first number that is NaN or infinite; None when all are finite.
 
     Shapes: raw, the bytes of whole numbers of a safetensors dtype.
     """

@@ -1,4 +1,4 @@
-"""A JSON object from a file that nobody vouches for.
+"""Read a JSON object from a file that may be damaged or hostile.
 
 More is refused than the standard library would: two keys of one name, of which it would take the
 last; NaN and infinities, which are no JSON; and what only a hostile file is: nested deeper than

@@ -1,4 +1,4 @@
-"""Names that a folder or a hub states: of files in that very folder, or they are refused.
+"""Check names that a folder or a hub states: they must be of files in that very folder.
 
 A name with a path in it could lead to any file of this machine.
 """

@@ -20,7 +20,7 @@ class Runs:
         self._by_stop: dict[int, tuple[int, Any]] = {}
 
     def add(self, at: int, raw: bytes | memoryview) -> None:
-        """Take bytes that are written at a place of the file into account."""
+        """Add bytes that are written at byte `at` of the file."""
         if not len(raw):
             return
         start, digest = self._by_stop.pop(at, None) or (at, hashlib.new(ALGORITHM))

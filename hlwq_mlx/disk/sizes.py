@@ -1,10 +1,10 @@
-"""Sizes of files and memory as people read them; here alone, so that all say it alike."""
+"""Sizes of files and memory as people read them, in one form everywhere."""
 
 UNITS = (("GB", 1e9), ("MB", 1e6))
 
 
 def format_bytes(size: float) -> str:
-    """Spell a size in the largest unit that it fills, kB at least."""
+    """Return a size as text, in the largest unit that it fills, kB at least."""
     for unit, scale in UNITS:
         if size >= scale:
             return f"{size / scale:.2f} {unit}"

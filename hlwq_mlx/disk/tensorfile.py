@@ -38,7 +38,7 @@ _ALIGNMENT = 8
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """What a header says of one tensor."""
+    """The dtype and shape that a header states for one tensor."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -53,7 +53,7 @@ class TensorSpec:
 
 
 def checked_spec(where: str, name: str, dtype: str, shape: Iterable[int]) -> TensorSpec:
-    """Return what a header says of a tensor; `where` is the file.
+    """Return a tensor's dtype and shape, checked; `where` is the file.
 
     Raises: CheckpointError for an unknown dtype.
     """
@@ -97,7 +97,7 @@ class TensorFile:
         self._map: NDArray[np.uint8] = np.memmap(path, dtype=np.uint8, mode="r")
 
     def start(self, name: str) -> int:
-        """Say at which byte of the file a tensor begins."""
+        """Return at which byte of the file a tensor begins."""
         return self._data_start + self._offsets[name]
 
     def view(self, name: str) -> NDArray[Any]:

@@ -12,36 +12,39 @@ from mlx import nn
 from mlx.utils import tree_flatten
 from tqdm import tqdm
 
-from ..disk.jsonfile import read_json
 from ..disk.tensorfile import TensorFile
 from ..errors import CheckpointError, raise_all
-from ..gemma4.config import Gemma4Config
 from ..gemma4.model import Model, Resources
 from ..gemma4.towers.tower import TOWER_PREFIXES, Tower, make_tower, no_tower, prefixes
 from ..quant import device, fuse
 from ..quant.layers import CodedLayer
-from ..source.repository import weight_map
+from .folder import Folder
 from .identity import require_same
-from .manifest import manifest_of
-from .names import INDEX_NAME, CodedNames, check_depths, row_table_shape, shapes_of
+from .names import CodedNames, check_depths, row_table_shape, shapes_of
 from .rows import FILE_NAME as ROW_STORE
 from .rows import RowStore
 
 _PATIENCE_S = 1.0
 
 
-def load(folder: Path) -> Model:
+def load(path: Path) -> Model:
+    """Load the converted folder at a path, ready to answer.
+
+    Raises: as `Folder.open` and `load_folder`.
+    """
+    return load_folder(Folder.open(path))
+
+
+def load_folder(folder: Folder) -> Model:
     """Load a converted folder, ready to answer.
 
     Raises: CheckpointError listing all that is missing, damaged, extra or of another shape.
     """
-    config = read_json(folder / "config.json")
-    manifest_of(folder, config)
-    args = Gemma4Config.from_dict(config)
-    check_depths(args, weight_map(folder / INDEX_NAME))
-    model = Model(args, resources(args, folder))
+    _ = folder.manifest  # a folder of another format is refused as that, not by its config
+    check_depths(folder.args, folder.weight_map)
+    model = Model(folder.args, resources(folder))
     _load_weights(
-        *(model, folder, model.args),
+        *(model, folder),
         lambda name: not (name.startswith(TOWER_PREFIXES) or model.is_dead(name)),
     )
     model.eval()
@@ -49,33 +52,31 @@ def load(folder: Path) -> Model:
     return model
 
 
-def load_tower(args: Gemma4Config, folder: Path, kind: str) -> Tower:
+def load_tower(folder: Folder, kind: str) -> Tower:
     """Load a tower of a converted folder, reading its own tensors alone.
 
     Raises: RequestError when there is no such tower; CheckpointError listing all that is missing,
     damaged, extra or of another shape.
     """
-    tower = make_tower(args, kind)
+    tower = make_tower(folder.args, kind)
     mine = prefixes(kind)
-    if not any(name.startswith(mine) for name in weight_map(folder / INDEX_NAME)):
+    if not any(name.startswith(mine) for name in folder.weight_map):
         raise no_tower(kind)
-    _load_weights(tower, folder, args, lambda name: name.startswith(mine))
+    _load_weights(tower, folder, lambda name: name.startswith(mine))
     tower.eval()
     prepare(tower)
     return tower
 
 
-def _load_weights(
-    module: nn.Module, folder: Path, args: Gemma4Config, belongs: Callable[[str], bool]
-) -> None:
-    """Give a part its weights, unread; it alone holds them then, and so may let go of some."""
-    weights = cast(_read_shards(folder, args, belongs))
+def _load_weights(module: nn.Module, folder: Folder, belongs: Callable[[str], bool]) -> None:
+    """Load a part's weights without reading them; only the part holds them, so it can drop some."""
+    weights = cast(_read_shards(folder, belongs))
     check_weights(module, weights)
     module.load_weights(list(weights.items()), strict=True)
 
 
 def prepare(model: nn.Module) -> None:
-    """Read all weights and make the product of every coded one, which the first answer would do.
+    """Read all weights and prepare the product of every coded one, so the first answer need not.
 
     Where kernels run, layers that share an input become one first, and the model no checkpoint any
     more. Goes layer by layer, so that what is only passed through, as weights before their cast, is
@@ -102,44 +103,41 @@ def cast(weights: Mapping[str, mx.array]) -> dict[str, mx.array]:
     }
 
 
-def resources(args: Gemma4Config, folder: Path) -> Resources:
+def resources(folder: Folder) -> Resources:
     """Open what a model reads of its folder while it runs: its row store, and towers when needed.
 
     Raises: CheckpointError when the store is missing, damaged or of another conversion.
     """
-    found = Resources(load_tower=partial(load_tower, args, folder), folder=folder)
-    for shape in row_table_shape(args).values():
-        rows = RowStore(folder / ROW_STORE)
+    found = Resources(load_tower=partial(load_tower, folder), folder=folder.path)
+    for shape in row_table_shape(folder.args).values():
+        rows = RowStore(folder.path / ROW_STORE)
         if rows.shape != shape:
             raise CheckpointError(
                 f"[{ROW_STORE}] needed {shape} by config.json, got {rows.shape}. "
                 "The files do not belong together; convert the model again."
             )
-        require_same(TensorFile(folder / ROW_STORE), args.quantization_config or {})
+        require_same(TensorFile(folder.path / ROW_STORE), folder.manifest)
         found = found._replace(rows=rows)
     return found
 
 
-def require_own_shards(args: Gemma4Config, folder: Path) -> None:
-    """Check that every shard is of the conversion that the config is of, for who loads them itself.
+def require_own_shards(folder: Folder) -> None:
+    """Check that every shard is of the folder's conversion; mlx-lm loads shards without asking us.
 
     Raises: CheckpointError for one that is not; SourceError for one that is missing.
     """
-    for file in sorted(set(weight_map(folder / INDEX_NAME).values())):
-        require_same(TensorFile(folder / file), args.quantization_config or {})
+    for path in folder.shards:
+        require_same(TensorFile(path), folder.manifest)
 
 
-def _read_shards(
-    folder: Path, args: Gemma4Config, belongs: Callable[[str], bool]
-) -> dict[str, mx.array]:
+def _read_shards(folder: Folder, belongs: Callable[[str], bool]) -> dict[str, mx.array]:
     """Map the tensors whose names belong to a part; shards without one are not touched."""
-    index = weight_map(folder / INDEX_NAME)
-    files = {name: file for name, file in index.items() if belongs(name)}
+    files = {name: file for name, file in folder.weight_map.items() if belongs(name)}
     weights: dict[str, mx.array] = {}
     for file in sorted(set(files.values())):
         # A clear error for a damaged file, before MLX maps it.
-        require_same(TensorFile(folder / file), args.quantization_config or {})
-        shard = mx.load(str(folder / file))
+        require_same(TensorFile(folder.path / file), folder.manifest)
+        shard = mx.load(str(folder.path / file))
         assert isinstance(shard, dict)
         weights |= {name: weight for name, weight in shard.items() if belongs(name)}
     raise_all(
@@ -150,7 +148,7 @@ def _read_shards(
 
 
 def check_weights(module: nn.Module, weights: Mapping[str, mx.array]) -> None:
-    """Hold the weights of a part, unread, against its shapes.
+    """Check the names and shapes of a part's weights, which are not read yet.
 
     Raises: CheckpointError listing all that is missing, extra or of another shape.
     """

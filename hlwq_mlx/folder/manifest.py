@@ -4,13 +4,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..disk.jsonfile import read_json
-from ..errors import CheckpointError, SourceError
+from ..errors import CheckpointError
 from ..gemma4.config import MULTIMODAL
 from ..quant.packing import BLOCK
 from ..source.coded import SHOWN
 from ..source.detect import Reading
-from ..source.hub import PLAIN
 
 MODEL_TYPE = MULTIMODAL[1]
 METHOD = "hlwq"
@@ -50,12 +48,6 @@ def make_manifest(
     }
 
 
-def is_ours(folder: Path) -> bool:
-    """Say whether a folder is one that `convert` wrote."""
-    path = folder / "config.json"
-    return path.is_file() and read_json(path).get("model_type") == MODEL_TYPE
-
-
 def manifest_of(folder: Path, config: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the manifest in a converted folder's config.json.
 
@@ -77,7 +69,7 @@ def manifest_of(folder: Path, config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _problem_of(manifest: Mapping[str, Any]) -> str | None:
-    """Return what of a manifest is not as `convert` writes it, or None."""
+    """Return the first thing in a manifest that `convert` would not have written, or None."""
     tensors, tables = manifest.get("tensors"), manifest.get("tables")
     if not isinstance(tensors, dict) or not isinstance(tables, dict):
         return "none with tensors and tables"
@@ -105,16 +97,3 @@ def _is_list_of(value: Any, kind: type) -> bool:
 def _short(value: object) -> str:
     text = repr(value)
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
-
-
-def require_variant(folder: Path, variant: str | None) -> None:
-    """Refuse a variant that a converted folder is not of; None asks for none.
-
-    Raises: SourceError naming both; CheckpointError as `manifest_of`.
-    """
-    made_of = manifest_of(folder, read_json(folder / "config.json")).get("variant") or PLAIN
-    if variant is not None and variant.lower() != made_of.lower():
-        raise SourceError(
-            f"[{folder}] needed {variant}, got a folder converted from {made_of}. "
-            "Name the repository it came from, or leave --variant out."
-        )

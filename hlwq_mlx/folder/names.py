@@ -34,7 +34,7 @@ class CodedNames(NamedTuple):
 
 
 def coded_names(weight: str) -> CodedNames:
-    """Name the tensors of a coded weight `x.weight`."""
+    """Return the names of the tensors that a coded weight `x.weight` becomes."""
     module = weight.removesuffix(".weight")
     return CodedNames(f"{module}.codes", f"{module}.norms", f"{module}.centroids")
 
@@ -87,5 +87,5 @@ def row_table_shape(args: Gemma4Config) -> dict[str, Shape]:
 
 
 def padded_shape(shape: Shape) -> Shape:
-    """The shape a coded matrix has whose source does not tell how far it is padded."""
+    """Return the shape of a coded matrix with its columns padded to whole blocks."""
     return (*shape[:-1], -(-shape[-1] // BLOCK) * BLOCK) if len(shape) == 2 else shape

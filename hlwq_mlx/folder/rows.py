@@ -36,7 +36,7 @@ _LARGEST = 127
 
 
 def coded_specs(shape: tuple[int, int]) -> tuple[TensorSpec, TensorSpec]:
-    """Say what the codes and the scales of a table of 8-bit rows are."""
+    """Return the dtypes and shapes of the codes and the scales of a table of 8-bit rows."""
     return TensorSpec("I8", shape), TensorSpec("F16", (shape[0], -(-shape[1] // GROUP)))
 
 
@@ -67,7 +67,7 @@ def code_rows(rows: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.f
 
 
 def decode_rows(codes: NDArray[np.int8], scales: NDArray[np.float16]) -> NDArray[np.float32]:
-    """Return what 8-bit rows stand for.
+    """Decode 8-bit rows to float32.
 
     Shapes: codes [..., W], scales [..., W/32] -> [..., W].
     """
@@ -159,7 +159,7 @@ def _read(table: _Rows, scales: _Rows | None, ids: Sequence[int]) -> mx.array:
 
 
 def _find_plain(path: Path, specs: Mapping[str, TensorSpec]) -> str:
-    """Name the one floating matrix."""
+    """Return the name of the one floating matrix."""
     name, spec = next(iter(specs.items()), ("nothing", TensorSpec("", ())))
     if len(specs) != 1 or len(spec.shape) != 2 or spec.dtype not in _DTYPES:
         raise CheckpointError(
@@ -170,7 +170,7 @@ def _find_plain(path: Path, specs: Mapping[str, TensorSpec]) -> str:
 
 
 def _find_coded(path: Path, specs: Mapping[str, TensorSpec]) -> str:
-    """Name the codes among codes and scales that fit each other."""
+    """Return the name of the codes, beside which there are scales that fit."""
     for name, spec in specs.items():
         others = [other for key, other in specs.items() if key != name]
         if len(spec.shape) == 2 and [spec, *others] == list(coded_specs(spec.shape)):

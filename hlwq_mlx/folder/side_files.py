@@ -23,11 +23,11 @@ from ..errors import CheckpointError, ConfigError, DeviceError, HLWQError, Sourc
 from ..gemma4.config import Gemma4Config
 from ..media.processor import Processor
 from ..source.code_keys import CODE_KEYS, without_code
-from ..source.repository import Source, find_local, local_path
-from .manifest import TEMPLATES_KEY, is_ours, manifest_of
+from ..source.locate import find_local, local_path
+from ..source.repository import Source
+from .folder import CONFIG, GENERATION, Folder
+from .manifest import TEMPLATES_KEY
 
-CONFIG = "config.json"
-GENERATION = "generation_config.json"
 TEMPLATE = "chat_template.jinja"
 TOKENIZER = tokenizer.FILE_NAME
 SENTENCEPIECE = "tokenizer.model"
@@ -43,7 +43,7 @@ _LARGEST_BYTES = 1 << 28  # Gemma 4's tokenizer.json has 33 MB
 
 @dataclass(frozen=True)
 class Copied:
-    """What is worth saying of copied files: warnings, and digests of the templates tried."""
+    """Warnings about copied files, and digests of the chat templates that were tried."""
 
     warnings: tuple[str, ...]
     templates: tuple[str, ...] = ()
@@ -83,27 +83,25 @@ def examine(model: str, variant: str | None) -> tuple[str, ...]:
 
     Raises: as `copy_side_files`.
     """
-    path = local_path(model)
-    if is_ours(path):
-        if not (path / TOKENIZER).exists():
-            check(path)
-            return (f"{path} has no tokenizer.json",)
-        open_tokenizer(path)
+    folder = Folder.find(local_path(model))
+    if folder is not None:
+        if not (folder.path / TOKENIZER).exists():
+            _check_folder(folder)
+            return (f"{folder.path} has no tokenizer.json",)
+        open_tokenizer(folder)
         return ()
     local = find_local(model, variant)
     return try_out(Source(*local)) if local else ()
 
 
 def try_out(source: Source) -> tuple[str, ...]:
-    """Copy a source's files for a moment, to open them, and return what to warn of.
+    """Open temporary copies of a source's side files, and return the warnings.
 
     Raises: as `copy_side_files`; DeviceError when there is no room for them.
     """
     try:
         with TemporaryDirectory() as folder:
             return copy_side_files(source, Path(folder)).warnings
-    except HLWQError:
-        raise
     except OSError as problem:
         raise DeviceError(
             f"[{gettempdir()}] needed room to open copies of {source.root}'s files, got "
@@ -111,22 +109,30 @@ def try_out(source: Source) -> tuple[str, ...]:
         ) from problem
 
 
-def open_tokenizer(folder: Path) -> tokenizer.Tokenizer:
+def open_tokenizer(folder: Folder) -> tokenizer.Tokenizer:
     """Check the side files of a converted folder and return its tokenizer.
 
     Raises: as `copy_side_files`; SourceError when there is no tokenizer.json.
     """
-    check(folder)
-    config = read_json(folder / CONFIG)
-    manifest = manifest_of(folder, config)
-    configs = config, _object_in(folder / GENERATION)
-    opened = tokenizer.load_tokenizer(folder, configs, manifest.get(TEMPLATES_KEY, ()))
-    _require_known_ids(opened, config)
+    _check_folder(folder)
+    configs = folder.config, folder.generation
+    tried = folder.manifest.get(TEMPLATES_KEY, ())
+    opened = tokenizer.load_tokenizer(folder.path, configs, tried)
+    _require_known_ids(opened, folder.config)
     return opened
 
 
+def _check_folder(folder: Folder) -> None:
+    """Check the side files of a converted folder, and that its config names no code.
+
+    Raises: as `check`.
+    """
+    _require_no_code(folder.path / CONFIG, folder.config)
+    check(folder.path)
+
+
 def cleaned(path: Path) -> bytes:
-    """Return what is copied of a file: all of it but keys that name code or other files.
+    """Return a file's content without the keys that name code or other files.
 
     Raises: SourceError when it is no file, or too large, or not the JSON that it should be.
     """
@@ -164,13 +170,9 @@ def check(folder: Path) -> None:
 
     Raises: SourceError, CheckpointError or ConfigError naming the file that cannot be used.
     """
-    settings = {name: _object_in(folder / name) for name in (CONFIG, *_JSON)}
+    settings = {name: _object_in(folder / name) for name in _JSON}
     for name in settings.keys() - {*_VOCABULARIES}:
-        if settings[name] != without_code(settings[name]):
-            raise SourceError(
-                f"[{folder / name}] needed no key that names code or other files, got one of "
-                f"{', '.join(sorted(CODE_KEYS))}. Nothing in a model folder is executed: remove it."
-            )
+        _require_no_code(folder / name, settings[name])
     tokenizer.require_gemma_class(settings[SETTINGS], SETTINGS)
     tokenizer.stated_ids(settings[GENERATION], GENERATION)
     Sampling.from_generation_config(settings[GENERATION])
@@ -183,6 +185,18 @@ def check(folder: Path) -> None:
     _check_processors(folder)
 
 
+def _require_no_code(path: Path, settings: Mapping[str, Any]) -> None:
+    """Refuse a file with a key that other libraries would run code for.
+
+    Raises: SourceError.
+    """
+    if settings != without_code(settings):
+        raise SourceError(
+            f"[{path}] needed no key that names code or other files, got one of "
+            f"{', '.join(sorted(CODE_KEYS))}. Nothing in a model folder is executed: remove it."
+        )
+
+
 def _object_in(path: Path) -> dict[str, Any]:
     """Read a JSON object; empty when there is no such file."""
     if not path.exists():
@@ -192,7 +206,7 @@ def _object_in(path: Path) -> dict[str, Any]:
 
 
 def _content(path: Path) -> bytes:
-    """Read a file that is one, and not too large.
+    """Read a regular file of at most _LARGEST_BYTES.
 
     Raises: SourceError.
     """

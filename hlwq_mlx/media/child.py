@@ -15,7 +15,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,9 +22,9 @@ from typing import IO, Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
-import psutil
 
 from .. import errors
+from ..disk.child import Limits, watched
 from ..errors import RequestError
 
 logger = logging.getLogger("hlwq_mlx")
@@ -34,7 +33,6 @@ Array = npt.NDArray[Any]
 
 MEMORY_BYTES = 355_000_000  # resident, the interpreter and its libraries included
 CPU_SECONDS = {"image": 60, "sound": 120, "video": 600}
-WATCH_EVERY_S = 0.005
 LINE_BYTES = 1 << 16
 PACKAGE_PARENT = Path(__file__).parents[2]
 # With -P, nothing is imported from the current folder, whose files are not trusted.
@@ -51,8 +49,10 @@ def read(kind: str, file: BinaryIO, where: str, **options: Any) -> Generator[Arr
     Raises: what the worker's reader raises; RequestError when it takes more memory or time than a
     medium may, or its decoder crashes.
     """
-    limits = [str(MEMORY_BYTES), str(CPU_SECONDS[kind])]
-    arguments = [str(PACKAGE_PARENT), *limits, kind, where, json.dumps(options)]
+    # No limit by the clock: the process waits while nobody asks for its next array.
+    limits = Limits(CPU_SECONDS[kind], MEMORY_BYTES, wall_s=math.inf)
+    numbers = str(limits.memory_bytes), str(limits.cpu_s)
+    arguments = [str(PACKAGE_PARENT), *numbers, kind, where, json.dumps(options)]
     with tempfile.TemporaryFile() as complaints, _on_disk(file) as content:
         process = subprocess.Popen(
             [sys.executable, "-P", "-c", START, *arguments],
@@ -62,13 +62,12 @@ def read(kind: str, file: BinaryIO, where: str, **options: Any) -> Generator[Arr
             env=os.environ | ENVIRONMENT,
         )
         assert isinstance(process.stdout, io.BufferedReader)
-        with _watched(process) as excess, process.stdout as pipe:
+        with watched(process, limits) as reasons, process.stdout as pipe:
             is_done = yield from _arrays(pipe)
         if not is_done:
             raise RequestError(
-                f"[{where}] needed a medium that can be read within {MEMORY_BYTES / 1e6:.0f} MB "
-                f"and {CPU_SECONDS[kind]} s, got "
-                f"{_ending(process.returncode, excess, complaints)}. "
+                f"[{where}] needed a medium that can be read within "
+                f"{limits.memory_bytes / 1e6:.0f} MB and {limits.cpu_s} s, got {_ending(process.returncode, reasons, complaints)}. "
                 "Check where it comes from, or send something smaller."
             )
 
@@ -87,39 +86,6 @@ def _on_disk(file: BinaryIO) -> Iterator[IO[bytes]]:
     else:
         file.flush()
         yield file
-
-
-@contextmanager
-def _watched(process: subprocess.Popen[bytes]) -> Iterator[list[int]]:
-    """Kill a process when it holds too much memory, or when the block is left.
-
-    The list that is yielded then holds how many bytes were too much.
-    """
-    excess: list[int] = []
-    watch = threading.Thread(target=_watch, args=(process, excess), daemon=True)
-    watch.start()
-    try:
-        yield excess
-        process.wait()
-    finally:
-        process.kill()
-        process.wait()
-        watch.join()
-
-
-def _watch(process: subprocess.Popen[bytes], excess: list[int]) -> None:
-    try:
-        memory = psutil.Process(process.pid).memory_info
-        while (held := memory().rss) <= MEMORY_BYTES:
-            try:
-                process.wait(WATCH_EVERY_S)
-                return
-            except subprocess.TimeoutExpired:
-                continue
-    except psutil.Error:  # it has ended
-        return
-    excess.append(held)
-    process.kill()
 
 
 def _arrays(pipe: io.BufferedReader) -> Generator[Array, None, bool]:
@@ -141,10 +107,10 @@ def _arrays(pipe: io.BufferedReader) -> Generator[Array, None, bool]:
     return False
 
 
-def _ending(code: int, excess: list[int], complaints: IO[bytes]) -> str:
+def _ending(code: int, reasons: list[str], complaints: IO[bytes]) -> str:
     """Return why a worker ended before it was done."""
-    if excess:
-        return f"more than {excess[0] / 1e6:.0f} MB"
+    if reasons:
+        return reasons[0]
     if code == -signal.SIGXCPU:
         return "more time"
     complaints.seek(0)

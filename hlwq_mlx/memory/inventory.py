@@ -12,15 +12,13 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
-from ..disk.jsonfile import read_json
 from ..disk.tensorfile import TensorFile, TensorSpec
 from ..errors import CheckpointError
 from ..folder import published
-from ..folder.manifest import is_ours, manifest_of, require_variant
-from ..folder.names import INDEX_NAME, ROW_TABLE, CodedNames, check_depths, coded_names, row_width
+from ..folder.folder import Folder, is_ours
+from ..folder.names import ROW_TABLE, CodedNames, check_depths, coded_names, row_width
 from ..folder.rows import FILE_NAME as ROW_STORE
 from ..folder.rows import coded_specs
 from ..gemma4.config import Gemma4Config
@@ -29,7 +27,8 @@ from ..quant.packing import BLOCK
 from ..quant.tables import centroids, error_energy
 from ..source import hub, rules
 from ..source.coded import parse_key
-from ..source.repository import Source, find_local, local_path, weight_map
+from ..source.locate import find_local, local_path
+from ..source.repository import Source
 from ..write import leftovers
 from ..write.check import canonical_name, normalize_config
 
@@ -106,10 +105,10 @@ def take(model: str, variant: str | None = None) -> Inventory:
 
     Raises: SourceError, CheckpointError as opening it would.
     """
-    path = local_path(model)
-    if is_ours(path):
-        require_variant(path, variant)
-        return _of_converted(path)
+    folder = Folder.find(local_path(model))
+    if folder is not None:
+        folder.require_variant(variant)
+        return of_converted(folder)
     local = find_local(model, variant)
     if local is None:
         found = hub.read_headers(model, variant)
@@ -283,17 +282,17 @@ def _coded(name: str, roles: Specs, problems: list[str]) -> Entry | None:
     return Entry(name, (rows, count // rows * BLOCK), bits, size)
 
 
-def _of_converted(folder: Path) -> Inventory:
-    config = read_json(folder / "config.json")
-    manifest = manifest_of(folder, config)
-    specs: dict[str, TensorSpec] = {}
-    for name in sorted(set(weight_map(folder / INDEX_NAME).values())):
-        specs |= TensorFile(folder / name).specs
+def of_converted(folder: Folder) -> Inventory:
+    """List what a converted folder holds.
+
+    Raises: SourceError, CheckpointError for files that are missing or damaged.
+    """
+    manifest, specs = folder.manifest, dict(folder.specs)
     entries = []
-    if (folder / ROW_STORE).is_file():  # in whatever dtype
-        args = Gemma4Config.from_dict(config)
-        shape = (args.text_config.vocab_size_per_layer_input, row_width(args))
-        size = sum(spec.nbytes for spec in TensorFile(folder / ROW_STORE).specs.values())
+    store = folder.path / ROW_STORE
+    if store.is_file():  # in whatever dtype
+        shape = (folder.args.text_config.vocab_size_per_layer_input, row_width(folder.args))
+        size = sum(spec.nbytes for spec in TensorFile(store).specs.values())
         entries.append(Entry(ROW_TABLE, shape, None, size))
     for name, entry in manifest["tensors"].items():
         parts = [specs.pop(part) for part in coded_names(name) if part in specs]
@@ -302,4 +301,5 @@ def _of_converted(folder: Path) -> Inventory:
             size = sum(part.nbytes for part in parts)
             entries.append(Entry(name, (norms[0], norms[1] * BLOCK), entry["bits"], size))
     entries += [Entry(name, spec.shape, None, spec.nbytes) for name, spec in specs.items()]
-    return Inventory(manifest.get("variant"), config, tuple(entries), is_converted=True)
+    variant = manifest.get("variant")
+    return Inventory(variant, folder.config, tuple(entries), is_converted=True)

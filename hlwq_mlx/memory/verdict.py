@@ -9,9 +9,10 @@ from pathlib import Path
 
 from ..disk.sizes import format_bytes
 from ..errors import DeviceError
+from ..folder.folder import Folder
 from ..gemma4.caches import KV_BITS, SINKS, WHOLE, Caching
 from ..write import leftovers
-from .inventory import Inventory, as_converted, is_at_hand, take
+from .inventory import Inventory, as_converted, is_at_hand, of_converted, take
 from .machine import MIB, Machine, this_machine
 from .need import Need, Settings, need, running_bytes
 
@@ -119,9 +120,9 @@ def judge(inventory: Inventory, settings: Settings, machine: Machine) -> Verdict
     return Verdict(needed, machine, settings, longest, hint)
 
 
-def plan(folder: Path, settings: Settings) -> Verdict:
-    """Judge a converted folder on this machine, reading its headers and the machine once."""
-    return judge(take(str(folder)), settings, this_machine(folder))
+def plan(folder: Folder, settings: Settings) -> Verdict:
+    """Judge a converted folder on this machine: its inventory and the machine are taken once."""
+    return judge(of_converted(folder), settings, this_machine(folder.path))
 
 
 def check_before_download(model: str, variant: str | None, settings: Settings) -> None:

@@ -21,13 +21,14 @@ from ..dialog.placeholders import MARKERS, expand_text
 from ..engine.sampling import mask_tokens
 from ..errors import CheckpointError
 from ..folder import loading
+from ..folder.folder import Folder
 from ..gemma4 import config, model
 from ..gemma4.caches import WHOLE
 from ..media import processor
 from ..media.origin import Access
 from ..prompt import PreparedMedium
 from .caches import make_caches
-from .plugin import FOLDER_KEY, MODEL_TYPE
+from .plugin import FOLDER_KEY, MODEL_TYPE, require_patched
 
 __all__ = ["TOKENIZER_DEFAULTS", "Model", "ModelArgs", "Processor"]
 
@@ -38,31 +39,33 @@ TOKENIZER_DEFAULTS = {"tool_parser_type": "gemma4"}
 class ModelArgs(config.Gemma4Config):
     """Gemma 4's configuration and the folder it was read from."""
 
-    folder: Path
+    folder: Folder
 
     @classmethod
     def from_dict(cls, config_: Mapping[str, Any]) -> Self:
         """Read a parsed config.json that `plugin` has added the folder to.
 
-        Raises: ConfigError as Gemma4Config does; CheckpointError when there is no folder.
+        Raises: ConfigError as Gemma4Config does; CheckpointError when there is no folder;
+        DeviceError when this mlx-lm cannot tell it.
         """
-        folder = config_.get(FOLDER_KEY)
-        if folder is None:
+        path = config_.get(FOLDER_KEY)
+        if path is None:
+            require_patched()
             raise CheckpointError(
                 "[config] needed the folder of the model, got none. Import hlwq_mlx before mlx-lm "
                 "loads a model, or run `python -m hlwq_mlx.register` once."
             )
-        plain = config.Gemma4Config.from_dict(config_)
-        values = {field.name: getattr(plain, field.name) for field in fields(plain)}
-        return cls(**values, folder=Path(folder))
+        folder = Folder(Path(path), config_)
+        values = {field.name: getattr(folder.args, field.name) for field in fields(folder.args)}
+        return cls(**values, folder=folder)
 
 
 class Model(model.Model):
     """Gemma 4 with rows and towers from its folder."""
 
     def __init__(self, args: ModelArgs) -> None:
-        loading.require_own_shards(args, args.folder)
-        super().__init__(args, loading.resources(args, args.folder))
+        loading.require_own_shards(args.folder)
+        super().__init__(args, loading.resources(args.folder))
         self._mask = mask_tokens(args.media_token_ids, args.text_config.vocab_size)
         self.caching = WHOLE
 
@@ -104,7 +107,7 @@ class Model(model.Model):
 
 @dataclass(frozen=True)
 class Processor:
-    """What mlx-lm calls for the pictures of a prompt; media of other kinds it takes as well."""
+    """The processor that mlx-lm calls for a prompt's pictures; it takes sounds and videos too."""
 
     image_token: ClassVar[str] = MARKERS["image"]
 
@@ -115,7 +118,7 @@ class Processor:
     def from_config(cls, config_: Mapping[str, Any]) -> Self:
         """Read the processor file of the folder that `plugin` named in the config."""
         args = ModelArgs.from_dict(config_)
-        settings = processor.Processor.from_folder(args.folder)
+        settings = processor.Processor.from_folder(args.folder.path)
         return cls(settings, args.text_config.max_position_embeddings)
 
     def __call__(

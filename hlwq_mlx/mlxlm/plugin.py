@@ -1,9 +1,11 @@
-"""How stock mlx-lm comes to know our model type: for this process, by `import hlwq_mlx`.
+"""Make stock mlx-lm load our model type, in this process, by `import hlwq_mlx` alone.
 
 mlx-lm has no registry: it imports `mlx_lm.models.<model type>`, and builds the model from its
 config without a word about where the folder is. So a finder answers for that one module name, and
 `mlx_lm.utils.load_config` is wrapped to add the folder to what it returns. Nothing is imported
-before mlx-lm asks. `register` makes this permanent for an environment.
+before mlx-lm asks. `register` makes this permanent for an environment. An mlx-lm whose
+`load_config` is another goes on loading other models; loading one of our folders then fails with a
+line that names the versions we know.
 """
 
 import importlib.util
@@ -16,11 +18,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from ..errors import DeviceError
+
 MODEL_TYPE = "hlwq_gemma4"
 FOLDER_KEY = "hlwq_folder"
 PROCESSOR_KEY = "processor_type"  # which of mlx_lm.processors takes the prompt's images
 _MODEL_MODULE = f"mlx_lm.models.{MODEL_TYPE}"
 _UTILS_MODULE = "mlx_lm.utils"
+_mismatches: list[DeviceError] = []  # why `load_config` was left as it is
 
 
 class _ModelLoader(Loader):
@@ -47,7 +52,7 @@ class _UtilsLoader(Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         self._original.exec_module(module)
-        tell_folder(module)
+        patch_load_config(module)
 
 
 class Finder(MetaPathFinder):
@@ -69,20 +74,37 @@ class Finder(MetaPathFinder):
         return None
 
 
-def tell_folder(utils: ModuleType) -> None:
-    """Wrap `load_config` of mlx_lm.utils so that a config of ours says where it lies and whose
-    processor it takes.
-    """
-    original: Callable[..., dict[str, Any]] = utils.load_config
+def patch_load_config(utils: ModuleType) -> None:
+    """Wrap `load_config` of mlx_lm.utils, which then adds its folder and processor to our config.
 
+    A mismatch is kept for `require_patched`: who loads other models has no use for it.
+    """
+    from .patches import replace  # its imports would slow down every command that has no mlx-lm
+
+    try:
+        replace(utils, "load_config", "model_path", _telling_folder)
+    except DeviceError as problem:
+        _mismatches.append(problem)
+
+
+def require_patched() -> None:
+    """Raise why mlx-lm's `load_config` could not be wrapped.
+
+    Raises: DeviceError that names the known versions.
+    """
+    if _mismatches:
+        raise _mismatches[-1]
+
+
+def _telling_folder(original: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
     @wraps(original)
-    def load_config(model_path: Path) -> dict[str, Any]:
-        config = original(model_path)
+    def load_config(model_path: Path, *more: Any, **options: Any) -> dict[str, Any]:
+        config = original(model_path, *more, **options)
         if config.get("model_type") == MODEL_TYPE:
             config |= {FOLDER_KEY: str(model_path), PROCESSOR_KEY: MODEL_TYPE}
         return config
 
-    utils.load_config = load_config  # type: ignore[attr-defined]
+    return load_config
 
 
 def install() -> None:
@@ -91,4 +113,4 @@ def install() -> None:
         return
     sys.meta_path.insert(0, Finder())
     if _UTILS_MODULE in sys.modules:
-        tell_folder(sys.modules[_UTILS_MODULE])
+        patch_load_config(sys.modules[_UTILS_MODULE])

@@ -1,4 +1,4 @@
-"""mlx-lm's server on one model of ours, with what it must be taught beforehand.
+"""Run mlx-lm's server on one model of ours, after replacing what does not suit it.
 
 It goes when our own server comes; until then its three files stay together.
 """
@@ -7,21 +7,20 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from functools import wraps
-from pathlib import Path
+from functools import partial, wraps
 from typing import Any
 
 from mlx_lm import server
 
 from ..cli.signals import EXIT_SIGNAL, Ended
-from ..disk.jsonfile import read_json
 from ..engine.sampling import Sampling
 from ..errors import DeviceError
 from ..folder import loading
+from ..folder.folder import Folder
 from ..gemma4.caches import Caching
-from ..gemma4.config import Gemma4Config
 from . import server_media, server_prompt, server_requests
 from .model import Model
+from .patches import replace
 
 
 def ready_load(original: Callable[..., Any], caching: Caching) -> Callable[..., Any]:
@@ -72,7 +71,7 @@ def sampling_options(sampling: Sampling) -> list[str]:
 
 
 def run(
-    folder: Path,
+    folder: Folder,
     *,
     caching: Caching,
     context: int,
@@ -82,12 +81,13 @@ def run(
     """Serve a converted folder until interrupted; `options` are mlx-lm's own.
 
     No prompt and no answer is longer than `context`; `http` lets media be downloaded.
+    Raises: DeviceError for an mlx-lm whose server is not the one that we know.
     """
-    args = Gemma4Config.from_dict(read_json(folder / "config.json"))
-    server.load = server_requests.watching(ready_load(server.load, caching), server)
-    server._run_http_server = ending_together(server._run_http_server)
-    server_prompt.teach(server)
-    server_requests.teach(server, args.text_config.vocab_size, context, folder.resolve().name)
-    server_media.teach(server, args, http=http)
-    sys.argv = ["mlx_lm.server", "--model", str(folder), *options]
+    replace(server, "load", "path_or_hf_repo", partial(ready_load, caching=caching))
+    replace(server, "_run_http_server", "host port response_generator", ending_together)
+    server_prompt.patch_server(server)
+    vocab_size, name = folder.args.text_config.vocab_size, folder.path.resolve().name
+    server_requests.patch_server(server, vocab_size, context, name)
+    server_media.patch_server(server, folder.args, http=http)
+    sys.argv = ["mlx_lm.server", "--model", str(folder.path), *options]
     server.main()

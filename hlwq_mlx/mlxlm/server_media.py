@@ -1,9 +1,10 @@
-"""What mlx-lm's server must be taught for sounds, videos and safe downloads: four of its functions.
+"""Replace four functions of mlx-lm's server, for sounds, videos and safe downloads.
 
 mlx-lm 0.32.2 knows content parts with images alone, of which it fetches any web address at any
 length, and decodes them without their orientation. The request's way through the server stays as
 it is: parts are found, replaced if they name web addresses, decoded, and their places in the prompt
-marked for its prompt cache. A medium passes for one of its image URLs.
+marked for its prompt cache. Each medium travels through mlx-lm as a `str` subclass that carries
+its kind.
 """
 
 import base64
@@ -17,6 +18,7 @@ from ..errors import RequestError
 from ..gemma4.config import Gemma4Config
 from ..media.origin import Access, open_origin
 from ..prompt import PreparedMedium, require_tower
+from .patches import replace
 
 WEB = ("http://", "https://")
 
@@ -32,13 +34,17 @@ class MediaUrl(str):
         return made
 
 
-def teach(server: ModuleType, args: Gemma4Config, *, http: bool = False) -> None:
-    """Replace the server's functions; `http` lets it download what a client names."""
-    access = Access(files=False, web=http)
-    server._image_url = media_url  # type: ignore[attr-defined]
-    server._inline_image_urls = inliner(args, access)  # type: ignore[attr-defined]
-    server._decode_image = as_medium  # type: ignore[attr-defined]
-    server._make_vision = vision_maker(server.Vision, args.soft_token_ids)  # type: ignore[attr-defined]
+def patch_server(server: ModuleType, args: Gemma4Config, *, http: bool = False) -> None:
+    """Replace the server's functions; `http` lets it download what a client names.
+
+    Raises: DeviceError for an mlx-lm whose functions are others.
+    """
+    inline = inliner(args, Access(files=False, web=http))
+    make_vision = vision_maker(server.Vision, args.soft_token_ids)
+    replace(server, "_image_url", "part", lambda _: media_url)
+    replace(server, "_inline_image_urls", "messages", lambda _: inline)
+    replace(server, "_decode_image", "url", lambda _: as_medium)
+    replace(server, "_make_vision", "prompt urls pixel_values token_id", lambda _: make_vision)
 
 
 def media_url(part: Any) -> MediaUrl | None:
@@ -51,7 +57,7 @@ def media_url(part: Any) -> MediaUrl | None:
 
 
 def inliner(args: Gemma4Config, access: Access) -> Callable[[Sequence[Mapping[str, Any]]], None]:
-    """Make what replaces web addresses in messages by data URLs.
+    """Return a function that replaces web addresses in messages by data URLs.
 
     It checks all parts on the way: its errors reach the client with status 400.
     """
@@ -78,12 +84,12 @@ def _replace(part: dict[str, Any], url: MediaUrl, access: Access) -> None:
 
 
 def as_medium(url: MediaUrl) -> Medium:
-    """Leave decoding to our processor, which knows how each kind is prepared."""
+    """Return the medium undecoded: our processor knows how each kind is prepared."""
     return Medium(url.kind, str(url))
 
 
 def vision_maker(vision: type, soft_token_ids: Sequence[int]) -> Callable[..., Any]:
-    """Make what marks media in a prompt, so that its cache tells two media of one size apart.
+    """Return a function that marks media in a prompt: the cache must tell those of one size apart.
 
     A medium is several runs of soft tokens when it is a video or a long sound.
     """

@@ -1,10 +1,10 @@
-"""What mlx-lm's server must be taught about prompts: to render messages as our commands do.
+"""Make mlx-lm's server render messages as our commands do.
 
 mlx-lm renders what clients send as it came: text becomes control tokens, and templates garble what
 `dialog.messages` repairs. A raw prompt (/v1/completions) is no message and stays as it is.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from types import ModuleType
 from typing import Any
@@ -12,19 +12,26 @@ from typing import Any
 from ..dialog import template
 from ..dialog.guard import free_letter
 from ..dialog.messages import Message
+from .patches import replace
 
 
-def teach(server: ModuleType) -> None:
-    """Replace the function that makes ids of a request."""
-    generator = server.ResponseGenerator
-    original = generator._tokenize
+def patch_server(server: ModuleType) -> None:
+    """Wrap the function that makes ids of a request.
+
+    Raises: DeviceError for an mlx-lm whose function is another.
+    """
+    replace(server.ResponseGenerator, "_tokenize", "self tokenizer request args", rendering)
+
+
+def rendering(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap mlx-lm's `_tokenize` so that it renders the messages of a chat by our template."""
 
     @wraps(original)
     def tokenize(self: Any, tokenizer: Any, request: Any, *more: Any) -> Any:
         is_chat = request.request_type == "chat"
         return original(self, PromptTokenizer(tokenizer) if is_chat else tokenizer, request, *more)
 
-    generator._tokenize = tokenize
+    return tokenize
 
 
 class PromptTokenizer:

@@ -1,4 +1,4 @@
-"""What mlx-lm's server must be taught about requests: to survive them, and that it has one model.
+"""Make mlx-lm's server survive every request, and serve the one model that it was started with.
 
 mlx-lm 0.32.2 generates in a single thread. What raises there outside of a `try` ends the thread:
 the server stays up and answers nobody. Its own check lets some of that pass, which is refused here
@@ -14,7 +14,7 @@ import logging
 import math
 import urllib.parse
 from collections.abc import Callable
-from functools import cache, wraps
+from functools import cached_property, partial, wraps
 from types import ModuleType
 from typing import Any
 
@@ -25,6 +25,7 @@ from ..dialog.readable import readable
 from ..engine.finite import not_finite
 from ..engine.sampling import Sampling
 from ..errors import CheckpointError, RequestError
+from .patches import replace
 
 logger = logging.getLogger("hlwq_mlx")
 
@@ -50,20 +51,25 @@ LARGEST_BODY = 512 << 20  # bytes; a medium of the largest size as base64 has ro
 _CALL_OPTIONS = frozenset(inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters)
 
 
-def teach(server: ModuleType, vocab_size: int, context: int, name: str) -> None:
+def patch_server(server: ModuleType, vocab_size: int, context: int, name: str) -> None:
     """Replace the server's functions.
 
     No prompt and no answer is longer than `context`; `name` is what a list of its models says.
+    Raises: DeviceError for an mlx-lm whose functions are others.
     """
     handler, provider = server.APIHandler, server.ModelProvider
-    generator = server.ResponseGenerator
-    server.make_sampler = bounded_make_sampler(server.make_sampler, vocab_size)  # type: ignore[attr-defined]
-    check_own = handler.validate_model_parameters
-    handler.validate_model_parameters = validator(check_own, vocab_size, context)
-    handler.do_POST = reading_post(handler.do_POST)
-    generator._tokenize = bounded_tokenize(generator._tokenize, context)
-    handler.handle_models_request = models_handler(name)
-    provider.load = load_default(provider.load)
+    check_options = partial(validator, vocab_size=vocab_size, context=context)
+    tokenize = partial(bounded_tokenize, context=context)
+    list_models = models_handler(name)
+    replace(server, "make_sampler", "top_k", partial(bounded_make_sampler, vocab_size=vocab_size))
+    replace(handler, "validate_model_parameters", "self", check_options)
+    replace(handler, "do_POST", "self", reading_post)
+    replace(handler, "handle_models_request", "self", lambda _: list_models)
+    replace(server.ResponseGenerator, "_tokenize", "self tokenizer request args", tokenize)
+    replace(provider, "load", "self model_path adapter_path draft_model_path", load_default)
+    watch = FiniteWatch()
+    replace(server, "load", "path_or_hf_repo", watch.remembering)
+    replace(server, "Response", "text token logprob finish_reason top_tokens", watch.checking)
 
 
 def bounded_make_sampler(original: Callable[..., Any], vocab_size: int) -> Callable[..., Any]:
@@ -77,7 +83,7 @@ def bounded_make_sampler(original: Callable[..., Any], vocab_size: int) -> Calla
 
 
 def reading_post(original: Callable[[Any], None]) -> Callable[[Any], None]:
-    """Wrap what reads a request's body, to say what is wrong with it and drop what is null.
+    """Wrap the reading of a request's body: refuse a bad one with status 400, drop what is null.
 
     mlx-lm takes any length into memory, leaves without an answer what is no text or brackets in
     brackets without end, and refuses the null by which clients leave an option open.
@@ -106,7 +112,7 @@ def reading_post(original: Callable[[Any], None]) -> Callable[[Any], None]:
 
 
 def report_broken(handler: Any, problem: CheckpointError) -> None:
-    """Tell the client, amid its answer, that the model cannot give one."""
+    """Send the client, amid its answer, an error: the model cannot give one."""
     logger.error("%s", problem)
     error = json.dumps({"error": {"message": str(problem), "code": 500}}).encode()
     if handler.stream:
@@ -118,27 +124,40 @@ def report_broken(handler: Any, problem: CheckpointError) -> None:
     handler.wfile.write(error)
 
 
-def watching(original: Callable[..., Any], server: ModuleType) -> Callable[..., Any]:
-    """Wrap mlx-lm's `load` so that scores of the loaded model which are not finite end an answer.
+class FiniteWatch:
+    """Ends an answer as soon as scores of the loaded model are not finite.
 
-    What its generation thread puts in the place of a piece, if it is an exception, is raised where
-    the request is answered; raised in the thread, it would end that.
+    What mlx-lm's generation thread puts in the place of a piece, if it is an exception, is raised
+    where the request is answered; raised in the thread, it would end that.
     """
 
-    @wraps(original)
-    def load(*args: Any, **options: Any) -> Any:
-        loaded = original(*args, **options)
-        explain = cache(lambda: not_finite(loaded[0]))
-        piece = server.Response
+    def __init__(self) -> None:
+        self._model: Any = None
+
+    @cached_property
+    def problem(self) -> CheckpointError:
+        """The error that names the first bad tensor."""
+        return not_finite(self._model)
+
+    def remembering(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """Wrap mlx-lm's `load` so that the model it loads is the one watched."""
+
+        @wraps(original)
+        def load(*args: Any, **options: Any) -> Any:
+            loaded = original(*args, **options)
+            self._model = loaded[0]
+            return loaded
+
+        return load
+
+    def checking(self, piece: Callable[..., Any]) -> Callable[..., Any]:
+        """Wrap mlx-lm's `Response` so that a score that is not finite gives the problem instead."""
 
         @wraps(piece)
         def response(text: str, token: int, logprob: float, *more: Any) -> Any:
-            return piece(text, token, logprob, *more) if math.isfinite(logprob) else explain()
+            return piece(text, token, logprob, *more) if math.isfinite(logprob) else self.problem
 
-        server.Response = response  # type: ignore[attr-defined]
-        return loaded
-
-    return load
+        return response
 
 
 def read_body(handler: Any) -> bytes:
@@ -167,7 +186,7 @@ def read_body(handler: Any) -> bytes:
 
 
 def bounded_tokenize(original: Callable[..., Any], context: int) -> Callable[..., Any]:
-    """Wrap what makes a prompt of a request so that it refuses one that there is no room for."""
+    """Wrap mlx-lm's `_tokenize` so that it refuses a prompt that there is no room for."""
 
     @wraps(original)
     def tokenize(self: Any, *request: Any) -> Any:
@@ -193,7 +212,7 @@ def load_default(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def models_handler(name: str) -> Callable[[Any], None]:
-    """Make what answers GET /v1/models, and /v1/models/NAME for any name.
+    """Return a function that answers GET /v1/models, and /v1/models/NAME for any name.
 
     mlx-lm lists the hub's cache, and fails where there is none.
     """
@@ -235,7 +254,7 @@ def validator(
 
 
 def check(request: Any, vocab_size: int) -> None:
-    """Refuse what would end the generation thread, and name what is missing from usual options.
+    """Refuse what would end the generation thread, and fill in missing stream_options.
 
     `request` is mlx-lm's handler, which has read the options from the request's `body`.
     Raises: RequestError.

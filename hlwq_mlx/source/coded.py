@@ -10,7 +10,6 @@ N rows (outputs), nb blocks a row.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -180,7 +179,7 @@ def _build(
 
 
 def _settings_of(name: str, settings: Mapping[str, Any]) -> dict[str, int]:
-    """Return what polar_config.json says of a tensor, in its own entry or of all."""
+    """Return a tensor's settings in polar_config.json: its own entry's, or those for all."""
     own = settings.get("layers", {}).get(name.removesuffix(".weight"), {})
     told = {key: part[key] for part in (settings, own) for key in _SETTINGS if part.get(key)}
     for key, value in told.items():
@@ -277,24 +276,3 @@ def _own_table(name: str, roles: Parts, bits: int) -> NDArray[np.float32] | None
             "The file is damaged; download it again."
         )
     return table
-
-
-def polar_settings(folder: Path, text: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Check a polar_config.json and return it.
-
-    Raises: CheckpointError for the unrelated file of the same name beside torchao weights, and for
-    layers that are no objects.
-    """
-    kind = str(text.get("weight_format", ""))
-    if kind.startswith("torchao"):
-        raise CheckpointError(
-            f"[{folder.name}] needed HLWQ codes, got weight_format {kind!r} in polar_config.json. "
-            "Those are torchao weights; use the HLWQ repository of the model instead."
-        )
-    layers = text.get("layers", {})
-    if not isinstance(layers, dict) or not all(isinstance(own, dict) for own in layers.values()):
-        raise CheckpointError(
-            f"[{folder.name}] needed an object for each of the layers in polar_config.json, got "
-            f"{str(layers)[:SHOWN]}. The file is damaged; download it again."
-        )
-    return text

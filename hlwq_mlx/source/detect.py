@@ -1,4 +1,4 @@
-"""Settle what a source file does not say: the order of its bits and the table of its centroids.
+"""Decide what a source file does not state: the order of its bits and the table of its centroids.
 
 Three and five to seven bits show their order in a histogram. One, two and four do not: a wrong
 order is there a sign pattern or a permutation of columns, with the same norms, histogram and
@@ -302,7 +302,7 @@ def settle(
 
 
 def is_odd(tensor: CodedTensor, reading: Reading) -> bool:
-    """Say whether a tensor's codes, as read, have not the energy that rotated weights have.
+    """Return whether a tensor's codes, as read, lack the energy that rotated weights have.
 
     That of a wrong table, width or order, but also of weights whose blocks have strong means: no
     reason to refuse a file. Looks at rows from all over the tensor; too few say nothing.

@@ -35,16 +35,10 @@ from ..disk.sizes import format_bytes
 from ..disk.tensorfile import TensorSpec, checked_spec
 from ..errors import CheckpointError, DeviceError, HLWQError, SourceError
 from . import resume
+from .layout import PLAIN, ROOT_FILES, ROOT_WEIGHTS
 
 logger = logging.getLogger("hlwq_mlx")
 
-PLAIN = "bf16"  # the variant name of a repository's own, uncoded weights
-ROOT_FILES = ("*.json", "*.jinja", "tokenizer.model")
-ROOT_WEIGHTS = (
-    "polar_state_chunk*.safetensors",
-    "bf16_kept.safetensors",
-    "model*.safetensors",
-)
 _RENAMED = (("HLWQ", "PolarQuant"), ("PolarQuant", "HLWQ"))
 
 
@@ -87,7 +81,7 @@ def find_repository(repository: str) -> ModelInfo:
 
 
 def _patience() -> float:
-    """How many seconds the hub may say nothing; huggingface_hub would wait for ever."""
+    """Return how many seconds the hub may be silent; huggingface_hub would wait for ever."""
     return constants.HF_HUB_DOWNLOAD_TIMEOUT
 
 
@@ -98,7 +92,7 @@ def _names(repository: str) -> list[str]:
 
 
 def choose_variant(repository: str, files: list[str], variant: str | None) -> str | None:
-    """Match the variant asked for with those of a repository; None for the weights at its root."""
+    """Return the repository's variant that was asked for; None means the weights at its root."""
     variants = sorted(
         {name.split("/")[0] for name in files if _is_in(name, "*", "codes.safetensors")}
     )
@@ -121,7 +115,10 @@ def choose_variant(repository: str, files: list[str], variant: str | None) -> st
 
 
 def _is_in(name: str, folder: str, file: str) -> bool:
-    """Match a file right below a folder at the root; no other name leads to a path here."""
+    """Return whether a file lies right below a matching folder of the root.
+
+    Its name becomes a path here, so it may hold nothing that leads elsewhere.
+    """
     parts = name.split("/")
     patterns = (folder, file)
     return len(parts) == 2 and all(map(is_plain, parts)) and all(map(fnmatchcase, parts, patterns))
@@ -152,7 +149,7 @@ def download(model: str, variant: str | None) -> tuple[Path, str | None]:
     repository, variant = split_model(model, variant)
     try:
         info = find_repository(repository)
-    except (httpx.HTTPError, HFValidationError, OSError) as problem:
+    except (SourceError, httpx.HTTPError, HFValidationError, OSError) as problem:
         reason = _explain(repository, problem)
         if cached := _find_cached(repository, variant):
             logger.warning("%s Using the copy downloaded before.", reason)
@@ -162,7 +159,7 @@ def download(model: str, variant: str | None) -> tuple[Path, str | None]:
 
 
 def is_cached(model: str, variant: str | None) -> bool:
-    """Say whether a model was downloaded before.
+    """Return whether a model was downloaded before.
 
     Raises: SourceError when it is not clear which variant is meant.
     """
@@ -171,7 +168,7 @@ def is_cached(model: str, variant: str | None) -> bool:
 
 
 class Headers(NamedTuple):
-    """What a variant's files say of themselves: its config, and one mapping a file of weights."""
+    """A variant's config, and one mapping of its tensors' headers for each file of weights."""
 
     variant: str | None
     config: dict[str, Any]
@@ -252,7 +249,7 @@ def _bring(repository: str, info: ModelInfo, variant: str | None) -> tuple[Path,
 
 
 def _require_room(repository: str, files: list[RepoSibling]) -> None:
-    """Ask for the room a download needs before it is begun."""
+    """Check that the disk has room for a download before it begins."""
     needed = 0
     for file in files:
         blob = resume.blob_path(repository, file)
@@ -292,7 +289,7 @@ def _find_cached(repository: str, variant: str | None) -> tuple[Path, str | None
 
 
 def _explain(repository: str, problem: Exception) -> HLWQError:
-    """Say in one line what kept a download from going on."""
+    """Convert what stopped a download into an error of one line."""
     if isinstance(problem, HLWQError):
         return problem
     if isinstance(problem, HFValidationError):

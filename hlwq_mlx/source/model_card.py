@@ -1,4 +1,4 @@
-"""What the publisher's model card says of each variant, to stand beside what we find.
+"""The publisher's own numbers for each variant, printed beside what we find.
 
 Source: the model card of caiovicentino1/Gemma-4-E4B-it-HLWQ-Multi (2026-04): its tables *All
 Variants*, *Generation Quality*, *Hardware Compatibility* and *Generation Test*. They are of E4B;
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 
 class Figures(NamedTuple):
-    """Of one variant: download in GB, cos_sim, prompts of three answered as bf16 does, hardware."""
+    """Download in GB, cos_sim, prompts of three answered as bf16 does, hardware, of the card."""
 
     download_gb: float | None
     cos_sim: float | None

@@ -1,14 +1,13 @@
 """An HLWQ or PolarQuant repository, in any of its published layouts, opened for reading.
 
-The data decides what is coded: a tensor is coded when its codes are there, plain otherwise. `find`
-turns what a user names (a hub id, `id/PQ5`, a folder) into a folder and a variant; `Source` opens
-them. Nothing is written and no tensor is held.
+The data decides what is coded: a tensor is coded when its codes are there, plain otherwise. Which
+folder and variant a user means is for `locate`. Nothing is written and no tensor is held.
 """
 
 import os
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,24 +16,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..disk.index import weight_map
 from ..disk.jsonfile import read_json
-from ..disk.names import require_plain
 from ..disk.tensorfile import TensorFile, TensorSpec
 from ..errors import CheckpointError, SourceError, raise_all
 from ..quant.packing import BitOrder
 from ..quant.tables import CENTROIDS
-from . import detect, hub
+from . import detect
 from .code_keys import without_code
-from .coded import SHOWN, CodedTensor, Parts, gather, parse_key, polar_settings
+from .coded import CodedTensor, Parts, gather, parse_key
+from .layout import CODED_FILE, PLAIN_FILE, SIDE_FILES, folder_bits, read_settings, root_weights
 
 TABLE_KEY = "hlwq_table"  # where our own encoder says, in a file's metadata, which table it used
-SIDE_FILES = (
-    *("added_tokens.json", "chat_template.jinja", "chat_template.json", "generation_config.json"),
-    *("preprocessor_config.json", "processor_config.json", "special_tokens_map.json"),
-    *("tokenizer.json", "tokenizer.model", "tokenizer_config.json"),
-    "video_preprocessor_config.json",
-)
-_CODED_FILE = "codes.safetensors"
 _PLAIN_DTYPES = ("BF16", "F16", "F32")
 
 
@@ -62,96 +55,6 @@ class PlainTensor:
         return raw.astype(np.float32)
 
 
-def list_variants(root: Path) -> list[str]:
-    """Name the PQ folders below a repository root."""
-    return sorted(path.parent.name for path in root.glob(f"*/{_CODED_FILE}"))
-
-
-def local_path(model: str) -> Path:
-    """Return where a model is if it is a folder; a home folder that nobody has stays as it is."""
-    return Path(os.path.expanduser(model))
-
-
-def find(model: str, variant: str | None) -> tuple[Path, str | None]:
-    """Find the folder of a model, local or on the hub, and settle which variant is meant.
-
-    Returns the folder that holds the weights, and the variant's name if it has one.
-    Raises: SourceError when the model or the variant does not exist or several could be meant.
-    """
-    local = find_local(model, variant)
-    if local is not None:
-        return local
-    root, variant = hub.download(model, variant)
-    return (root / variant if variant else root), variant
-
-
-def find_local(model: str, variant: str | None) -> tuple[Path, str | None] | None:
-    """Find the folder of a model on this machine as `find` does; None for what is not here.
-
-    Raises: SourceError when the folder lacks the variant or several could be meant.
-    """
-    path = local_path(model)
-    if not path.is_dir() and list_variants(path.parent):  # a root and a variant it may lack
-        if variant and variant.lower() != path.name.lower():
-            raise SourceError(
-                f"[{model}] needed one variant, got {path.name} in the name and --variant "
-                f"{variant}. Name it once."
-            )
-        return _choose_local(path.parent, path.name)
-    if not path.is_dir():
-        return None
-    if (path / _CODED_FILE).is_file():
-        named = _variant_name(path.name)
-        if variant and named and variant.lower() != named.lower():
-            raise SourceError(
-                f"[{model}] needed variant {variant}, got the folder of {named}. "
-                "Name the repository root, or leave --variant out."
-            )
-        return path, named
-    return _choose_local(path, variant)
-
-
-def _choose_local(root: Path, variant: str | None) -> tuple[Path, str | None]:
-    _settings(root)
-    variants = list_variants(root)
-    has_own_weights = bool(_root_weights(root))
-    choices = [*variants, *([hub.PLAIN] if has_own_weights else [])]
-    if variant is None and len(choices) == 1:
-        variant = choices[0]
-    if variant is None and variants:
-        raise SourceError(
-            f"[{root}] needed one variant, got {', '.join(choices)}. Choose with --variant."
-        )
-    by_name = {name.lower(): name for name in choices}
-    if variant is None or variant.lower() not in by_name:
-        there = ", ".join(choices) or "no weights at all"
-        raise SourceError(
-            f"[{root}] needed {variant or 'a model'}, got {there}. "
-            "Name a folder with codes.safetensors or model*.safetensors in it or in a PQ folder."
-        )
-    name = by_name[variant.lower()]
-    return (root, None) if name == hub.PLAIN else (root / name, name)
-
-
-def _variant_name(folder: str) -> str | None:
-    return folder if re.match(r"PQ\d", folder, re.IGNORECASE) else None
-
-
-def _folder_bits(folder: str) -> int | None:
-    found = re.match(r"PQ(\d)", folder, re.IGNORECASE)
-    return int(found.group(1)) if found else None
-
-
-def _root_weights(folder: Path) -> list[Path]:
-    return [path for pattern in hub.ROOT_WEIGHTS for path in sorted(folder.glob(pattern))]
-
-
-def _settings(folder: Path) -> Mapping[str, Any]:
-    """Read a folder's polar_config.json, if it has one."""
-    path = folder / "polar_config.json"
-    return polar_settings(folder, read_json(path)) if path.is_file() else {}
-
-
 def _parts(file: TensorFile) -> dict[str, Parts]:
     """Collect the parts of coded tensors in one file."""
     parts: dict[str, Parts] = {}
@@ -160,20 +63,6 @@ def _parts(file: TensorFile) -> dict[str, Parts]:
         if key is not None:
             parts.setdefault(key.tensor, {})[key.role] = key, file.view(name)
     return parts
-
-
-def weight_map(index: Path) -> dict[str, str]:
-    """Read in which file each tensor is.
-
-    Raises: SourceError when the file does not say that.
-    """
-    files = read_json(index).get("weight_map", {})
-    if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):
-        raise SourceError(
-            f"[{index.name}] needed a weight_map from tensors to files in {index}, got "
-            f"{str(files)[:SHOWN]}. Download it again."
-        )
-    return {tensor: require_plain(name, index.name) for tensor, name in files.items()}
 
 
 def _twice(what: str) -> str:
@@ -263,7 +152,7 @@ class Source:
         return [file.path for file in self._files]
 
     def evidence(self) -> Iterator[str]:
-        """Say for every width what was found and how it was settled."""
+        """Yield a line for every width: what was found and how it was decided."""
         kinds = Counter(
             (self.coded[name].bits, reading.evidence) for name, reading in self.readings.items()
         )
@@ -281,9 +170,9 @@ class Source:
         return path
 
     def _weight_paths(self) -> list[Path]:
-        codes = self.folder / _CODED_FILE
+        codes = self.folder / CODED_FILE
         if codes.is_file():
-            plain = self.folder / "bf16.safetensors"
+            plain = self.folder / PLAIN_FILE
             if not plain.is_file():
                 raise SourceError(
                     f"[{self.folder.name}] needed bf16.safetensors beside codes.safetensors, got "
@@ -294,7 +183,7 @@ class Source:
         if index.is_file():
             paths = [self.folder / name for name in sorted(set(weight_map(index).values()))]
         else:
-            paths = _root_weights(self.folder)
+            paths = root_weights(self.folder)
         missing = [path.name for path in paths if not path.is_file()]
         if missing or not paths:
             raise SourceError(
@@ -329,30 +218,22 @@ class Source:
             for name in sorted(parts.keys() & plain.keys())
         ]
         raise_all(problems)
-        bits = _folder_bits(self.variant or self.folder.name)
-        return gather(parts, _settings(self.folder), bits), plain
+        bits = folder_bits(self.variant or self.folder.name)
+        return gather(parts, read_settings(self.folder), bits), plain
 
     def _stated_table(self) -> str | None:
-        """Return the table that our own encoder left a note of, if this is its work."""
+        """Return the table that our own encoder noted in the metadata, None for files of others."""
         stated = {file.metadata.get(TABLE_KEY, "") for file in self._files}
         return next(iter(stated & CENTROIDS.keys()), None)
 
     def _siblings(self) -> Iterator[Mapping[str, CodedTensor]]:
         """Open other widths of this model that lie beside it."""
-        for path in sorted(self.folder.parent.glob(f"PQ*/{_CODED_FILE}")):
+        for path in sorted(self.folder.parent.glob(f"PQ*/{CODED_FILE}")):
             if path.parent == self.folder:
                 continue
-            try:
-                file = TensorFile(path)
-            except (
-                CheckpointError,
-                SourceError,
-            ):  # a damaged neighbour is no business of this variant's
-                continue
-            try:
-                yield gather(_parts(file), {}, _folder_bits(path.parent.name))
-            except CheckpointError:
-                continue
+            # A damaged neighbour is not this variant's fault.
+            with suppress(CheckpointError, SourceError):
+                yield gather(_parts(TensorFile(path)), {}, folder_bits(path.parent.name))
 
     def _gates(self) -> dict[str, detect.Rows]:
         return {

@@ -9,8 +9,10 @@ import os
 from pathlib import Path
 
 from ..errors import SourceError
-from ..folder.manifest import FORMAT, is_ours, require_variant
-from ..source import repository as source
+from ..folder.folder import Folder
+from ..folder.manifest import FORMAT
+from ..source.locate import find, local_path
+from ..source.repository import Source
 from . import convert, leftovers
 
 DEMO = Path(__file__).parents[1] / "demo"
@@ -27,29 +29,35 @@ def cache_folder() -> Path:
 
 
 def converted_folder(model: str, variant: str | None = None) -> Path:
-    """Return the converted folder of a model, converting it now if that was never done.
+    """Return where the converted folder of a model is, as `open_folder` finds or makes it."""
+    return open_folder(model, variant).path
 
-    What the publisher left in 16 bits is coded as leftovers.AUTO says; `convert` offers the others.
+
+def open_folder(model: str, variant: str | None = None) -> Folder:
+    """Open the converted folder of a model; convert it first if that was never done.
+
+    Tensors that the publisher left in 16 bits are coded by leftovers.AUTO; the command `convert`
+    offers other choices.
 
     Raises: SourceError, CheckpointError, DeviceError as `find` and `convert` do.
     """
-    given = source.local_path(model)
-    if is_ours(given):
-        require_variant(given, variant)
+    given = Folder.find(local_path(model))
+    if given is not None:
+        given.require_variant(variant)
         return given
-    folder, variant = source.find(model, variant)
-    opened = source.Source(folder, variant)
+    folder, variant = find(model, variant)
+    opened = Source(folder, variant)
     target = cache_folder() / _cache_name(model, opened)
     if not target.is_dir():
         logger.info("converting %s %s once into %s", model, variant or "", target)
         _convert(opened, target)
     else:
         logger.info("using %s, converted before", target)
-    return target
+    return Folder.open(target)
 
 
-def _convert(opened: source.Source, target: Path) -> None:
-    """Convert into the cache, or take what another process made of the same model meanwhile."""
+def _convert(opened: Source, target: Path) -> None:
+    """Convert into the cache, unless another process finishes the same conversion meanwhile."""
     try:
         for line in convert.convert(opened, target, leftovers.AUTO).lines():
             logger.info("%s", line)
@@ -59,8 +67,8 @@ def _convert(opened: source.Source, target: Path) -> None:
         logger.info("using %s, converted by another process meanwhile", target)
 
 
-def _cache_name(model: str, opened: source.Source) -> str:
-    """Name a converted folder after the model, the state of its files and how it is converted."""
+def _cache_name(model: str, opened: Source) -> str:
+    """Return a folder name made of the model, the state of its files and the way of converting."""
     files = [*opened.weight_files, *opened.root_files]
     state = [
         (path.resolve().as_posix(), path.stat().st_size, path.stat().st_mtime_ns) for path in files

@@ -1,4 +1,4 @@
-"""A source held against its config before a byte is written: names, shapes, unread tensors."""
+"""Check a source against its config before a byte is written: names, shapes, unread tensors."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -43,7 +43,7 @@ def normalize_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def canonical_name(name: str) -> str:
-    """Spell a source's tensor name as the multimodal checkpoint does."""
+    """Return a source's tensor name as the multimodal checkpoint has it."""
     if name.startswith("model.") and not name.startswith((TEXT, *TOWER_PREFIXES)):
         return TEXT + name.removeprefix("model.")
     return name

@@ -65,7 +65,7 @@ class Summary:
     warnings: tuple[str, ...] = ()
 
     def lines(self) -> Iterator[str]:
-        """Spell the summary for a person."""
+        """Return the summary as lines for a person."""
         yield from self.evidence
         for bits, (tensors, weights) in sorted(self.coded.items()):
             yield f"coded at {bits} bits: {tensors} tensors, {weights:,} weights"
@@ -144,7 +144,7 @@ def _count(
     plain: Mapping[str, PlainTensor],
     plan: leftovers.Plan,
 ) -> None:
-    """Tell the summary what became of which tensors."""
+    """Add to the summary what became of which tensors."""
     for tensor, _ in coded.values():
         count, weights = summary.coded.get(tensor.bits, (0, 0))
         summary.coded[tensor.bits] = count + 1, weights + math.prod(tensor.shape)
@@ -174,7 +174,7 @@ def _token_bytes(tensors: Tensors, outputs: list[Output]) -> tuple[int, int]:
 
 
 def _doubts(source: Source, tensors: Tensors) -> tuple[str, ...]:
-    """Name the tensors whose codes, as they will be read, can hardly be right."""
+    """Return the tensors whose codes, as they will be read, can hardly be right."""
     names = [
         name
         for name, tensor in tensors.items()
@@ -250,7 +250,7 @@ def _newly_coded(name: str, leftover: Leftover) -> Output:
 def _coded_specs(
     name: str, N: int, K: int, bits: int
 ) -> tuple[CodedNames, TensorSpec, TensorSpec, TensorSpec]:
-    """Say what codes, norms and centroids of a tensor are in our folder."""
+    """Return the dtypes and shapes of a tensor's codes, norms and centroids in our folder."""
     entries = pad_table(np.zeros(1 << bits, dtype=np.float32)).shape
     return (
         coded_names(name),

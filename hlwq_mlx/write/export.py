@@ -56,7 +56,7 @@ class Exported:
     warnings: tuple[str, ...]
 
     def lines(self) -> Iterator[str]:
-        """Spell it for a person."""
+        """Return it as lines for a person."""
         yield f"{self.what}: {self.tensors} tensors, {format_bytes(self.written_bytes)}"
         if self.left_out:
             yield f"left out: {self.left_out} tensors that nothing reads"
@@ -164,7 +164,7 @@ def _affine(
 
 
 def _stock_config(config: Mapping[str, Any], args: Gemma4Config) -> dict[str, Any]:
-    """Say in stock keys what the model is: text alone, every key that has another default there."""
+    """Return a config in stock keys, for text alone, with every key whose default differs there."""
     text = dict(config["text_config"])
     text.pop("per_layer_config", None)
     text |= {

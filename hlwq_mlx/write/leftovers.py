@@ -1,4 +1,4 @@
-"""Code what a publisher left in 16 bits: which tensors, how narrow, and what that cost.
+"""Choose codes for what a publisher left in 16 bits: which tensors, how wide, at what cost.
 
 `keep` codes nothing. Otherwise a class of tensors gets the narrowest width at which the converged
 table loses no more than a share of what the variant's own codes lose: `auto` a twentieth, so that
@@ -102,7 +102,7 @@ class Leftover:
 
 @dataclass
 class Plan:
-    """What will be coded and, when all is written, what that cost."""
+    """The tensors that will be coded and, when all is written, the errors that cost."""
 
     choice: str
     own: float
@@ -111,11 +111,11 @@ class Plan:
 
     @property
     def row_bits(self) -> int:
-        """Of the row store, which is read from disk, and never has less than 8."""
+        """The bits of the row store, which is read from disk and never has less than 8."""
         return 8 if self.choice == SMALL else 16
 
     def manifest(self) -> dict[str, Any]:
-        """Say in the folder's manifest what was done."""
+        """Return what was done as the folder's manifest states it."""
         classes = {
             name: {
                 "bits": bits,
@@ -128,7 +128,7 @@ class Plan:
         return {"choice": self.choice, "classes": classes, "strong_means": strong}
 
     def lines(self) -> Iterator[str]:
-        """Spell what was done for a person; nothing when nothing was."""
+        """Return what was done as lines for a person; none when nothing was."""
         if self.chosen:
             yield (
                 f"leftovers, {self.choice}: coded with the {TABLE} table; the variant's own codes "

@@ -50,7 +50,7 @@ def row_slices(rows: int, row_bytes: int) -> Iterator[tuple[int, int]]:
 
 
 def whole(name: str, spec: TensorSpec, array: NDArray[Any]) -> Output:
-    """Plan a small tensor that is at hand."""
+    """Plan a small tensor that is in memory."""
     return Output({name: spec}, lambda: iter([(name, 0, array)]))
 
 
@@ -141,6 +141,6 @@ def total_bytes(outputs: list[Output]) -> int:
 
 
 def bytes_bar(outputs: list[Output], what: str) -> "tqdm[Any]":
-    """Show the bytes written of all there are."""
+    """Show a bar of the bytes written."""
     total = total_bytes(outputs)
     return tqdm(total=total, unit="B", unit_scale=True, desc=what, mininterval=0.5)

@@ -50,7 +50,7 @@ class Fidelity:
     _products: float = 0.0
 
     def add(self, weight: NDArray[np.float32], decoded: NDArray[np.float32]) -> None:
-        """Take a slice of both into account, in float64."""
+        """Add a slice of both, in float64."""
         original, other = weight.astype(np.float64).ravel(), decoded.astype(np.float64).ravel()
         self.weights += weight.size
         self._squares += float(original @ original)
@@ -80,13 +80,13 @@ class Fidelity:
 
 @dataclass
 class Report:
-    """What a quantization did to each class of tensors."""
+    """The errors that a quantization made, for each class of tensors."""
 
     classes: dict[tuple[str, int], Fidelity] = field(default_factory=dict)
     strong_means: list[tuple[str, float]] = field(default_factory=list)
 
     def lines(self) -> Iterator[str]:
-        """Spell the report for a person."""
+        """Return the report as lines for a person."""
         yield from self.class_lines()
         for name, share in self.strong_means:
             yield (
@@ -95,7 +95,7 @@ class Report:
             )
 
     def class_lines(self) -> Iterator[str]:
-        """Spell a table with a line for each class."""
+        """Return a table as text, with a line for each class."""
         yield f"{'tensors':<28}{'bits':>5}{'weights':>15}{'cos_sim':>10}{'rel. error':>12}"
         for (name, bits), fidelity in sorted(self.classes.items()):
             yield (
@@ -158,7 +158,7 @@ def _write_coded(
     report: Report,
     progress: "tqdm[Any]",
 ) -> None:
-    """Code one matrix, write its parts and tell the report what that did."""
+    """Code one matrix, write its parts and add its errors to the report."""
     key = tensor.name.replace(".", "__")
     N, blocks = tensor.shape[0], -(-tensor.shape[1] // BLOCK)
     writer.write(f"{key}__meta", np.array([N, blocks, BLOCK, N * blocks * BLOCK]))
@@ -226,7 +226,7 @@ def count_strong_means(weight: NDArray[np.float32]) -> int:
 
 
 def report_class(name: str) -> str:
-    """Name what a tensor is, without the number of its layer."""
+    """Return a tensor's class: its name without the number of its layer."""
     tower = re.search(r"\.(audio|vision)_tower\.", name)
     if tower:
         return f"{tower[1]}_tower"

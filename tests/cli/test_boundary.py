@@ -188,11 +188,7 @@ def test_a_reader_that_has_seen_enough_is_no_error(prints):
             SourceError,
             "[model/x] needed to read or write one, got 'Permission denied' (model/x). Change",
         ),
-        (
-            OSError("odd"),
-            SourceError,
-            "[files] needed to read or write one, got 'odd'. Check",
-        ),
+        (OSError("odd"), SourceError, "[files] needed to read or write one, got 'odd'. Check"),
         (KeyError("x"), HLWQError, "[hlwq_mlx] needed no defect, got KeyError at test_boundary.py"),
         (
             UnicodeEncodeError("utf-8", "\ud800", 0, 1, "surrogates not allowed"),
@@ -247,3 +243,24 @@ def test_a_terminal_s_thoughts_are_dimmed():
     os.close(ours)
     assert ran.stdout.decode() == f"{demo.STORY_ANSWER}\n"
     assert f"\x1b[2m{demo.STORY_THOUGHT}\x1b[0m" in told
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["hlwq_mlx.generate", "--prompt", "Hi", "--max-tokens", "1"],
+        ["hlwq_mlx", "generate", "--prompt", "Hi", "--max-tokens", "1"],
+        ["hlwq_mlx.chat"],
+        ["hlwq_mlx.doctor"],
+    ],
+    ids=["generate", "package", "chat", "doctor"],
+)
+def test_a_command_imports_nothing_from_the_current_folder(arguments, tmp_path):
+    """It may be a model's, and hold anything."""
+    for name in ("tokenizers", "numpy", "jinja2", "mlx", "transformers", "psutil", "tqdm"):
+        (tmp_path / f"{name}.py").write_text("import os; print('ran'); os._exit(7)")
+    command = [sys.executable, "-m", *arguments, "--model", str(demo.folder())]
+    ran = subprocess.run(
+        command, cwd=tmp_path, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+    assert (ran.returncode, "ran" in ran.stdout.split()) == (0, False), ran.stderr

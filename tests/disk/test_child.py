@@ -1,5 +1,6 @@
 """A child process is ended at each of its limits, and its answer comes back."""
 
+import signal
 import subprocess
 import sys
 
@@ -39,10 +40,18 @@ def test_a_limit_or_a_crash_is_told(script, text, limits, message):
 
 
 def test_memory_is_watched_where_the_system_does_not_limit_it():
-    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(99)"]) as process:
-        with pytest.raises(child.Ended, match="more than 1 MB of memory"):
-            child._watch(process, child.Limits(1, 1 << 20))
-        process.kill()
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(99)"])
+    with child.watched(process, child.Limits(1, 1 << 20)) as reasons:
+        process.wait()
+    assert reasons == ["more than 1 MB of memory"]
+    assert process.returncode == -signal.SIGKILL
+
+
+def test_a_process_ends_with_the_block_that_needs_it():
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(99)"])
+    with pytest.raises(KeyError), child.watched(process, LIMITS) as reasons:
+        raise KeyError
+    assert (process.returncode, reasons) == (-signal.SIGKILL, [])
 
 
 def test_modules_of_the_current_folder_are_not_imported(script, tmp_path, monkeypatch):

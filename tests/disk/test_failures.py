@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 import tiny
 
-from hlwq_mlx import cli, convert
+from hlwq_mlx import cli, convert, errors
 from hlwq_mlx.disk import failures, names
+from hlwq_mlx.disk.atomic import scratch
 from hlwq_mlx.errors import SourceError
 from hlwq_mlx.folder import loading
 from hlwq_mlx.folder.names import INDEX_NAME
@@ -98,6 +99,18 @@ def test_only_a_full_disk_is_called_one():
     problems = [OSError(number, os.strerror(number)) for number in errno.errorcode]
     full = [each.errno for each in problems if "disk space" in failures.advice(each)]
     assert sorted(full) == sorted((errno.ENOSPC, errno.EDQUOT))
+
+
+def test_no_error_of_ours_passes_for_one_of_the_system():
+    """Who catches what the system says would call it a fault of the network or the disk."""
+    ours = [kind for kind in vars(errors).values() if isinstance(kind, type)]
+    assert errors.SourceError in ours
+    assert [kind for kind in ours if issubclass(kind, OSError)] == []
+
+
+def test_a_damaged_file_within_a_scratch_folder_is_not_a_full_disk(tmp_path):
+    with pytest.raises(SourceError, match="this one"), scratch(tmp_path / "new"):
+        raise SourceError("this one")
 
 
 def test_what_nobody_foresaw_is_still_one_line(capsys):

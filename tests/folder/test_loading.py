@@ -11,7 +11,8 @@ from mlx.utils import tree_flatten
 
 from hlwq_mlx.errors import CheckpointError, ConfigError, SourceError
 from hlwq_mlx.folder import loading
-from hlwq_mlx.folder.manifest import is_ours, make_manifest
+from hlwq_mlx.folder.folder import is_ours
+from hlwq_mlx.folder.manifest import make_manifest
 from hlwq_mlx.folder.names import INDEX_NAME, coded_names
 from hlwq_mlx.folder.rows import FILE_NAME as ROW_STORE
 from hlwq_mlx.memory import inventory

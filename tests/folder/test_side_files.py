@@ -19,6 +19,7 @@ from hlwq_mlx import cli, library
 from hlwq_mlx.dialog import trial
 from hlwq_mlx.errors import HLWQError
 from hlwq_mlx.folder import side_files
+from hlwq_mlx.folder.folder import Folder
 from hlwq_mlx.source.repository import Source
 
 LOOP = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
@@ -169,7 +170,7 @@ def test_a_template_in_the_settings_that_is_no_text_is_refused(template, convert
     (converted / "chat_template.jinja").unlink()
     change(converted, "tokenizer_config.json", chat_template=template)
     with pytest.raises(HLWQError, match=r"\[tokenizer_config\.json\] needed text"):
-        side_files.open_tokenizer(converted)
+        side_files.open_tokenizer(Folder.open(converted))
 
 
 def test_no_flipped_bit_and_no_cut_is_a_traceback(source, tmp_path):
@@ -214,7 +215,7 @@ def test_a_tokenizer_model_alone_becomes_a_tokenizer_json(source, tmp_path):
     put(source, "tokenizer.model", train(vocab_size=450))
     (source / "tokenizer.json").unlink()
     assert run_on_source("convert", source, tmp_path / "out") == 0
-    tokenizer = side_files.open_tokenizer(tmp_path / "out")
+    tokenizer = side_files.open_tokenizer(Folder.open(tmp_path / "out"))
     assert tokenizer.decode(tokenizer.encode("the License", add_special_tokens=False)) == (
         "the License"
     )

@@ -192,7 +192,7 @@ def peak():
 def load(config):
     model = loading.load(folder)
     for kind in model.args.towers:
-        loading.load_tower(model.args, folder, kind)
+        model.resources.load_tower(kind)
 
 def examine(config):
     odd = list(doctor.contents(inventory.take(str(folder))))[-1]

@@ -9,7 +9,8 @@ import pytest
 from hlwq_mlx.errors import CheckpointError, raise_all
 from hlwq_mlx.quant.packing import BLOCK, pack
 from hlwq_mlx.quant.tables import centroids
-from hlwq_mlx.source.coded import gather, parse_key, polar_settings
+from hlwq_mlx.source.coded import gather, parse_key
+from hlwq_mlx.source.layout import polar_settings
 
 NAME = "model.layers.0.mlp.up_proj.weight"
 DUNDER = NAME.replace(".", "__")

@@ -25,7 +25,7 @@ from huggingface_hub import constants
 from hlwq_mlx import cli, convert, library
 from hlwq_mlx.errors import DeviceError, SourceError
 from hlwq_mlx.folder import loading
-from hlwq_mlx.folder.manifest import is_ours
+from hlwq_mlx.folder.folder import is_ours
 from hlwq_mlx.source import hub, resume
 
 NAME = "owner/Tiny-HLWQ"
@@ -282,17 +282,21 @@ def test_a_disk_that_fills_up(server, repository, capfd):
     assert blobs()[1] == []
 
 
-@pytest.mark.parametrize("fault", ["offline", "down"])
+@pytest.mark.parametrize("fault", ["offline", "down", "gone"])
 def test_without_the_hub_a_copy_is_used(server, monkeypatch, caplog, fault):
+    """A repository that was removed is one that the hub cannot give either."""
     whole = hub.download(NAME, "PQ5")
     server.requests.clear()
-    server.faults = [Fault("/", 500, times=999)]
+    if fault == "gone":
+        server.repositories.clear()
+    else:
+        server.faults = [Fault("/", 500, times=999)]
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", fault == "offline")
     for model, variant in ((NAME, "pq5"), (NAME, None), (OLD_NAME, "PQ5")):
         caplog.clear()
         assert hub.download(model, variant) == whole
         assert caplog.messages[-1].endswith("Using the copy downloaded before.")
-    assert bool(server.requests) == (fault == "down")
+    assert bool(server.requests) == (fault != "offline")
 
 
 def test_without_the_hub_a_part_is_no_copy(server, monkeypatch):

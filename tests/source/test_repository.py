@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from collections import Counter
 
 import numpy as np
@@ -14,7 +16,9 @@ from hlwq_mlx.errors import CheckpointError, SourceError
 from hlwq_mlx.quant import codec, packing
 from hlwq_mlx.source import hub
 from hlwq_mlx.source.detect import is_odd
-from hlwq_mlx.source.repository import Source, find, list_variants
+from hlwq_mlx.source.layout import list_variants
+from hlwq_mlx.source.locate import find
+from hlwq_mlx.source.repository import Source
 
 INPUTS = ("*.json", "codes.safetensors", "bf16.safetensors", "model*.safetensors")
 UP = "model.language_model.layers.0.mlp.up_proj.weight"
@@ -469,3 +473,15 @@ def test_what_is_coded_is_what_the_keys_say(repository):
     assert source.coded[tiny.AUDIO].shape == (48, 256)  # the layout does not say 200
     assert source.plain[tiny.VISION].shape == (32, 48)
     assert source.weight_bytes == sum(path.stat().st_size for path in source.weight_files)
+
+
+def test_finding_a_local_model_imports_no_client_of_the_web_and_no_mlx(tmp_path):
+    root = tiny.write_root(tmp_path, tiny.config())
+    tiny.publish(root / "PQ5", tiny.make_weights(tiny.config()), tiny.pure(5))
+    script = (
+        "import sys; from hlwq_mlx.source.locate import find; print(find(sys.argv[1], None)[1]);"
+        "print(*{'mlx', 'numpy', 'huggingface_hub', 'httpx'} & sys.modules.keys())"
+    )
+    command = [sys.executable, "-c", script, str(root)]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ran.stdout == "PQ5\n\n", ran.stderr

@@ -18,8 +18,8 @@ from hlwq_mlx.disk.sizes import format_bytes
 from hlwq_mlx.disk.tensorfile import TensorFile, TensorSpec, TensorWriter
 from hlwq_mlx.errors import CheckpointError, ConfigError, SourceError
 from hlwq_mlx.folder import checksums, loading
+from hlwq_mlx.folder.folder import is_ours
 from hlwq_mlx.folder.identity import MANIFEST_KEY, METADATA_KEY
-from hlwq_mlx.folder.manifest import is_ours
 from hlwq_mlx.folder.names import INDEX_NAME, coded_names
 from hlwq_mlx.folder.rows import FILE_NAME as ROW_STORE
 from hlwq_mlx.quant.packing import unpack_p32

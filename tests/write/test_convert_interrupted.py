@@ -14,7 +14,7 @@ import tiny
 from hlwq_mlx.disk.tensorfile import TensorWriter
 from hlwq_mlx.errors import DeviceError
 from hlwq_mlx.folder import loading
-from hlwq_mlx.folder.manifest import is_ours
+from hlwq_mlx.folder.folder import is_ours
 from hlwq_mlx.folder.names import INDEX_NAME
 from hlwq_mlx.source.repository import Source
 from hlwq_mlx.write import convert
