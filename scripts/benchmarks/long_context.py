@@ -40,7 +40,7 @@ def filled(model: Model, caching: Caching, context: int) -> list[Any]:
         held = context if layer.layer_type == FULL else min(context, text.sliding_window)
         shape = (1, layer.num_key_value_heads, held, layer.head_dim)
         cache.update_and_fetch(mx.zeros(shape), mx.zeros(shape))
-        mx.eval(cache.state[:2])
+        mx.eval(cache.state)
         mx.clear_cache()
     return caches
 
