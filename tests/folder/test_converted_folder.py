@@ -44,12 +44,12 @@ def test_what_another_process_made_meanwhile_is_taken(cache, monkeypatch, caplog
     def beside_another(source, folder):
         theirs = folder.with_name(folder.name.removeprefix(".").partition(".partial-")[0])
         theirs.mkdir()
-        (theirs / "theirs").write_text("1")
+        (theirs / "config.json").write_text("{}")
         return copy_side_files(source, folder)
 
     monkeypatch.setattr(convert, "copy_side_files", beside_another)
     target = library.converted_folder(str(library.DEMO), "PQ5")
-    assert list(cache.rglob("*")) == [target, target / "theirs"]
+    assert list(cache.rglob("*")) == [target, target / "config.json"]
     assert caplog.messages[-1] == f"using {target}, converted by another process meanwhile"
 
 

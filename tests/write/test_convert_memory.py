@@ -16,8 +16,8 @@ import pytest
 import tiny
 from mlx.utils import tree_flatten
 
+from hlwq_mlx.disk.jsonfile import read_json
 from hlwq_mlx.disk.tensorfile import TensorFile, TensorSpec, TensorWriter
-from hlwq_mlx.folder import loading
 from hlwq_mlx.folder.names import coded_names
 from hlwq_mlx.folder.rows import FILE_NAME as ROW_STORE
 from hlwq_mlx.folder.rows import RowStore
@@ -160,7 +160,7 @@ def test_anonymous_memory_stays_small_while_leftovers_are_coded(root):
     write_variant(root, UP, H)
     out = run(root, "hlwq_mlx.convert", "--variant", "PQ5", "--leftovers", "auto")
     check_rows(out)
-    manifest = loading.read_json(out / "config.json")["quantization_config"]
+    manifest = read_json(out / "config.json")["quantization_config"]
     for name in (tiny.EMBEDDING, f"{tiny.TEXT}per_layer_model_projection.weight"):
         assert manifest["tensors"][name] == {"bits": 8, "table": "converged"}
     names = coded_names(tiny.EMBEDDING)
@@ -186,7 +186,7 @@ def test_anonymous_memory_stays_small_while_quantizing(root):
     write_plain(root / "model.safetensors")
     out = run(root, "hlwq_mlx.quantize", "--bits", "embedding=4,mlp=2")
     check_rows(out)
-    manifest = loading.read_json(out / "config.json")["quantization_config"]
+    manifest = read_json(out / "config.json")["quantization_config"]
     assert manifest["tensors"][tiny.EMBEDDING]["bits"] == 4
 
 

@@ -14,14 +14,13 @@ import pytest
 from safetensors.numpy import save_file
 
 from hlwq_mlx import cli, library
+from hlwq_mlx.disk.jsonfile import read_json
 from hlwq_mlx.disk.tensorfile import TensorFile, TensorSpec, TensorWriter
 from hlwq_mlx.errors import CheckpointError, RequestError, SourceError
-from hlwq_mlx.folder import loading
 from hlwq_mlx.quant import codec
 from hlwq_mlx.quant.tables import centroids
 from hlwq_mlx.quantize import add_variant, main
-from hlwq_mlx.source import repository as source
-from hlwq_mlx.source import rules
+from hlwq_mlx.source import locate, rules
 from hlwq_mlx.source.repository import Source
 from hlwq_mlx.write.quantize import Encoder, Fidelity, write_published
 
@@ -62,7 +61,7 @@ def test_a_folder_to_run_says_what_is_coded(tmp_path, capsys):
     quantize("--bits", "mlp=3,attention=5", "--table", "converged", "--output", output)
     printed = capsys.readouterr()
     assert printed.out == f"{output}\n"
-    manifest = loading.read_json(output / "config.json")["quantization_config"]
+    manifest = read_json(output / "config.json")["quantization_config"]
     widths = {name.split(".", 4)[-1]: entry["bits"] for name, entry in manifest["tensors"].items()}
     assert manifest["tensors"][LAYER + "mlp.gate_proj.weight"] == {"bits": 3, "table": "converged"}
     assert {bits for name, bits in widths.items() if "mlp" in name} == {3}
@@ -79,7 +78,7 @@ def test_an_output_that_exists_is_refused_before_anything_is_read(
     def find(*arguments):
         raise AssertionError("the model was looked for")
 
-    monkeypatch.setattr(source, "find", find)
+    monkeypatch.setattr(locate, "find", find)
     (tmp_path / "out" / made).mkdir(parents=True)
     command = ["--model", DEMO, "--variant", "PQ4", "--output", str(tmp_path / "out")]
     assert cli.run(main, [*command, "--layout", layout]) == 2
