@@ -67,7 +67,8 @@ def read(kind: str, file: BinaryIO, where: str, **options: Any) -> Generator[Arr
         if not is_done:
             raise RequestError(
                 f"[{where}] needed a medium that can be read within "
-                f"{limits.memory_bytes / 1e6:.0f} MB and {limits.cpu_s} s, got {_ending(process.returncode, reasons, complaints)}. "
+                f"{limits.memory_bytes / 1e6:.0f} MB and {limits.cpu_s} s, got "
+                f"{_ending(process.returncode, reasons, complaints)}. "
                 "Check where it comes from, or send something smaller."
             )
 
