@@ -159,12 +159,6 @@ def add_files(paths: Iterable[Path], folder: Path) -> None:
                 place(beside / path.name, output)
 
 
-def generation_config(folder: Path) -> dict[str, Any]:
-    """Return a converted folder's generation_config.json; empty if it has none."""
-    path = folder / GENERATION
-    return read_json(path) if path.is_file() else {}
-
-
 def check(folder: Path) -> None:
     """Open every side file of a folder but for the tokenizer, which takes longer.
 
