@@ -208,6 +208,7 @@ def peak_of(tower, *inputs):
     return mx.get_peak_memory() - before
 
 
+@pytest.mark.slow
 def test_activations_of_towers_as_wide_as_e4b(pq5):
     """Bounds that hold and are not twice too large; more layers keep no more alive."""
     side, frames = 12, 160

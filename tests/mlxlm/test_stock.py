@@ -69,6 +69,7 @@ def test_chat(registered, moved):
     assert f"<channel|>{demo.STORY_ANSWER}" in ran.stdout
 
 
+@pytest.mark.slow
 def test_perplexity(registered, moved, tmp_path):
     pytest.importorskip("datasets", reason="mlx_lm.perplexity needs the datasets package")
     stories = [{"text": item} for item in story_texts(60)]

@@ -58,7 +58,13 @@ LAUNCHES = {
 }
 
 
-@pytest.fixture(scope="module", params=LAUNCHES)
+# What lies between the first and the last of them is for `scripts/check --all`.
+EACH = [
+    pytest.param(name, marks=[] if name in ("PQ5", ALL) else pytest.mark.slow) for name in LAUNCHES
+]
+
+
+@pytest.fixture(scope="module", params=EACH)
 def variant(request, tmp_path_factory):
     """The name of a variant of the demo and its converted folder, leftovers kept."""
     folder = tmp_path_factory.mktemp("mixture") / "model"

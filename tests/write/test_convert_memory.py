@@ -172,6 +172,7 @@ def test_anonymous_memory_stays_small_while_leftovers_are_coded(root):
 
 
 @on_linux
+@pytest.mark.slow
 def test_anonymous_memory_stays_small_while_rows_are_coded(root):
     write_variant(root, tiny.EMBEDDING, V)
     out = run(root, "hlwq_mlx.convert", "--variant", "PQ5", "--leftovers", "small")
@@ -182,6 +183,7 @@ def test_anonymous_memory_stays_small_while_rows_are_coded(root):
 
 
 @on_linux
+@pytest.mark.slow
 def test_anonymous_memory_stays_small_while_quantizing(root):
     write_plain(root / "model.safetensors")
     out = run(root, "hlwq_mlx.quantize", "--bits", "embedding=4,mlp=2")

@@ -167,6 +167,7 @@ def report(tmp_path, name, **options):
     return write_published(Source(library.DEMO), rule, tmp_path / name, Encoder(**options))
 
 
+@pytest.mark.slow
 def test_better_encoders_have_less_error(tmp_path):
     published, converged, refitted = (
         report(tmp_path, "a"),
