@@ -11,8 +11,9 @@ from hlwq_mlx.library import CACHE_VARIABLE
 # References and tolerances are float32's, and float32 runs on the CPU; tests of the other dtypes
 # and of kernels say so themselves.
 mx.set_default_device(mx.cpu)
-# A run in the background ignores Ctrl-C, and so would the commands that tests interrupt.
+# A run in the background ignores Ctrl-C, one by nohup SIGHUP, and so would the commands of tests.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 if worker := os.environ.get("PYTEST_XDIST_WORKER"):
     # MLX keeps what it compiles for a CPU in the temporary folder, where two processes that start
     # at once would read each other's half-written files. It stays there for the next run.
