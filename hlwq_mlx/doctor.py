@@ -109,14 +109,19 @@ def examine(model: str, variant: str | None, settings: "Settings", choice: str) 
     """
     from pathlib import Path
 
-    from .folder import side_files
+    from .folder import loading, side_files
+    from .folder.folder import Folder
     from .memory import inventory
     from .memory.machine import describe, this_machine
     from .memory.verdict import judge
+    from .source.locate import local_path
 
     found = inventory.take(model, variant)
     for line in contents(found):
         cli.result(line)
+    folder = Folder.find(local_path(model))
+    if folder is not None:
+        loading.require_loadable(folder)
     for oddity in side_files.examine(model, variant):
         cli.result(f"odd: {oddity}")
     machine = this_machine(Path.cwd())

@@ -12,7 +12,7 @@ from mlx import nn
 from mlx.utils import tree_flatten
 from tqdm import tqdm
 
-from ..disk.tensorfile import TensorFile
+from ..disk.tensorfile import TensorFile, TensorSpec
 from ..errors import CheckpointError, raise_all
 from ..gemma4.model import Model, Resources
 from ..gemma4.towers.tower import TOWER_PREFIXES, Tower, make_tower, no_tower, prefixes
@@ -50,6 +50,30 @@ def load_folder(folder: Folder) -> Model:
     model.eval()
     prepare(model)
     return model
+
+
+def require_loadable(folder: Folder) -> None:
+    """Check from headers alone that a folder's model, rows and towers can be loaded.
+
+    Raises: as `load_folder` and `load_tower`.
+    """
+    _ = folder.manifest
+    check_depths(folder.args, folder.weight_map)
+    require_own_shards(folder)
+    model = Model(folder.args, resources(folder))
+    check_weights(
+        model,
+        {
+            name: spec
+            for name, spec in folder.specs.items()
+            if not (name.startswith(TOWER_PREFIXES) or model.is_dead(name))
+        },
+    )
+    for kind in folder.args.towers:
+        mine = prefixes(kind)
+        specs = {name: spec for name, spec in folder.specs.items() if name.startswith(mine)}
+        if specs:
+            check_weights(make_tower(folder.args, kind), specs)
 
 
 def load_tower(folder: Folder, kind: str) -> Tower:
@@ -147,7 +171,7 @@ def _read_shards(folder: Folder, belongs: Callable[[str], bool]) -> dict[str, mx
     return weights
 
 
-def check_weights(module: nn.Module, weights: Mapping[str, mx.array]) -> None:
+def check_weights(module: nn.Module, weights: Mapping[str, mx.array | TensorSpec]) -> None:
     """Check the names and shapes of a part's weights, which are not read yet.
 
     Raises: CheckpointError listing all that is missing, extra or of another shape.

@@ -133,6 +133,11 @@ def _wrapped(where: str) -> Iterator[None]:
         yield
     except RequestError:
         raise
+    except Image.DecompressionBombError as error:
+        got = str(error).partition(", could")[0]
+        raise RequestError(
+            f"[{where}] needed a picture of fewer pixels, got: {got}. Send a smaller image."
+        ) from error
     except BROKEN as error:
         is_unknown = isinstance(error, UnidentifiedImageError)
         raise RequestError(

@@ -182,7 +182,12 @@ def read_body(handler: Any) -> bytes:
             f"[request] needed a JSON object, got {str(body)[:60]!r}. Name each option."
         )
     given = {name: value for name, value in body.items() if value is not None}
-    return json.dumps(readable(given)).encode()
+    try:
+        return json.dumps(readable(given)).encode()
+    except RecursionError as problem:
+        raise RequestError(
+            "[request] needed values within fewer others, got a body nested too deep. Flatten it."
+        ) from problem
 
 
 def bounded_tokenize(original: Callable[..., Any], context: int) -> Callable[..., Any]:

@@ -1,6 +1,8 @@
 """`python -m hlwq_mlx.doctor`, as a person runs it."""
 
+import json
 import re
+import shutil
 from pathlib import Path
 
 import demo
@@ -43,6 +45,24 @@ def test_a_model_that_does_not_fit_leaves_with_1(capsys, monkeypatch):
         told(capsys, str(demo.folder()))
     assert left.value.code == doctor.EXIT_UNFIT
     assert "does not fit: " in capsys.readouterr().out
+
+
+def test_a_folder_that_would_not_load_is_refused(capsys, tmp_path):
+    """From headers: a row store that is gone, and a tower's tensor of another width than stated."""
+    folder = tmp_path / "model"
+    shutil.copytree(demo.folder(), folder)
+    config = json.loads((folder / "config.json").read_text())
+    coded = config["quantization_config"]["tensors"]
+    name = next(name for name in coded if "vision" in name)
+    coded[name]["bits"] -= 1
+    (folder / "config.json").write_text(json.dumps(config))
+    assert cli.run(doctor.main, [str(folder)]) == 2
+    assert "error: " in capsys.readouterr().err
+    shutil.copy(demo.folder() / "config.json", folder)
+    assert cli.run(doctor.main, [str(folder)]) == 0
+    (folder / "ple.safetensors").unlink()
+    assert cli.run(doctor.main, [str(folder)]) == 2
+    assert "error: [ple.safetensors] needed the row store" in capsys.readouterr().err
 
 
 def test_wrong_options_are_refused(capsys):

@@ -124,6 +124,7 @@ def test_a_prompt_that_is_no_text(client, prompt):
         (4, b'["a"', "[request] needed a JSON object, got: Expecting ',' delimiter"),
         (5, b'["a"]', "[request] needed a JSON object, got \"['a']\""),
         (200_000, b"[" * 200_000, "[request] needed a JSON object, got: maximum recursion"),
+        (1_613, b'{"tools": ' + b"[" * 800 + b"]" * 800 + b"}  ", "[request] needed values within"),
     ],
 )
 def test_a_body_that_is_not_read(client, length, body, said):
