@@ -29,17 +29,13 @@ def generate_tokens(
     Raises: CheckpointError where the scores are not finite; it names the weight at fault.
     """
     prefix_cache = prefix_cache or PrefixCache()
-    text = model.args.text_config
-    choose_id = request.sampling.choose(text.vocab_size, masked=model.args.media_token_ids)
     ids = list(request.prompt.ids)
     with wired():
         caches, begin = prefix_cache.take(request.prompt)
         caches = caches or model.make_cache(request.caching)
-        token, scores = choose(prefill(model, request, caches, begin), choose_id)
-        mx.eval(token, scores)
-        row = Row(caches, int(np.array(token)[0]), choose_id)
+        row, first = begin_row(model, request, caches, begin)
         try:
-            for chosen in _decode(model, request, row, Chosen(row.token, scores)):
+            for chosen in _decode(model, request, row, first):
                 require_finite(model, *chosen)
                 ids.append(chosen.token)
                 yield chosen
@@ -47,6 +43,19 @@ def generate_tokens(
             prefix_cache.keep(caches, ids)
             raise
         prefix_cache.keep(caches, ids)
+
+
+def begin_row(
+    model: Model, request: Request, caches: list[Any], begin: int = 0
+) -> tuple[Row, Chosen]:
+    """Read a prompt from position `begin` on and choose the first token behind it."""
+    choose_id = request.sampling.choose(
+        model.args.text_config.vocab_size, masked=model.args.media_token_ids
+    )
+    token, scores = choose(prefill(model, request, caches, begin), choose_id)
+    mx.eval(token, scores)
+    row = Row(caches, int(np.array(token)[0]), choose_id)
+    return row, Chosen(row.token, scores)
 
 
 def _decode(model: Model, request: Request, row: Row, first: Chosen) -> Iterator[Chosen]:

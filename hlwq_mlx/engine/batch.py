@@ -7,14 +7,11 @@ alone. This module never sees text.
 from collections import deque
 from collections.abc import Sequence
 
-import mlx.core as mx
-import numpy as np
-
 from ..gemma4.model import Model
-from .answer import prefill
+from .answer import begin_row
 from .finite import require_finite
 from .request import Request
-from .step import PlainStep, Row, choose
+from .step import PlainStep, Row
 
 WIDTH = 8  # rows; from more of them on, products may sum in another order than for one
 
@@ -33,8 +30,10 @@ def answer_together(
     while waiting or rows:
         if waiting and len(rows) < width:
             number = waiting.popleft()
-            rows[number] = _begin(model, requests[number])
-            answers[number].append(rows[number].token)
+            caches = model.make_cache(requests[number].caching)
+            rows[number], first = begin_row(model, requests[number], caches)
+            require_finite(model, *first)
+            answers[number].append(first.token)
         else:
             for number, chosen in zip(rows, step([*rows.values()]), strict=True):
                 for each in chosen:
@@ -43,18 +42,6 @@ def answer_together(
         for number in [n for n in rows if _is_over(requests[n], answers[n])]:
             del rows[number]
     return answers
-
-
-def _begin(model: Model, request: Request) -> Row:
-    """Read a prompt and choose the first token behind it."""
-    caches = model.make_cache(request.caching)
-    choose_id = request.sampling.choose(
-        model.args.text_config.vocab_size, masked=model.args.media_token_ids
-    )
-    token, scores = choose(prefill(model, request, caches), choose_id)
-    mx.eval(token, scores)
-    require_finite(model, int(np.array(token)[0]), scores)
-    return Row(caches, int(np.array(token)[0]), choose_id)
 
 
 def _is_over(request: Request, answer: Sequence[int]) -> bool:
