@@ -4,8 +4,9 @@ Here files (media), placeholders (dialog) and towers (gemma4) meet, which do not
 A tower is loaded only when the prompt holds a medium for it. L positions, H hidden size.
 """
 
+import hashlib
 import itertools
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,15 +36,65 @@ TOWER_OF = {"image": VISION, "video": VISION, "audio": AUDIO}
 class PreparedMedium(NamedTuple):
     """A medium ready for the model: its soft tokens, and the pieces that a tower encodes.
 
-    A piece is the input of a tower, or already its features.
+    A piece is the input of a tower, or already its features. `mark` is a negative number made of
+    the content: equal media have equal marks.
     """
 
     span: Span
     pieces: tuple[Patches | Mel | mx.array, ...]
+    mark: int = -1
 
 
+Pieces = tuple[Span, tuple[Patches, ...] | tuple[Mel, ...]]
 # The media of a prompt in order, each with the key that identifies it.
 Seen = list[tuple[Hashable, PreparedMedium]]
+
+
+class ReadPrompt(NamedTuple):
+    """A prompt whose media are read but not encoded: no weights were needed so far.
+
+    `keys` are the ids, but each soft token of a medium is a negative number made of its content,
+    since all pictures have the same soft tokens.
+    """
+
+    ids: list[int]
+    keys: list[int]
+    media: tuple[PreparedMedium, ...] = ()
+
+
+def read_prompt(
+    args: Gemma4Config,
+    settings: Processor,
+    tokenizer: TokenizerLike,
+    prompt: template.Rendered,
+    access: Access,
+    *,
+    image_tokens: int | None = None,
+    known: Sequence[PreparedMedium] = (),
+) -> ReadPrompt:
+    """Return the ids of a prompt, and its media ready for the towers; any thread may do so.
+
+    The first media may be `known` from another prompt.
+    Raises: RequestError for media that cannot be used or are not as many as the placeholders;
+    SourceError for a file or address that cannot be read.
+    """
+    for medium in prompt.media:
+        require_tower(args, medium.kind)
+    context = args.text_config.max_position_embeddings
+    media = prepare_media(prompt.media, settings, access, context, image_tokens, known)
+    spans = [each.span for each in media]
+    ids = template.encode(tokenizer, prompt, spans, soft_tokens(args))
+    return ReadPrompt(ids, _keys(ids, media, args.soft_token_ids), tuple(media))
+
+
+def embed_prompt(
+    model: Model, read: ReadPrompt, on_media: Progress = no_progress
+) -> tuple[Prepared, list[PreparedMedium]]:
+    """Encode a prompt's media, and return it ready for the engine beside its encoded media."""
+    if not read.media:
+        return Prepared(read.ids, keys=read.keys), []
+    media = with_features(model, read.media, on_media)
+    return Prepared(read.ids, embed_with_media(model, read.ids, media), read.keys), media
 
 
 def prepare(
@@ -62,23 +113,32 @@ def prepare(
     states; `http` allows downloads. `seen` holds the media of the last prompt and gets those of
     this one: media that both prompts begin with are not read again. `on_media` gets how many
     pictures, frames and sounds are done, and of how many.
-    Raises: RequestError for media that cannot be used or are not as many as the placeholders;
-    SourceError for a file or address that cannot be read.
+    Raises: as `read_prompt`.
     """
-    for medium in prompt.media:
-        require_tower(model.args, medium.kind)
-    settings, access = processor(model), Access(web=http)
-    context = model.args.text_config.max_position_embeddings
     seen = [] if seen is None else seen
-    keys = [(medium.mark(), image_tokens) for medium in prompt.media]
-    known = known_media(keys, seen)
-    media = prepare_media(prompt.media, settings, access, context, image_tokens, known)
-    spans = [each.span for each in media]
-    ids = template.encode(tokenizer, prompt, spans, soft_tokens(model.args))
-    media = with_features(model, media, on_media)
-    seen[:] = zip(keys, media, strict=True)
-    marks = tuple(medium.mark() for medium in prompt.media)
-    return Prepared(ids, embed_with_media(model, ids, media), marks)
+    sources = [(medium.mark(), image_tokens) for medium in prompt.media]
+    read = read_prompt(
+        model.args,
+        processor(model),
+        tokenizer,
+        prompt,
+        Access(web=http),
+        image_tokens=image_tokens,
+        known=known_media(sources, seen),
+    )
+    prepared, media = embed_prompt(model, read, on_media)
+    seen[:] = zip(sources, media, strict=True)
+    return prepared
+
+
+def _keys(ids: Sequence[int], media: Sequence[PreparedMedium], soft: Collection[int]) -> list[int]:
+    """Return the ids with the runs of soft tokens marked by the media that fill them."""
+    keys = list(ids)
+    starts = (at for at, id in enumerate(ids) if id in soft and (not at or ids[at - 1] not in soft))
+    for medium in media:
+        for start, (_, count) in zip(starts, medium.span.runs, strict=False):
+            keys[start : start + count] = [medium.mark] * count
+    return keys
 
 
 def require_tower(args: Gemma4Config, kind: str) -> None:
@@ -138,7 +198,8 @@ def prepare_media(
             prepared.append(known[index])
         else:
             prepare_one = PREPARERS[medium.kind]
-            prepared.append(prepare_one(medium.source, settings, access, image_tokens))
+            span, pieces = prepare_one(medium.source, settings, access, image_tokens)
+            prepared.append(PreparedMedium(span, pieces, _mark(pieces)))
         taken += sum(count for _, count in prepared[-1].span.runs)
         if taken > context:
             raise RequestError(
@@ -148,23 +209,34 @@ def prepare_media(
     return prepared
 
 
+def _mark(pieces: Sequence[Patches | Mel]) -> int:
+    """Return a negative number made of what a tower will see."""
+    digest = hashlib.sha256()
+    for piece in pieces:
+        arrays = [piece.frames] if isinstance(piece, Mel) else [piece.patches, piece.positions]
+        for array in arrays:
+            digest.update(f"{type(piece).__name__}{array.shape}".encode())
+            digest.update(array.tobytes())
+    return -1 - int.from_bytes(digest.digest()[:7], "big")
+
+
 def _prepare_image(
     source: Any, settings: Processor, access: Access, image_tokens: int | None
-) -> PreparedMedium:
+) -> Pieces:
     patches = image_patches(read_image(source, access), settings.image, image_tokens)
-    return PreparedMedium(picture_span(patches.soft_tokens), (patches,))
+    return picture_span(patches.soft_tokens), (patches,)
 
 
 def _prepare_sound(
     source: Any, settings: Processor, access: Access, image_tokens: int | None
-) -> PreparedMedium:
+) -> Pieces:
     mels = sound_mels(read_sound(source, settings.sound, access=access), settings.sound)
-    return PreparedMedium(sound_span([mel.soft_tokens for mel in mels]), tuple(mels))
+    return sound_span([mel.soft_tokens for mel in mels]), tuple(mels)
 
 
 def _prepare_video(
     source: Any, settings: Processor, access: Access, image_tokens: int | None
-) -> PreparedMedium:
+) -> Pieces:
     is_frames = isinstance(source, np.ndarray | list | tuple)
     clip = (
         make_clip(source, settings.video)
@@ -172,12 +244,10 @@ def _prepare_video(
         else read_video(source, settings.video, access=access)
     )
     frames = clip_patches(clip, settings.video)
-    return PreparedMedium(
-        clip_span(clip.stamps, [frame.soft_tokens for frame in frames]), tuple(frames)
-    )
+    return clip_span(clip.stamps, [frame.soft_tokens for frame in frames]), tuple(frames)
 
 
-PREPARERS: Mapping[str, Callable[[Any, Processor, Access, int | None], PreparedMedium]] = {
+PREPARERS: Mapping[str, Callable[[Any, Processor, Access, int | None], Pieces]] = {
     "image": _prepare_image,
     "audio": _prepare_sound,
     "video": _prepare_video,
@@ -192,14 +262,14 @@ def with_features(
     total = sum(len(each.pieces) for each in media)
     done = 0
     on_media(done, total)
-    for span, pieces in media:
+    for span, pieces, mark in media:
         features = []
         for piece in pieces:
             features.append(_features(model, piece))
             mx.eval(features[-1])  # at once, or the activations of all media would be in memory
             done += 1
             on_media(done, total)
-        seen.append(PreparedMedium(span, tuple(features)))
+        seen.append(PreparedMedium(span, tuple(features), mark))
     return seen
 
 
@@ -210,7 +280,7 @@ def embed_with_media(model: Model, ids: Sequence[int], media: Sequence[PreparedM
     Raises: RequestError when there are more features of a kind than places, or fewer.
     """
     features: dict[str, list[Any]] = {kind: [] for kind in TOWER_OF}
-    for span, pieces in media:
+    for span, pieces, _ in media:
         features[span.kind] += pieces
     x = model.embed_media(
         mx.array([list(ids)]), features["image"], features["audio"], features["video"]

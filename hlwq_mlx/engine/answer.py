@@ -29,7 +29,7 @@ def generate_tokens(
     Raises: CheckpointError where the scores are not finite; it names the weight at fault.
     """
     prefix_cache = prefix_cache or PrefixCache()
-    ids = list(request.prompt.ids)
+    keys = list(request.prompt.keys or request.prompt.ids)
     with wired():
         caches, begin = prefix_cache.take(request.prompt)
         caches = caches or model.make_cache(request.caching)
@@ -37,12 +37,12 @@ def generate_tokens(
         try:
             for chosen in _decode(model, request, row, first):
                 require_finite(model, *chosen)
-                ids.append(chosen.token)
+                keys.append(chosen.token)
                 yield chosen
         except GeneratorExit:  # the caller stopped early, and may go on with the same conversation
-            prefix_cache.keep(caches, ids)
+            prefix_cache.keep(caches, keys)
             raise
-        prefix_cache.keep(caches, ids)
+        prefix_cache.keep(caches, keys)
 
 
 def begin_row(

@@ -5,7 +5,7 @@ left their window, so caches cannot go back to an earlier position: a prompt tha
 they end uses them, and any other is read from its beginning.
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from .request import Prepared
@@ -16,27 +16,25 @@ class PrefixCache:
 
     def __init__(self) -> None:
         self._caches: list[Any] | None = None
-        self._ids: list[int] = []
-        self._media: tuple[Hashable, ...] = ()
+        self._keys: list[int] = []
 
     def take(self, prompt: Prepared) -> tuple[list[Any] | None, int]:
         """Return the caches and how many of the prompt's tokens they hold, or None and 0.
 
         They are no longer kept here, so that a prompt that fails leaves nothing behind.
         """
-        caches, ids = self._caches, self._ids
-        self._caches, self._ids = None, []
-        is_longer = caches is not None and len(ids) < len(prompt.ids)
-        same_media = prompt.media[: len(self._media)] == self._media
-        self._media = prompt.media
-        if not is_longer or not same_media or list(prompt.ids[: len(ids)]) != ids:
+        caches, keys = self._caches, self._keys
+        self.forget()
+        asked = prompt.keys or prompt.ids
+        is_longer = caches is not None and len(keys) < len(asked)
+        if not is_longer or list(asked[: len(keys)]) != keys:
             return None, 0
-        return caches, len(ids)
+        return caches, len(keys)
 
-    def keep(self, caches: list[Any], ids: Sequence[int]) -> None:
-        """Keep the caches. They cover the first `offset` ids; the last may not be cached yet."""
-        self._caches, self._ids = caches, list(ids[: caches[0].offset])
+    def keep(self, caches: list[Any], keys: Sequence[int]) -> None:
+        """Keep the caches. They cover the first `offset` keys; the last may not be cached yet."""
+        self._caches, self._keys = caches, list(keys[: caches[0].offset])
 
     def forget(self) -> None:
         """Drop the caches: the next prompt is read from its beginning."""
-        self._caches, self._ids, self._media = None, [], ()
+        self._caches, self._keys = None, []

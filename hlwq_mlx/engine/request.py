@@ -4,7 +4,7 @@ Callers that know text make it (the commands, the library, the server); the engi
 L positions, H hidden size.
 """
 
-from collections.abc import Callable, Collection, Hashable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -25,13 +25,14 @@ def no_progress(done: int, total: int) -> None:
 class Prepared(NamedTuple):
     """A prompt as the model reads it.
 
-    `media` identifies the media, which the ids do not: all pictures have the same soft tokens.
-    Shapes: ids [L], embeddings [1, L, H] where there are media.
+    `keys` are what prompts are compared by: the ids, but with a negative number for each soft token
+    of a medium, which the ids do not tell apart. Without media they may be left out.
+    Shapes: ids and keys [L], embeddings [1, L, H] where there are media.
     """
 
     ids: Sequence[int]
     embeddings: mx.array | None = None
-    media: tuple[Hashable, ...] = ()
+    keys: Sequence[int] = ()
 
 
 @dataclass(frozen=True)

@@ -90,7 +90,7 @@ class Model(model.Model):
         Shapes: tokens [L] -> [L, H].
         Raises: RequestError for a medium whose tower is not there.
         """
-        for span, _ in pixel_values:
+        for span, *_ in pixel_values:
             prompt.require_tower(self.args, span.kind)
         media = prompt.with_features(self, pixel_values)
         return prompt.embed_with_media(self, np.array(tokens).tolist(), media)[0]
@@ -133,7 +133,7 @@ class Processor:
         access = Access(files=False)
         media = [each if isinstance(each, Medium) else Medium("image", each) for each in images]
         prepared = prompt.prepare_media(media, self.settings, access, self.context)
-        return expand_text(text, [span for span, _ in prepared]), prepared
+        return expand_text(text, [span for span, *_ in prepared]), prepared
 
 
 PROCESSORS[MODEL_TYPE] = Processor

@@ -104,13 +104,13 @@ def vision_maker(vision: type, soft_token_ids: Sequence[int]) -> Callable[..., A
         cache_key = list(prompt)
         is_soft = [token in soft_token_ids for token in prompt]
         begins = [at for at, soft in enumerate(is_soft) if soft and not (at and is_soft[at - 1])]
-        if len(begins) != sum(len(span.runs) for span, _ in pixel_values):
+        if len(begins) != sum(len(span.runs) for span, *_ in pixel_values):
             raise RequestError(
                 f"[prompt] needed media in the tokens {list(soft_token_ids)}, got them as letters. "
                 "The tokenizer does not know every marker: take the model's own tokenizer.json."
             )
         starts = []
-        for url, (span, _) in zip(urls, pixel_values, strict=True):
+        for url, (span, *_) in zip(urls, pixel_values, strict=True):
             mark = -1 - int(hashlib.sha256(url.encode()).hexdigest()[:15], 16)
             starts.append(begins[0])
             for at, (_, count) in zip(begins, span.runs, strict=False):
