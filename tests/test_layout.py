@@ -37,7 +37,7 @@ MAY_IMPORT = {
     },
 }
 # Users' front ends, which may import every room above them.
-FRONT = ("library", "compat", "mlxlm")
+FRONT = ("library", "compat", "server", "mlxlm")
 ROOMS = (*MAY_IMPORT, *FRONT)
 # What stands at the top of the package; everything else has a room.
 TOP = {"__init__", "__main__", "errors", "library", "prompt"}

@@ -1,0 +1,1 @@
+"""The server: HTTP in, one engine thread, every dialect that local assistants speak out."""
