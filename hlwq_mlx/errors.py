@@ -31,6 +31,28 @@ class RequestError(HLWQError, ValueError):
     """A prompt, message or option cannot be served as asked."""
 
 
+class ContextError(RequestError):
+    """A prompt is longer than the room there is for it and its answer."""
+
+    def __init__(self, needed: int, room: int) -> None:
+        super().__init__(
+            f"[prompt] needed fewer than {room} tokens, for which there is room, got {needed}. "
+            "Shorten the conversation, or begin a new one."
+        )
+
+
+class UnsupportedError(RequestError):
+    """A server cannot do what was asked for, whatever the request says."""
+
+
+class BusyError(HLWQError):
+    """A server has as much to do as it takes; `retry_after_s` is when to ask again."""
+
+    def __init__(self, message: str, retry_after_s: int) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
 class DeviceError(HLWQError, RuntimeError):
     """This machine cannot do what was asked: memory, disk or GPU."""
 

@@ -5,6 +5,7 @@ The template writes `<bos>` itself, so it must not be added again.
 """
 
 import itertools
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -79,6 +80,14 @@ def render(
     text, breaks = guard.resolve(str(marked))
     opening = MODEL_TURN if text.endswith(TURN_END) else ""
     return Rendered(f"{text}{opening}", media, breaks)
+
+
+def continued(tokenizer: TokenizerLike, prompt: Rendered, text: str) -> Rendered:
+    """Return a prompt whose answer already begins with a text; control tokens in it stay text."""
+    spelled = "|".join(map(re.escape, sorted(control_tokens(tokenizer), key=len, reverse=True)))
+    begun = len(prompt.text)
+    breaks = [begun + found.start() + 1 for found in re.finditer(f"(?={spelled})", text)]
+    return prompt._replace(text=prompt.text + text, breaks=(*prompt.breaks, *breaks))
 
 
 def encode(
