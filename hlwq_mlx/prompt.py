@@ -6,7 +6,7 @@ A tower is loaded only when the prompt holds a medium for it. L positions, H hid
 
 import hashlib
 import itertools
-from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +18,7 @@ from .dialog import template
 from .dialog.interface import TokenizerLike
 from .dialog.parts import Medium
 from .dialog.placeholders import SoftTokens, Span, clip_span, picture_span, sound_span
+from .engine.feature_cache import FeatureCache
 from .engine.request import Prepared, Progress, no_progress
 from .errors import RequestError
 from .gemma4.config import Gemma4Config
@@ -95,6 +96,29 @@ def embed_prompt(
         return Prepared(read.ids, keys=read.keys), []
     media = with_features(model, read.media, on_media)
     return Prepared(read.ids, embed_with_media(model, read.ids, media), read.keys), media
+
+
+def embedding_steps(
+    model: Model, read: ReadPrompt, features: FeatureCache
+) -> Iterator[Prepared | None]:
+    """Yield None for each picture, frame or sound that is encoded, then the prompt for the engine.
+
+    Features of media that were encoded before come from the cache.
+    """
+    media = []
+    for medium in read.media:
+        pieces = features.get(medium.mark)
+        if pieces is None:
+            made = []
+            for piece in medium.pieces:
+                made.append(_features(model, piece))
+                mx.eval(made[-1])
+                yield None
+            pieces = tuple(made)
+            features.put(medium.mark, pieces)
+        media.append(medium._replace(pieces=pieces))
+    embeddings = embed_with_media(model, read.ids, media) if media else None
+    yield Prepared(read.ids, embeddings, read.keys)
 
 
 def prepare(
