@@ -11,20 +11,15 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
-from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
-from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
-from starlette.routing import BaseRoute, Route
+from starlette.responses import JSONResponse, Response
 
 from ..cli.boundary import as_error
 from ..errors import HLWQError
-from . import errors, metrics
+from . import errors
 from .dialects.dialect import Dialect, Meta
-from .errors import Refused
-from .gate import KEY, Gate
+from .gate import KEY
 from .limits import Limits, parse_json, read_body
 from .model_card import ModelCard
 from .prompts import PromptMaker
@@ -104,3 +99,12 @@ def refusal(dialect: Dialect, problem: HLWQError) -> Response:
     if status >= 500:
         logger.error("%s", problem)
     return JSONResponse(dialect.error(problem, status), status, errors.headers_of(problem))
+
+
+def answering(site: Site, dialect: Dialect) -> Handler:
+    """Return the handler of an endpoint that answers bodies of a dialect."""
+
+    async def handle(request: Request) -> Response:
+        return await site.answer(request, dialect, dialect.read(await site.json(request)))
+
+    return guarded(dialect, handle)

@@ -10,8 +10,8 @@ from functools import partial
 
 from ..dialog.tokenizer import Tokenizer, token_bytes
 from ..engine.constraint import Constraint
-from ..engine.feature_cache import FeatureCache
 from ..engine.decoding import Decoding
+from ..engine.feature_cache import FeatureCache
 from ..engine.sampling import Sampling
 from ..engine.task import Admitted, Finished, Task, Token, Update
 from ..prompt import embedding_steps
@@ -59,7 +59,7 @@ class Service:
                 decoding=self._decoding(request, choice, constraints[choice % len(constraints)]),
                 max_tokens=ready.max_tokens,
                 stop_ids=self.tokenizer.eos_token_ids,
-                top=request.logprobs or 0,
+                top_logprobs=request.logprobs,
                 salt=salt,
                 marks=ready.marks,
             )
