@@ -1,84 +1,146 @@
-"""`python -m hlwq_mlx.serve`: an OpenAI-compatible server for local assistants.
+"""`python -m hlwq_mlx.serve`: a server for local assistants, in the dialects they speak.
 
-Its base URL is http://127.0.0.1:8080/v1, and a client may give the model any name. Messages may
-hold pictures (image_url), sounds (input_audio) and videos, as data URLs. Thinking is off, and
-options that a request leaves out follow the checkpoint's generation_config.json. The server is
-mlx-lm's, and all further options are passed on to it.
+OpenAI's clients use http://127.0.0.1:8080/v1, Anthropic's and Ollama's http://127.0.0.1:8080; a
+browser shows a chat page there. Clients may give the model any name. Messages may hold pictures,
+sounds and videos, as data URLs. Thinking is off unless a request asks for it, and sampling options
+that a request leaves out follow the checkpoint's generation_config.json.
 """
 
 import argparse
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from pathlib import Path
 
 from . import cli
 
-THINKING_OFF = '{"enable_thinking": false}'
+KEY_VARIABLE = "HLWQ_API_KEY"
 
 
 def make_parser() -> argparse.ArgumentParser:
     """Build the command's parser."""
-    parser = argparse.ArgumentParser(
-        prog=cli.program("serve"),
-        description=__doc__,
-        allow_abbrev=False,
-        epilog="Further options are those of mlx_lm.server, as --host 127.0.0.1 --port 8080.",
-    )
+    parser = argparse.ArgumentParser(prog=cli.program("serve"), description=__doc__)
     cli.add_model_args(parser)
     parser.add_argument(
-        "--chat-template-args",
-        default=THINKING_OFF,
-        metavar="JSON",
-        help=f"variables for the chat template (default: {THINKING_OFF})",
+        "--alias", metavar="NAME", help="the model's name in lists (default: its folder's)"
     )
     parser.add_argument(
+        "--think", action="store_true", help="let the model think where a request leaves it open"
+    )
+    parser.add_argument(
+        "--chat-template-args",
+        type=cli.json_object,
+        default={},
+        metavar="JSON",
+        help="more variables for the chat template",
+    )
+    _add_network_args(parser)
+    _add_work_args(parser)
+    cli.add_memory_args(parser)
+    return parser
+
+
+def _add_network_args(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("network")
+    group.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)"
+    )
+    group.add_argument(
+        "--port",
+        type=int,
+        default=8080,
+        metavar="N",
+        help="port to listen on; 11434 is Ollama's, where its clients look (default: 8080)",
+    )
+    group.add_argument(
+        "--allowed-hosts",
+        type=_names,
+        default=(),
+        metavar="NAMES",
+        help="names of this machine beside localhost that requests may use, with commas between",
+    )
+    group.add_argument(
+        "--allowed-origins",
+        type=_names,
+        default=(),
+        metavar="ORIGINS",
+        help="web pages beside those of this machine that may ask, with commas between; * is all",
+    )
+    group.add_argument(
+        "--api-key",
+        default=os.environ.get(KEY_VARIABLE),
+        metavar="KEY",
+        help=f"what requests must bring as their key (default: ${KEY_VARIABLE}, else none)",
+    )
+    group.add_argument(
         "--allow-http",
         action="store_true",
         help="download media from the web addresses that clients name",
     )
-    cli.add_kv_args(parser)
-    return parser
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Parse, convert if needed, serve until interrupted."""
-    arguments, passed_on = make_parser().parse_known_args(argv)
-    with cli.tuned():
-        serve(arguments, passed_on)
-
-
-def serve(arguments: argparse.Namespace, passed_on: Sequence[str]) -> None:
-    """Serve the model that the arguments name."""
-    from .engine.sampling import Sampling
-    from .folder import side_files
-    from .memory.verdict import plan
-    from .mlxlm import server
-
-    settings = cli.settings_for(arguments, cli.CONTEXT)
-    folder = cli.folder_for(arguments, settings)
-    verdict = plan(folder, replace(settings, has_towers=True))  # any request may bring a picture
-    side_files.open_tokenizer(folder)  # mlx-lm loads it again, and would end in a traceback
-    sampling = Sampling.from_generation_config(folder.generation)
-    most = folder.args.text_config.max_position_embeddings
-    server.run(
-        folder,
-        caching=settings.caching,
-        context=verdict.longest_context or most,  # it may be forced
-        http=arguments.allow_http,
-        options=[
-            *("--chat-template-args", arguments.chat_template_args),
-            *("--prefill-step-size", str(settings.prefill_step)),
-            *("--prompt-cache-bytes", str(verdict.spare_bytes)),
-            *server.sampling_options(sampling),
-            *passed_on,
-        ],
+def _add_work_args(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("work")
+    group.add_argument(
+        "--context",
+        type=cli.count,
+        metavar="N",
+        help="tokens that a prompt and its answer have together (default: what fits)",
+    )
+    group.add_argument(
+        "--max-queue",
+        type=cli.count,
+        default=64,
+        metavar="N",
+        help="requests that may wait; more are told to come back (default: 64)",
+    )
+    group.add_argument(
+        "--prompt-cache-bytes",
+        type=cli.count,
+        metavar="N",
+        help="memory for what was read of earlier prompts (default: a part of what is free)",
+    )
+    group.add_argument(
+        "--prompt-cache-dir",
+        type=Path,
+        metavar="DIR",
+        help="keep what was read of earlier prompts on disk too, for the next start",
+    )
+    group.add_argument(
+        "--idle-unload",
+        type=cli.count,
+        metavar="SECONDS",
+        help="free the model's memory when nobody has asked for so long; it is loaded again",
+    )
+    group.add_argument(
+        "--drain",
+        type=cli.count,
+        default=30,
+        metavar="SECONDS",
+        help="how long answers may go on after SIGTERM (default: 30)",
     )
 
 
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse, convert if needed, serve until told to end."""
+    arguments = make_parser().parse_args(argv)
+    with cli.tuned():
+        serve(arguments)
+
+
+def serve(arguments: argparse.Namespace) -> None:
+    """Serve the model that the arguments name."""
+    from .server import listen, start
+
+    bound = listen.bind(arguments.host, arguments.port)
+    with start.site_for(arguments) as app:
+        cli.note(f"Listening at {listen.address(bound)}, Ctrl-C ends.")
+        listen.run(app, bound, arguments.drain)
+
+
 if __name__ == "__main__":
-    code = cli.run(main)
-    sys.stdout.flush()
-    # MLX's threads may still release Python objects, and the interpreter's own exit would abort
-    # then.
-    os._exit(code)
+    sys.exit(cli.run(main))

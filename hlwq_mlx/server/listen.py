@@ -90,3 +90,9 @@ def run(app: ASGIApp, bound: socket.socket, drain_s: float) -> None:
         timeout_graceful_shutdown=max(1, round(drain_s)),
     )
     asyncio.run(Server(config).serve(sockets=[bound]))
+
+
+def address(bound: socket.socket) -> str:
+    """Return a bound socket's address, as a client writes it."""
+    host, port = bound.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
