@@ -1,110 +1,144 @@
-"""The web application: which path speaks which dialect.
+"""The web application: which path is answered by what, and in which dialect."""
 
-How an answer is made is the service's business, how it is written the dialect's.
-"""
+from functools import partial
+from pathlib import Path
 
-import contextlib
-import logging
-import secrets
-import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from dataclasses import dataclass
-from typing import Any
-
+from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
+from starlette.routing import BaseRoute, Mount, Route
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp
 
-from ..cli.boundary import as_error
-from ..errors import HLWQError
-from . import errors
-from .dialects.dialect import Dialect, Meta
-from .gate import KEY
-from .limits import Limits, parse_json, read_body
-from .model_card import ModelCard
-from .prompts import PromptMaker
-from .request import ChatRequest
-from .service import Answers, Service
-from .stream import Gone, Stream, unless_gone
+from ..errors import HLWQError, UnsupportedError
+from . import watch
+from .dialects import anthropic, models, openai_audio, openai_chat, openai_completions, responses
+from .dialects.dialect import JSON, Dialect
+from .errors import Refused
+from .gate import Gate
+from .limits import read_form
+from .site import Handler, Site, answering, guarded, refusal
+from .stream import unless_gone
 
-logger = logging.getLogger("hlwq_mlx")
-
-CLIENT_GONE = 499  # nginx's word for it; nobody reads it
-Handler = Callable[[Request], Awaitable[Response]]
-
-
-@dataclass(frozen=True)
-class Site:
-    """A model that is served, and how; `card` tells the facts of the moment."""
-
-    service: Service
-    prompts: PromptMaker
-    limits: Limits
-    card: Callable[[], ModelCard]
-
-    def meta(self, chat: ChatRequest) -> Meta:
-        """Return what an answer says of itself: the client's name of the model is kept."""
-        return Meta(chat.model or self.card().name, secrets.token_hex(12), time.time())
-
-    async def json(self, request: Request) -> dict[str, Any]:
-        """Return the object in a request's body.
-
-        Raises: Refused or RequestError for a body that cannot be taken.
-        """
-        body = await read_body(request, self.limits)
-        return parse_json(body, request.headers.get("content-type", ""))
-
-    async def answer(self, request: Request, dialect: Dialect, chat: ChatRequest) -> Response:
-        """Answer a request, streamed or whole.
-
-        Raises: an HLWQError while nothing has been sent; Gone when the client leaves before.
-        """
-        meta = self.meta(chat)
-        ready = await unless_gone(request, run_in_threadpool(self.prompts.make, chat))
-        answers = self.service.submit(chat, ready, salt=request.scope[KEY])
-        if chat.is_streamed:
-            return Stream(written(answers, dialect, chat, meta), dialect.stream_type, {})
-        wholes = await unless_gone(request, answers.wholes())
-        return JSONResponse(dialect.whole(chat, wholes, meta))
+PAGE = Path(__file__).parent / "page"
+PAGE_HEADERS = {
+    "content-security-policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
+        "media-src 'self' data: blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
+        "frame-ancestors 'none'"
+    ),
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cache-control": "no-cache",
+}
+AUDIO = {
+    "transcriptions": openai_audio.transcriptions,
+    "translations": openai_audio.translations,
+}
+NO_EMBEDDINGS = (
+    "[embeddings] needed a model that makes embeddings, got Gemma 4, which writes answers. "
+    "Run another server for embeddings."
+)
 
 
-async def written(
-    answers: Answers, dialect: Dialect, chat: ChatRequest, meta: Meta
-) -> AsyncGenerator[bytes]:
-    """Yield the bytes of answers as they come."""
-    write = dialect.writer(chat, meta)
-    async with contextlib.aclosing(answers.events()) as events:
-        async for choice, event in events:
-            yield write(event, choice)
-    yield write.close()
+def make_app(site: Site) -> ASGIApp:
+    """Return the application that serves a site."""
+    listed = routes(site)
+    inner = Starlette(
+        routes=listed,
+        exception_handlers={HTTPException: partial(_not_routed, site)},  # type: ignore[dict-item]
+    )
+    known = {route.path for route in listed if isinstance(route, Route)}
+
+    def count(path: str, status: int) -> None:
+        site.service.metrics.answered(path if path in known else "other", status)
+
+    def refuse(path: str, problem: HLWQError) -> Response:
+        return refusal(dialect_of(path), problem)
+
+    return Gate(inner, site.limits, refuse, count)
 
 
-def guarded(dialect: Dialect, handler: Handler) -> Handler:
-    """Return a handler whose errors are answered in a dialect."""
+def routes(site: Site) -> list[BaseRoute]:
+    """Return every path with what answers it."""
+    chat = answering(site, openai_chat)
+    texts = answering(site, openai_completions)
+    return [
+        _get("/", partial(_home, site)),
+        _get("/health", partial(watch.health, site)),
+        _get("/metrics", partial(watch.measure, site)),
+        _get("/props", partial(watch.facts, site)),
+        Mount("/page", StaticFiles(directory=PAGE)),
+        _post("/v1/chat/completions", chat),
+        _post("/chat/completions", chat),
+        _post("/v1/completions", texts),
+        _post("/v1/responses", answering(site, responses)),
+        _post("/v1/messages", answering(site, anthropic)),
+        _post("/v1/messages/count_tokens", guarded(anthropic, partial(_count_tokens, site))),
+        _post("/v1/embeddings", guarded(openai_chat, _no_embeddings)),
+        *(
+            _post(f"/v1/audio/{name}", guarded(dialect, partial(_audio, site, dialect)))
+            for name, dialect in AUDIO.items()
+        ),
+        _get("/v1/models", partial(_models, site)),
+        _get("/models", partial(_models, site)),
+        _get("/v1/models/{name:path}", partial(_model, site)),
+    ]
 
-    async def handle(request: Request) -> Response:
-        try:
-            return await handler(request)
-        except Gone:
-            return Response(status_code=CLIENT_GONE)
-        except Exception as problem:  # noqa: BLE001 - one request's defect ends that request alone
-            return refusal(dialect, as_error(problem))
 
-    return handle
+def _get(path: str, handler: Handler) -> Route:
+    return Route(path, guarded(dialect_of(path), handler), methods=["GET"])
 
 
-def refusal(dialect: Dialect, problem: HLWQError) -> Response:
-    """Return the answer that an error is."""
-    status = errors.status_of(problem)
-    if status >= 500:
-        logger.error("%s", problem)
-    return JSONResponse(dialect.error(problem, status), status, errors.headers_of(problem))
+def _post(path: str, handler: Handler) -> Route:
+    return Route(path, handler, methods=["POST"])
 
 
-def answering(site: Site, dialect: Dialect) -> Handler:
-    """Return the handler of an endpoint that answers bodies of a dialect."""
+def dialect_of(path: str) -> Dialect:
+    """Return the dialect in which errors of a path are told."""
+    return anthropic if path.startswith("/v1/messages") else openai_chat
 
-    async def handle(request: Request) -> Response:
-        return await site.answer(request, dialect, dialect.read(await site.json(request)))
 
-    return guarded(dialect, handle)
+async def _not_routed(site: Site, request: Request, problem: HTTPException) -> Response:
+    """Answer a path that there is not, or a method that it does not take."""
+    path = request.url.path
+    needed = "a path of this server" if problem.status_code == 404 else "another method"
+    said = f"[{path[:80]}] needed {needed}, got {request.method}. See the README for what there is."
+    return refusal(dialect_of(path), Refused(problem.status_code, said))
+
+
+async def _home(site: Site, request: Request) -> Response:
+    """Show the page to a browser, and Ollama's line to a program."""
+    if "text/html" in request.headers.get("accept", ""):
+        return FileResponse(PAGE / "index.html", headers=PAGE_HEADERS)
+    return PlainTextResponse("Ollama is running")
+
+
+async def _models(site: Site, request: Request) -> Response:
+    return JSONResponse(models.list_models(site.card()))
+
+
+async def _model(site: Site, request: Request) -> Response:
+    return JSONResponse(models.model(site.card(), request.path_params["name"]))
+
+
+async def _no_embeddings(request: Request) -> Response:
+    raise UnsupportedError(NO_EMBEDDINGS)
+
+
+async def _count_tokens(site: Site, request: Request) -> Response:
+    chat = anthropic.read(await site.json(request))
+    ready = await unless_gone(request, run_in_threadpool(site.prompts.make, chat))
+    return JSONResponse(anthropic.count(len(ready.read.ids)))
+
+
+async def _audio(site: Site, dialect: openai_audio.AudioDialect, request: Request) -> Response:
+    form = await read_form(request, site.limits)
+    respond = _plain if openai_audio.is_plain(form) else JSONResponse
+    return await site.answer(request, dialect, dialect.read(form), respond)
+
+
+def _plain(answer: JSON) -> Response:
+    return PlainTextResponse(answer["text"])

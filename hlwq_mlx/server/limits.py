@@ -8,11 +8,12 @@ import asyncio
 import hmac
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from starlette.datastructures import Headers
+from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
 from ..dialog.readable import readable
@@ -28,6 +29,7 @@ LOCAL_ORIGINS = (
 )
 OPEN_PATHS = ("/", "/health")  # and the page's files: what a browser and a watcher need first
 PAGE = "/page/"
+FORM_TYPE = "multipart/form-data"
 JSON_TYPES = (
     "application/json",
     "application/x-www-form-urlencoded",
@@ -131,26 +133,35 @@ def cors_headers(origin: str, asked: str | None) -> dict[str, str]:
 async def read_body(request: Request, limits: Limits) -> bytes:
     """Read a body, chunked or not.
 
+    Raises: as `body_chunks`.
+    """
+    return b"".join([chunk async for chunk in body_chunks(request, limits)])
+
+
+async def body_chunks(request: Request, limits: Limits) -> AsyncGenerator[bytes]:
+    """Yield a body as it comes.
+
     Raises: Refused for one that is too long or stops coming; RequestError if the client left.
     """
     stated = request.headers.get("content-length", "0")
     if stated.isdecimal() and int(stated) > limits.body_bytes:
         raise _too_long(stated, limits)
-    body = bytearray()
+    length = 0
     chunks = request.stream()
     try:
         while True:
             try:
                 chunk = await asyncio.wait_for(anext(chunks), limits.body_s)
             except StopAsyncIteration:
-                return bytes(body)
-            body += chunk
-            if len(body) > limits.body_bytes:
-                raise _too_long(f"{len(body)} or more", limits)
+                return
+            length += len(chunk)
+            if length > limits.body_bytes:
+                raise _too_long(f"{length} or more", limits)
+            yield chunk
     except TimeoutError as problem:
         raise Refused(
             408,
-            f"[body] needed more of it within {limits.body_s:.0f} seconds, got {len(body)} bytes. "
+            f"[body] needed more of it within {limits.body_s:.0f} seconds, got {length} bytes. "
             "Send it again.",
         ) from problem
     except ClientDisconnect as problem:
@@ -188,3 +199,26 @@ def parse_json(body: bytes, content_type: str) -> dict[str, Any]:
         raise RequestError(
             "[body] needed values within fewer others, got a body nested too deep. Flatten it."
         ) from problem
+
+
+async def read_form(request: Request, limits: Limits) -> dict[str, Any]:
+    """Return the fields of a multipart form; a file is its bytes.
+
+    Raises: Refused for another type of body; RequestError for a form that is damaged; as
+    `body_chunks`.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != FORM_TYPE:
+        raise Refused(415, f"[Content-Type] needed {FORM_TYPE}, got {kind[:80]!r}. Send a form.")
+    chunks = body_chunks(request, limits)
+    try:
+        form = await MultiPartParser(request.headers, chunks, max_files=1, max_fields=64).parse()
+    except MultiPartException as problem:
+        raise RequestError(
+            f"[body] needed a form, got: {problem.message[:200]}. Correct it."
+        ) from problem
+    fields: dict[str, Any] = {}
+    for name, value in form.multi_items():
+        fields[name] = value if isinstance(value, str) else await value.read()
+    await form.close()
+    return dict(readable(fields))
