@@ -16,7 +16,8 @@ from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
 
 from ..dialog.readable import readable
-from ..errors import HLWQError, RequestError
+from ..errors import RequestError
+from .errors import Refused
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 # What runs on this machine: local pages, desktop shells and editors.
@@ -32,14 +33,6 @@ JSON_TYPES = (
     "application/x-www-form-urlencoded",
     "",
 )  # curl's -d is the second
-
-
-class Refused(HLWQError):
-    """A request that is refused for who sends it, or how; `status` is that of HTTP."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
 
 
 @dataclass(frozen=True)
