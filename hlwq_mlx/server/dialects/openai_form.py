@@ -1,11 +1,10 @@
-"""Bring messages and tools of other dialects into OpenAI's form, in which ChatRequest holds them."""
+"""Bring messages and tools of other dialects into OpenAI's form, as ChatRequest holds them."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from reprlib import repr as brief
 from typing import Any
 
 from ...errors import RequestError
-from ..request import Calls, ToolChoice
 
 Form = dict[str, Any]
 
@@ -42,9 +41,9 @@ def text_part(text: str) -> Form:
     return {"type": "text", "text": text}
 
 
-def picture_part(url: str) -> Form:
+def picture_part(url: str, detail: str | None = None) -> Form:
     """Return a part that is a picture, named by its URL."""
-    return {"type": "image_url", "image_url": {"url": url}}
+    return {"type": "image_url", "image_url": {"url": url, "detail": detail}}
 
 
 def joined(parts: Iterable[Form], glue: str = "\n") -> str | list[Form]:
@@ -63,12 +62,12 @@ def joined(parts: Iterable[Form], glue: str = "\n") -> str | list[Form]:
     return found[0]["text"] if len(found) == 1 and found[0]["type"] == "text" else found
 
 
-def plain_text(parts: Iterable[Form], where: str) -> str:
+def plain_text(parts: Iterable[Form], where: str, glue: str = "\n") -> str:
     """Return parts that must be text, as instructions and earlier answers must.
 
     Raises: RequestError for a medium.
     """
-    text = joined(parts)
+    text = joined(parts, glue)
     if not isinstance(text, str):
         raise RequestError(
             f"[{where}] needed text alone, got a picture or a sound. Put it into a user message."
@@ -112,21 +111,3 @@ def _joined_answer(first: Form, second: Form) -> Form:
     for key in first.keys() & second.keys() - {"role"}:
         both[key] = first[key] + second[key]
     return both
-
-
-def choice(calls: Calls, tools: Sequence[Form], name: str | None, where: str) -> ToolChoice:
-    """Return a choice among tools.
-
-    Raises: RequestError for a call that must be of a tool that is not offered.
-    """
-    names: Collection[str] = [tool["function"]["name"] for tool in tools]
-    if name is not None and name not in names:
-        raise RequestError(
-            f"[{where}] needed one of the tools ({', '.join(names) or 'none is offered'}), got "
-            f"{brief(name)}. Offer it in tools."
-        )
-    if calls is Calls.REQUIRED and not names:
-        raise RequestError(
-            f"[{where}] needed tools to call one of, got none that can be served. Offer some."
-        )
-    return ToolChoice(calls, name)
