@@ -92,7 +92,7 @@ NEEDED = {
 class Body(BaseModel):
     """A JSON object of a request."""
 
-    model_config = ConfigDict(allow_inf_nan=False, populate_by_name=True, protected_namespaces=())
+    model_config = ConfigDict(allow_inf_nan=False, protected_namespaces=())
 
     @model_validator(mode="before")
     @classmethod
