@@ -69,9 +69,12 @@ MaxTokens = Annotated[Integer, AfterValidator(_require_tokens)]
 # What a field needs, by pydantic's name of the problem and what it tells of that.
 NEEDED = {
     "missing": "a value",
+    "bool_parsing": "true or false",
     "bool_type": "true or false",
+    "bytes_type": "a file",
     "dict_type": "an object",
     "finite_number": "a finite number",
+    "float_parsing": "a number",
     "float_type": "a number",
     "greater_than_equal": "at least {ge}",
     "int_from_float": "a whole number",
@@ -81,6 +84,7 @@ NEEDED = {
     "list_type": "a list",
     "literal_error": "{expected}",
     "model_type": "an object",
+    "string_pattern_mismatch": "text like {pattern}",
     "string_too_short": "text that is not empty",
     "string_type": "text",
     "too_long": "at most {max_length} items",

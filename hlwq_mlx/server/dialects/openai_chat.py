@@ -4,6 +4,7 @@ Source: the server's specification, section 2.1; OpenAI's API reference.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from pydantic import Field
@@ -29,6 +30,7 @@ from .dialect import JSON, Meta
 from .fields import Alternatives, Body, Flag, MaxTokens, Object, Unserved, read_fields, refuse
 from .openai_options import (
     DONE,
+    FINGERPRINT,
     KEEP_ALIVE,
     STREAM_TYPE,
     UNSERVED,
@@ -41,7 +43,6 @@ from .openai_options import (
 )
 
 stream_type = STREAM_TYPE
-FINGERPRINT = "hlwq_mlx"
 
 _SPEECH = Unserved("This model writes; it does not speak.")
 _STATELESS = Unserved("Nothing is stored here: send the whole conversation.")
@@ -65,6 +66,11 @@ NO_VARIABLES = {
     *("return_dict", "tokenizer_kwargs", "return_assistant_tokens_mask"),
     *("bos_token", "eos_token", "pad_token", "unk_token"),
 }
+
+
+@dataclass(frozen=True)
+class FunctionsRequest(ChatRequest):
+    """A request with `functions`, as they were before tools: its answer has one function_call."""
 
 
 class Reasoning(Body):
@@ -172,16 +178,18 @@ def read(body: JSON) -> ChatRequest:
     asked = read_fields(ChatBody, body)
     if asked.max_completion_tokens is not None:
         asked.max_tokens = asked.max_completion_tokens
-    tools = shapes.read_tools(asked.tools) or asked.functions
+    is_old = bool(asked.functions) and not asked.tools
+    tools = asked.functions if is_old else shapes.read_tools(asked.tools)
     choice, field = asked.tool_choice, "tool_choice"
     if choice is None:
         choice, field = asked.function_call, "function_call"
-    return ChatRequest(
+    kind = FunctionsRequest if is_old else ChatRequest
+    return kind(
         **asked.shared(),
         messages=shapes.read_messages(asked.messages),
         tools=tools,
         tool_choice=shapes.read_choice(choice, tools, field),
-        parallel_calls=asked.parallel_tool_calls,
+        parallel_calls=asked.parallel_tool_calls and not is_old,
         thinking=asked.thinking(),
         schema=asked.response_format.schema_wanted() if asked.response_format else None,
         logprobs=asked.alternatives(),
@@ -201,11 +209,14 @@ class ChatWriter:
     def __init__(self, request: ChatRequest, meta: Meta) -> None:
         self._request = request
         self._head = _head("chat.completion.chunk", meta)
+        self._pieces = _function_pieces if _is_old(request) else _call_pieces
         self._usages: dict[int, Usage] = {}
         self._has_failed = False
 
     def __call__(self, event: Event, choice: int = 0) -> bytes:
-        """Return the bytes of an event."""
+        """Return the bytes of an event; nothing behind an error."""
+        if self._has_failed:
+            return b""
         match event:
             case Waiting():
                 return KEEP_ALIVE
@@ -216,10 +227,10 @@ class ChatWriter:
             case Content(text, scores):
                 return self._chunk(choice, {"content": text}, scores)
             case Call():
-                return b"".join(self._chunk(choice, piece) for piece in _pieces(event))
+                return b"".join(self._chunk(choice, piece) for piece in self._pieces(event))
             case Done(reason, usage):
                 self._usages[choice] = usage
-                return self._chunk(choice, {}, ended=reason)
+                return self._chunk(choice, {}, ended=_reason(self._request, reason))
             case Failed(problem, status):
                 self._has_failed = True
                 return server_event(error(problem, status))
@@ -268,7 +279,9 @@ def _choice(request: ChatRequest, answer: Whole, index: int) -> JSON:
     }
     if answer.thought:
         message |= _thought(answer.thought)
-    if answer.calls:
+    if answer.calls and _is_old(request):
+        message["function_call"] = _function(answer.calls[0])
+    elif answer.calls:
         message["tool_calls"] = [
             {"id": call.id, "type": "function", "function": _function(call)}
             for call in answer.calls
@@ -278,7 +291,7 @@ def _choice(request: ChatRequest, answer: Whole, index: int) -> JSON:
         "index": index,
         "message": message,
         "logprobs": scores,
-        "finish_reason": answer.done.reason,
+        "finish_reason": _reason(request, answer.done.reason),
     }
 
 
@@ -301,7 +314,22 @@ def _function(call: Call) -> dict[str, str]:
     return {"name": call.name, "arguments": to_json(call.arguments)}
 
 
-def _pieces(call: Call) -> list[JSON]:
+def _is_old(request: ChatRequest) -> bool:
+    return isinstance(request, FunctionsRequest)
+
+
+def _reason(request: ChatRequest, reason: str) -> str:
+    """Return why an answer ended, in the words that its client knows."""
+    return "function_call" if reason == "tool_calls" and _is_old(request) else reason
+
+
+def _function_pieces(call: Call) -> list[JSON]:
+    """Return the deltas of a call for a client that knows no tools."""
+    begun = {"name": call.name, "arguments": ""}
+    return [{"function_call": begun}, {"function_call": {"arguments": to_json(call.arguments)}}]
+
+
+def _call_pieces(call: Call) -> list[JSON]:
     """Return the deltas of a call: its name first, then its arguments."""
     begun = {
         "index": call.index,

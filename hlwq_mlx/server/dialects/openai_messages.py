@@ -41,6 +41,8 @@ def _message(message: Message, where: str) -> Message:
     kept["content"] = message.get("refusal") if content is None else _content(content, where)
     if kept.get("role") == "function":
         kept["role"] = "tool"
+    if kept.get("role") == "assistant":
+        kept["content"] = _one_text(kept["content"])
     called = message.get("function_call")
     if called is not None and "tool_calls" not in kept:
         kept["tool_calls"] = [{"type": "function", "function": called}]
@@ -51,6 +53,14 @@ def _content(content: Any, where: str) -> Any:
     if not isinstance(content, list) or not all(_is_part(part) for part in content):
         return content
     return [_part(part, f"{where}.content[{at}]") for at, part in enumerate(content)]
+
+
+def _one_text(content: Any) -> Any:
+    """Return an answer's parts as one text, which can be continued."""
+    if not isinstance(content, list):
+        return content
+    texts = [part.get("text") if isinstance(part, Mapping) else part for part in content]
+    return "".join(texts) if all(isinstance(text, str) for text in texts) else content
 
 
 def _is_part(part: Any) -> bool:

@@ -30,6 +30,8 @@ from .fields import (
 
 STREAM_TYPE = "text/event-stream"
 KEEP_ALIVE = b": keep-alive\n\n"
+# One for all answers: with it, equal requests with a seed have equal answers.
+FINGERPRINT = "hlwq_mlx"
 DONE = b"data: [DONE]\n\n"
 MOST_CHOICES = 16  # each is a row of the batch
 LEAST_LOGPROB = -9999.0  # JSON has no infinity
