@@ -181,6 +181,12 @@ class Tokenizer:
         return getattr(self._tokenizer, name)
 
 
+def token_bytes(tokenizer: Tokenizer, id: int) -> bytes:
+    """Return what a token adds to a text, which may be a part of a letter."""
+    byte = _BYTE.fullmatch(tokenizer.convert_ids_to_tokens(id) or "")
+    return bytes.fromhex(byte[1]) if byte else tokenizer.decode([id]).encode()
+
+
 def _settings_in(folder: Path) -> dict[str, Any]:
     """Read what a folder says of its tokenizer; later files add to earlier ones."""
     settings: dict[str, Any] = {}

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
-from ..errors import RequestError
+from ..errors import ContextError, RequestError
 from ..gemma4.caches import WHOLE, Caching
 from .sampling import Sampling
 
@@ -55,15 +55,33 @@ class Request:
     on_prefill: Progress = no_progress
 
     def __post_init__(self) -> None:
-        if not len(self.prompt.ids):
-            raise RequestError("[prompt] needed at least one token, got none. Give a prompt.")
-        if self.max_tokens < 1 and self.max_tokens != -1:
-            raise RequestError(
-                f"[max_tokens] needed a positive number or -1, got {self.max_tokens}. "
-                "-1 means no limit."
-            )
+        require_answerable(self.prompt.ids, self.max_tokens)
         if self.prefill_step < 1:
             raise RequestError(
                 f"[prefill_step] needed at least 1, got {self.prefill_step}. "
                 "It counts prompt tokens."
             )
+
+
+def require_answerable(prompt: Sequence[int], max_tokens: int) -> None:
+    """Check that there is a prompt, and room for an answer.
+
+    Raises: RequestError.
+    """
+    if not len(prompt):
+        raise RequestError("[prompt] needed at least one token, got none. Give a prompt.")
+    if max_tokens < 1 and max_tokens != -1:
+        raise RequestError(
+            f"[max_tokens] needed a positive number or -1, got {max_tokens}. -1 means no limit."
+        )
+
+
+def room_for_answer(prompt_tokens: int, max_tokens: int, context: int) -> int:
+    """Return how many tokens an answer may have: prompt and answer share the context.
+
+    Raises: ContextError when the prompt leaves no room.
+    """
+    room = context - prompt_tokens
+    if room < 1:
+        raise ContextError(prompt_tokens, context)
+    return room if max_tokens == -1 else min(max_tokens, room)

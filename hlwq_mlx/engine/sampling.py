@@ -8,14 +8,22 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from numbers import Integral, Real
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import mlx.core as mx
 import numpy as np
 
 from ..errors import ConfigError, RequestError
 
-Choose = Callable[[mx.array], mx.array]
+Filter = Callable[[mx.array], mx.array]
+
+
+class Choose(Protocol):
+    """Chooses an id for each row of scores."""
+
+    def __call__(self, scores: mx.array, key: mx.array | None = None) -> mx.array:
+        """Return ids; Sampling.choose says of what."""
+        ...
 
 
 def mask_tokens(ids: Iterable[int], vocab_size: int) -> Callable[[mx.array], mx.array]:
@@ -70,6 +78,19 @@ def _unusable(got: str) -> ConfigError:
     )
 
 
+def require_within(name: str, value: Any, low: float, high: float) -> None:
+    """Check an option; one whose lowest value is an int has to be an int.
+
+    Raises: RequestError naming the option, its limits and the value.
+    """
+    kind = Integral if type(low) is int else Real
+    is_number = isinstance(value, kind) and not isinstance(value, bool)
+    if not is_number or not low <= value <= high:
+        raise RequestError(
+            f"[{name}] needed {low} to {high}, got {str(value)[:80]}. Choose a value between them."
+        )
+
+
 @dataclass(frozen=True)
 class Sampling:
     """Sampling options; a temperature of 0 takes the likeliest token.
@@ -83,20 +104,10 @@ class Sampling:
     min_p: float = 0.0
 
     def __post_init__(self) -> None:
-        for name, low, high in (
-            ("temp", 0.0, 100.0),
-            ("top_p", 0.0, 1.0),
-            ("top_k", 0, 1 << 20),
-            ("min_p", 0.0, 1.0),
-        ):
-            value = getattr(self, name)
-            kind = Integral if type(low) is int else Real
-            is_number = isinstance(value, kind) and not isinstance(value, bool)
-            if not is_number or not low <= value <= high:
-                raise RequestError(
-                    f"[{name}] needed {low} to {high}, got {str(value)[:80]}. "
-                    "Choose a value between them."
-                )
+        require_within("temp", self.temp, 0.0, 100.0)
+        require_within("top_p", self.top_p, 0.0, 1.0)
+        require_within("top_k", self.top_k, 0, 1 << 20)
+        require_within("min_p", self.min_p, 0.0, 1.0)
 
     @classmethod
     def from_generation_config(cls, config: Mapping[str, Any]) -> Self:
@@ -131,14 +142,15 @@ class Sampling:
     def choose(self, vocab_size: int, masked: Iterable[int] = ()) -> Choose:
         """Return a function that chooses an id for each row, and never a masked one.
 
-        Filters see the distribution at temperature 1, in the order top_p, min_p, top_k, as mlx-lm's
-        do; a top_p of 0 filters nothing.
-        Shapes: log probabilities [B, V] -> ids [B].
+        It is given a key for MLX's generator, or None for the global one. Filters see the
+        distribution at temperature 1, in the order top_p, min_p, top_k, as mlx-lm's do; a top_p of
+        0 filters nothing.
+        Shapes: logits or log probabilities [B, V] -> ids [B].
         """
         mask = mask_tokens(masked, vocab_size)
         if self.temp == 0:
-            return lambda scores: mx.argmax(mask(scores), axis=-1)
-        filters: list[Choose] = []
+            return lambda scores, key=None: mx.argmax(mask(scores), axis=-1)
+        filters: list[Filter] = []
         if 0 < self.top_p < 1:
             filters.append(lambda scores: keep_top_p(scores, self.top_p))
         if self.min_p > 0:
@@ -146,12 +158,12 @@ class Sampling:
         if 0 < self.top_k < vocab_size:
             filters.append(lambda scores: keep_top_k(scores, self.top_k))
 
-        def draw(scores: mx.array) -> mx.array:
+        def draw(scores: mx.array, key: mx.array | None = None) -> mx.array:
             scores = mask(scores)
             # Normalized again, because top_p counts shares of what the mask left.
             scores = scores - mx.logsumexp(scores, axis=-1, keepdims=True)
             for keep in filters:
                 scores = keep(scores)
-            return mx.random.categorical(scores / self.temp)
+            return mx.random.categorical(scores / self.temp, key=key)
 
         return draw

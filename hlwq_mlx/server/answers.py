@@ -87,7 +87,11 @@ class ChatReader:
         self._detokenizer.add_token(token)
         self._content.scored(score)
         self._unread += 1
-        return self._read(self._parser.feed(self._detokenizer.last_segment))
+        text = self._detokenizer.last_segment
+        events = self._read(self._parser.feed(text))
+        if any(marker in text for marker in grammar.MARKERS):
+            self._content.drop_scores()  # those of a marker, and of a thought's name before it
+        return events
 
     def finish(self) -> list[Event]:
         """Return the rest at the end of the answer."""

@@ -1,0 +1,26 @@
+"""What limits an answer to a form, as a grammar does; the engine knows none itself.
+
+V vocabulary.
+"""
+
+from typing import Protocol
+
+import mlx.core as mx
+
+
+class Constraint(Protocol):
+    """Says which tokens may come next in one answer; both calls come from the engine's thread.
+
+    An exception of either ends that answer alone.
+    """
+
+    def mask(self, scores: mx.array) -> mx.array:
+        """Return the scores with -inf for what may not follow; nothing else changes.
+
+        It is called again before `accept` when a step has to be repeated. Shapes: [1, V] -> [1, V].
+        """
+        ...
+
+    def accept(self, token: int) -> None:
+        """Take the token that was chosen."""
+        ...

@@ -1,0 +1,92 @@
+"""Listen on a socket and run the application until it is told to end.
+
+uvicorn's part in it is kept to what its documentation names, but for the protocol's class.
+"""
+
+import asyncio
+import contextlib
+import signal
+import socket
+from collections.abc import Iterator
+
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from ..errors import DeviceError
+
+BACKLOG = 1024
+KEEP_ALIVE_S = 75
+OLLAMA_PORT = 11434
+
+
+class PatientProtocol(H11Protocol):
+    """uvicorn's protocol, but a connection must bring a request within a time.
+
+    Without that, clients whose headers dribble would keep connections for ever.
+    """
+
+    header_s = 30.0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin to wait for the first request."""
+        super().connection_made(transport)
+        self.loop.call_later(self.header_s, self._require_request)
+
+    def _require_request(self) -> None:
+        if self.cycle is None and not self.transport.is_closing():
+            self.transport.close()
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server, but a signal ends it with success; a second one ends it at once."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Within the block, let SIGINT and SIGTERM drain the server."""
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        before = {number: signal.signal(number, self.handle_exit) for number in numbers}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Return a socket that is bound, so that what is wrong with it is known before any work.
+
+    Raises: DeviceError when it cannot be bound.
+    """
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        bound = socket.socket(family)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind((host, port))
+    except (OSError, OverflowError) as problem:
+        reason = problem.strerror if isinstance(problem, OSError) else problem
+        ollama = " Ollama may have it: end that first." if port == OLLAMA_PORT else ""
+        raise DeviceError(
+            f"[serve] needed to listen on port {port} of {host}, got '{reason}'. "
+            f"Choose another --port, or end the program that has it.{ollama}"
+        ) from problem
+    return bound
+
+
+def run(app: ASGIApp, bound: socket.socket, drain_s: float) -> None:
+    """Serve until SIGINT or SIGTERM, then finish what is under way within `drain_s` seconds."""
+    config = uvicorn.Config(
+        app,
+        http=PatientProtocol,
+        ws="none",
+        loop="asyncio",
+        lifespan="on",
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        backlog=BACKLOG,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=max(1, round(drain_s)),
+    )
+    asyncio.run(Server(config).serve(sockets=[bound]))
