@@ -39,6 +39,8 @@ class ContextError(RequestError):
             f"[prompt] needed fewer than {room} tokens, for which there is room, got {needed}. "
             "Shorten the conversation, or begin a new one."
         )
+        self.needed = needed
+        self.room = room
 
 
 class UnsupportedError(RequestError):

@@ -54,7 +54,7 @@ CODES = {
 }
 TOO_LONG = "context_length_exceeded"
 
-_FIELD = re.compile(r"\[([A-Za-z_]\w*)((?:\[\d+\]|\.\w+)*)\] ")
+_FIELD = re.compile(r"\[([A-Za-z_]\w*)((?:\[\d+\]|\.[\w-]+)*)\] ")
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,9 @@ def status_of(problem: HLWQError) -> int:
 
 def headers_of(problem: HLWQError) -> dict[str, str]:
     """Return the headers that an error's answer has."""
-    is_busy = isinstance(problem, BusyError)
-    return {"retry-after": str(problem.retry_after_s)} if is_busy else {}
+    if isinstance(problem, BusyError):
+        return {"retry-after": str(problem.retry_after_s)}
+    return {}
 
 
 def describe(problem: HLWQError, status: int, fields: Collection[str] = ()) -> Described:

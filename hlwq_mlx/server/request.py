@@ -45,7 +45,8 @@ class ChatRequest:
     author wrote them. None leaves a choice to the server: `thinking`, `seed`, `max_tokens` and the
     fields of engine.sampling.Sampling that `sampling` lacks. `schema` is what the content must
     satisfy: None for any text, {} for any JSON object. `logprobs` is how many alternatives of each
-    token are told, None for not even its own log probability.
+    token are told, None for not even its own log probability. `body` is what the client sent, for
+    the dialects whose answers repeat it.
     """
 
     model: str = ""
@@ -69,3 +70,4 @@ class ChatRequest:
     template_options: Mapping[str, Any] = field(default_factory=dict)
     image_tokens: int | None = None
     keep_alive_s: float | None = None
+    body: Mapping[str, Any] = field(default_factory=dict)

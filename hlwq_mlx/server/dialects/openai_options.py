@@ -1,0 +1,151 @@
+"""What OpenAI's endpoints have in common: options, usage, errors and the form of a stream."""
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from pydantic import AliasChoices, Field
+
+from ...errors import HLWQError
+from ..errors import describe
+from ..events import Usage
+from ..request import Penalties
+from .fields import (
+    JSON,
+    Addend,
+    Bias,
+    Body,
+    Flag,
+    Integer,
+    MaxTokens,
+    Repetition,
+    Share,
+    Temperature,
+    Texts,
+    TopK,
+    Unserved,
+    limit,
+    reduced_seed,
+)
+
+STREAM_TYPE = "text/event-stream"
+KEEP_ALIVE = b": keep-alive\n\n"
+# One for all answers: with it, equal requests with a seed have equal answers.
+FINGERPRINT = "hlwq_mlx"
+DONE = b"data: [DONE]\n\n"
+MOST_CHOICES = 16  # each is a row of the batch
+LEAST_LOGPROB = -9999.0  # JSON has no infinity
+
+_OTHER_MODEL = "This server has the model that it was started with and no other."
+_GRAMMAR = "Use response_format with a JSON schema."
+# Options of OpenAI's, mlx-lm's, llama.cpp's and vLLM's servers that would change the answer.
+UNSERVED = {
+    "adapters": Unserved(_OTHER_MODEL),
+    "draft_model": Unserved(_OTHER_MODEL, ("default_model",)),
+    "grammar": Unserved(_GRAMMAR, ("",)),
+    "guided_choice": Unserved(_GRAMMAR),
+    "guided_grammar": Unserved(_GRAMMAR),
+    "guided_json": Unserved(_GRAMMAR),
+    "guided_regex": Unserved(_GRAMMAR),
+    "structured_outputs": Unserved(_GRAMMAR),
+    "xtc_probability": Unserved("Use min_p.", (0,)),
+    "typical_p": Unserved("Use top_p.", (1, 0)),
+    "repetition_context_size": Unserved("Penalties have one reach; leave it out."),
+    "presence_context_size": Unserved("Penalties have one reach; leave it out."),
+    "frequency_context_size": Unserved("Penalties have one reach; leave it out."),
+    "stop_token_ids": Unserved("Give the text in stop.", ([],)),
+    "ignore_eos": Unserved("Answers end where the model ends them.", (False,)),
+}
+
+
+class StreamOptions(Body):
+    """What a streamed answer tells beside the answer."""
+
+    include_usage: Flag = False
+
+
+class Options(Body):
+    """Options that chat and raw completions share."""
+
+    model: str = ""
+    temperature: Temperature | None = None
+    top_p: Share | None = None
+    top_k: TopK | None = None
+    min_p: Share | None = None
+    repetition_penalty: Repetition = Field(
+        1.0, validation_alias=AliasChoices("repetition_penalty", "repeat_penalty")
+    )
+    presence_penalty: Addend = 0.0
+    frequency_penalty: Addend = 0.0
+    logit_bias: Bias = Field(default_factory=dict)
+    seed: Integer | None = None
+    stop: Texts = Field(default_factory=list)
+    n: Integer = Field(1, ge=1, le=MOST_CHOICES)
+    max_tokens: MaxTokens | None = None
+    stream: Flag = False
+    stream_options: StreamOptions = StreamOptions()
+
+    def shared(self) -> dict[str, Any]:
+        """Return the fields of a ChatRequest that these options decide."""
+        top_k = None if self.top_k is None else max(self.top_k, 0)
+        filters = {
+            "temp": self.temperature,
+            "top_p": self.top_p,
+            "top_k": top_k,
+            "min_p": self.min_p,
+        }
+        return {
+            "model": self.model,
+            "sampling": {name: value for name, value in filters.items() if value is not None},
+            "penalties": Penalties(
+                self.repetition_penalty or 1.0, self.presence_penalty, self.frequency_penalty
+            ),
+            "logit_bias": self.logit_bias,
+            "seed": reduced_seed(self.seed),
+            "max_tokens": limit(self.max_tokens),
+            "stop": self.stop,
+            "count": self.n,
+            "is_streamed": self.stream,
+            "with_usage": self.stream_options.include_usage if self.stream else True,
+        }
+
+
+def usage_of(usages: Sequence[Usage]) -> dict[str, Any]:
+    """Return what the choices of one request took together: their prompt is one."""
+    prompt = usages[0].prompt
+    completion = sum(usage.completion for usage in usages)
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+        "prompt_tokens_details": {"cached_tokens": usages[0].cached},
+        "completion_tokens_details": {"reasoning_tokens": sum(usage.reasoning for usage in usages)},
+    }
+
+
+def error_body(problem: HLWQError, status: int, fields: Collection[str]) -> dict[str, Any]:
+    """Return an error in OpenAI's envelope; `fields` are those that a request may have."""
+    told = describe(problem, status, fields)
+    return {
+        "error": {
+            "message": told.message,
+            "type": told.type,
+            "param": told.field,
+            "code": told.code,
+        }
+    }
+
+
+def server_event(data: JSON) -> bytes:
+    """Return a JSON object as one event of a stream."""
+    return b"data: " + to_json(data).encode() + b"\n\n"
+
+
+def to_json(value: Mapping[str, Any]) -> str:
+    """Return compact JSON in letters as they are."""
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
+def logprob(value: float) -> float:
+    """Return a log probability that JSON can hold."""
+    return max(value, LEAST_LOGPROB)
