@@ -8,7 +8,7 @@ never by the caches that a prompt is read into. One thread uses a tree.
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol
 
 import mlx.core as mx
@@ -20,6 +20,7 @@ from ..gemma4.caches import Arrays
 MAX_BYTES = 1 << 31
 LATTICE_STEP = 1024
 LATTICE_COUNT = 8
+_WORTH_SAVING = 2
 
 Keys = NDArray[np.int64]
 Layers = tuple[Arrays, ...]
@@ -40,6 +41,7 @@ class Node:
     children: "dict[int, Node]" = field(default_factory=dict)
     used: int = 0
     is_system: bool = False
+    is_saved: bool = False
 
     @property
     def start(self) -> int:
@@ -101,16 +103,15 @@ class Match:
 class Store(Protocol):
     """Where nodes outlive the process."""
 
-    def longest(self, keys: Keys, salt: str) -> int:
-        """Return how many first keys the store has a state for."""
+    def read(self, keys: Keys, salt: str, beyond: int, held: int) -> list[Node]:
+        """Return the nodes of the longest prefix known that is longer than `beyond`, or none.
+
+        Those whose ranges end within the first `held` keys are left out.
+        """
         ...
 
-    def read(self, keys: Keys, salt: str) -> list[Node]:
-        """Return nodes that follow each other and cover the keys, or none that do."""
-        ...
-
-    def write(self, path: Sequence[Node], salt: str) -> None:
-        """Write the nodes that it does not hold yet; the last one has a state."""
+    def write(self, path: Sequence[Node], salt: str) -> bool:
+        """Have the last node of a path written, and those that lead to it; return whether."""
         ...
 
 
@@ -183,12 +184,14 @@ class PrefixCache:
         return True
 
     def save(self) -> None:
-        """Give the store what it does not hold yet."""
-        if self._store is not None:
-            for salt, root in self._roots.items():
-                for path in _paths(root):
-                    if path[-1].state is not None:
-                        self._store.write(path, salt)
+        """Give the store what it does not hold yet and a later prompt may go on from."""
+        if self._store is None:
+            return
+        for salt, root in self._roots.items():
+            for path in _paths(root):
+                node = path[-1]
+                if node.state is not None and not node.is_saved and _worth(node) >= _WORTH_SAVING:
+                    node.is_saved = self._store.write(path, salt)
 
     def forget(self) -> None:
         """Drop all that is in memory."""
@@ -246,16 +249,14 @@ class PrefixCache:
         if node.end > parent.end:
             parent.children[int(node.keys[0])] = node
         elif parent.state is None:
-            parent.state, parent.used = node.state, node.used
+            parent.state, parent.used, parent.is_saved = node.state, node.used, node.is_saved
         return True
 
     def _load(self, store: Store, asked: Keys, salt: str) -> None:
         """Bring what a store knows of a prompt beyond what is here."""
         path = self._usable(asked, salt)
-        longest = store.longest(asked[:-1], salt)
-        if longest <= (path[-1].end if path else 0):
-            return
-        for node in store.read(asked[:longest], salt):
+        held = self._follow(asked, salt).shared
+        for node in store.read(asked[:-1], salt, path[-1].end if path else 0, held):
             covered = asked[: node.end]
             start = self._follow(covered, salt).shared
             if start >= node.start and not self._insert(covered, _from(node, start), salt):
@@ -353,15 +354,7 @@ def _from(node: Node, start: int) -> Node:
     if not cut:
         return node
     ranges = _part(node.ranges, cut, len(node.keys))
-    return Node(
-        node.keys[cut:].copy(),
-        node.end,
-        ranges,
-        node.state,
-        node.children,
-        node.used,
-        node.is_system,
-    )
+    return replace(node, keys=node.keys[cut:].copy(), ranges=ranges)
 
 
 def _part(ranges: Layers, start: int, stop: int) -> Layers:
