@@ -7,6 +7,7 @@ Their names and signatures follow mlx-lm's, with our own options. A model may be
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from .dialog.messages import Message
 from .dialog.stop import AnswerText
 from .dialog.tokenizer import Tokenizer
 from .engine.answer import generate_tokens
-from .engine.prefix_cache import PrefixCache
+from .engine.prefix_cache import MAX_BYTES, PrefixCache
 from .engine.request import PREFILL_STEP, Prepared, Progress, Request, no_progress
 from .engine.sampling import Sampling
 from .engine.step import Chosen
@@ -62,14 +63,28 @@ class GenerationResponse:
 
 @dataclass
 class Session:
-    """State that a conversation keeps between prompts, so that the next reads only what is new."""
+    """State that a conversation keeps between prompts, so that the next reads only what is new.
 
-    prefix_cache: PrefixCache = field(default_factory=PrefixCache)
+    What was read takes at most `max_bytes` of memory.
+    """
+
+    max_bytes: int = MAX_BYTES
     media: list[Any] = field(default_factory=list)  # what was made of the last prompt's media
+    _prefixes: PrefixCache | None = None
+    _model: Model | None = None
+    _caching: Caching = WHOLE
+
+    def prefixes(self, model: Model, caching: Caching) -> PrefixCache:
+        """Return what was read; with another model or caching than before that is nothing."""
+        is_same = self._model is model and self._caching == caching
+        if self._prefixes is None or not is_same:
+            self._prefixes = PrefixCache(partial(model.make_cache, caching), self.max_bytes)
+            self._model, self._caching = model, caching
+        return self._prefixes
 
     def forget(self) -> None:
         """Clear the state: the next prompt is read from its beginning."""
-        self.prefix_cache.forget()
+        self._prefixes = None
         self.media.clear()
 
 
@@ -155,7 +170,7 @@ def stream_generate(
     cannot be read.
     """
     rendered = _render(tokenizer, prompt, tools=tools, thinking=thinking)
-    session = session or Session()
+    session = session or Session(max_bytes=0)
     media = {"image_tokens": image_tokens, "http": http, "on_media": on_media}
     request = Request(
         _prepare(model, tokenizer, rendered, session, **media),
@@ -166,7 +181,7 @@ def stream_generate(
         prefill_step,
         on_prefill,
     )
-    tokens = generate_tokens(model, request, session.prefix_cache)
+    tokens = generate_tokens(model, request, session.prefixes(model, caching))
     stops = [stop] if isinstance(stop, str) else stop
     yield from _answer(tokenizer, tokens, request, stops)
 

@@ -5,8 +5,9 @@ layers run that share keys and values. This module never sees text.
 L prompt length, V vocabulary.
 """
 
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -24,35 +25,48 @@ def generate_tokens(
 ) -> Iterator[Chosen]:
     """Yield an answer's tokens with their log probabilities; media tokens are never chosen.
 
-    With a `prefix_cache` from an earlier prompt, the tokens that both begin with are not read
-    again.
+    What a `prefix_cache` of this model and caching knows of the prompt is not read again, and the
+    prompt and its answer are kept there.
     Raises: CheckpointError where the scores are not finite; it names the weight at fault.
     """
-    prefix_cache = prefix_cache or PrefixCache()
+    prefixes = prefix_cache or PrefixCache(partial(model.make_cache, request.caching), 0)
     keys = list(request.prompt.keys or request.prompt.ids)
     with wired():
-        caches, begin = prefix_cache.take(request.prompt)
-        caches = caches or model.make_cache(request.caching)
-        row, first = begin_row(model, request, caches, begin)
+        match = prefixes.find(keys)
+        positions, caches = match.positions(len(keys)), match.restore()
+
+        def keep(chunk: slice) -> None:
+            for position in positions:
+                if chunk.start < position <= chunk.stop:
+                    prefixes.keep(keys, caches, position)
+
+        row, first = begin_row(model, request, caches, match.length, keep)
         try:
             for chosen in _decode(model, request, row, first):
                 require_finite(model, *chosen)
                 keys.append(chosen.token)
                 yield chosen
         except GeneratorExit:  # the caller stopped early, and may go on with the same conversation
-            prefix_cache.keep(caches, keys)
+            prefixes.keep(keys, caches, caches[0].offset)
             raise
-        prefix_cache.keep(caches, keys)
+        prefixes.keep(keys, caches, caches[0].offset)
 
 
 def begin_row(
-    model: Model, request: Request, caches: list[Any], begin: int = 0
+    model: Model,
+    request: Request,
+    caches: list[Any],
+    begin: int = 0,
+    on_chunk: Callable[[slice], None] = lambda chunk: None,
 ) -> tuple[Row, Chosen]:
-    """Read a prompt from position `begin` on and choose the first token behind it."""
+    """Read a prompt from position `begin` on and choose the first token behind it.
+
+    `on_chunk` gets each part of the prompt as soon as the caches hold it.
+    """
     choose_id = request.sampling.choose(
         model.args.text_config.vocab_size, masked=model.args.media_token_ids
     )
-    token, scores = choose(prefill(model, request, caches, begin), choose_id)
+    token, scores = choose(prefill(model, request, caches, begin, on_chunk), choose_id)
     mx.eval(token, scores)
     row = Row(caches, int(np.array(token)[0]), choose_id)
     return row, Chosen(row.token, scores)
@@ -71,7 +85,13 @@ def _decode(model: Model, request: Request, row: Row, first: Chosen) -> Iterator
         [pending] = step([row])
 
 
-def prefill(model: Model, request: Request, caches: list[Any], begin: int = 0) -> mx.array:
+def prefill(
+    model: Model,
+    request: Request,
+    caches: list[Any],
+    begin: int = 0,
+    on_chunk: Callable[[slice], None] = lambda chunk: None,
+) -> mx.array:
     """Read a prompt from position `begin` on and return the logits of its next token.
 
     Shapes: -> float32 [1, V], evaluated.
@@ -89,6 +109,7 @@ def prefill(model: Model, request: Request, caches: list[Any], begin: int = 0) -
             # Or the activations of all chunks would be in memory at once.
             mx.eval([entry.state for entry in caches])
             mx.clear_cache()
+        on_chunk(chunk)
     request.on_prefill(total, total)
     return logits
 

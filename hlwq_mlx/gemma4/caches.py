@@ -10,7 +10,7 @@ B batch, L new positions, D head dimensions.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import mlx.core as mx
 
@@ -118,6 +118,17 @@ class _Buffer:
         """Drop all but the last positions."""
         self._start = max(self._start, self._stop - count)
 
+    def copy(self, start: int, stop: int) -> Arrays:
+        """Copy a part of what is held; a view would keep the whole buffer in memory."""
+        places = mx.arange(self._start + start, self._start + stop)
+        return tuple(mx.take(array, places, axis=2) for array in self.arrays)
+
+    def fill(self, parts: Sequence[Arrays]) -> None:
+        """Hold the parts, one behind the other, with room for more."""
+        self._make_room(parts[0], sum(part[0].shape[2] for part in parts))
+        for part in parts:
+            self.append(part)
+
     def drop(self, first: int, count: int) -> None:
         """Drop `count` positions behind the `first` ones."""
         kept = tuple(
@@ -139,6 +150,9 @@ class _Buffer:
 
 class FullCache:
     """Every position."""
+
+    # Whether a snapshot goes on from an earlier one, or holds all by itself.
+    snapshots_join: ClassVar[bool] = True
 
     def __init__(self) -> None:
         self.offset = 0
@@ -172,9 +186,29 @@ class FullCache:
         held = self._buffer.held()
         return held[0], held[1]
 
+    def snapshot(self, start: int, end: int) -> Arrays | None:
+        """Copy what a cache of the first `end` positions holds, or None when it is forgotten.
+
+        Where snapshots join, those of the first `start` positions are left out.
+        """
+        forgotten = self.offset - len(self)
+        if not forgotten <= start <= end <= self.offset:
+            return None
+        return self._buffer.copy(start - forgotten, end - forgotten)
+
+    def restore(self, snapshots: Sequence[Arrays], end: int) -> None:
+        """Make an empty cache one of the first `end` positions.
+
+        It gets the snapshots that join up to there, or the one at `end`.
+        """
+        self._buffer.fill(snapshots)
+        self.offset = end
+
 
 class SlidingCache(FullCache):
     """The last positions: those that the next query sees, without its own."""
+
+    snapshots_join = False
 
     def __init__(self, window: int) -> None:
         super().__init__()
@@ -189,9 +223,15 @@ class SlidingCache(FullCache):
         self._buffer.keep_last(self._window - 1)
         return super().update_and_fetch(keys, values)
 
+    def snapshot(self, start: int, end: int) -> Arrays | None:
+        """Copy the window of the position behind `end`, or None when it is forgotten."""
+        return super().snapshot(max(0, end - self._window + 1), end)
+
 
 class BoundedCache(FullCache):
     """The first positions and the last ones, at most `max_size` in all between two updates."""
+
+    snapshots_join = False
 
     def __init__(self, max_size: int) -> None:
         super().__init__()
@@ -205,6 +245,12 @@ class BoundedCache(FullCache):
             count = max(surplus, self.max_size // DROPPED_SHARE)
             self._buffer.drop(SINKS, min(count, droppable))
         return super().update_and_fetch(keys, values)
+
+    def snapshot(self, start: int, end: int) -> Arrays | None:
+        """Copy what is remembered at `end`, or None when it no longer is what it was there."""
+        if len(self) == self.offset:
+            return super().snapshot(0, end)
+        return self._buffer.copy(0, len(self)) if end == self.offset else None
 
 
 class CodedCache(FullCache):

