@@ -65,7 +65,7 @@ def choose(logits: mx.array, chooser: Chooser) -> tuple[mx.array, mx.array]:
     return chooser(logits), scores.squeeze(0)
 
 
-def begin_row(caches: list[Any], logits: mx.array, chooser: Chooser) -> tuple[Row, Chosen]:
+def start_row(caches: list[Any], logits: mx.array, chooser: Chooser) -> tuple[Row, Chosen]:
     """Choose the token behind a prompt that the caches hold.
 
     Shapes: logits float32 [1, V].
