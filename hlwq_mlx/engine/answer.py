@@ -11,13 +11,13 @@ from functools import partial
 from typing import Any
 
 import mlx.core as mx
-import numpy as np
 
 from ..gemma4.model import Model
+from .decoding import Chooser, Decoding
 from .finite import require_finite
 from .prefix_cache import PrefixCache
-from .request import Request
-from .step import Chosen, PlainStep, Row, choose
+from .request import Prepared, Request
+from .step import Chosen, Outcome, PlainStep, Row, start_row
 
 
 def generate_tokens(
@@ -63,20 +63,27 @@ def begin_row(
 
     `on_chunk` gets each part of the prompt as soon as the caches hold it.
     """
-    choose_id = request.sampling.choose(
-        model.args.text_config.vocab_size, masked=model.args.media_token_ids
-    )
-    token, scores = choose(prefill(model, request, caches, begin, on_chunk), choose_id)
-    mx.eval(token, scores)
-    row = Row(caches, int(np.array(token)[0]), choose_id)
-    return row, Chosen(row.token, scores)
+    chooser = make_chooser(model, Decoding(request.sampling), request.prompt.ids)
+    return start_row(caches, prefill(model, request, caches, begin, on_chunk), chooser)
+
+
+def make_chooser(model: Model, decoding: Decoding, prompt: Sequence[int]) -> Chooser:
+    """Return what chooses the tokens of an answer; media tokens are never chosen.
+
+    Raises: RequestError for an option that does not fit the model.
+    """
+    args = model.args
+    return decoding.chooser(args.text_config.vocab_size, args.media_token_ids, prompt)
 
 
 def _decode(model: Model, request: Request, row: Row, first: Chosen) -> Iterator[Chosen]:
     """Yield the first token and those that follow, up to the request's end."""
     step = PlainStep(model)
-    pending, count = [first], 0
+    pending: Outcome = [first]
+    count = 0
     while True:
+        if isinstance(pending, Exception):
+            raise pending
         for chosen in pending:
             yield chosen
             count += 1
@@ -96,22 +103,32 @@ def prefill(
 
     Shapes: -> float32 [1, V], evaluated.
     """
-    ids, embeddings = mx.array(list(request.prompt.ids))[None], request.prompt.embeddings
-    total = len(request.prompt.ids)
-    for chunk in chunks(request.prompt.ids, request.prefill_step, _inseparable(model), begin):
+    prompt, total = request.prompt, len(request.prompt.ids)
+    for chunk in chunks(prompt.ids, request.prefill_step, inseparable(model), begin):
         request.on_prefill(chunk.start, total)
-        x = None if embeddings is None else embeddings[:, chunk]
-        if chunk.stop == total:
-            logits = model.prefill(ids[:, chunk], caches, x)[:, -1]
-            mx.eval(logits)
-        else:
-            model.fill_cache(ids[:, chunk], caches, x)
-            # Or the activations of all chunks would be in memory at once.
-            mx.eval([entry.state for entry in caches])
-            mx.clear_cache()
+        logits = read_chunk(model, prompt, caches, chunk)
         on_chunk(chunk)
     request.on_prefill(total, total)
+    assert logits is not None  # the last chunk is the prompt's end
     return logits
+
+
+def read_chunk(model: Model, prompt: Prepared, caches: list[Any], chunk: slice) -> mx.array | None:
+    """Read a part of a prompt into the caches; return the next token's logits behind the last part.
+
+    Shapes: -> float32 [1, V], evaluated.
+    """
+    ids = mx.array([list(prompt.ids[chunk])])
+    x = None if prompt.embeddings is None else prompt.embeddings[:, chunk]
+    if chunk.stop == len(prompt.ids):
+        logits: mx.array = model.prefill(ids, caches, x)[:, -1]
+        mx.eval(logits)
+        return logits
+    model.fill_cache(ids, caches, x)
+    # Or the activations of all chunks would be in memory at once.
+    mx.eval([entry.state for entry in caches])
+    mx.clear_cache()
+    return None
 
 
 def chunks(
@@ -129,7 +146,7 @@ def chunks(
         begin = end
 
 
-def _inseparable(model: Model) -> tuple[int, ...]:
+def inseparable(model: Model) -> tuple[int, ...]:
     """Return the tokens whose runs see each other whole, and so must be in one chunk."""
     is_causal = model.args.text_config.use_bidirectional_attention is None
     return () if is_causal else model.args.vision_token_ids

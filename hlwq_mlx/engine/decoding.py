@@ -142,5 +142,7 @@ class Chooser:
 def _key(seed: int | None) -> mx.array:
     """Return a key for MLX's generator; without a seed, one that its global generator draws."""
     if seed is None:
-        return mx.random.randint(0, (1 << 31) - 1, (2,), mx.uint32)
-    return mx.random.key(int(seed) % (1 << 64))
+        key: mx.array = mx.random.randint(0, (1 << 31) - 1, (2,), mx.uint32)
+    else:
+        key = mx.random.key(int(seed) % (1 << 64))
+    return key

@@ -1,8 +1,8 @@
 """One step of the engine: rows with their caches in, one or more tokens a row out.
 
-A row is a sequence whose last token is chosen but not cached yet, with the function that chooses
-its next token. Batching, drafting and several machines fit behind the protocol `Step`. This module
-never sees text. R rows, V vocabulary.
+A row is a sequence whose last token is chosen but not cached yet, with what chooses its next token.
+Batching, drafting and several machines fit behind the protocol `Step`. This module never sees text.
+R rows, V vocabulary.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ import numpy as np
 
 from ..gemma4.caches import Rows
 from ..gemma4.model import Model
-from .sampling import Choose
+from .decoding import Chooser
 
 
 @dataclass
@@ -23,7 +23,7 @@ class Row:
 
     caches: list[Any]
     token: int
-    choose: Choose
+    chooser: Chooser
 
 
 class Chosen(NamedTuple):
@@ -36,25 +36,44 @@ class Chosen(NamedTuple):
     scores: mx.array
 
 
+# What a step made of a row: its next tokens, or what its own chooser raised.
+Outcome = list[Chosen] | Exception
+
+
 class Step(Protocol):
     """Extends rows by one or more tokens each.
 
     A row's tokens do not depend on the other rows. A step changes the rows: their caches take the
-    tokens that were read, and `token` becomes the last one chosen.
+    tokens that were read, choosers accept what was chosen, and `token` becomes the last of it.
     """
 
-    def __call__(self, rows: Sequence[Row]) -> list[list[Chosen]]:
-        """Return the next tokens of each row, at least one."""
+    def __call__(self, rows: Sequence[Row]) -> list[Outcome]:
+        """Return the next tokens of each row, at least one.
+
+        An exception of one row's chooser is that row's outcome, and the others go on. If the step
+        itself raises, no chooser has changed, but caches may be half updated.
+        """
         ...
 
 
-def choose(logits: mx.array, row_choose: Choose) -> tuple[mx.array, mx.array]:
+def choose(logits: mx.array, chooser: Chooser) -> tuple[mx.array, mx.array]:
     """Choose a token by one row's logits, without evaluating anything.
 
     Shapes: logits float32 [1, V] -> id [1], log probabilities [V].
     """
     scores = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-    return row_choose(scores), scores.squeeze(0)
+    return chooser(logits), scores.squeeze(0)
+
+
+def start_row(caches: list[Any], logits: mx.array, chooser: Chooser) -> tuple[Row, Chosen]:
+    """Choose the token behind a prompt that the caches hold.
+
+    Shapes: logits float32 [1, V].
+    """
+    token, scores = choose(logits, chooser)
+    mx.eval(token, scores)
+    row = Row(caches, -1, chooser)
+    return row, _accept(row, token, scores)
 
 
 class PlainStep:
@@ -63,16 +82,37 @@ class PlainStep:
     def __init__(self, model: Model) -> None:
         self._model = model
 
-    def __call__(self, rows: Sequence[Row]) -> list[list[Chosen]]:
+    def __call__(self, rows: Sequence[Row]) -> list[Outcome]:
         """Read each row's token and choose the next."""
         caches = rows[0].caches if len(rows) == 1 else self._together(rows)
         logits = self._model(mx.array([[row.token] for row in rows]), caches)[:, -1]
-        chosen = [choose(logits[i : i + 1], row.choose) for i, row in enumerate(rows)]
-        mx.eval(chosen)
-        found = [Chosen(int(np.array(token)[0]), scores) for token, scores in chosen]
-        for row, (token, _) in zip(rows, found, strict=True):
-            row.token = token
-        return [[each] for each in found]
+        chosen = [_try_choose(logits[i : i + 1], row.chooser) for i, row in enumerate(rows)]
+        # Where a chooser raised, the row's caches are whole all the same, and so are the others'.
+        mx.eval([each for each in chosen if not isinstance(each, Exception)])
+        return [_try_accept(row, each) for row, each in zip(rows, chosen, strict=True)]
 
     def _together(self, rows: Sequence[Row]) -> list[Rows]:
         return [Rows(entries) for entries in zip(*(row.caches for row in rows), strict=True)]
+
+
+def _accept(row: Row, token: mx.array, scores: mx.array) -> Chosen:
+    """Take a row's next token, which is evaluated."""
+    row.token = int(np.array(token)[0])
+    row.chooser.accept(row.token)
+    return Chosen(row.token, scores)
+
+
+def _try_choose(logits: mx.array, chooser: Chooser) -> tuple[mx.array, mx.array] | Exception:
+    try:
+        return choose(logits, chooser)
+    except Exception as problem:  # noqa: BLE001 - a constraint's own, of any kind
+        return problem
+
+
+def _try_accept(row: Row, chosen: tuple[mx.array, mx.array] | Exception) -> Outcome:
+    if isinstance(chosen, Exception):
+        return chosen
+    try:
+        return [_accept(row, *chosen)]
+    except Exception as problem:  # noqa: BLE001 - a constraint's own, of any kind
+        return problem

@@ -14,14 +14,16 @@ from .decoding import Decoding
 from .request import Prepared, require_answerable
 
 MOST_TOP = 20
+Prepare = Callable[[Model], Iterator[Prepared | None]]
 
 
 @dataclass(frozen=True)
 class Task:
     """A request to the scheduler.
 
-    `keys` are those of the prompt (see Prepared). `prepare` runs in the engine's thread and yields
-    None after each piece of work, as a picture, and the prepared prompt last. The answer ends with
+    `keys` are those of the prompt (see Prepared). `prepare` is needed for media alone: it runs in
+    the engine's thread, if soft tokens are to be read, and yields None after each piece of work, as
+    a picture, and the prepared prompt last. The answer ends with
     the first id of `stop_ids`, after `max_tokens` (-1 is no limit), or where the context is full.
     With each token come the `top_logprobs` likeliest ones. Prompts share what was read of others
     with the same `salt` alone; `marks` are positions in the prompt up to which others may be equal.
@@ -29,7 +31,7 @@ class Task:
     """
 
     keys: Sequence[int]
-    prepare: Callable[[Model], Iterator[Prepared | None]]
+    prepare: Prepare | None = None
     decoding: Decoding = field(default_factory=Decoding)
     max_tokens: int = -1
     stop_ids: Collection[int] = ()
