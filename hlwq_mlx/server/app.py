@@ -14,11 +14,21 @@ from starlette.types import ASGIApp
 
 from ..errors import HLWQError, UnsupportedError
 from . import watch
-from .dialects import anthropic, models, openai_audio, openai_chat, openai_completions, responses
+from .dialects import (
+    anthropic,
+    models,
+    ollama_chat,
+    ollama_models,
+    openai_audio,
+    openai_chat,
+    openai_completions,
+    responses,
+)
 from .dialects.dialect import JSON, Dialect
 from .errors import Refused
 from .gate import Gate
 from .limits import read_form
+from .ollama import ollama_routes
 from .site import Handler, Site, answering, guarded, refusal
 from .stream import unless_gone
 
@@ -48,7 +58,7 @@ def make_app(site: Site) -> ASGIApp:
     listed = routes(site)
     inner = Starlette(
         routes=listed,
-        exception_handlers={HTTPException: partial(_not_routed, site)},  # type: ignore[dict-item]
+        exception_handlers={HTTPException: partial(_not_routed, site)},
     )
     known = {route.path for route in listed if isinstance(route, Route)}
 
@@ -85,6 +95,7 @@ def routes(site: Site) -> list[BaseRoute]:
         _get("/v1/models", partial(_models, site)),
         _get("/models", partial(_models, site)),
         _get("/v1/models/{name:path}", partial(_model, site)),
+        *ollama_routes(site),
     ]
 
 
@@ -98,6 +109,8 @@ def _post(path: str, handler: Handler) -> Route:
 
 def dialect_of(path: str) -> Dialect:
     """Return the dialect in which errors of a path are told."""
+    if path.startswith("/api/"):
+        return ollama_chat
     return anthropic if path.startswith("/v1/messages") else openai_chat
 
 
@@ -113,7 +126,7 @@ async def _home(site: Site, request: Request) -> Response:
     """Show the page to a browser, and Ollama's line to a program."""
     if "text/html" in request.headers.get("accept", ""):
         return FileResponse(PAGE / "index.html", headers=PAGE_HEADERS)
-    return PlainTextResponse("Ollama is running")
+    return PlainTextResponse(ollama_models.GREETING)
 
 
 async def _models(site: Site, request: Request) -> Response:

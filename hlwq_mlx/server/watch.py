@@ -4,16 +4,17 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from . import metrics
+from .engine import State
 from .site import Site
 
-READY = ("ready", "unloaded")  # an unloaded model is loaded by the next request
+READY = (State.READY, State.UNLOADED)  # an unloaded model is loaded by the next request
 
 
 async def health(site: Site, request: Request) -> Response:
     """Return 200 if a request would be answered, else 503, and the engine's state."""
     state = site.service.engine.state
     is_well = state in READY
-    body = {"status": "ok" if is_well else state, "model": state}
+    body = {"status": "ok" if is_well else state.value, "model": state.value}
     return JSONResponse(body, 200 if is_well else 503)
 
 

@@ -35,7 +35,10 @@ class Writer(Protocol):
 class Dialect(Protocol):
     """Reads requests and writes answers of one endpoint."""
 
-    stream_type: str  # the media type of a streamed answer
+    @property
+    def stream_type(self) -> str:
+        """The media type of a streamed answer."""
+        ...
 
     def read(self, body: JSON) -> ChatRequest:
         """Return the request in a body.
