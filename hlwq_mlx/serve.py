@@ -137,7 +137,7 @@ def serve(arguments: argparse.Namespace) -> None:
     from .server import listen, start
 
     bound = listen.bind(arguments.host, arguments.port)
-    with start.site_for(arguments) as app:
+    with start.application(arguments) as app:
         cli.note(f"Listening at {listen.address(bound)}, Ctrl-C ends.")
         listen.run(app, bound, arguments.drain)
 

@@ -32,13 +32,18 @@ class Service:
     """Answers prepared prompts by the engine; `sampling` is what a request does not choose."""
 
     def __init__(
-        self, engine: Engine, tokenizer: Tokenizer, sampling: Sampling, metrics: Metrics
+        self,
+        engine: Engine,
+        tokenizer: Tokenizer,
+        sampling: Sampling,
+        metrics: Metrics,
+        features: FeatureCache,
     ) -> None:
         self.engine = engine
         self.tokenizer = tokenizer
         self.sampling = sampling
         self.metrics = metrics
-        self.features = FeatureCache()
+        self.features = features
 
     def submit(
         self,

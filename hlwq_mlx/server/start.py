@@ -1,0 +1,149 @@
+"""Put a server together from what the command was told: folder, limits, engine, application."""
+
+import argparse
+from bisect import bisect_right
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Self
+
+from starlette.types import ASGIApp
+
+from .. import cli
+from ..engine.feature_cache import FeatureCache
+from ..engine.prefix_cache import PrefixCache
+from ..engine.prefix_disk import PrefixStore, origin_of
+from ..engine.sampling import Sampling
+from ..engine.scheduler import Capacity
+from ..engine.worker import Worker
+from ..folder import loading, side_files
+from ..folder.folder import CONFIG, Folder
+from ..folder.identity import MANIFEST_KEY
+from ..gemma4.config import Gemma4Config
+from ..gemma4.towers.config import AUDIO, VISION
+from ..media.origin import Access
+from ..media.processor import Processor
+from ..memory.inventory import of_converted
+from ..memory.need import Settings, kv_bytes
+from ..memory.verdict import Verdict, plan
+from .app import make_app
+from .engine import Engine, State
+from .limits import Limits
+from .metrics import Metrics
+from .model_card import ModelCard
+from .prompts import PromptMaker
+from .service import Service
+from .site import Site
+
+PREFIX_SHARE = 3  # of the memory for conversations, a third is for those that may come back
+CARD_CAPABILITIES = ("completion", "tools", "thinking")
+
+
+@contextmanager
+def application(arguments: argparse.Namespace) -> Iterator[ASGIApp]:
+    """Load the model that the arguments name; within the block, its application answers.
+
+    Raises: an HLWQError for what would keep every request from being answered.
+    """
+    settings = cli.settings_for(arguments, cli.CONTEXT)
+    folder = cli.folder_for(arguments, settings)
+    loading.require_loadable(folder)
+    tokenizer = side_files.open_tokenizer(folder)
+    sampling = Sampling.from_generation_config(folder.generation)
+    verdict = plan(folder, replace(settings, has_towers=True))  # any request may bring a picture
+    weights = sum(entry.weights for entry in of_converted(folder).entries)
+    room = Room.of(verdict, folder.args, settings, arguments)
+    features = FeatureCache()
+    engine = Engine(
+        partial(_load, folder, settings, room, arguments.prompt_cache_dir),
+        room.capacity,
+        queue=arguments.max_queue,
+        idle_s=arguments.idle_unload,
+        on_unload=features.clear,
+    )
+    service = Service(engine, tokenizer, sampling, Metrics(), features)
+    prompts = PromptMaker(
+        folder.args,
+        tokenizer,
+        Processor.from_folder(folder.path),
+        Access(files=False, web=arguments.allow_http),
+        room.capacity.context,
+        arguments.think,
+        arguments.chat_template_args,
+    )
+    card = partial(_card, folder, verdict, room, engine, arguments.alias, weights)
+    limits = Limits(arguments.allowed_hosts, arguments.allowed_origins, arguments.api_key)
+    try:
+        yield make_app(Site(service, prompts, limits, card, version("hlwq-mlx")))
+    finally:
+        engine.close(arguments.drain)
+
+
+@dataclass(frozen=True)
+class Room:
+    """How the memory that the weights leave is shared out."""
+
+    capacity: Capacity
+    prefix_bytes: int
+
+    @classmethod
+    def of(
+        cls,
+        verdict: Verdict,
+        args: Gemma4Config,
+        settings: Settings,
+        arguments: argparse.Namespace,
+    ) -> Self:
+        """Share out memory: a part for prompts that may come again, the rest for answers.
+
+        One conversation at least has room, even where the model was forced to load.
+        """
+
+        def bytes_of(tokens: int) -> int:
+            item_bytes = 2 if verdict.machine.has_metal else 4
+            return kv_bytes(args.text_config, replace(settings, context=tokens), item_bytes)
+
+        longest = args.text_config.max_position_embeddings
+        whole = verdict.spare_bytes + verdict.needed.kv
+        given = arguments.prompt_cache_bytes
+        prefix_bytes = whole // PREFIX_SHARE if given is None else given
+        rows = max(whole - prefix_bytes, bytes_of(min(cli.CONTEXT, longest)))
+        fits = bisect_right(range(1, longest + 1), rows, key=bytes_of)
+        context = fits if arguments.context is None else min(arguments.context, longest)
+        return cls(Capacity(context, max(rows, bytes_of(context)), bytes_of), prefix_bytes)
+
+
+def _load(folder: Folder, settings: Settings, room: Room, cache_dir: Path | None) -> Worker:
+    """Load the model, and what was kept of earlier prompts."""
+    model = loading.load_folder(folder)
+    store = None
+    if cache_dir is not None:
+        identity = str(folder.manifest.get(MANIFEST_KEY, ""))
+        store = PrefixStore(cache_dir, origin_of(model, identity, settings.caching))
+    make_caches = partial(model.make_cache, settings.caching)
+    prefixes = PrefixCache(make_caches, room.prefix_bytes, store)
+    return Worker(model, prefixes, settings.caching, settings.prefill_step)
+
+
+def _card(
+    folder: Folder, verdict: Verdict, room: Room, engine: Engine, alias: str | None, weights: int
+) -> ModelCard:
+    """Return the facts of the model at this moment."""
+    towers = folder.args.towers
+    heard = {VISION: "vision", AUDIO: "audio"}
+    needed = verdict.needed
+    is_loaded = engine.state is State.READY
+    return ModelCard(
+        name=alias or folder.path.resolve().name,
+        variant=str(folder.manifest.get("variant") or "16-bit"),
+        context=room.capacity.context,
+        created=(folder.path / CONFIG).stat().st_mtime,
+        capabilities=[*CARD_CAPABILITIES, *(heard[tower] for tower in heard if tower in towers)],
+        parameters=weights,
+        size_bytes=sum(shard.stat().st_size for shard in folder.shards),
+        memory_bytes=needed.text + needed.towers if is_loaded else 0,
+        digest=str(folder.manifest.get(MANIFEST_KEY, "0" * 64)),
+    )
