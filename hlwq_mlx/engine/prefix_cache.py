@@ -231,7 +231,7 @@ class PrefixCache:
         state = _all_there(cache.snapshot(start, end) for cache in others)
         if ranges is None or state is None:
             return None
-        mx.eval(ranges, state)
+        _copy_now(ranges + state)
         return Node(covered[start:].copy(), end, ranges, state)
 
     def _insert(self, covered: Keys, node: Node, salt: str) -> bool:
@@ -361,8 +361,14 @@ def _part(ranges: Layers, start: int, stop: int) -> Layers:
     """Copy some positions; views would keep all of them in memory."""
     places = mx.arange(start, stop)
     part = tuple(tuple(mx.take(each, places, axis=2) for each in arrays) for arrays in ranges)
-    mx.eval(part)
+    _copy_now(part)
     return part
+
+
+def _copy_now(layers: Layers) -> None:
+    """Evaluate copies into memory of their own size: a used buffer may be twice as large."""
+    mx.clear_cache()
+    mx.eval(layers)
 
 
 def _paths(root: Node) -> Iterator[list[Node]]:

@@ -192,7 +192,8 @@ class PrefixStore:
                 self._drop_orphans()
             return None
         with self._lock:
-            self._entries[header.id].used = self._clock()
+            if header.id in self._entries:
+                self._entries[header.id].used = self._clock()
         with contextlib.suppress(OSError):
             path.touch()
         return node
@@ -243,9 +244,8 @@ class PrefixStore:
     def _write(self, job: Job) -> None:
         header, path = job.header, self._path(job.header.id)
         with self._lock:
-            self._make_room(job.nbytes, header.parent)
-            if header.parent and header.parent not in self._entries:
-                return  # its own writing failed
+            if not self._make_room(job.nbytes, header.parent):
+                return
         unfinished = self._scratch / path.name
         write(unfinished, header, job.origin, job.arrays)
         unfinished.chmod(0o600)  # it tells what was said
@@ -254,16 +254,20 @@ class PrefixStore:
         with self._lock:
             self._entries[header.id] = Entry(header, nbytes, self._clock())
 
-    def _make_room(self, nbytes: int, needed: str) -> None:
-        """Remove the files that were used least recently, of those that lead to no other."""
-        while sum(entry.nbytes for entry in self._entries.values()) + nbytes > (
-            self._limits.max_bytes
-        ):
-            parents = {entry.header.parent for entry in self._entries.values()} | {needed}
-            leaves = [entry for id, entry in self._entries.items() if id not in parents]
+    def _make_room(self, nbytes: int, parent: str) -> bool:
+        """Remove the files that were used least recently, of those that lead to no other.
+
+        Return whether a file then fits, and what it goes on from is there.
+        """
+        while True:
+            total = sum(entry.nbytes for entry in self._entries.values())
+            if total + nbytes <= self._limits.max_bytes:
+                return not parent or parent in self._entries
+            leading = {parent, *(entry.header.parent for entry in self._entries.values())}
+            leaves = [id for id in self._entries if id not in leading]
             if not leaves:
-                return
-            self._remove(min(leaves, key=lambda entry: entry.used).header.id)
+                return False
+            self._remove(min(leaves, key=lambda id: self._entries[id].used))
 
     def _drop_orphans(self) -> None:
         """Remove files whose beginning is not there."""
@@ -274,7 +278,7 @@ class PrefixStore:
                 self._remove(header.id)
 
     def _remove(self, id: str) -> None:
-        del self._entries[id]
+        self._entries.pop(id, None)
         with contextlib.suppress(OSError):
             self._path(id).unlink()
 
