@@ -107,6 +107,15 @@ class Worker:
             caches = job.row.caches
             self.prefixes.keep(keys, caches, caches[0].offset, job.task.salt)
 
+    def rest(self) -> None:
+        """Do what can wait until nobody does: write prefixes to disk."""
+        self.prefixes.save()
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of the prefixes that are kept."""
+        return self.prefixes.nbytes
+
     def _read(self, task: Task, match: Match, caches: list[Any]) -> Reading:
         """Read what is not known of a prompt, and keep what other prompts may begin with."""
         prepared = yield from self._prepare(task, match.length)
