@@ -12,8 +12,8 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from enum import Enum
 from functools import partial
-from typing import Literal
 
 import mlx.core as mx
 
@@ -30,9 +30,16 @@ RETRY_S = 10.0  # after a model could not be loaded
 GRACE_S = 5.0  # for a piece of work to end
 MOST_PATIENCE_S = 60
 
-State = Literal["loading", "ready", "unloaded", "down"]
-
 log = logging.getLogger(__name__)
+
+
+class State(Enum):
+    """What an engine does; UNLOADED, it loads its model for the next task."""
+
+    LOADING = "loading"
+    READY = "ready"
+    UNLOADED = "unloaded"
+    DOWN = "down"
 
 
 class Engine:
@@ -52,7 +59,7 @@ class Engine:
         on_unload: Callable[[], None] = lambda: None,
         retry_s: float = RETRY_S,
     ) -> None:
-        self.state: State = "loading"
+        self.state = State.LOADING
         self.loads = 0
         self.load_s = self.busy_s = 0.0
         # Of the first task after the start and after an idle time; it waits for the model, too.
@@ -75,23 +82,23 @@ class Engine:
         self._kept_bytes = 0
         self._first_after: str | None = "start"
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
-
-    def start(self) -> None:
-        """Begin to load the model."""
         self._thread.start()
 
     def wait_until_loaded(self, timeout_s: float | None = None) -> None:
-        """Wait until the model is loaded.
+        """Wait until the model is loaded, as it is at the start, by a task and by `keep_alive`.
 
-        Raises: the error that prevents it; DeviceError when it takes longer.
+        Raises: the error that prevents it; DeviceError when it takes longer or the engine closes.
         """
         with self._changed:
-            if not self._changed.wait_for(lambda: self.state != "loading", timeout_s):
+            self._changed.wait_for(
+                lambda: self.state is State.READY or self._problem or self._deadline, timeout_s
+            )
+            if self._problem is not None:
+                raise self._problem
+            if self.state is not State.READY:
                 raise DeviceError(
                     f"[engine] needed the model within {timeout_s} s, got none yet. Wait longer."
                 )
-            if self._problem is not None:
-                raise self._problem
 
     def submit(self, task: Task, deliver: Deliver, keep_alive_s: float | None = None) -> Ticket:
         """Let a task wait for its turn; `deliver` gets its updates, in the engine's thread.
@@ -140,11 +147,17 @@ class Engine:
             self._thread.join(drain_s + GRACE_S)
         return not self._thread.is_alive()
 
+    @property
+    def expires(self) -> float:
+        """When an engine that stays idle drops its model, in Unix seconds; infinite is never."""
+        due_s = None if self.state is not State.READY else self._due_s()
+        return math.inf if due_s is None else time.time() + due_s
+
     def numbers(self) -> dict[str, float]:
         """Return what was counted, by name."""
         scheduler, tally = self._scheduler, self._scheduler.tally
         return {
-            "up": float(self.state == "ready"),
+            "up": float(self.state is State.READY),
             "loads": self.loads,
             "load_seconds": self.load_s,
             "first_token_after_start_seconds": self.first_token_s["start"],
@@ -198,7 +211,7 @@ class Engine:
                 DeviceError("[server] needed time to answer, got the order to end. Ask again.")
             )
             _escaping(self._drop)
-            self._become("down")
+            self._become(State.DOWN)
         mx.clear_streams()  # or MLX would abort when the process ends
 
     def _is_over(self) -> bool:
@@ -209,7 +222,7 @@ class Engine:
 
     def _recover(self, problem: Exception) -> None:
         """End what was begun, and all that waits if nothing was; then load the model again."""
-        self._become("down")
+        self._become(State.DOWN)
         has_begun = self._scheduler.reading or self._scheduler.running
         fail = self._scheduler.fail_begun if has_begun else self._scheduler.fail_all
         fail(problem)
@@ -247,7 +260,7 @@ class Engine:
         elif self._due_s() == 0:
             self._first_after = "idle"
             self._drop()
-            self._become("unloaded")
+            self._become(State.UNLOADED)
 
     def _take_inbox(self) -> bool:
         """Hand new tasks over to the scheduler; return whether the model is needed."""
@@ -259,14 +272,14 @@ class Engine:
         return is_wanted or not self._scheduler.is_idle
 
     def _load(self) -> None:
-        self._become("loading")
+        self._become(State.LOADING)
         begun = time.monotonic()
         try:
             self._worker = self._make_worker()
         except Exception as problem:
             log.exception("the model could not be loaded")
             self._since = time.monotonic()
-            self._become("down", as_error(problem))
+            self._become(State.DOWN, as_error(problem))
             self._scheduler.fail_all(_without_model(problem))
             return
         self._since = time.monotonic()
@@ -275,7 +288,7 @@ class Engine:
         self._scheduler.tally.first_token_s = None
         for ticket in self._scheduler.waiting:
             ticket.load_s = self._since - max(begun, ticket.asked)
-        self._become("ready")
+        self._become(State.READY)
 
     def _step(self, worker: Worker) -> None:
         begun = time.monotonic()
