@@ -24,7 +24,7 @@ from tqdm import tqdm
 from hlwq_mlx import library
 from hlwq_mlx.dialog import template
 from hlwq_mlx.engine.batch import answer_together
-from hlwq_mlx.engine.request import Prepared, Request
+from hlwq_mlx.engine.task import Task
 from hlwq_mlx.quantize import add_variant
 from hlwq_mlx.source import model_card, rules
 from hlwq_mlx.source.repository import Source
@@ -89,11 +89,11 @@ class Subject:
     def answers(self, conversations: list[tinyworld.Conversation], limit: int) -> list[list[int]]:
         """Answer greedily, several at a time, and return ids without the stop token."""
         stops = self.tokenizer.eos_token_ids
-        requests = [
-            Request(Prepared(self._prompt(conversation)), max_tokens=limit, stop_ids=stops)
+        tasks = [
+            Task(self._prompt(conversation), max_tokens=limit, stop_ids=stops)
             for conversation in conversations
         ]
-        found = answer_together(self.model, requests)
+        found = answer_together(self.model, tasks)
         return [[token for token in ids if token not in stops] for ids in found]
 
     def answerer(self, conversations: list[tinyworld.Conversation], limit: int) -> list[str]:

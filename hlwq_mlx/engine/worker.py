@@ -1,0 +1,182 @@
+"""Do on MLX what the scheduler decides: prepare prompts piece by piece, and decode rows together.
+
+Caches of one kind step together without padding, coded and bounded ones too (see gemma4.caches), so
+every row's answer is the one that it would have alone. All calls come from one thread, which owns
+MLX.
+"""
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import CheckpointError, RequestError
+from ..gemma4.caches import WHOLE, Caching
+from ..gemma4.model import Model
+from .answer import chunks, inseparable, make_chooser, read_chunk
+from .decoding import Chooser
+from .finite import require_finite
+from .prefix_cache import Match, PrefixCache
+from .request import PREFILL_STEP, Prepared
+from .step import Chosen, PlainStep, Row, start_row
+from .task import Task, Token
+
+# Yields None after each piece of reading; returns the caches, and the logits behind the prompt.
+Reading = Generator[None, None, tuple[list[Any], mx.array]]
+
+
+@dataclass(eq=False)
+class Job:
+    """A task that was begun, the tokens of its answer so far, and its row once it can decode.
+
+    `cached` tokens of the prompt were known.
+    """
+
+    task: Task
+    chooser: Chooser
+    cached: int
+    reading: Reading
+    answer: list[int] = field(default_factory=list)
+    row: Row | None = None
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the prompt is read, so that it can decode."""
+        return self.row is not None
+
+
+class Worker:
+    """Reads prompts and decodes answers by a model.
+
+    Caches are kept as `caching` says, `prefixes` being of that kind.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        prefixes: PrefixCache | None = None,
+        caching: Caching = WHOLE,
+        prefill_step: int = PREFILL_STEP,
+    ) -> None:
+        self.model = model
+        self.prefixes = prefixes or PrefixCache(partial(model.make_cache, caching), 0)
+        self._prefill_step = prefill_step
+        self._step = PlainStep(model)
+
+    def begin(self, task: Task) -> Job:
+        """Find what is known of the prompt."""
+        chooser = make_chooser(self.model, task.decoding, task.keys)
+        match = self.prefixes.find(task.keys, task.salt)
+        # At once, because other jobs may drive out what was found.
+        return Job(task, chooser, match.length, self._read(task, match, match.restore()))
+
+    def advance(self, job: Job) -> list[Token]:
+        """Do one piece of reading; behind the last one, choose the first token."""
+        try:
+            next(job.reading)
+            return []
+        except StopIteration as end:
+            caches, logits = end.value
+        if job.answer:  # it was read again
+            job.row = Row(caches, job.answer[-1], job.chooser)
+            return []
+        job.row, chosen = start_row(caches, logits, job.chooser)
+        return [self._token(job, chosen)]
+
+    def step(self, jobs: Sequence[Job]) -> list[list[Token] | Exception]:
+        """Decode ready jobs, as many tokens each as a step brings."""
+        outcomes = self._step([job.row for job in jobs if job.row is not None])
+        return [
+            outcome if isinstance(outcome, Exception) else self._try_tokens(job, outcome)
+            for job, outcome in zip(jobs, outcomes, strict=True)
+        ]
+
+    def again(self, job: Job) -> None:
+        """Go back to reading: the caches may be half updated."""
+        job.row = None
+        job.reading = self._read_again(job)
+
+    def end(self, job: Job) -> None:
+        """Keep a prompt with its answer, which the next prompt may begin with."""
+        if job.row is not None:
+            keys = [*job.task.keys, *job.answer]
+            caches = job.row.caches
+            self.prefixes.keep(keys, caches, caches[0].offset, job.task.salt)
+
+    def rest(self) -> None:
+        """Do what can wait until nobody does: write prefixes to disk."""
+        self.prefixes.save()
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of the prefixes that are kept."""
+        return self.prefixes.nbytes
+
+    def _read(self, task: Task, match: Match, caches: list[Any]) -> Reading:
+        """Read what is not known of a prompt, and keep what other prompts may begin with."""
+        prepared = yield from self._prepare(task, match.length)
+        positions = match.positions(len(task.keys), task.marks)
+        logits = None
+        for chunk in chunks(
+            prepared.ids, self._prefill_step, inseparable(self.model), match.length
+        ):
+            logits = read_chunk(self.model, prepared, caches, chunk)
+            for position in positions:
+                if chunk.start < position <= chunk.stop:
+                    self.prefixes.keep(task.keys, caches, position, task.salt)
+            if logits is None:
+                yield
+        assert logits is not None  # the last chunk is the prompt's end
+        return caches, logits
+
+    def _prepare(self, task: Task, begin: int) -> Generator[None, None, Prepared]:
+        """Prepare a prompt; where no medium is left to be read, its keys are its ids."""
+        if task.prepare is None or min(task.keys[begin:]) >= 0:
+            return Prepared(task.keys)
+        for prepared in task.prepare(self.model):
+            if prepared is not None:
+                return prepared
+            yield
+        raise RequestError(
+            "[prepare] needed a prepared prompt as its last item, got none. Yield one."
+        )
+
+    def _read_again(self, job: Job) -> Reading:
+        """Read a prompt and the answer behind it, token by token as it was made."""
+        match = self.prefixes.find(job.task.keys, job.task.salt)
+        caches, logits = yield from self._read(job.task, match, match.restore())
+        for token in job.answer[:-1]:
+            yield
+            logits = self.model(mx.array([[token]]), caches)[:, -1]
+            mx.eval(logits)
+        return caches, logits
+
+    def _try_tokens(self, job: Job, found: Sequence[Chosen]) -> list[Token] | Exception:
+        try:
+            return [self._token(job, chosen) for chosen in found]
+        except CheckpointError as problem:
+            return problem
+
+    def _token(self, job: Job, chosen: Chosen) -> Token:
+        """Take a token of an answer and return it as plain values."""
+        require_finite(self.model, *chosen)
+        job.answer.append(chosen.token)
+        scores = np.array(chosen.scores, copy=False)
+        top = likeliest(scores, job.task.top_logprobs or 0)
+        return Token(chosen.token, float(scores[chosen.token]), top)
+
+
+def likeliest(scores: NDArray[np.float32], count: int) -> list[tuple[int, float]]:
+    """Return the likeliest tokens with their log probabilities, the likeliest first.
+
+    Shapes: log probabilities [V].
+    """
+    if not count:
+        return []
+    count = min(count, len(scores))
+    best = np.argpartition(scores, -count)[-count:]
+    return [(int(token), float(scores[token])) for token in best[np.argsort(-scores[best])]]
