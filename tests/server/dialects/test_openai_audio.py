@@ -39,6 +39,7 @@ def test_every_field_acts():
     assert heard(language="de")[1].endswith("The language of the recording is de.")
     assert heard(prompt="Wien, HLWQ")[1].endswith("as in this text: Wien, HLWQ")
     assert heard(temperature="0.4")[0].sampling == {"temp": 0.4}
+    assert heard(language="", prompt="", temperature="", response_format="") == heard()
     assert heard(stream="true")[0].is_streamed
     assert is_plain({"response_format": "text"})
     assert not is_plain({}) and not is_plain({"response_format": "json"})

@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from hlwq_mlx.engine.decoding import Decoding
 from hlwq_mlx.engine.sampling import Sampling
 from hlwq_mlx.errors import RequestError
 from hlwq_mlx.server.dialects import openai_chat
@@ -189,9 +190,9 @@ def test_what_clients_send_by_default_is_let_pass():
         ({"min_p": -1}, "min_p", "needed at least 0"),
         ({"top_k": -2}, "top_k", "needed at least -1"),
         ({"top_k": 1.5}, "top_k", "needed a whole number"),
-        ({"repetition_penalty": 101}, "repetition_penalty", "needed at most 100"),
-        ({"presence_penalty": -101}, "presence_penalty", "needed at least -100"),
-        ({"frequency_penalty": 1e9}, "frequency_penalty", "needed at most 100"),
+        ({"repetition_penalty": 101}, "repetition_penalty", "needed at most 10"),
+        ({"presence_penalty": -3}, "presence_penalty", "needed at least -2"),
+        ({"frequency_penalty": 1e9}, "frequency_penalty", "needed at most 2"),
         ({"logit_bias": {"x": 1}}, "logit_bias.x", "needed a whole number"),
         ({"logit_bias": {"-1": 1}}, "logit_bias.-1", "needed at least 0"),
         ({"logit_bias": {"1": 101}}, "logit_bias.1", "needed at most 100"),
@@ -258,9 +259,23 @@ def test_what_cannot_be_served_is_refused_by_name(options, param, told):
     assert len(body["message"]) < 400
 
 
-def test_limits_are_those_of_sampling():
-    for options in (
-        {"temperature": 0, "top_p": 0, "min_p": 0, "top_k": -1},
-        {"temperature": 100, "top_p": 1, "min_p": 1, "top_k": 1 << 20},
-    ):
-        Sampling().override(**read(**options).sampling)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temperature": 0, "top_p": 0, "min_p": 0, "top_k": -1, "repetition_penalty": 0},
+        {"presence_penalty": -2, "frequency_penalty": -2, "logit_bias": {"0": -100}, "seed": -9},
+        {"temperature": 100, "top_p": 1, "min_p": 1, "top_k": 1 << 20, "repetition_penalty": 10},
+        {"presence_penalty": 2, "frequency_penalty": 2, "logit_bias": {"0": 100}, "seed": 2**70},
+    ],
+)
+def test_what_is_taken_the_engine_takes(options):
+    request = read(**options)
+    penalties = request.penalties
+    Decoding(
+        Sampling().override(**request.sampling),
+        repetition_penalty=penalties.repetition,
+        presence_penalty=penalties.presence,
+        frequency_penalty=penalties.frequency,
+        logit_bias=request.logit_bias,
+        seed=request.seed,
+    )
