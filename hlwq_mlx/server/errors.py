@@ -83,7 +83,7 @@ def headers_of(problem: HLWQError) -> dict[str, str]:
 
 def describe(problem: HLWQError, status: int, fields: Collection[str] = ()) -> Described:
     """Return an error as a client reads it; `fields` are those of the dialect's requests."""
-    found = _FIELD.match(str(problem))
+    found = _FIELD.match(str(problem)) if isinstance(problem, RequestError) else None
     field = found.group(1) + found.group(2) if found and found.group(1) in fields else None
     code = TOO_LONG if isinstance(problem, ContextError) else CODES.get(status)
     return Described(str(problem), TYPES.get(status, "invalid_request_error"), field, code)

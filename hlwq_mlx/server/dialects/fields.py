@@ -54,13 +54,12 @@ Texts = Annotated[
     BeforeValidator(_as_list),
     Field(max_length=MOST_STOPS),
 ]
-# As engine.sampling.Sampling takes them, but for clients' other ways to leave out a filter.
+# As the engine's Sampling and Decoding take them, but for clients' other ways to ask for nothing.
 Temperature = Annotated[Number, Field(ge=0, le=100)]
 Share = Annotated[Number, Field(ge=0, le=1)]
 TopK = Annotated[Integer, Field(ge=-1, le=1 << 20)]
-# 0 is what clients of mlx-lm send for none.
-Repetition = Annotated[Number, Field(ge=0, le=100)]
-Addend = Annotated[Number, Field(ge=-100, le=100)]
+Repetition = Annotated[Number, Field(ge=0, le=10)]  # 0 is mlx-lm's word for none
+Addend = Annotated[Number, Field(ge=-2, le=2)]
 Bias = dict[
     Annotated[int, Field(ge=0)], Annotated[Number, Field(ge=-LARGEST_BIAS, le=LARGEST_BIAS)]
 ]

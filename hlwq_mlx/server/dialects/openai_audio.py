@@ -58,8 +58,9 @@ class AudioDialect:
 
         Raises: RequestError that names the field at fault.
         """
-        refuse(body, NOT_SERVED)
-        form = read_fields(Form, body)
+        given = {name: value for name, value in body.items() if value != ""}
+        refuse(given, NOT_SERVED)
+        form = read_fields(Form, given)
         if form.stream and form.response_format == PLAIN:
             raise RequestError(
                 "[response_format] needed json for a stream, got text. Leave out one of the two."
@@ -127,7 +128,7 @@ class AudioWriter:
                 done = {"type": "transcript.text.done", "text": self._text.strip()}
                 return server_event({**done, "usage": _usage(usage)})
             case Failed(problem, status):
-                return server_event(transcriptions.error(problem, status))
+                return server_event(error_body(problem, status))
         return b""
 
     def close(self) -> bytes:

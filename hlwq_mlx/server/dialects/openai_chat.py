@@ -3,7 +3,7 @@
 Source: the server's specification, section 2.1; OpenAI's API reference.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,17 +11,13 @@ from pydantic import Field
 
 from ...errors import HLWQError, RequestError
 from ..events import (
-    Alternative,
     Begun,
     Call,
     Content,
     Done,
     Event,
-    Failed,
     Thought,
     TokenScore,
-    Usage,
-    Waiting,
     Whole,
 )
 from ..request import ChatRequest
@@ -29,18 +25,16 @@ from . import openai_messages as shapes
 from .dialect import JSON, Meta
 from .fields import Alternatives, Body, Flag, MaxTokens, Object, Unserved, read_fields, refuse
 from .openai_options import (
-    DONE,
     FINGERPRINT,
-    KEEP_ALIVE,
     STREAM_TYPE,
     UNSERVED,
+    ChoicesWriter,
     Options,
     error_body,
-    logprob,
-    server_event,
     to_json,
     usage_of,
 )
+from .scores import scores_of
 
 stream_type = STREAM_TYPE
 
@@ -203,58 +197,33 @@ def error(problem: HLWQError, status: int) -> JSON:
     return error_body(problem, status, {*ChatBody.model_fields, *NOT_SERVED})
 
 
-class ChatWriter:
+class ChatWriter(ChoicesWriter):
     """Writes the choices of one streamed answer."""
 
     def __init__(self, request: ChatRequest, meta: Meta) -> None:
-        self._request = request
-        self._head = _head("chat.completion.chunk", meta)
-        self._pieces = _function_pieces if _is_old(request) else _call_pieces
-        self._usages: dict[int, Usage] = {}
-        self._has_failed = False
+        super().__init__(request, _head("chat.completion.chunk", meta))
+        self._call = _function_deltas if _is_old(request) else _call_deltas
 
-    def __call__(self, event: Event, choice: int = 0) -> bytes:
-        """Return the bytes of an event; nothing behind an error."""
-        if self._has_failed:
-            return b""
+    def _pieces(self, event: Event, choice: int) -> Iterator[JSON]:
+        for delta in self._deltas(event):
+            piece: dict[str, Any] = {"index": choice, "delta": delta, "finish_reason": None}
+            if isinstance(event, Done):
+                piece["finish_reason"] = _reason(self._request, event.reason)
+            if isinstance(event, Content) and event.scores and self._request.logprobs is not None:
+                piece["logprobs"] = _logprobs(event.scores)
+            yield piece
+
+    def _deltas(self, event: Event) -> list[JSON]:
         match event:
-            case Waiting():
-                return KEEP_ALIVE
             case Begun():
-                return self._chunk(choice, {"role": "assistant", "content": ""})
+                return [{"role": "assistant", "content": ""}]
             case Thought(text):
-                return self._chunk(choice, _thought(text))
-            case Content(text, scores):
-                return self._chunk(choice, {"content": text}, scores)
+                return [_thought(text)]
+            case Content(text):
+                return [{"content": text}]
             case Call():
-                return b"".join(self._chunk(choice, piece) for piece in self._pieces(event))
-            case Done(reason, usage):
-                self._usages[choice] = usage
-                return self._chunk(choice, {}, ended=_reason(self._request, reason))
-            case Failed(problem, status):
-                self._has_failed = True
-                return server_event(error(problem, status))
-
-    def close(self) -> bytes:
-        """Return the usage, if it is wanted, and the end; nothing behind an error."""
-        if self._has_failed:
-            return b""
-        if not self._request.with_usage or not self._usages:
-            return DONE
-        usages = [self._usages[choice] for choice in sorted(self._usages)]
-        return server_event({**self._head, "choices": [], "usage": usage_of(usages)}) + DONE
-
-    def _chunk(
-        self,
-        choice: int,
-        delta: JSON,
-        scores: Sequence[TokenScore] = (),
-        ended: str | None = None,
-    ) -> bytes:
-        told: dict[str, Any] = {"index": choice, "delta": delta, "finish_reason": ended}
-        if scores and self._request.logprobs is not None:
-            told["logprobs"] = _logprobs(scores)
-        return server_event({**self._head, "choices": [told]})
+                return self._call(event)
+        return [{}]
 
 
 def writer(request: ChatRequest, meta: Meta) -> ChatWriter:
@@ -323,13 +292,13 @@ def _reason(request: ChatRequest, reason: str) -> str:
     return "function_call" if reason == "tool_calls" and _is_old(request) else reason
 
 
-def _function_pieces(call: Call) -> list[JSON]:
+def _function_deltas(call: Call) -> list[JSON]:
     """Return the deltas of a call for a client that knows no tools."""
     begun = {"name": call.name, "arguments": ""}
     return [{"function_call": begun}, {"function_call": {"arguments": to_json(call.arguments)}}]
 
 
-def _call_pieces(call: Call) -> list[JSON]:
+def _call_deltas(call: Call) -> list[JSON]:
     """Return the deltas of a call: its name first, then its arguments."""
     begun = {
         "index": call.index,
@@ -342,15 +311,4 @@ def _call_pieces(call: Call) -> list[JSON]:
 
 
 def _logprobs(scores: Sequence[TokenScore]) -> JSON:
-    content = [
-        {**_score(score), "top_logprobs": [_score(each) for each in score.top]} for score in scores
-    ]
-    return {"content": content, "refusal": None}
-
-
-def _score(score: Alternative) -> dict[str, Any]:
-    return {
-        "token": score.token.decode(errors="replace"),
-        "logprob": logprob(score.logprob),
-        "bytes": list(score.token),
-    }
+    return {"content": scores_of(scores), "refusal": None}

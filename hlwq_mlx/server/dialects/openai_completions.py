@@ -3,27 +3,25 @@
 The prompt is continued as it is: no template, and control tokens in it are control tokens.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from reprlib import repr as brief
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator
 
 from ...errors import HLWQError, RequestError
-from ..events import Alternative, Content, Done, Event, Failed, TokenScore, Usage, Waiting, Whole
+from ..events import Alternative, Content, Done, Event, TokenScore, Whole
 from ..request import ChatRequest
 from .dialect import JSON, Meta
 from .fields import Alternatives, Integer, Unserved, read_fields, refuse
 from .openai_options import (
-    DONE,
     FINGERPRINT,
-    KEEP_ALIVE,
     STREAM_TYPE,
     UNSERVED,
+    ChoicesWriter,
     Options,
     error_body,
     logprob,
-    server_event,
     usage_of,
 )
 
@@ -82,55 +80,21 @@ def error(problem: HLWQError, status: int) -> JSON:
     return error_body(problem, status, {*CompletionBody.model_fields, *NOT_SERVED})
 
 
-class CompletionWriter:
-    """Writes the choices of one streamed answer."""
+class CompletionWriter(ChoicesWriter):
+    """Writes the choices of one streamed answer; there are no thoughts and calls in raw ones."""
 
     def __init__(self, request: ChatRequest, meta: Meta) -> None:
-        self._request = request
-        self._head = _head(meta)
+        super().__init__(request, _head(meta))
         self._written: dict[int, int] = {}
-        self._usages: dict[int, Usage] = {}
-        self._has_failed = False
 
-    def __call__(self, event: Event, choice: int = 0) -> bytes:
-        """Return the bytes of an event; there are no thoughts and calls in raw answers."""
-        if self._has_failed:
-            return b""
-        match event:
-            case Waiting():
-                return KEEP_ALIVE
-            case Content(text, scores):
-                return self._chunk(choice, text, scores)
-            case Done(reason, usage):
-                self._usages[choice] = usage
-                return self._chunk(choice, "", ended=reason)
-            case Failed(problem, status):
-                self._has_failed = True
-                return server_event(error(problem, status))
-        return b""
-
-    def close(self) -> bytes:
-        """Return the usage, if it is wanted, and the end; nothing behind an error."""
-        if self._has_failed:
-            return b""
-        if not self._request.with_usage or not self._usages:
-            return DONE
-        usages = [self._usages[choice] for choice in sorted(self._usages)]
-        return server_event({**self._head, "choices": [], "usage": usage_of(usages)}) + DONE
-
-    def _chunk(
-        self,
-        choice: int,
-        text: str,
-        scores: Sequence[TokenScore] = (),
-        ended: str | None = None,
-    ) -> bytes:
-        told = None
-        if scores and self._request.logprobs is not None:
-            told = _logprobs(scores, self._written.get(choice, 0))
-        self._written[choice] = self._written.get(choice, 0) + len(text)
-        piece = {"index": choice, "text": text, "logprobs": told, "finish_reason": ended}
-        return server_event({**self._head, "choices": [piece]})
+    def _pieces(self, event: Event, choice: int) -> Iterator[JSON]:
+        if isinstance(event, Done):
+            yield _choice(choice, "", None, event.reason)
+        elif isinstance(event, Content):
+            begin = self._written.get(choice, 0)
+            self._written[choice] = begin + len(event.text)
+            is_told = event.scores and self._request.logprobs is not None
+            yield _choice(choice, event.text, _logprobs(event.scores, begin) if is_told else None)
 
 
 def writer(request: ChatRequest, meta: Meta) -> CompletionWriter:
@@ -141,16 +105,20 @@ def writer(request: ChatRequest, meta: Meta) -> CompletionWriter:
 def whole(request: ChatRequest, answers: Sequence[Whole], meta: Meta) -> JSON:
     """Return a whole answer."""
     choices = [
-        {
-            "index": index,
-            "text": answer.content,
-            "logprobs": None if request.logprobs is None else _logprobs(answer.scores, 0),
-            "finish_reason": answer.done.reason,
-        }
+        _choice(
+            index,
+            answer.content,
+            None if request.logprobs is None else _logprobs(answer.scores, 0),
+            answer.done.reason,
+        )
         for index, answer in enumerate(answers)
     ]
     usage = usage_of([answer.done.usage for answer in answers])
     return {**_head(meta), "choices": choices, "usage": usage}
+
+
+def _choice(index: int, text: str, logprobs: JSON | None, ended: str | None = None) -> JSON:
+    return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": ended}
 
 
 def _head(meta: Meta) -> dict[str, Any]:

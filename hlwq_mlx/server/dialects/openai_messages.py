@@ -60,7 +60,8 @@ def _one_text(content: Any) -> Any:
     if not isinstance(content, list):
         return content
     texts = [part.get("text") if isinstance(part, Mapping) else part for part in content]
-    return "".join(texts) if all(isinstance(text, str) for text in texts) else content
+    is_text = all(isinstance(text, str) for text in texts)
+    return "".join(map(str, texts)) if is_text else content
 
 
 def _is_part(part: Any) -> bool:

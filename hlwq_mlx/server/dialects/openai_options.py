@@ -1,15 +1,15 @@
 """What OpenAI's endpoints have in common: options, usage, errors and the form of a stream."""
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from pydantic import AliasChoices, Field
 
 from ...errors import HLWQError
 from ..errors import describe
-from ..events import Usage
-from ..request import Penalties
+from ..events import Done, Event, Failed, Usage, Waiting
+from ..request import ChatRequest, Penalties
 from .fields import (
     JSON,
     Addend,
@@ -123,7 +123,7 @@ def usage_of(usages: Sequence[Usage]) -> dict[str, Any]:
     }
 
 
-def error_body(problem: HLWQError, status: int, fields: Collection[str]) -> dict[str, Any]:
+def error_body(problem: HLWQError, status: int, fields: Collection[str] = ()) -> dict[str, Any]:
     """Return an error in OpenAI's envelope; `fields` are those that a request may have."""
     told = describe(problem, status, fields)
     return {
@@ -149,3 +149,42 @@ def to_json(value: Mapping[str, Any]) -> str:
 def logprob(value: float) -> float:
     """Return a log probability that JSON can hold."""
     return max(value, LEAST_LOGPROB)
+
+
+class ChoicesWriter:
+    """Writes the choices of one streamed answer; how an endpoint writes pieces is a subclass's."""
+
+    def __init__(self, request: ChatRequest, head: JSON) -> None:
+        self._request = request
+        self._head = head
+        self._usages: dict[int, Usage] = {}
+        self._has_failed = False
+
+    def __call__(self, event: Event, choice: int = 0) -> bytes:
+        """Return the bytes of an event; nothing behind an error."""
+        if self._has_failed:
+            return b""
+        if isinstance(event, Waiting):
+            return KEEP_ALIVE
+        if isinstance(event, Failed):
+            self._has_failed = True
+            return server_event(error_body(event.problem, event.status))
+        if isinstance(event, Done):
+            self._usages[choice] = event.usage
+        return b"".join(self._event([piece]) for piece in self._pieces(event, choice))
+
+    def close(self) -> bytes:
+        """Return the usage, if it is wanted, and the end; nothing behind an error."""
+        if self._has_failed:
+            return b""
+        if not self._request.with_usage or not self._usages:
+            return DONE
+        usages = [self._usages[choice] for choice in sorted(self._usages)]
+        return self._event([], usage=usage_of(usages)) + DONE
+
+    def _pieces(self, event: Event, choice: int) -> Iterable[JSON]:
+        """Yield pieces of a choice, each for an event of its own."""
+        raise NotImplementedError
+
+    def _event(self, choices: Sequence[JSON], **more: Any) -> bytes:
+        return server_event({**self._head, "choices": choices, **more})
