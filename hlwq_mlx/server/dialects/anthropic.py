@@ -245,6 +245,7 @@ def _message(meta: Meta, content: Sequence[JSON], usage: JSON) -> Form:
         "content": content,
         "stop_reason": None,
         "stop_sequence": None,
+        "stop_details": None,
         "usage": usage,
     }
 
@@ -267,7 +268,7 @@ def _usage(prompt: int, cached: int, spent: Usage | None = None) -> Form:
 
 def _end(done: Done) -> Form:
     reason = "stop_sequence" if done.stop is not None else STOP_REASONS[done.reason]
-    return {"stop_reason": reason, "stop_sequence": done.stop}
+    return {"stop_reason": reason, "stop_sequence": done.stop, "stop_details": None}
 
 
 def _error(problem: HLWQError, status: int) -> Form:

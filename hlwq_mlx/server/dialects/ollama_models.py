@@ -90,7 +90,7 @@ def embed() -> JSON:
     Raises: UnsupportedError always.
     """
     raise UnsupportedError(
-        "[model] needed a model of embeddings, got one that writes text. Run one beside it."
+        "[model] needed a model of embeddings, got one that writes text. Run such a one too."
     )
 
 
