@@ -136,7 +136,7 @@ def serve(arguments: argparse.Namespace) -> None:
     """Serve the model that the arguments name."""
     from .server import listen, start
 
-    bound = listen.bind(arguments.host, arguments.port)
+    bound = listen.bind(arguments.host, arguments.port)  # first: loading takes long
     with start.application(arguments) as app:
         cli.note(f"Listening at {listen.address(bound)}, Ctrl-C ends.")
         listen.run(app, bound, arguments.drain)

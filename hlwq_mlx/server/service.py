@@ -8,6 +8,8 @@ import time
 from collections.abc import AsyncGenerator, Sequence
 from functools import partial
 
+from starlette.concurrency import run_in_threadpool
+
 from ..dialog.tokenizer import Tokenizer, token_bytes
 from ..engine.constraint import Constraint
 from ..engine.decoding import Decoding
@@ -71,6 +73,15 @@ class Service:
             answers.ask(choice, task)
         return answers
 
+    async def load(self, keep_alive_s: float | None) -> None:
+        """Load the model if need be and keep it for so long; 0 drops it, negative is for ever.
+
+        Raises: DeviceError when it cannot be loaded.
+        """
+        self.engine.keep_alive(keep_alive_s)
+        if keep_alive_s != 0:
+            await run_in_threadpool(self.engine.wait_until_loaded)
+
     def _decoding(
         self, request: ChatRequest, choice: int, constraint: Constraint | None
     ) -> Decoding:
@@ -123,7 +134,9 @@ class Answers:
         Raises: as Engine.submit.
         """
         try:
-            ticket = self._service.engine.submit(task, partial(self._deliver, choice))
+            ticket = self._service.engine.submit(
+                task, partial(self._deliver, choice), self._request.keep_alive_s
+            )
         except BaseException:
             self.cancel()
             raise
