@@ -1,0 +1,487 @@
+"""The checks of the page: each drives a browser and asserts what it then sees."""
+
+import base64
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from browser import Browser
+from page_probes import CONTRAST, FORGET, GIVE_FILE, INJECTED, WIDER
+from stub_server import CALL, HOSTILE, KEY, Stub
+
+PIXEL = (
+    "iVBORw0KGgoAAAANSUhEUgAAAAoAAAAKCAYAAACNMs+9AAAAFUlEQVR42mNk+M9Qz0AEYBxVSF+FABJADveWkH6oAAAAAElFTkSuQmCC"
+)
+IDLE = "document.querySelector('#stop').hidden"
+NAMED_ROLES = {"button", "textbox", "link", "spinbutton", "dialog", "region", "list", "img", "checkbox"}
+CHECKS: list[tuple[str, Callable[["Page"], None]]] = []
+
+
+def check(what: str) -> Callable[[Callable[["Page"], None]], Callable[["Page"], None]]:
+    """Add a check to the table under what it shows."""
+
+    def add(function: Callable[["Page"], None]) -> Callable[["Page"], None]:
+        CHECKS.append((what, function))
+        return function
+
+    return add
+
+
+class Page:
+    """The page in a browser, and the stub that serves it."""
+
+    def __init__(self, browser: Browser, stub: Stub) -> None:
+        self.browser = browser
+        self.stub = stub
+
+    def fresh(self, width: int = 1280) -> None:
+        """Open the page as if it had never been opened."""
+        self.browser.size(width, 800)
+        self.browser.go(self.stub.url + "page/icon.svg")
+        self.browser.run(FORGET)
+        self.open()
+
+    def open(self) -> None:
+        """Open the page."""
+        self.browser.go(self.stub.url)
+        self.browser.wait("the model's name", "document.querySelector('#model').textContent")
+
+    def ask(self, text: str) -> None:
+        """Type a message and send it by the keyboard."""
+        self.browser.run("document.querySelector('#field').focus()")
+        self.browser.type(text)
+        self.browser.press("Enter")
+
+    def answer(self, text: str) -> str:
+        """Ask, wait for the whole answer and return its text."""
+        count = self.count(".answer")
+        self.ask(text)
+        self.browser.wait("an answer", lambda: self.count(".answer") > count or self.count(".answer.last"))
+        self.browser.wait("the end of an answer", IDLE)
+        return self.text(".answer:last-of-type")
+
+    def text(self, selector: str) -> str:
+        """Return what is to be read in the last element that fits."""
+        return self.browser.run("return [...document.querySelectorAll(arguments[0])].at(-1)?.innerText ?? ''", selector)
+
+    def count(self, selector: str) -> int:
+        """Return how many elements fit."""
+        return self.browser.run("return document.querySelectorAll(arguments[0]).length", selector)
+
+    def give(self, how: str, name: str, kind: str) -> None:
+        """Drop or paste a file."""
+        assert self.browser.run(GIVE_FILE, how, name, kind, PIXEL)
+
+    def load(self, conversation: Any) -> None:
+        """Import a conversation from a file."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "conversation.json"
+            path.write_text(json.dumps(conversation))
+            self.browser.put_files("#import-file", [path])
+            self.browser.wait("the imported conversation", "document.querySelector('.message')")
+
+
+@check("streaming shows text before the end")
+def streams(page: Page) -> None:
+    page.ask("forever")
+    seen = page.browser.wait("the first words", "document.querySelector('.answer .markdown:not(.thought *)').innerText.length")
+    page.browser.wait("more words", f"document.querySelector('.answer').innerText.length > {seen + 50}")
+    assert not page.browser.run(f"return {IDLE}")
+    assert page.browser.run("return document.querySelector('#finished').textContent") == ""
+    page.browser.press("Escape")
+
+
+@check("Esc stops, the server hears of it, what came is kept")
+def stops(page: Page) -> None:
+    page.stub.is_left.clear()
+    page.ask("forever")
+    page.browser.wait("words", "document.querySelector('.answer').innerText.includes('word')")
+    page.browser.press("Escape")
+    page.browser.wait("the end", IDLE)
+    assert "Stopped." in page.text(".answer") and "word" in page.text(".answer")
+    assert page.stub.is_left.wait(10)
+
+
+@check("a new answer takes the place of the last, by button and by key")
+def answers_again(page: Page) -> None:
+    page.answer("first")
+    page.browser.click(".answer.last .again")
+    page.browser.wait("the end", IDLE)
+    page.browser.press("Control", "Shift", "Enter")
+    page.browser.wait("the third request", lambda: len(page.stub.bodies) == 3)
+    page.browser.wait("the end", IDLE)
+    assert page.count(".answer") == page.count(".user") == 1
+    assert all(body["messages"] == page.stub.bodies[0]["messages"] for body in page.stub.bodies)
+
+
+@check("the last message is edited: up arrow, Enter; Esc leaves it")
+def edits(page: Page) -> None:
+    page.answer("one")
+    page.answer("two")
+    page.browser.press("Up")
+    assert page.browser.run("return document.querySelector('#field').value") == "two"
+    page.browser.press("Escape")
+    assert page.browser.run("return document.querySelector('#field').value") == ""
+    page.browser.press("Up")
+    assert '"two, and a half"' in page.answer(", and a half")
+    assert page.count(".user") == 2
+
+
+@check("Shift+Enter is a new line, an empty field sends nothing")
+def writes_lines(page: Page) -> None:
+    page.ask("")
+    page.browser.type("a")
+    page.browser.press("Shift", "Enter")
+    page.answer("b")
+    assert [body["messages"][-1]["content"] for body in page.stub.bodies] == ["a\nb"]
+
+
+@check("markdown: headings, lists, table, code with copy, quote, links")
+def shows_markdown(page: Page) -> None:
+    page.answer("markdown")
+    wanted = ("h4", "ol > li > ul > li", "th.align-end", "td.align-center", "pre code", "blockquote p", "strong", "em",
+              "figure.code button", "a[href^='https:'][rel~='noopener'][target='_blank']", "li > ul code")
+    assert not [selector for selector in wanted if not page.count(f".markdown {selector}")]
+    page.browser.devtools("Browser.grantPermissions", permissions=["clipboardReadWrite", "clipboardSanitizedWrite"])
+    page.browser.click("figure.code button")
+    page.browser.wait("the notice", "document.querySelector('#notice').innerText.includes('Copied')")
+    copied = page.browser.run("return navigator.clipboard.readText()")
+    assert copied.startswith("def scattered") and copied.endswith("narrow screen")
+
+
+@check("a thought is folded and can be opened by the keyboard")
+def folds_thoughts(page: Page) -> None:
+    assert "42" in page.answer("think")
+    assert page.count("details.thought:not([open])") == 1 and page.count(".thought li") == 6
+    page.browser.run("document.querySelector('.thought summary').focus()")
+    page.browser.press("Enter")
+    assert page.count("details.thought[open]") == 1
+
+
+@check("a call is shown with name and arguments; its result is asked for and sent")
+def calls_tools(page: Page) -> None:
+    shown = page.answer("tool")
+    assert CALL["name"] in shown and '"days": 3' in shown
+    page.ask("not yet")
+    assert "results" in page.text("#notice") and len(page.stub.bodies) == 1
+    page.browser.run("document.querySelector('#field').value = ''; document.querySelector('form.results textarea').focus()")
+    page.browser.type("rain")
+    page.browser.press("Tab")
+    page.browser.press("Enter")
+    page.browser.wait("the second request", lambda: len(page.stub.bodies) == 2)
+    page.browser.wait("the end", IDLE)
+    call, result = page.stub.bodies[1]["messages"][-2:]
+    assert call["tool_calls"] == [{"id": "call_1", "type": "function", "function": CALL}]
+    assert result == {"role": "tool", "content": "rain", "tool_call_id": "call_1", "name": CALL["name"]}
+
+
+@check("numbers: tokens, tokens/s, prompt, cached; model, variant, memory, context")
+def shows_numbers(page: Page) -> None:
+    page.answer("hello")
+    stats, model = page.text(".stats"), page.text("#model")
+    assert "tokens/s" in stats and "prompt 1,204, 1,180 cached" in stats and "first after" in stats
+    assert "PQ5 · 5.7 GB · 128k context" in model
+
+
+@check("thinking, temperature, system prompt and tools are sent, and kept")
+def sends_settings(page: Page) -> None:
+    page.browser.click("#think")
+    page.browser.click("#open-settings")
+    page.browser.type("Be brief.")
+    page.browser.run("document.querySelector('#settings details').open = true")
+    page.browser.run("document.querySelector('#temperature').focus()")
+    page.browser.type("0.5")
+    page.browser.run("document.querySelector('#tools').focus()")
+    page.browser.type("{}")
+    page.browser.click("#settings .primary")
+    assert "no list" in page.text("#tools-fault") and page.count("dialog[open]")
+    page.browser.run("document.querySelector('#tools').value = '[{\"type\": \"function\"}]'")
+    page.browser.click("#settings .primary")
+    page.answer("hello")
+    page.open()
+    page.answer("hello again")
+    for body in page.stub.bodies:
+        assert body["messages"][0] == {"role": "system", "content": "Be brief."}
+        assert (body["reasoning_effort"], body["temperature"], len(body["tools"])) == ("medium", 0.5, 1)
+
+
+@check("hostile text stays text: answer, code, table, error, model, title")
+def escapes(page: Page) -> None:
+    for asked in ("xss", "```", "busy", "broken"):
+        page.answer(asked)
+    page.answer(HOSTILE.replace("\t", " "))
+    assert "<script>window.pwned = 1</script>" in page.text(".answer") and HOSTILE[:30] in page.text("#model")
+    assert HOSTILE[:30] in page.text("#notice") or HOSTILE[:30] in page.text("#messages")
+    _rename(page, HOSTILE[:60])
+    assert HOSTILE[:30] in page.text("#title") and HOSTILE[:30] in page.text("#list")
+    page.browser.run("document.querySelectorAll('.markdown a').forEach((link) => link.click())")
+    assert page.browser.run(INJECTED) == []
+
+
+@check("hostile text stays text: imported thought, call, tool result, file name, part")
+def escapes_imports(page: Page) -> None:
+    call = {"id": "c", "type": "function", "function": {"name": HOSTILE, "arguments": HOSTILE}}
+    part = {"type": "image_url", "image_url": {"url": "javascript:window.pwned=1"}, "name": HOSTILE}
+    page.load({"title": HOSTILE, "messages": [
+        {"role": "system", "content": HOSTILE},
+        {"role": "user", "content": [part, {"type": "text", "text": HOSTILE}]},
+        {"role": "assistant", "content": HOSTILE, "reasoning_content": HOSTILE, "tool_calls": [call]},
+        {"role": "tool", "name": HOSTILE, "tool_call_id": "c", "content": HOSTILE},
+    ]})
+    page.browser.run("document.querySelectorAll('details').forEach((fold) => fold.open = true)")
+    page.browser.run(GIVE_FILE, "drop", f"{HOSTILE}.png", "image/png", PIXEL)
+    page.browser.wait("the file", "document.querySelector('#attachments img')")
+    page.browser.run(GIVE_FILE, "drop", f"{HOSTILE}.exe", "", PIXEL)
+    page.browser.wait("the notice", "document.querySelector('#notice').innerText.includes('.exe')")
+    assert page.text(".result pre") == HOSTILE.replace("\t", "\t")
+    assert [node for node in page.browser.run(INJECTED) if not node.startswith('<img alt="&lt;script')] == []
+
+
+@check("pictures picked, pasted and dropped, sounds and videos are sent; others are refused")
+def takes_media(page: Page) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        picked = Path(folder) / "picked.png"
+        picked.write_bytes(base64.b64decode(PIXEL))
+        page.browser.put_files("#files", [picked])
+        page.browser.wait("the picked picture", "document.querySelector('#attachments img')")
+    page.give("paste", "pasted.png", "image/png")
+    page.give("drop", "dropped.heic", "")
+    page.give("drop", "spoken.wav", "audio/wav")
+    page.give("drop", "moving.mp4", "video/mp4")
+    page.browser.wait("five files", "document.querySelectorAll('#attachments li').length === 5")
+    page.give("drop", "notes.txt", "text/plain")
+    page.browser.wait("the notice", "document.querySelector('#notice').innerText.includes('notes.txt')")
+    page.browser.click("#attachments li:nth-child(2) button")
+    page.answer("what is this?")
+    parts = page.stub.bodies[0]["messages"][0]["content"]
+    assert [part["type"] for part in parts] == ["image_url", "image_url", "input_audio", "video_url", "text"]
+    assert not any("name" in part for part in parts)
+    assert parts[0]["image_url"]["url"] == f"data:image/png;base64,{PIXEL}"
+    assert parts[2]["input_audio"] == {"data": PIXEL, "format": "wav"}
+    assert parts[3]["video_url"]["url"].startswith("data:video/mp4;base64,")
+    assert page.count(".user img") == 2 and page.count(".user audio") == page.count(".user video") == 1
+
+
+@check("errors are said, and the question can be asked again")
+def says_errors(page: Page) -> None:
+    assert "Busy." in page.answer("busy") and "Try again in 7 s." in page.text(".answer")
+    page.browser.press("Up")
+    page.browser.run("document.querySelector('#field').select()")
+    assert "It broke." in page.answer("broken")
+    assert "ended before the answer did" in page.answer("dropped")
+    assert page.count(".answer.last .again") == 1
+    assert [message["role"] for message in page.stub.bodies[-1]["messages"]] == ["user", "assistant", "user"]
+
+
+@check("a server that asks for a key gets it, once the user gave it")
+def asks_for_key(page: Page) -> None:
+    page.ask("locked")
+    page.browser.wait("the dialog", "document.querySelector('#key[open]')")
+    page.browser.type(KEY)
+    page.browser.press("Enter")
+    page.browser.wait("the answer", "document.querySelector('.answer .markdown:not(.thought *) code')")
+    assert page.count(".answer") == 1 and page.count(".error:not(:empty)") == 0
+
+
+@check("a reload keeps the conversation; one in the middle of an answer keeps what came")
+def survives_reload(page: Page) -> None:
+    page.give("drop", "kept.png", "image/png")
+    page.browser.wait("the file", "document.querySelector('#attachments img')")
+    page.answer("think")
+    page.ask("forever")
+    page.browser.wait("words that were saved", "document.querySelector('.answer:last-of-type').innerText.length > 500")
+    page.open()
+    page.browser.wait("the messages", "document.querySelectorAll('.message').length === 4")
+    assert page.count(".user img") == 1 and "42" in page.text(".answer:nth-of-type(2)")
+    assert "word" in page.text(".answer:last-of-type") and page.count("#list li") == 1
+
+
+@check("conversations: new, opened, renamed, deleted, brought back")
+def keeps_many(page: Page) -> None:
+    page.answer("one")
+    page.browser.press("Control", "Shift", "o")
+    page.answer("two")
+    assert page.count("#list li") == 2
+    page.browser.run("document.querySelectorAll('#list .title')[1].click()")
+    page.browser.wait("the first", "document.querySelector('#title').textContent === 'one'")
+    _rename(page, "uno")
+    page.browser.click("#list li.current button:last-of-type")
+    page.browser.wait("its end", "document.querySelectorAll('#list li').length === 1")
+    page.browser.click("#notice button")
+    page.browser.wait("its return", "document.querySelectorAll('#list li').length === 2")
+    assert page.text("#title") == "uno" and '"text": "one"' in page.text(".answer")
+
+
+@check("answers of two conversations are written at once, and a deleted one stays away")
+def runs_beside(page: Page) -> None:
+    page.ask("forever")
+    page.browser.wait("words", "document.querySelector('.answer').innerText.includes('word')")
+    page.browser.press("Control", "Shift", "o")
+    assert '"two"' in page.answer("two")
+    page.browser.run("[...document.querySelectorAll('#list .title')].find((each) => each.innerText === 'forever').click()")
+    page.browser.wait("the first", "document.querySelector('#title').textContent === 'forever'")
+    assert not page.browser.run(f"return {IDLE}") and "word" in page.text(".answer")
+    page.browser.click("#list li.current button:last-of-type")
+    page.browser.wait("its end", "document.querySelectorAll('#list li').length === 1")
+    page.open()
+    page.browser.wait("the list", "document.querySelectorAll('#list li').length === 1")
+
+
+@check("an exported conversation is imported as it was; a wrong file is refused")
+def exports(page: Page) -> None:
+    page.answer("tool")
+    with tempfile.TemporaryDirectory() as folder:
+        page.browser.devtools("Browser.setDownloadBehavior", behavior="allow", downloadPath=folder)
+        page.browser.click("#export")
+        page.browser.wait("the file", lambda: [*Path(folder).glob("*.json")])
+        [path] = Path(folder).glob("*.json")
+        exported = json.loads(path.read_text())
+        page.browser.press("Control", "Shift", "o")
+        page.browser.put_files("#import-file", [path])
+        page.browser.wait("the messages", "document.querySelectorAll('.message').length === 2")
+        path.write_text('{"messages": [{"role": "wizard"}]}')
+        page.browser.put_files("#import-file", [path])
+        page.browser.wait("the notice", "document.querySelector('#notice').innerText.includes('wizard')")
+    assert exported["messages"][1]["tool_calls"][0]["function"] == CALL
+    assert page.count("#list li") == 2 and CALL["name"] in page.text(".answer")
+
+
+@check("a full storage is said, and the page goes on")
+def says_full(page: Page) -> None:
+    origin = page.stub.url.rstrip("/")
+    page.browser.devtools("Storage.overrideQuotaForOrigin", origin=origin, quotaSize=1)
+    try:
+        page.answer("hello")
+        page.browser.wait("the notice", "document.querySelector('#notice').innerText.includes('storage is full')")
+    finally:
+        page.browser.devtools("Storage.overrideQuotaForOrigin", origin=origin)
+    assert "I got" in page.text(".answer")
+
+
+@check("by the keyboard alone: skip link, message, answer, its buttons, the list, a dialog")
+def needs_no_mouse(page: Page) -> None:
+    page.browser.run("document.activeElement.blur()")
+    page.browser.press("Tab")
+    assert page.text(":focus") == "Skip to the message field"
+    page.browser.press("Enter")
+    page.browser.wait("the field", "document.activeElement.id === 'field'")
+    page.answer("hello")
+    assert page.browser.run("return document.activeElement.id") == "field"
+    order = _tab_through(page)
+    wanted = ["New conversation", "hello", "Rename hello", "Delete hello", "Import", "Export", "List of conversations",
+              "Keyboard shortcuts", "Settings", "Edit this message", "Copy this answer", "Answer again", "Message"]
+    assert [name for name in order if name in wanted] == wanted, order
+    page.browser.press("Control", "/")
+    assert page.count("#shortcuts[open]") == 1
+    page.browser.press("Escape")
+    assert page.count("dialog[open]") == 0
+
+
+def _tab_through(page: Page) -> list[str]:
+    page.browser.run("document.activeElement.blur(); document.querySelector('.skip').focus()")
+    names = []
+    for _ in range(40):
+        page.browser.press("Tab")
+        name = page.browser.run("const n = document.activeElement; return n.ariaLabel || n.innerText || n.tagName")
+        outline = page.browser.run("return getComputedStyle(document.activeElement).outlineStyle")
+        assert outline != "none" or name == "Message", f"the focus on {name} is not seen"
+        names.append(name.strip())
+        if name == "Send":
+            break
+    return names
+
+
+@check("every control has a name for readers of screens; one main, one h1")
+def is_labelled(page: Page) -> None:
+    page.give("drop", "heard.wav", "audio/wav")
+    for asked in ("markdown", "think", "tool"):
+        page.answer(asked)
+    for dialog in ("settings", "shortcuts", "key"):
+        page.browser.run("document.getElementById(arguments[0]).showModal()", dialog)
+        _require_names(page)
+        page.browser.run("document.getElementById(arguments[0]).close()", dialog)
+    _require_names(page)
+    assert page.count("main") == page.count("h1") == 1 and page.count("html[lang]") == 1
+
+
+def _require_names(page: Page) -> None:
+    nodes = page.browser.devtools("Accessibility.getFullAXTree")["nodes"]
+    bare = [
+        node for node in nodes
+        if not node.get("ignored") and node["role"].get("value") in NAMED_ROLES
+        and not node.get("name", {}).get("value") and node["role"]["value"] not in ("list", "region")
+    ]
+    assert not bare, [node["role"]["value"] for node in bare]
+
+
+@check("finished answers are read aloud once, tokens are not")
+def is_quiet(page: Page) -> None:
+    page.browser.run("window.said = []; new MutationObserver(() => said.push(finished.textContent))"
+                     ".observe(finished, {childList: true})")
+    page.answer("hello")
+    page.browser.wait("the end", "window.said.length")
+    assert page.browser.run("return said.length") == 1
+    assert page.count("#messages [aria-live], #messages[aria-live], #messages [role=status]") == 0
+    assert page.count(".answer[aria-busy=false]") == 1
+
+
+@check("360 px: nothing sticks out, with markdown, files, calls, list and dialogs")
+def is_narrow(page: Page) -> None:
+    page.fresh(360)
+    page.give("drop", "a-very-long-name-of-a-file-that-does-not-end.wav", "audio/wav")
+    page.browser.wait("the file", "document.querySelector('#attachments audio')")
+    bad = page.browser.run(WIDER)
+    for asked in ("markdown", "w" * 90, "think", "tool"):
+        page.answer(asked)
+        bad += page.browser.run(WIDER)
+    page.browser.click("#menu")
+    page.browser.wait("the list", "document.querySelector('#sidebar').getBoundingClientRect().left === 0")
+    bad += page.browser.run(WIDER)
+    page.browser.press("Escape")
+    for dialog in ("settings", "shortcuts", "key"):
+        page.browser.run("document.getElementById(arguments[0]).showModal()", dialog)
+        bad += page.browser.run(WIDER)
+        page.browser.run("document.getElementById(arguments[0]).close()", dialog)
+    assert bad == [], bad
+
+
+@check("light and dark: contrast of text 4.5 : 1, of edges and icons 3 : 1")
+def has_contrast(page: Page) -> None:
+    grounds = set()
+    for scheme in ("light", "dark"):
+        page.browser.prefer(color_scheme=scheme, reduced_motion="reduce")
+        page.fresh()
+        low = page.browser.run(CONTRAST)
+        for asked in ("markdown", "think", "busy", "tool"):
+            page.answer(asked)
+        page.browser.run("document.querySelectorAll('details').forEach((fold) => fold.open = true)")
+        low += page.browser.run(CONTRAST)
+        for dialog in ("settings", "shortcuts", "key"):
+            page.browser.run("document.getElementById(arguments[0]).showModal()", dialog)
+            low += page.browser.run(CONTRAST)
+            page.browser.run("document.getElementById(arguments[0]).close()", dialog)
+        faint = [each for each in low if each["ratio"] < each["least"]]
+        assert len(low) > 100 and not faint, faint
+        grounds.add(page.browser.run("return getComputedStyle(document.body).backgroundColor"))
+    page.browser.prefer()
+    assert len(grounds) == 2
+
+
+@check("who wants less motion gets none")
+def is_still(page: Page) -> None:
+    page.browser.prefer(reduced_motion="reduce")
+    page.ask("forever")
+    page.browser.wait("an answer", "document.querySelector('.answer')")
+    assert page.browser.run("return document.getAnimations().length") == 0
+    page.browser.press("Escape")
+    page.browser.prefer()
+
+
+def _rename(page: Page, name: str) -> None:
+    page.browser.click("#list li.current button:nth-of-type(2)")
+    page.browser.run("document.querySelector('#list input').value = ''")
+    page.browser.type(name)
+    page.browser.press("Enter")
+    page.browser.wait("the new name", "!document.querySelector('#list input')")
