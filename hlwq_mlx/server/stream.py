@@ -26,7 +26,6 @@ class Stream(Response):
         self._pieces = pieces
         self.status_code = 200
         self.background = None
-        self.body = b""
         self.media_type = media_type
         self.init_headers(HEADERS | dict(headers))
 
