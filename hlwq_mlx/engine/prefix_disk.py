@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import os
 import queue
 import threading
 import time
@@ -186,16 +187,18 @@ class PrefixStore:
             if not np.array_equal(node.keys, keys[header.start : header.end]):
                 raise DeviceError(f"[{path.name}] needed the prompt's keys, got others. Remove it.")
         except (HLWQError, OSError) as problem:
-            logger.warning("a prefix on disk is left out: %s", problem)
+            logger.warning("removed %s, which is no whole prefix", path)
+            logger.debug("%s", problem)
             with self._lock:
                 self._remove(header.id)
                 self._drop_orphans()
             return None
+        used = self._clock()
         with self._lock:
             if header.id in self._entries:
-                self._entries[header.id].used = self._clock()
+                self._entries[header.id].used = used
         with contextlib.suppress(OSError):
-            path.touch()
+            os.utime(path, (used, used))
         return node
 
     def _is_known(self, header: Header) -> bool:
@@ -237,22 +240,26 @@ class PrefixStore:
             try:
                 self._write(job)
             except (HLWQError, OSError) as problem:
-                logger.warning("a prefix is not kept on disk: %s", problem)
+                cause = problem.__cause__ or problem
+                logger.warning("a prefix is not kept in %s: %s", self._folder, cause)
             with self._lock:
                 del self._pending[job.header.id]
 
     def _write(self, job: Job) -> None:
         header, path = job.header, self._path(job.header.id)
-        with self._lock:
-            if not self._make_room(job.nbytes, header.parent):
-                return
         unfinished = self._scratch / path.name
         write(unfinished, header, job.origin, job.arrays)
         unfinished.chmod(0o600)  # it tells what was said
-        nbytes = unfinished.stat().st_size
+        nbytes, used = unfinished.stat().st_size, self._clock()
+        os.utime(unfinished, (used, used))
+        with self._lock:
+            has_room = self._make_room(nbytes, header.parent)
+        if not has_room:
+            unfinished.unlink()
+            return
         place(unfinished, path)
         with self._lock:
-            self._entries[header.id] = Entry(header, nbytes, self._clock())
+            self._entries[header.id] = Entry(header, nbytes, used)
 
     def _make_room(self, nbytes: int, parent: str) -> bool:
         """Remove the files that were used least recently, of those that lead to no other.
@@ -296,7 +303,8 @@ def _index(folder: Path) -> Iterator[Entry]:
                     f"[{path.name}] needed the name of its id, got another. Remove it."
                 )
         except (HLWQError, OSError) as problem:
-            logger.warning("a prefix on disk is removed: %s", problem)
+            logger.warning("removed %s, which is no whole prefix", path)
+            logger.debug("%s", problem)
             with contextlib.suppress(OSError):
                 path.unlink()
         else:
