@@ -12,7 +12,8 @@ from ...dialog.parts import MEDIA_TYPES, URL_SCHEMES
 from ...errors import RequestError
 from ..request import Calls, Message, ToolChoice
 
-KEPT = ("role", "name", "tool_call_id", "tool_calls", "reasoning_content", "reasoning")
+KEPT = ("role", "name", "tool_call_id", "tool_calls")
+THOUGHTS = ("reasoning_content", "reasoning")
 TEXT_PARTS = {"text": "text", "refusal": "refusal", "input_text": "text", "output_text": "text"}
 URL_PARTS = {"video_url": "video", "audio_url": "audio"}
 FILE_PARTS = ("file", "input_file", "document")
@@ -37,6 +38,7 @@ def _message(message: Message, where: str) -> Message:
             "Spoken answers are not kept: give their text as content."
         )
     kept = {key: message[key] for key in KEPT if message.get(key) is not None}
+    kept |= {key: message[key] for key in THOUGHTS if isinstance(message.get(key), str)}
     content = message.get("content")
     kept["content"] = message.get("refusal") if content is None else _content(content, where)
     if kept.get("role") == "function":

@@ -94,7 +94,9 @@ def test_a_result_without_its_call_is_refused():
 
 
 def test_fields_that_a_template_would_take_as_ours_are_left_out():
-    request = openai_chat.read({"messages": [{**USER, "tool_responses": [{}], "weight": 1}]})
+    request = openai_chat.read(
+        {"messages": [{**USER, "tool_responses": [{}], "reasoning": {"text": "hm"}, "weight": 1}]}
+    )
     assert request.messages == [USER]
 
 
