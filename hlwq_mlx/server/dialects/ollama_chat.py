@@ -75,6 +75,7 @@ def read(body: JSON) -> ChatRequest:
 
     Raises: RequestError that names the field at fault.
     """
+    shared.refuse_options(body)
     asked = read_fields(ChatBody, body)
     messages = join_messages(message.in_openai_form() for message in asked.messages)
     return ChatRequest(messages=messages, tools=asked.tools, **asked.shared())

@@ -51,6 +51,7 @@ def read(body: JSON) -> ChatRequest:
     Raises: RequestError that names the field at fault.
     """
     refuse(body, UNSERVED)
+    shared.refuse_options(body)
     asked = read_fields(GenerateBody, body)
     if not asked.raw:
         return ChatRequest(messages=asked.messages(), **asked.shared())

@@ -25,14 +25,12 @@ from .fields import (
     Body,
     Flag,
     Integer,
-    Object,
     Repetition,
     Share,
     Temperature,
     Texts,
     TopK,
     Unserved,
-    read_fields,
     reduced_seed,
     refuse,
 )
@@ -46,11 +44,13 @@ UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "
 DEFAULT_REPEAT_LAST_N = 64
 LEVELS = ("low", "medium", "high", "max")
 UNSERVED = {
-    "mirostat": Unserved("Use temperature and top_p.", (0,)),
-    "tfs_z": Unserved("Use top_p.", (1,)),
-    "typical_p": Unserved("Use top_p.", (1, 0)),
-    "repeat_last_n": Unserved("Penalties see the whole answer.", (-1, DEFAULT_REPEAT_LAST_N)),
-    "draft_num_predict": Unserved("Answers are not predicted here."),
+    "options.mirostat": Unserved("Use temperature and top_p.", (0,)),
+    "options.tfs_z": Unserved("Use top_p.", (1,)),
+    "options.typical_p": Unserved("Use top_p.", (1, 0)),
+    "options.repeat_last_n": Unserved(
+        "Penalties see the whole answer.", (-1, DEFAULT_REPEAT_LAST_N)
+    ),
+    "options.draft_num_predict": Unserved("Answers are not predicted here."),
 }
 
 _NUMBER = r"\d+(?:\.\d*)?|\.\d+"
@@ -88,7 +88,7 @@ class Asked(Body):
 
     model: str = ""
     stream: Flag = True
-    options: Object = Field(default_factory=dict)
+    options: Options = Options()
     format: Any = None
     keep_alive: Any = None
     think: Think | None = None
@@ -100,8 +100,7 @@ class Asked(Body):
 
         Raises: RequestError that names the field at fault.
         """
-        refuse(self.options, UNSERVED)
-        options = read_fields(Options, self.options)
+        options = self.options
         filters = {
             "temp": options.temperature,
             "top_p": options.top_p,
@@ -123,6 +122,16 @@ class Asked(Body):
             "is_streamed": self.stream,
             "keep_alive_s": read_duration(self.keep_alive),
         }
+
+
+def refuse_options(body: JSON) -> None:
+    """Refuse options that would be accepted and ignored.
+
+    Raises: RequestError that names the option.
+    """
+    options = body.get("options")
+    if isinstance(options, Mapping):
+        refuse({f"options.{name}": value for name, value in options.items()}, UNSERVED)
 
 
 def read_format(value: Any) -> Mapping[str, Any] | None:

@@ -91,14 +91,16 @@ def join_messages(pieces: Iterable[Form]) -> list[Form]:
     """Return messages of pieces: an answer's thought, text and calls are one message.
 
     Instructions that come later than the first message are what an assistant tells its model along
-    the way. The chat template takes none there, so a user says them, marked as Claude Code does.
+    the way. The chat template takes none there, so a user says them, marked as Claude Code does,
+    and before what the user said last: that is what the model shall answer.
     """
     messages: list[Form] = []
     for piece in pieces:
         before = messages[-1] if messages else {"role": "system"}
         if piece["role"] == "system" and before["role"] != "system":
             text = f"<system-reminder>\n{piece['content']}\n</system-reminder>"
-            messages.append({"role": "user", "content": text})
+            at = len(messages) - (before["role"] == "user")
+            messages.insert(at, {"role": "user", "content": text})
         elif piece["role"] == before["role"] == "assistant":
             messages[-1] = _joined_answer(before, piece)
         else:

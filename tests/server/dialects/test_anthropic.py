@@ -228,8 +228,8 @@ def test_a_request_of_claude_code_is_read():
     assert [(each["role"], each["content"]) for each in request.messages] == [
         ("system", "You are an agent."),
         ("system", "\nBe brief."),
-        ("user", "<system-reminder>x</system-reminder>\nHi"),
         ("user", "<system-reminder>\nAgents: none\n</system-reminder>"),
+        ("user", "<system-reminder>x</system-reminder>\nHi"),
         ("assistant", "Well."),
         ("tool", "hi"),
         ("tool", {"error": "Exit code 1"}),
