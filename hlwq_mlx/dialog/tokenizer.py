@@ -337,6 +337,20 @@ def stated_ids(config: Mapping[str, Any], where: str = "config.json") -> set[int
     return set(listed)
 
 
+def require_token_texts(settings: Mapping[str, Any], where: str) -> None:
+    """Refuse settings whose special tokens are neither text nor objects with text.
+
+    Raises: ConfigError.
+    """
+    for name in SPECIAL:
+        stated = settings.get(name)
+        if stated is not None and _text_of(stated) is None:
+            raise ConfigError(
+                f"[{where}] needed text as {name}, got {str(stated)[:80]!r}. "
+                "Take the tokenizer files of the original model."
+            )
+
+
 def require_gemma_class(settings: Mapping[str, Any], where: str) -> None:
     """Refuse the settings of another kind of tokenizer.
 

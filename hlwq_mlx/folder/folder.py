@@ -12,7 +12,7 @@ from typing import Any, Self
 from ..disk.index import weight_map
 from ..disk.jsonfile import read_json
 from ..disk.tensorfile import TensorFile, TensorSpec
-from ..errors import SourceError
+from ..errors import SourceError, naming
 from ..gemma4.config import Gemma4Config
 from ..source.layout import PLAIN
 from .manifest import MODEL_TYPE, manifest_of
@@ -62,7 +62,8 @@ class Folder:
 
         Raises: ConfigError for a config that is incomplete.
         """
-        return Gemma4Config.from_dict(self.config)
+        with naming(self.path / CONFIG):
+            return Gemma4Config.from_dict(self.config)
 
     @cached_property
     def weight_map(self) -> Mapping[str, str]:

@@ -10,14 +10,14 @@ Source: spec hlwq_format §3, §7.
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 from ..disk.tensorfile import TensorFile, TensorSpec
-from ..errors import CheckpointError
+from ..errors import CheckpointError, naming
 from ..folder import published
-from ..folder.folder import Folder, is_ours
+from ..folder.folder import CONFIG, Folder, is_ours
 from ..folder.names import ROW_TABLE, CodedNames, check_depths, coded_names, row_width
 from ..folder.rows import FILE_NAME as ROW_STORE
 from ..folder.rows import coded_specs
@@ -63,7 +63,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Inventory:
-    """The tensors of one variant and its config.
+    """The tensors of one variant and its config, which is the file `origin`.
 
     `problems` are contradictions between its headers, one line each.
     """
@@ -73,11 +73,13 @@ class Inventory:
     entries: tuple[Entry, ...]
     is_converted: bool = False
     problems: tuple[str, ...] = ()
+    origin: str = field(default=CONFIG, compare=False)
 
     @cached_property
     def args(self) -> Gemma4Config:
         """Raises: ConfigError for a config that is incomplete."""
-        return Gemma4Config.from_dict(self.config)
+        with naming(self.origin):
+            return Gemma4Config.from_dict(self.config)
 
     @property
     def stored_bytes(self) -> int:
@@ -112,10 +114,11 @@ def take(model: str, variant: str | None = None) -> Inventory:
     local = find_local(model, variant)
     if local is None:
         found = hub.read_headers(model, variant)
-        return _of_source(found.variant, found.config, found.headers)
+        origin = f"{model}/{CONFIG}"
+        return _of_source(found.variant, found.config, found.headers, origin)
     opened = Source(*local)
     headers = [TensorFile(path).specs for path in opened.weight_files]
-    return _of_source(local[1], opened.config, headers)
+    return _of_source(local[1], opened.config, headers, str(opened.config_path))
 
 
 def is_at_hand(model: str, variant: str | None = None) -> bool:
@@ -190,7 +193,8 @@ def doubts(inventory: Inventory) -> Iterator[str]:
     """Yield a line for each deviation from the config or from the rule of a published variant."""
     yield from inventory.problems
     try:
-        check_depths(inventory.args, (entry.name for entry in inventory.entries))
+        with naming(inventory.origin):
+            check_depths(inventory.args, (entry.name for entry in inventory.entries))
     except CheckpointError as problem:
         yield str(problem)
         return
@@ -242,8 +246,10 @@ def _is_shape(entry: Entry, expected: Shape) -> bool:
 
 
 def _of_source(
-    variant: str | None, config: Mapping[str, Any], headers: Iterable[Specs]
+    variant: str | None, config: Mapping[str, Any], headers: Iterable[Specs], origin: str
 ) -> Inventory:
+    with naming(origin):
+        config = normalize_config(config)
     plain: list[Entry] = []
     parts: dict[str, dict[str, TensorSpec]] = {}
     for specs in headers:
@@ -257,7 +263,7 @@ def _of_source(
     problems: list[str] = []
     coded = [_coded(name, roles, problems) for name, roles in sorted(parts.items())]
     entries = (*sorted(plain, key=lambda entry: entry.name), *filter(None, coded))
-    return Inventory(variant, normalize_config(config), entries, problems=tuple(problems))
+    return Inventory(variant, config, entries, problems=tuple(problems), origin=origin)
 
 
 def _coded(name: str, roles: Specs, problems: list[str]) -> Entry | None:
@@ -302,4 +308,5 @@ def of_converted(folder: Folder) -> Inventory:
             entries.append(Entry(name, (norms[0], norms[1] * BLOCK), entry["bits"], size))
     entries += [Entry(name, spec.shape, None, spec.nbytes) for name, spec in specs.items()]
     variant = manifest.get("variant")
-    return Inventory(variant, folder.config, tuple(entries), is_converted=True)
+    origin = str(folder.path / CONFIG)
+    return Inventory(variant, folder.config, tuple(entries), is_converted=True, origin=origin)

@@ -127,7 +127,7 @@ class Source:
 
         Raises: SourceError when there is none or it is damaged.
         """
-        return dict(without_code(read_json(self._config_path)))
+        return dict(without_code(read_json(self.config_path)))
 
     @property
     def root_files(self) -> list[Path]:
@@ -135,7 +135,7 @@ class Source:
 
         Raises: SourceError when there is no config.json.
         """
-        return [self._config_path, *self.side_files]
+        return [self.config_path, *self.side_files]
 
     @property
     def side_files(self) -> list[Path]:
@@ -160,7 +160,11 @@ class Source:
             yield f"{bits} bits: {count} tensors, {evidence}"
 
     @property
-    def _config_path(self) -> Path:
+    def config_path(self) -> Path:
+        """The file of the model's config.
+
+        Raises: SourceError when there is none.
+        """
         path = self.root / "config.json"
         if not path.is_file():
             raise SourceError(

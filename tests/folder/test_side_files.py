@@ -41,14 +41,23 @@ DAMAGES = [
         "got ValueError",
     ),
     ("tokenizer_config.json", b'{"bos_token": "<start>"}', "needed a bos_token of"),
+    ("tokenizer_config.json", b'{"eos_token": 5}', "needed text as eos_token, got '5'"),
+    ("tokenizer_config.json", b'{"pad_token": {"content": 0}}', "needed text as pad_token, got"),
     ("special_tokens_map.json", b"[]", "needed a JSON object"),
+    ("special_tokens_map.json", b'{"unk_token": ["<unk>"]}', "needed text as unk_token, got"),
     ("added_tokens.json", b"5", "needed a JSON object"),
     ("tokenizer.model", b"none", "needed a SentencePiece model"),
     ("generation_config.json", b'{"eos_token_id": "one"}', "needed token ids"),
     ("generation_config.json", b'{"eos_token_id": [1, true]}', "needed token ids"),
-    ("generation_config.json", b'{"do_sample": true, "temperature": "hot"}', "got hot"),
-    ("generation_config.json", b'{"do_sample": true, "top_k": 2.5}', "got 2.5"),
-    ("generation_config.json", b'{"do_sample": "no"}', "got 'no' as do_sample"),
+    (
+        "generation_config.json",
+        b'{"eos_token_id": [1, 1000000]}',
+        "json: eos_token_id] needed 0 to",
+    ),
+    ("generation_config.json", b'{"temperature": "hot"}', "json: temperature] needed 0.0 to 100.0"),
+    ("generation_config.json", b'{"do_sample": true, "top_k": 2.5}', "json: top_k] needed 0 to"),
+    ("generation_config.json", b'{"do_sample": "no"}', "json: do_sample] needed true or false"),
+    ("generation_config.json", b'{"do_sample": 1}', "json: do_sample] needed true or false"),
     ("generation_config.json", b"{", "needed a JSON object"),
     ("processor_config.json", b'{"image_processor": {"patch_size": "big"}}', "got 'big'"),
     ("processor_config.json", b'{"feature_extractor": []', "needed a JSON object"),
@@ -135,6 +144,25 @@ def test_a_damaged_file_of_a_source_is_named(name, content, message, source, tmp
         assert run_on_source(verb, source, tmp_path / "out") == 2
         assert_one_line(capsys, name, message)
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+@pytest.mark.parametrize("section", [None, "text_config"])
+def test_a_stop_id_that_the_model_lacks_is_refused(section, source, converted, tmp_path, capsys):
+    for folder in (source, converted):
+        found = json.loads((folder / "config.json").read_text())
+        (found if section is None else found[section])["eos_token_id"] = [1, 10**6]
+        put(folder, "config.json", json.dumps(found).encode())
+        named = f"[{folder / 'config.json'}: eos_token_id]"
+        if folder == source:
+            codes = [run_on_source("convert", source, tmp_path / "out")]
+            assert_one_line(capsys, named, "as the vocabulary has, got 1000000")
+            codes.append(run_on_source("doctor", source, tmp_path / "out"))
+        else:
+            codes = [run("doctor", "--model", str(converted))]
+        assert_one_line(capsys, named, "as the vocabulary has, got 1000000")
+        assert set(codes) == {2}
+    with pytest.raises(HLWQError, match="eos_token_id"):
+        library.load(converted)
 
 
 def test_the_file_that_is_named_is_the_source_s_own(source, tmp_path, capsys):
