@@ -15,6 +15,7 @@ from typing import Any
 
 import tokenizers
 
+from ..disk.failures import is_there
 from ..errors import CheckpointError, ConfigError, RequestError, SourceError
 from . import template, trial
 from .readable import readable
@@ -279,7 +280,7 @@ def load_tokenizer(
     the chat template takes too long or too much memory; ConfigError for stop ids that are no ids.
     """
     path = folder / FILE_NAME
-    if not path.is_file():
+    if not is_there(path):
         raise SourceError(
             f"[{folder}] needed {FILE_NAME}, got none. "
             "Copy the tokenizer files of the original model into the folder it was made of, and "

@@ -97,7 +97,8 @@ def _unreadable(got: str) -> CheckpointError:
 def _differences(path: Path, runs: list[Run], on_bytes: Callable[[int], object]) -> Iterator[str]:
     again = "Copy it again, or convert the model again."
     if not path.is_file():
-        yield f"[{path.name}] needed in {path.parent}, got no such file. {again}"
+        kind = failures.kind_of(path.stat().st_mode) if path.exists() else "no such file"
+        yield f"[{path.name}] needed a file in {path.parent}, got {kind}. {again}"
         return
     needed, got = runs[-1][1] if runs else 0, path.stat().st_size
     if needed != got:

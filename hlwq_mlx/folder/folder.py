@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
+from ..disk.failures import is_there
 from ..disk.index import weight_map
 from ..disk.jsonfile import read_json
 from ..disk.tensorfile import TensorFile, TensorSpec
@@ -43,7 +44,7 @@ class Folder:
 
         Raises: SourceError for a config.json that is no JSON object.
         """
-        if not (path / CONFIG).is_file():
+        if not is_there(path / CONFIG):
             return None
         opened = cls.open(path)
         return opened if opened.config.get("model_type") == MODEL_TYPE else None
@@ -80,7 +81,7 @@ class Folder:
         Raises: SourceError for one that is no JSON object.
         """
         path = self.path / GENERATION
-        return read_json(path) if path.is_file() else {}
+        return read_json(path) if is_there(path) else {}
 
     @property
     def shards(self) -> list[Path]:

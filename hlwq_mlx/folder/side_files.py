@@ -271,10 +271,8 @@ def _content(path: Path) -> bytes:
         raise SourceError(
             f"[{path}] needed a file that can be read, got '{problem.strerror}'. Fetch it again."
         ) from problem
-    if stat.S_ISREG(found.st_mode):
-        got = f"{found.st_size >> 20} MB"
-    else:
-        got = "a folder" if stat.S_ISDIR(found.st_mode) else "something else"
+    is_file = stat.S_ISREG(found.st_mode)
+    got = f"{found.st_size >> 20} MB" if is_file else failures.kind_of(found.st_mode)
     raise SourceError(
         f"[{path}] needed a file of at most {_LARGEST_BYTES >> 20} MB, got {got}. Fetch it again."
     )

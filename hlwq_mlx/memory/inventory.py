@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+from ..disk.failures import is_there
 from ..disk.tensorfile import TensorFile, TensorSpec
 from ..errors import CheckpointError, naming
 from ..folder import published
@@ -296,7 +297,7 @@ def of_converted(folder: Folder) -> Inventory:
     manifest, specs = folder.manifest, dict(folder.specs)
     entries = []
     store = folder.path / ROW_STORE
-    if store.is_file():  # in whatever dtype
+    if is_there(store):  # in whatever dtype
         shape = (folder.args.text_config.vocab_size_per_layer_input, row_width(folder.args))
         size = sum(spec.nbytes for spec in TensorFile(store).specs.values())
         entries.append(Entry(ROW_TABLE, shape, None, size))
