@@ -127,6 +127,10 @@ def examine(model: str, variant: str | None, settings: "Settings", choice: str) 
     machine = this_machine(Path.cwd())
     for line in describe(machine):
         cli.result(line)
+    most = found.args.text_config.max_position_embeddings
+    if settings.context > most:
+        cli.result(f"context: {most} tokens, where the model ends, and not {settings.context}")
+        settings = replace(settings, context=most)
     verdict = judge(inventory.as_converted(found, choice), settings, machine)
     for line in verdict.lines():
         cli.result(line)

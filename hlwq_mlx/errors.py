@@ -4,7 +4,14 @@ Messages read `[where] needed X, got Y. What to do.` A command prints an HLWQErr
 exits with 2. Any other exception is a defect of ours; cli.boundary makes one line of it too.
 """
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+
+_SHOWN = 3  # problems of many
+# What an error is about, without a prefix that says no more than the file's path.
+_PLACE = re.compile(r"\[(?:config(?:\.json)?\b\.?)?(.*?)\]", re.DOTALL)
 
 
 class HLWQError(Exception):
@@ -59,9 +66,25 @@ class DeviceError(HLWQError, RuntimeError):
     """This machine cannot do what was asked: memory, disk or GPU."""
 
 
-def raise_all(problems: Iterable[str], shown: int = 20) -> None:
-    """Raise one CheckpointError that lists every problem, if there is any."""
-    listed = list(problems)
-    if listed:
-        more = [f"... and {len(listed) - shown} more"] if len(listed) > shown else []
-        raise CheckpointError("\n".join(listed[:shown] + more))
+def raise_all(problems: Iterable[str]) -> None:
+    """Raise one CheckpointError that names the first problems and the number of others, if any."""
+    found = iter(problems)
+    shown = list(islice(found, _SHOWN))
+    if shown:
+        others = sum(1 for _ in found)
+        more = [f"And {others} more."] if others else []
+        raise CheckpointError(" ".join(shown + more))
+
+
+@contextmanager
+def naming(path: object) -> Iterator[None]:
+    """Name the config file beside the key or the tensor that an error of the block is about."""
+    try:
+        yield
+    except (ConfigError, CheckpointError, SourceError) as problem:
+        message = str(problem)
+        place = _PLACE.match(message)
+        if place is None or str(path) in place[1]:
+            raise
+        where = f"{path}: {place[1]}" if place[1] else str(path)
+        raise type(problem)(f"[{where}]{message[place.end() :]}") from problem

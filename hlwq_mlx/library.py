@@ -129,7 +129,7 @@ def _render(
     if isinstance(prompt, template.Rendered):
         return prompt
     if isinstance(prompt, str):
-        return template.Rendered(prompt)
+        return template.Rendered(prompt, breaks=getattr(prompt, "breaks", ()))
     ids = np.array(prompt)
     if ids.ndim != 1 or ids.dtype.kind not in "iu":
         raise RequestError(

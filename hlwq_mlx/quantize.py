@@ -89,12 +89,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 def add_variant(opened: "Source", rule: "Rule", output: Path, encoder: "Encoder") -> "Report":
     """Write a variant's folder, and the repository's root files where they are missing."""
     from .folder.side_files import add_files, try_out
-    from .write.check import canonical_tensors, normalize_config, unread_names
+    from .write.check import fit
     from .write.quantize import write_published
 
     root_files = opened.root_files  # first, so that bad files are found before the work
-    config = normalize_config(opened.config)
-    unread_names(config, canonical_tensors(opened))
+    fit(opened)
     try_out(opened)
     report = write_published(opened, rule, output, encoder)
     add_files(root_files, output.parent)

@@ -103,6 +103,6 @@ def load_for(
     given = {name: getattr(arguments, name) for name in ("temp", "top_p", "top_k", "min_p")}
     Sampling().override(**given)  # first, so that a wrong option is refused before the work
     folder = folder_for(arguments, settings)
-    recommended = Sampling.from_generation_config(folder.generation)
     tokenizer = side_files.open_tokenizer(folder)  # first, so that damage is found before the work
+    recommended = Sampling.from_generation_config(folder.generation)
     return loading.load_folder(folder), tokenizer, recommended.override(**given)

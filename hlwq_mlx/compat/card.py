@@ -56,28 +56,33 @@ class Encoding(dict[str, TokenIds]):
 class CardTokenizer:
     """The checkpoint's tokenizer; whatever tensors are asked for, it returns `TokenIds`.
 
-    Without `return_tensors` and for every other method it is the tokenizer itself.
+    Messages are rendered by our own tokenizer, which keeps what people wrote text. Otherwise,
+    without `return_tensors`, it is transformers' tokenizer itself.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
 
     def __call__(self, *args: Any, return_tensors: str | None = None, **options: Any) -> Any:
         encoded = self._tokenizer(*args, return_tensors=return_tensors and "np", **options)
         return _with_ids(encoded) if return_tensors else encoded
 
+    def encode(self, text: str, **options: Any) -> Any:
+        """Return the ids of a text as transformers' tokenizer does."""
+        return self(text, **options)["input_ids"]
+
     def apply_chat_template(
-        self, *args: Any, return_tensors: str | None = None, **options: Any
+        self, conversation: Any, *args: Any, return_tensors: str | None = None, **options: Any
     ) -> Any:
         """Render messages; thinking is off unless asked for, and the result is ids or text."""
-        options = {"enable_thinking": False, "return_dict": False} | options
         rendered = self._tokenizer.apply_chat_template(
-            *args, return_tensors=return_tensors and "np", **options
+            conversation, *args, return_tensors=return_tensors and "np", **options
         )
-        return _with_ids(rendered) if return_tensors else rendered
+        is_text = isinstance(rendered, str)
+        return _with_ids(rendered) if return_tensors and not is_text else rendered
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._tokenizer, name)
+        return getattr(self._tokenizer._tokenizer, name)
 
 
 def _with_ids(encoded: Any) -> Any:
@@ -93,7 +98,7 @@ class HLWQModel:
         self, model: Model, tokenizer: Tokenizer, sampling: Sampling, caching: Caching = WHOLE
     ) -> None:
         self.model = model
-        self.tokenizer = CardTokenizer(tokenizer._tokenizer)
+        self.tokenizer = CardTokenizer(tokenizer)
         self._wrapper = tokenizer
         self._sampling = sampling
         self._caching = caching

@@ -4,9 +4,9 @@ The package has no template of its own, since released ones differ between model
 The template writes `<bos>` itself, so it must not be added again.
 """
 
-import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from jinja2 import TemplateError
@@ -18,6 +18,7 @@ from .messages import Message, normalize_messages, normalize_tools
 from .parts import Medium, take_media
 from .placeholders import SoftTokens, Span, expand
 from .readable import readable
+from .spelled import Spelled
 
 TURN_END, MODEL_TURN = "<turn|>\n", "<|turn>model\n"
 
@@ -35,8 +36,7 @@ class Rendered(NamedTuple):
 
     def pieces(self) -> list[str]:
         """Return the text, cut at its breaks."""
-        edges = [0, *self.breaks, len(self.text)]
-        return [self.text[begin:end] for begin, end in itertools.pairwise(edges)]
+        return Spelled(self.text, self.breaks).pieces()
 
 
 def render(
@@ -46,8 +46,9 @@ def render(
     tools: Sequence[Mapping[str, Any]] | None = None,
     thinking: bool = False,
     options: Mapping[str, Any] | None = None,
+    add_generation_prompt: bool = True,
 ) -> Rendered:
-    """Render messages and the opening of the model's turn as text.
+    """Render messages as text, and the opening of the model's turn unless told not to.
 
     Messages and tools are repaired first (see dialog.messages); media become the template's
     placeholders, and control tokens in people's texts stay text (see dialog.guard). `options` are
@@ -64,11 +65,10 @@ def render(
     variables = {"enable_thinking": thinking, **(options or {})}
     try:
         guard = Guard(control_tokens(tokenizer), [normal, offered, variables])
-        marked = tokenizer.apply_chat_template(
+        marked = _renderer(tokenizer)(
             [guard.message(message) for message in normal],
             tools=[guard.tool(tool) for tool in offered] or None,
-            tokenize=False,
-            add_generation_prompt=True,
+            add_generation_prompt=add_generation_prompt,
             **guard.beginnings(variables),
         )
     except (TemplateError, KeyError, TypeError, ValueError, RecursionError) as problem:
@@ -78,7 +78,7 @@ def render(
         ) from problem
     # After a message with content, calls and results, some templates do not open the model's turn.
     text, breaks = guard.resolve(str(marked))
-    opening = MODEL_TURN if text.endswith(TURN_END) else ""
+    opening = MODEL_TURN if add_generation_prompt and text.endswith(TURN_END) else ""
     return Rendered(f"{text}{opening}", media, breaks)
 
 
@@ -88,6 +88,12 @@ def continued(tokenizer: TokenizerLike, prompt: Rendered, text: str) -> Rendered
     begun = len(prompt.text)
     breaks = [begun + found.start() + 1 for found in re.finditer(f"(?={spelled})", text)]
     return prompt._replace(text=prompt.text + text, breaks=(*prompt.breaks, *breaks))
+
+
+def _renderer(tokenizer: TokenizerLike) -> Callable[..., Any]:
+    """Return the method that applies the template alone; mlx-lm's wrapper has no other."""
+    plain: Callable[..., Any] | None = getattr(tokenizer, "render_as_given", None)
+    return plain or partial(tokenizer.apply_chat_template, tokenize=False)
 
 
 def encode(

@@ -15,9 +15,12 @@ from typing import Any
 
 import tokenizers
 
-from ..errors import CheckpointError, ConfigError, SourceError
-from . import trial
+from ..disk.failures import is_there
+from ..errors import CheckpointError, ConfigError, RequestError, SourceError
+from . import template, trial
+from .readable import readable
 from .sandbox import environment
+from .spelled import Spelled
 
 FILE_NAME = "tokenizer.json"
 SETTINGS = "tokenizer_config.json"
@@ -28,6 +31,13 @@ SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token", "mask_token")
 CLASSES = (
     *("GemmaTokenizer", "GemmaTokenizerFast"),
     *("PreTrainedTokenizerFast", "TokenizersBackend"),
+)
+# Options of transformers' apply_chat_template that change what is rendered, or how.
+_NOT_HERE = frozenset(
+    (
+        *("chat_template", "continue_final_message", "return_assistant_tokens_mask"),
+        *("padding", "truncation", "max_length", "tokenizer_kwargs", "processor_kwargs"),
+    )
 )
 _SAMPLE = "Hello, world! 2+2=4\n\tü🤖"
 _BYTE = re.compile("<0x([0-9A-F]{2})>")
@@ -101,7 +111,11 @@ class Tokenizer:
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Return the ids of a text, behind `<bos>` unless told not to add special tokens."""
-        return list(self._encoder.encode(text, add_special_tokens=add_special_tokens).ids)
+        first, *others = text.pieces() if isinstance(text, Spelled) else [text]
+        ids = list(self._encoder.encode(first, add_special_tokens=add_special_tokens).ids)
+        for piece in others:
+            ids += self._encoder.encode(piece, add_special_tokens=False).ids
+        return ids
 
     def decode(self, ids: Any, skip_special_tokens: bool = False) -> str:
         """Return the text of ids: a number, a list or an array."""
@@ -133,21 +147,42 @@ class Tokenizer:
         *,
         add_generation_prompt: bool = False,
         tokenize: bool = True,
+        return_tensors: str | None = None,
+        return_dict: bool = False,
         **variables: Any,
     ) -> Any:
-        """Render messages by the folder's template; thinking is off unless asked for.
+        """Render messages as the commands do; thinking is off unless asked for.
 
-        Returns ids, or text when not to `tokenize`. `dialog.template` renders for the commands: it
-        repairs messages first and keeps control tokens in people's texts text, which this does not.
+        Messages and tools are repaired, and control tokens in people's texts stay text. Returns
+        ids, or text when not to `tokenize`; media are placeholders in both. With `return_tensors`
+        (np, pt, mlx) the ids are one row of an array, with `return_dict` they are under `input_ids`
+        beside an attention_mask, as transformers returns them. `variables` are the template's.
+        Raises: RequestError for messages that cannot be rendered, or another of transformers'
+        options.
         """
-        variables = {"enable_thinking": False, **self.special_tokens_map} | variables
-        text = self._template.render(
-            messages=messages,
+        refused = sorted(name for name in _NOT_HERE & variables.keys() if variables[name])
+        if refused:
+            raise RequestError(
+                "[apply_chat_template] needed tools, add_generation_prompt, tokenize, "
+                "return_tensors, return_dict or the template's variables, got "
+                f"{', '.join(refused)}. Leave it out."
+            )
+        rendered = template.render(
+            self,
+            messages,
             tools=tools,
+            options={name: variables[name] for name in variables.keys() - _NOT_HERE},
             add_generation_prompt=add_generation_prompt,
-            **variables,
         )
-        return self.encode(text, add_special_tokens=False) if tokenize else text
+        text = Spelled(readable(rendered.text), rendered.breaks)
+        if not tokenize:
+            return text
+        return _as_asked(self.encode(text, add_special_tokens=False), return_tensors, return_dict)
+
+    def render_as_given(self, messages: Any, tools: Any, **variables: Any) -> str:
+        """Apply the template to what `dialog.template` made of messages and tools."""
+        variables = {**self.special_tokens_map} | variables
+        return str(self._template.render(messages=messages, tools=tools, **variables))
 
     @cached_property
     def _template(self) -> Any:
@@ -166,9 +201,14 @@ class Tokenizer:
             self._folder, config=PreTrainedConfig(), trust_remote_code=False
         )
 
-    def __call__(self, *args: Any, **options: Any) -> Any:
-        """Encode as transformers' tokenizer does."""
-        return self._tokenizer(*args, **options)
+    def __call__(self, text: Any, *args: Any, **options: Any) -> Any:
+        """Encode as transformers' tokenizer does, a text or several."""
+        texts = text if isinstance(text, list | tuple) else [text]
+        if any(isinstance(each, Spelled) and each.breaks for each in texts):
+            pieces = [each.pieces() if isinstance(each, Spelled) else [each] for each in texts]
+            text = pieces[0] if isinstance(text, str) else pieces
+            options = options | {"is_split_into_words": True}
+        return self._tokenizer(text, *args, **options)
 
     def __getattr__(self, name: str) -> Any:
         base = name.removesuffix("_id")
@@ -185,6 +225,18 @@ def token_bytes(tokenizer: Tokenizer, id: int) -> bytes:
     """Return what a token adds to a text, which may be a part of a letter."""
     byte = _BYTE.fullmatch(tokenizer.convert_ids_to_tokens(id) or "")
     return bytes.fromhex(byte[1]) if byte else tokenizer.decode([id]).encode()
+
+
+def _as_asked(ids: list[int], return_tensors: str | None, return_dict: bool) -> Any:
+    """Return the ids of a prompt in one of the forms of transformers' `apply_chat_template`."""
+    if return_tensors is None and not return_dict:
+        return ids
+    from transformers import BatchEncoding
+
+    values = {"input_ids": ids, "attention_mask": [1] * len(ids)}
+    is_row = return_tensors is not None
+    encoded = BatchEncoding(values, tensor_type=return_tensors, prepend_batch_axis=is_row)
+    return encoded if return_dict else encoded["input_ids"]
 
 
 def _settings_in(folder: Path) -> dict[str, Any]:
@@ -228,7 +280,7 @@ def load_tokenizer(
     the chat template takes too long or too much memory; ConfigError for stop ids that are no ids.
     """
     path = folder / FILE_NAME
-    if not path.is_file():
+    if not is_there(path):
         raise SourceError(
             f"[{folder}] needed {FILE_NAME}, got none. "
             "Copy the tokenizer files of the original model into the folder it was made of, and "
@@ -284,6 +336,20 @@ def stated_ids(config: Mapping[str, Any], where: str = "config.json") -> set[int
             "Fetch the file again."
         )
     return set(listed)
+
+
+def require_token_texts(settings: Mapping[str, Any], where: str) -> None:
+    """Refuse settings whose special tokens are neither text nor objects with text.
+
+    Raises: ConfigError.
+    """
+    for name in SPECIAL:
+        stated = settings.get(name)
+        if stated is not None and _text_of(stated) is None:
+            raise ConfigError(
+                f"[{where}] needed text as {name}, got {str(stated)[:80]!r}. "
+                "Take the tokenizer files of the original model."
+            )
 
 
 def require_gemma_class(settings: Mapping[str, Any], where: str) -> None:

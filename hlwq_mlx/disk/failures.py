@@ -4,6 +4,8 @@ Not where files are opened. Only a full disk is called a full disk.
 """
 
 import errno
+import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +13,12 @@ from pathlib import Path
 from ..errors import SourceError
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
+_KINDS = (
+    (stat.S_ISREG, "a file"),
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISSOCK, "a socket"),
+)
 _FULL = "Free disk space, or choose another folder."
 _FORBIDDEN = "Change its permissions, or choose another folder."
 _ADVICE = {
@@ -62,10 +70,25 @@ def require_file(path: Path) -> None:
     Raises: SourceError.
     """
     with reading(path):
-        path.stat()
-    if not path.is_file():
-        got = "a folder" if path.is_dir() else "something else"
+        mode = path.stat().st_mode
+    if not stat.S_ISREG(mode):
         raise SourceError(
-            f"[{path.name}] needed a file, got {got} at {path}. Put the file there, or download "
-            "the model again."
+            f"[{path.name}] needed a regular file, got {kind_of(mode)} at {path}. Put the file "
+            "there, or download the model again."
         )
+
+
+def is_there(path: Path) -> bool:
+    """Return whether there is a file at a path, False when there is nothing.
+
+    Raises: SourceError for anything else, so that it does not pass for a missing file.
+    """
+    if not os.path.lexists(path):
+        return False
+    require_file(path)
+    return True
+
+
+def kind_of(mode: int) -> str:
+    """Return what a file's mode says that it is."""
+    return next((name for is_kind, name in _KINDS if is_kind(mode)), "a device")

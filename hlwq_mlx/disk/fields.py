@@ -48,6 +48,11 @@ class Kind(NamedTuple):
         return not is_bounded or self.bounds.least <= value <= self.bounds.most  # type: ignore[union-attr]
 
 
+def is_same(value: Any, wanted: Any) -> bool:
+    """Return whether a value is the wanted one and of its type: 1.0 and true are not 1."""
+    return type(value) is type(wanted) and value == wanted
+
+
 def kind_of(declared: Any) -> Kind:
     """Read a field's type, which states bounds as `Annotated[int, Bounds(1, 8)]`."""
     bounds = None

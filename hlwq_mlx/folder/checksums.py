@@ -14,7 +14,7 @@ from ..disk import failures
 from ..disk.jsonfile import read_json
 from ..disk.names import require_plain
 from ..disk.runs import ALGORITHM, Run, Runs
-from ..errors import CheckpointError, raise_all
+from ..errors import CheckpointError
 
 FILE_NAME = "checksums.json"
 _CHUNK_BYTES = 1 << 22
@@ -46,11 +46,13 @@ def verify(folder: Path, on_bytes: Callable[[int], object]) -> int:
     Raises: CheckpointError listing the files that differ; SourceError without checksums.
     """
     files = _read(folder)
-    raise_all(
+    problems = [
         problem
         for name, runs in files.items()
         for problem in _differences(folder / name, runs, on_bytes)
-    )
+    ]
+    if problems:  # all of them: they are what was asked for
+        raise CheckpointError("\n".join(problems))
     return len(files)
 
 
@@ -95,7 +97,8 @@ def _unreadable(got: str) -> CheckpointError:
 def _differences(path: Path, runs: list[Run], on_bytes: Callable[[int], object]) -> Iterator[str]:
     again = "Copy it again, or convert the model again."
     if not path.is_file():
-        yield f"[{path.name}] needed in {path.parent}, got no such file. {again}"
+        kind = failures.kind_of(path.stat().st_mode) if path.exists() else "no such file"
+        yield f"[{path.name}] needed a file in {path.parent}, got {kind}. {again}"
         return
     needed, got = runs[-1][1] if runs else 0, path.stat().st_size
     if needed != got:

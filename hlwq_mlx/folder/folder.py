@@ -9,10 +9,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
+from ..disk.failures import is_there
 from ..disk.index import weight_map
 from ..disk.jsonfile import read_json
 from ..disk.tensorfile import TensorFile, TensorSpec
-from ..errors import SourceError
+from ..errors import SourceError, naming
 from ..gemma4.config import Gemma4Config
 from ..source.layout import PLAIN
 from .manifest import MODEL_TYPE, manifest_of
@@ -43,7 +44,7 @@ class Folder:
 
         Raises: SourceError for a config.json that is no JSON object.
         """
-        if not (path / CONFIG).is_file():
+        if not is_there(path / CONFIG):
             return None
         opened = cls.open(path)
         return opened if opened.config.get("model_type") == MODEL_TYPE else None
@@ -62,7 +63,8 @@ class Folder:
 
         Raises: ConfigError for a config that is incomplete.
         """
-        return Gemma4Config.from_dict(self.config)
+        with naming(self.path / CONFIG):
+            return Gemma4Config.from_dict(self.config)
 
     @cached_property
     def weight_map(self) -> Mapping[str, str]:
@@ -79,7 +81,7 @@ class Folder:
         Raises: SourceError for one that is no JSON object.
         """
         path = self.path / GENERATION
-        return read_json(path) if path.is_file() else {}
+        return read_json(path) if is_there(path) else {}
 
     @property
     def shards(self) -> list[Path]:

@@ -13,12 +13,12 @@ from mlx.utils import tree_flatten
 from tqdm import tqdm
 
 from ..disk.tensorfile import TensorFile, TensorSpec
-from ..errors import CheckpointError, raise_all
+from ..errors import CheckpointError, naming, raise_all
 from ..gemma4.model import Model, Resources
 from ..gemma4.towers.tower import TOWER_PREFIXES, Tower, make_tower, no_tower, prefixes
 from ..quant import device, fuse
 from ..quant.layers import CodedLayer
-from .folder import Folder
+from .folder import CONFIG, Folder
 from .identity import require_same
 from .names import CodedNames, check_depths, row_table_shape, shapes_of
 from .rows import FILE_NAME as ROW_STORE
@@ -41,7 +41,7 @@ def load_folder(folder: Folder) -> Model:
     Raises: CheckpointError listing all that is missing, damaged, extra or of another shape.
     """
     _ = folder.manifest  # a folder of another format is refused as that, not by its config
-    check_depths(folder.args, folder.weight_map)
+    _check_depths(folder)
     model = Model(folder.args, resources(folder))
     _load_weights(
         *(model, folder),
@@ -58,22 +58,20 @@ def require_loadable(folder: Folder) -> None:
     Raises: as `load_folder` and `load_tower`.
     """
     _ = folder.manifest
-    check_depths(folder.args, folder.weight_map)
+    _check_depths(folder)
     require_own_shards(folder)
     model = Model(folder.args, resources(folder))
-    check_weights(
-        model,
-        {
-            name: spec
-            for name, spec in folder.specs.items()
-            if not (name.startswith(TOWER_PREFIXES) or model.is_dead(name))
-        },
-    )
+    text = {
+        name: spec
+        for name, spec in folder.specs.items()
+        if not (name.startswith(TOWER_PREFIXES) or model.is_dead(name))
+    }
+    check_weights(model, text, folder)
     for kind in folder.args.towers:
         mine = prefixes(kind)
         specs = {name: spec for name, spec in folder.specs.items() if name.startswith(mine)}
         if specs:
-            check_weights(make_tower(folder.args, kind), specs)
+            check_weights(make_tower(folder.args, kind), specs, folder)
 
 
 def load_tower(folder: Folder, kind: str) -> Tower:
@@ -95,7 +93,7 @@ def load_tower(folder: Folder, kind: str) -> Tower:
 def _load_weights(module: nn.Module, folder: Folder, belongs: Callable[[str], bool]) -> None:
     """Load a part's weights without reading them; only the part holds them, so it can drop some."""
     weights = cast(_read_shards(folder, belongs))
-    check_weights(module, weights)
+    check_weights(module, weights, folder)
     module.load_weights(list(weights.items()), strict=True)
 
 
@@ -171,7 +169,15 @@ def _read_shards(folder: Folder, belongs: Callable[[str], bool]) -> dict[str, mx
     return weights
 
 
-def check_weights(module: nn.Module, weights: Mapping[str, mx.array | TensorSpec]) -> None:
+def _check_depths(folder: Folder) -> None:
+    args, names = folder.args, folder.weight_map
+    with naming(folder.path / CONFIG):
+        check_depths(args, names)
+
+
+def check_weights(
+    module: nn.Module, weights: Mapping[str, mx.array | TensorSpec], folder: Folder
+) -> None:
     """Check the names and shapes of a part's weights, which are not read yet.
 
     Raises: CheckpointError listing all that is missing, extra or of another shape.
@@ -189,4 +195,5 @@ def check_weights(module: nn.Module, weights: Mapping[str, mx.array | TensorSpec
             problems.append(
                 f"[{name}] needed shape {expected[name]}, got {shape}. Convert the model again."
             )
-    raise_all(problems)
+    with naming(folder.path / CONFIG):
+        raise_all(problems)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from ..disk.fields import is_same
 from ..errors import CheckpointError
 from ..gemma4.config import MULTIMODAL
 from ..quant.packing import BLOCK
@@ -55,7 +56,7 @@ def manifest_of(folder: Path, config: Mapping[str, Any]) -> Mapping[str, Any]:
     """
     manifest = config.get("quantization_config") or {}
     found = [manifest.get(key) if isinstance(manifest, dict) else None for key in _SIGNATURE]
-    if found != [*_SIGNATURE.values()]:
+    if not all(map(is_same, found, _SIGNATURE.values())):
         raise CheckpointError(
             f"[{folder}] needed a folder of format {METHOD} {FORMAT}, got "
             f"{' '.join(map(str, found))}. Convert the model again."
@@ -73,7 +74,7 @@ def _problem_of(manifest: Mapping[str, Any]) -> str | None:
     tensors, tables = manifest.get("tensors"), manifest.get("tables")
     if not isinstance(tensors, dict) or not isinstance(tables, dict):
         return "none with tensors and tables"
-    if manifest.get("block") != BLOCK:
+    if not is_same(manifest.get("block"), BLOCK):
         return f"blocks of {_short(manifest.get('block'))}"
     if not isinstance(manifest.get("variant"), str | None):
         return f"{_short(manifest['variant'])} as variant"

@@ -83,10 +83,9 @@ class RowStore:
     """
 
     def __init__(self, path: Path) -> None:
-        if not path.is_file():
-            got = "no file" if path.exists() else "no such file"
+        if not failures.is_there(path):
             raise CheckpointError(
-                f"[{path.name}] needed the row store {path}, got {got}. It belongs beside "
+                f"[{path.name}] needed the row store {path}, got no such file. It belongs beside "
                 "the model's shards: copy the whole folder, or convert again."
             )
         file = TensorFile(path)

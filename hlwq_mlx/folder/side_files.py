@@ -12,14 +12,24 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
+from types import NoneType
 from typing import Any
 
 from ..dialog import sentencepiece_model, tokenizer, trial
 from ..disk import failures
 from ..disk.atomic import place, scratch
+from ..disk.fields import shown
 from ..disk.jsonfile import read_json
 from ..engine.sampling import Sampling
-from ..errors import CheckpointError, ConfigError, DeviceError, HLWQError, SourceError
+from ..errors import (
+    CheckpointError,
+    ConfigError,
+    DeviceError,
+    HLWQError,
+    RequestError,
+    SourceError,
+    naming,
+)
 from ..gemma4.config import Gemma4Config
 from ..media.processor import Processor
 from ..source.code_keys import CODE_KEYS, without_code
@@ -32,12 +42,18 @@ TEMPLATE = "chat_template.jinja"
 TOKENIZER = tokenizer.FILE_NAME
 SENTENCEPIECE = "tokenizer.model"
 SETTINGS = "tokenizer_config.json"
+SPECIAL_TOKENS = "special_tokens_map.json"
 # Vocabularies: a token may be called like a key that names code.
-_VOCABULARIES = (TOKENIZER, "added_tokens.json", "special_tokens_map.json")
+_VOCABULARIES = (TOKENIZER, "added_tokens.json")
 _PROCESSORS = (
     *("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json"),
 )
-_JSON = (SETTINGS, GENERATION, *_PROCESSORS, "chat_template.json", *_VOCABULARIES[1:])
+_JSON = (
+    *(SETTINGS, SPECIAL_TOKENS, GENERATION, *_PROCESSORS, "chat_template.json"),
+    *_VOCABULARIES[1:],
+)
+# What sampling options are called in the file.
+_OPTIONS = {"temperature": "temp", "top_p": "top_p", "top_k": "top_k", "min_p": "min_p"}
 _LARGEST_BYTES = 1 << 28  # Gemma 4's tokenizer.json has 33 MB
 
 
@@ -70,11 +86,16 @@ def _open_copies(source: Source, folder: Path) -> Copied:
         text = sentencepiece_model.to_tokenizer_json(model.read_bytes(), settings, model)
         made.write_text(text, encoding="utf-8")
     check(folder)
+    with naming(source.config_path):
+        size = Gemma4Config.from_dict(source.config).text_config.vocab_size
+    generation = _object_in(folder / GENERATION)
+    _require_known_stops(source.config_path, source.config, size)
+    _require_known_stops(folder / GENERATION, generation, size)
     if not made.exists():
         lacking = f"{source.root} has no tokenizer files; add them to the folder before generating"
         return Copied((lacking,))
     opened = tokenizer.load_tokenizer(folder, [source.config])
-    _require_known_ids(opened, source.config)
+    _require_known_tokens(opened, size)
     return Copied((), tuple(map(trial.digest, trial.templates_of(opened).values())))
 
 
@@ -118,17 +139,20 @@ def open_tokenizer(folder: Folder) -> tokenizer.Tokenizer:
     configs = folder.config, folder.generation
     tried = folder.manifest.get(TEMPLATES_KEY, ())
     opened = tokenizer.load_tokenizer(folder.path, configs, tried)
-    _require_known_ids(opened, folder.config)
+    _require_known_tokens(opened, folder.args.text_config.vocab_size)
     return opened
 
 
 def _check_folder(folder: Folder) -> None:
-    """Check the side files of a converted folder, and that its config names no code.
+    """Check the side files of a converted folder, and what its config says of code and stop ids.
 
     Raises: as `check`.
     """
     _require_no_code(folder.path / CONFIG, folder.config)
     check(folder.path)
+    size = folder.args.text_config.vocab_size
+    _require_known_stops(folder.path / CONFIG, folder.config, size)
+    _require_known_stops(folder.path / GENERATION, folder.generation, size)
 
 
 def cleaned(path: Path) -> bytes:
@@ -168,8 +192,10 @@ def check(folder: Path) -> None:
     for name in settings.keys() - {*_VOCABULARIES}:
         _require_no_code(folder / name, settings[name])
     tokenizer.require_gemma_class(settings[SETTINGS], SETTINGS)
+    for name in (SETTINGS, SPECIAL_TOKENS):
+        tokenizer.require_token_texts(settings[name], name)
     tokenizer.stated_ids(settings[GENERATION], GENERATION)
-    Sampling.from_generation_config(settings[GENERATION])
+    _check_sampling(settings[GENERATION])
     if (folder / TEMPLATE).exists():
         _check_template(folder / TEMPLATE)
     if (folder / SENTENCEPIECE).exists():
@@ -177,6 +203,39 @@ def check(folder: Path) -> None:
     if (folder / TOKENIZER).exists():
         _content(folder / TOKENIZER)
     _check_processors(folder)
+
+
+def _check_sampling(settings: Mapping[str, Any]) -> None:
+    """Refuse sampling options that cannot be followed, by the file's own keys.
+
+    Raises: ConfigError.
+    """
+    for key, option in _OPTIONS.items():
+        try:
+            Sampling().override(**{option: settings.get(key)})
+        except RequestError as problem:
+            needed = str(problem).removeprefix(f"[{option}]")
+            raise ConfigError(f"[{GENERATION}: {key}]{needed}") from problem
+    if type(settings.get("do_sample")) not in (bool, NoneType):
+        raise ConfigError(
+            f"[{GENERATION}: do_sample] needed true or false, got {shown(settings['do_sample'])}. "
+            "Fetch the file again."
+        )
+
+
+def _require_known_stops(path: Path, config: Mapping[str, Any], size: int) -> None:
+    """Refuse a config whose stop ids the model does not have.
+
+    Raises: ConfigError.
+    """
+    nested = config.get("text_config")
+    for section in (config, nested if isinstance(nested, Mapping) else {}):
+        beyond = sorted(each for each in tokenizer.stated_ids(section, str(path)) if each >= size)
+        if beyond:
+            raise ConfigError(
+                f"[{path}: eos_token_id] needed 0 to {size - 1} as the vocabulary has, got "
+                f"{beyond[0]}. Fetch the file again."
+            )
 
 
 def _require_no_code(path: Path, settings: Mapping[str, Any]) -> None:
@@ -212,10 +271,8 @@ def _content(path: Path) -> bytes:
         raise SourceError(
             f"[{path}] needed a file that can be read, got '{problem.strerror}'. Fetch it again."
         ) from problem
-    if stat.S_ISREG(found.st_mode):
-        got = f"{found.st_size >> 20} MB"
-    else:
-        got = "a folder" if stat.S_ISDIR(found.st_mode) else "something else"
+    is_file = stat.S_ISREG(found.st_mode)
+    got = f"{found.st_size >> 20} MB" if is_file else failures.kind_of(found.st_mode)
     raise SourceError(
         f"[{path}] needed a file of at most {_LARGEST_BYTES >> 20} MB, got {got}. Fetch it again."
     )
@@ -238,9 +295,8 @@ def _check_processors(folder: Path) -> None:
         raise ConfigError(f"[{' or '.join(names)}] {problem}") from problem
 
 
-def _require_known_ids(opened: Any, config: Mapping[str, Any]) -> None:
+def _require_known_tokens(opened: Any, size: int) -> None:
     """Refuse a tokenizer that would begin or end a text with an id that the model does not have."""
-    size = Gemma4Config.from_dict(config).text_config.vocab_size
     for name in ("bos_token", "eos_token"):
         number = getattr(opened, f"{name}_id")
         if getattr(opened, name) is not None and (number is None or number >= size):

@@ -7,7 +7,7 @@ bounds of numbers are here too.
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ..disk.fields import Bounds, shown
+from ..disk.fields import Bounds, is_same, shown
 from ..errors import ConfigError
 
 # Keys that change neither a shape nor a formula, whatever the section is about.
@@ -74,7 +74,7 @@ def check_fixed(
     Raises: ConfigError naming the key, its value and what that would need.
     """
     for key, (accepted, meaning) in fixed.items():
-        if required(section, key, where) != accepted:
+        if not is_same(required(section, key, where), accepted):
             raise ConfigError(
                 f"[{where}.{key}] needed {accepted!r}, got {shown(section[key])}. "
                 f"This would need {meaning}, which is not implemented."

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Self
 
+from ..disk.failures import is_there
 from ..disk.fields import Bounds, checked
 from ..disk.jsonfile import read_json
 from ..errors import ConfigError, RequestError
@@ -187,7 +188,7 @@ class Processor:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.is_file() else {}
+    return read_json(path) if is_there(path) else {}
 
 
 def _section(nested: Mapping[str, Any], name: str) -> dict[str, Any]:

@@ -10,14 +10,15 @@ Source: spec hlwq_format §3, §7.
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+from ..disk.failures import is_there
 from ..disk.tensorfile import TensorFile, TensorSpec
-from ..errors import CheckpointError
+from ..errors import CheckpointError, naming
 from ..folder import published
-from ..folder.folder import Folder, is_ours
+from ..folder.folder import CONFIG, Folder, is_ours
 from ..folder.names import ROW_TABLE, CodedNames, check_depths, coded_names, row_width
 from ..folder.rows import FILE_NAME as ROW_STORE
 from ..folder.rows import coded_specs
@@ -63,7 +64,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Inventory:
-    """The tensors of one variant and its config.
+    """The tensors of one variant and its config, which is the file `origin`.
 
     `problems` are contradictions between its headers, one line each.
     """
@@ -73,11 +74,13 @@ class Inventory:
     entries: tuple[Entry, ...]
     is_converted: bool = False
     problems: tuple[str, ...] = ()
+    origin: str = field(default=CONFIG, compare=False)
 
     @cached_property
     def args(self) -> Gemma4Config:
         """Raises: ConfigError for a config that is incomplete."""
-        return Gemma4Config.from_dict(self.config)
+        with naming(self.origin):
+            return Gemma4Config.from_dict(self.config)
 
     @property
     def stored_bytes(self) -> int:
@@ -112,10 +115,11 @@ def take(model: str, variant: str | None = None) -> Inventory:
     local = find_local(model, variant)
     if local is None:
         found = hub.read_headers(model, variant)
-        return _of_source(found.variant, found.config, found.headers)
+        origin = f"{model}/{CONFIG}"
+        return _of_source(found.variant, found.config, found.headers, origin)
     opened = Source(*local)
     headers = [TensorFile(path).specs for path in opened.weight_files]
-    return _of_source(local[1], opened.config, headers)
+    return _of_source(local[1], opened.config, headers, str(opened.config_path))
 
 
 def is_at_hand(model: str, variant: str | None = None) -> bool:
@@ -190,7 +194,8 @@ def doubts(inventory: Inventory) -> Iterator[str]:
     """Yield a line for each deviation from the config or from the rule of a published variant."""
     yield from inventory.problems
     try:
-        check_depths(inventory.args, (entry.name for entry in inventory.entries))
+        with naming(inventory.origin):
+            check_depths(inventory.args, (entry.name for entry in inventory.entries))
     except CheckpointError as problem:
         yield str(problem)
         return
@@ -242,8 +247,10 @@ def _is_shape(entry: Entry, expected: Shape) -> bool:
 
 
 def _of_source(
-    variant: str | None, config: Mapping[str, Any], headers: Iterable[Specs]
+    variant: str | None, config: Mapping[str, Any], headers: Iterable[Specs], origin: str
 ) -> Inventory:
+    with naming(origin):
+        config = normalize_config(config)
     plain: list[Entry] = []
     parts: dict[str, dict[str, TensorSpec]] = {}
     for specs in headers:
@@ -257,7 +264,7 @@ def _of_source(
     problems: list[str] = []
     coded = [_coded(name, roles, problems) for name, roles in sorted(parts.items())]
     entries = (*sorted(plain, key=lambda entry: entry.name), *filter(None, coded))
-    return Inventory(variant, normalize_config(config), entries, problems=tuple(problems))
+    return Inventory(variant, config, entries, problems=tuple(problems), origin=origin)
 
 
 def _coded(name: str, roles: Specs, problems: list[str]) -> Entry | None:
@@ -290,7 +297,7 @@ def of_converted(folder: Folder) -> Inventory:
     manifest, specs = folder.manifest, dict(folder.specs)
     entries = []
     store = folder.path / ROW_STORE
-    if store.is_file():  # in whatever dtype
+    if is_there(store):  # in whatever dtype
         shape = (folder.args.text_config.vocab_size_per_layer_input, row_width(folder.args))
         size = sum(spec.nbytes for spec in TensorFile(store).specs.values())
         entries.append(Entry(ROW_TABLE, shape, None, size))
@@ -302,4 +309,5 @@ def of_converted(folder: Folder) -> Inventory:
             entries.append(Entry(name, (norms[0], norms[1] * BLOCK), entry["bits"], size))
     entries += [Entry(name, spec.shape, None, spec.nbytes) for name, spec in specs.items()]
     variant = manifest.get("variant")
-    return Inventory(variant, folder.config, tuple(entries), is_converted=True)
+    origin = str(folder.path / CONFIG)
+    return Inventory(variant, folder.config, tuple(entries), is_converted=True, origin=origin)

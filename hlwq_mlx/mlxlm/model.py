@@ -67,6 +67,7 @@ class Model(model.Model):
         loading.require_own_shards(args.folder)
         super().__init__(args, loading.resources(args.folder))
         self._mask = mask_tokens(args.media_token_ids, args.text_config.vocab_size)
+        self._folder = args.folder
         self.caching = WHOLE
 
     def make_cache(self) -> list[Any]:  # type: ignore[override]  # mlx-lm passes nothing
@@ -101,7 +102,7 @@ class Model(model.Model):
         Raises: CheckpointError listing all that is missing, extra or of another shape.
         """
         kept = super().sanitize(weights)
-        loading.check_weights(self, kept)
+        loading.check_weights(self, kept, self._folder)
         return loading.cast(kept)
 
 

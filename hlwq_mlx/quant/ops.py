@@ -10,6 +10,7 @@ K columns.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import mlx.core as mx
 from mlx import nn
@@ -27,22 +28,28 @@ def gelu_mul(gate: mx.array, up: mx.array) -> mx.array:
     return codec.gelu_mul_float32(gate, up).astype(gate.dtype)
 
 
+def _residual_norm_by_mlx(x: mx.array, *others: Any) -> tuple[mx.array, Activation]:
+    h, normed = codec.residual_norm_float32(x, *others)
+    return h, Activation(normed.astype(x.dtype))
+
+
 def residual_norm(
     x: mx.array,
     update: mx.array,
     norm: nn.RMSNorm,
     following: nn.RMSNorm | None = None,
     scale: mx.array | None = None,
+    *,
+    run: Callable[..., tuple[mx.array, Activation]] = _residual_norm_by_mlx,
 ) -> tuple[mx.array, Activation]:
     """Return h = (x + norm(update)) * scale, and h normed by the following norm.
 
-    Without a following norm the second is h itself. Computes in float32.
+    Without a following norm the second is h itself. Computes in float32; `run` is what computes it.
 
     Shapes: x, update [..., K], scale [1] -> twice [..., K].
     """
     next_weight = None if following is None else following.weight
-    h, normed = codec.residual_norm_float32(x, update, norm.weight, scale, norm.eps, next_weight)
-    return h, Activation(normed.astype(x.dtype))
+    return run(x, update, norm.weight, scale, norm.eps, next_weight)
 
 
 @dataclass(frozen=True)
@@ -72,7 +79,7 @@ def fused_ops(residual_columns: int, eps: float, gelu_columns: int) -> Ops:
         kernels.gelu_mul, codec.gelu_mul, gelu_mul_case(gelu_columns), dtype
     )
     return Ops(
-        _residual_norm_by_kernel if has_residual else residual_norm,
+        partial(residual_norm, run=_residual_norm_by_kernel) if has_residual else residual_norm,
         _gelu_mul_by_kernel if has_gelu else gelu_mul,
     )
 
@@ -88,15 +95,10 @@ def gelu_mul_case(K: int) -> selftest.Arguments:
 
 
 def _residual_norm_by_kernel(
-    x: mx.array,
-    update: mx.array,
-    norm: nn.RMSNorm,
-    following: nn.RMSNorm | None = None,
-    scale: mx.array | None = None,
+    x: mx.array, update: mx.array, weight: mx.array, scale: mx.array | None, *others: Any
 ) -> tuple[mx.array, Activation]:
     scale = mx.array([1.0], x.dtype) if scale is None else scale
-    next_weight = None if following is None else following.weight
-    h, normed, rotated = kernels.residual_norm(x, update, norm.weight, scale, norm.eps, next_weight)
+    h, normed, rotated = kernels.residual_norm(x, update, weight, scale, *others)
     return h, Activation(normed, rotated)
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 CODE_KEYS = frozenset(
     (
-        *("auto_map", "custom_pipelines", "model_file"),
+        *("auto_map", "custom_pipelines", "model_file", "trust_remote_code", "trust_remote"),
+        *("attn_implementation", "_attn_implementation"),  # may name a kernel to be downloaded
         *("chat_template_type", "tool_parser_type"),
         *("tokenizer_file", "vocab_file", "merges_file", "fast_tokenizer_files", "gguf_file"),
     )

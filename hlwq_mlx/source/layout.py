@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..disk.failures import is_there
 from ..disk.jsonfile import read_json
 from ..errors import CheckpointError
 
@@ -59,7 +60,7 @@ def read_settings(folder: Path) -> Mapping[str, Any]:
     Raises: SourceError for one that is no JSON object; CheckpointError as `polar_settings`.
     """
     path = folder / SETTINGS_FILE
-    return polar_settings(folder, read_json(path)) if path.is_file() else {}
+    return polar_settings(folder, read_json(path)) if is_there(path) else {}
 
 
 def polar_settings(folder: Path, text: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -7,6 +7,7 @@ on this machine is downloaded by `hub`. Nothing here opens the weights: that is 
 import os
 from pathlib import Path
 
+from ..disk.failures import is_there
 from ..errors import SourceError
 from .layout import CODED_FILE, PLAIN, list_variants, read_settings, root_weights, variant_name
 
@@ -46,7 +47,7 @@ def find_local(model: str, variant: str | None) -> tuple[Path, str | None] | Non
         return _choose_local(path.parent, path.name)
     if not path.is_dir():
         return None
-    if (path / CODED_FILE).is_file():
+    if is_there(path / CODED_FILE):
         named = variant_name(path.name)
         if variant and named and variant.lower() != named.lower():
             raise SourceError(

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..disk.failures import is_there
 from ..disk.index import weight_map
 from ..disk.jsonfile import read_json
 from ..disk.tensorfile import TensorFile, TensorSpec
@@ -85,7 +86,7 @@ class Source:
     ) -> None:
         self.folder = folder
         self.variant = variant
-        self.root = folder if (folder / "config.json").is_file() else folder.parent
+        self.root = folder if is_there(folder / "config.json") else folder.parent
         self._bit_order = bit_order
         self._table = table
         self._files = [TensorFile(path) for path in self._weight_paths()]
@@ -127,7 +128,7 @@ class Source:
 
         Raises: SourceError when there is none or it is damaged.
         """
-        return dict(without_code(read_json(self._config_path)))
+        return dict(without_code(read_json(self.config_path)))
 
     @property
     def root_files(self) -> list[Path]:
@@ -135,7 +136,7 @@ class Source:
 
         Raises: SourceError when there is no config.json.
         """
-        return [self._config_path, *self.side_files]
+        return [self.config_path, *self.side_files]
 
     @property
     def side_files(self) -> list[Path]:
@@ -160,9 +161,13 @@ class Source:
             yield f"{bits} bits: {count} tensors, {evidence}"
 
     @property
-    def _config_path(self) -> Path:
+    def config_path(self) -> Path:
+        """The file of the model's config.
+
+        Raises: SourceError when there is none.
+        """
         path = self.root / "config.json"
-        if not path.is_file():
+        if not is_there(path):
             raise SourceError(
                 f"[{self.folder}] needed config.json in this folder or the one above, got none. "
                 "Download the repository's root files too."
@@ -171,20 +176,20 @@ class Source:
 
     def _weight_paths(self) -> list[Path]:
         codes = self.folder / CODED_FILE
-        if codes.is_file():
+        if is_there(codes):
             plain = self.folder / PLAIN_FILE
-            if not plain.is_file():
+            if not is_there(plain):
                 raise SourceError(
                     f"[{self.folder.name}] needed bf16.safetensors beside codes.safetensors, got "
                     "none. Download the variant again."
                 )
             return [codes, plain]
         index = self.folder / "model.safetensors.index.json"
-        if index.is_file():
+        if is_there(index):
             paths = [self.folder / name for name in sorted(set(weight_map(index).values()))]
         else:
             paths = root_weights(self.folder)
-        missing = [path.name for path in paths if not path.is_file()]
+        missing = [path.name for path in paths if not is_there(path)]
         if missing or not paths:
             raise SourceError(
                 f"[{self.folder}] needed weight files, got no "

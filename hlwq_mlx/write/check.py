@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ..errors import SourceError, raise_all
+from ..errors import SourceError, naming, raise_all
 from ..folder.manifest import MODEL_TYPE
 from ..folder.names import (
     TEXT,
@@ -40,6 +40,21 @@ def normalize_config(config: Mapping[str, Any]) -> dict[str, Any]:
         )
     kept = {key: value for key, value in config.items() if key not in FLAT_IGNORED}
     return kept | {"model_type": MODEL_TYPE}
+
+
+def fit(source: Source) -> tuple[dict[str, Any], Tensors, set[str]]:
+    """Return a source's config as ours, its tensors, and the names of those that no layer reads.
+
+    Raises: as `normalize_config`, `canonical_tensors` and `unread_names`; a fault of the config is
+    named with its file.
+    """
+    stated = source.config
+    with naming(source.config_path):
+        config = normalize_config(stated)
+        Gemma4Config.from_dict(config)
+    tensors = canonical_tensors(source)
+    with naming(source.config_path):
+        return config, tensors, unread_names(config, tensors)
 
 
 def canonical_name(name: str) -> str:

@@ -30,7 +30,7 @@ from ..source.coded import CodedTensor
 from ..source.detect import Reading, is_odd
 from ..source.repository import PlainTensor, Source
 from . import leftovers
-from .check import Tensors, canonical_tensors, normalize_config, unread_names
+from .check import Tensors, fit
 from .leftovers import Leftover
 from .output import (
     Output,
@@ -90,9 +90,7 @@ def convert(source: Source, output: Path, choice: str = leftovers.KEEP) -> Summa
     Raises: SourceError when `output` exists; CheckpointError when the source does not fit its
     config; DeviceError when the disk is too small; what copy_side_files raises for those files.
     """
-    config = normalize_config(source.config)
-    tensors = canonical_tensors(source)
-    unread = unread_names(config, tensors)
+    config, tensors, unread = fit(source)
     for name in unread:
         del tensors[name]
     table = tensors.pop(ROW_TABLE, None)

@@ -26,7 +26,7 @@ from ..gemma4.model import Model
 from ..source.coded import CodedTensor
 from ..source.repository import PlainTensor, Source
 from ..source.rules import class_of
-from .check import canonical_tensors, normalize_config, unread_names
+from .check import fit
 from .output import (
     Output,
     Piece,
@@ -71,10 +71,8 @@ def export_affine(source: Source, output: Path, bits: int) -> Exported:
     Raises: SourceError when `output` exists; CheckpointError when the source does not fit its
     config; DeviceError when the disk is too small.
     """
-    config = normalize_config(source.config)
+    config, tensors, _ = fit(source)
     model = Model(Gemma4Config.from_dict(config))
-    tensors = canonical_tensors(source)
-    unread_names(config, tensors)
     outputs: list[Output] = []
     quantization: dict[str, Any] = {"group_size": _GROUPS[0], "bits": bits, "mode": "affine"}
     for name, shape in sorted(text_shapes(model).items()):
@@ -104,10 +102,8 @@ def export_bf16(source: Source, output: Path) -> Exported:
     towers of a published E4B has any.
     Raises: as `export_affine`.
     """
-    config = normalize_config(source.config)
+    config, tensors, _ = fit(source)
     shapes = text_shapes(Model(Gemma4Config.from_dict(config)))
-    tensors = canonical_tensors(source)
-    unread_names(config, tensors)
     outputs = [
         _bfloat16(source, tensor.name, tensor, shapes.get(name, tensor.shape))
         for name, tensor in tensors.items()

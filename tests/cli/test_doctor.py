@@ -38,6 +38,15 @@ def test_a_model_that_fits_leaves_with_0(capsys, is_converted):
     assert re.search(r"^fits: \d+\.\d\d MB at a context of 64 \(text weights ", text, re.MULTILINE)
 
 
+def test_no_context_is_judged_that_the_model_does_not_have(capsys):
+    code, lines = told(capsys, str(demo.folder()))
+    most = demo.load()[0].args.text_config.max_position_embeddings
+    assert code == 0 and most < cli.CONTEXT
+    assert f"context: {most} tokens, where the model ends, and not {cli.CONTEXT}" in lines
+    stated = re.findall(r"(?:at a context of|that fits:) (\d+)", "\n".join(lines))
+    assert stated == [str(most)] * 2
+
+
 def test_a_model_that_does_not_fit_leaves_with_1(capsys, monkeypatch):
     small = Machine("a small machine", 1 << 30, 1 << 22, has_metal=False)
     monkeypatch.setattr(machine, "this_machine", lambda folder: small)

@@ -7,25 +7,10 @@ import real_tokenizer
 
 from hlwq_mlx.dialog import placeholders, template
 from hlwq_mlx.dialog.stop import AnswerText
+from scripts.training import gemma_tokenizer
 
 SPECIALS = {
-    "<pad>": 0,
-    "<eos>": 1,
-    "<bos>": 2,
-    "<unk>": 3,
-    "<mask>": 4,
-    "<|tool>": 46,
-    "<tool|>": 47,
-    "<|tool_call>": 48,
-    "<tool_call|>": 49,
-    "<|tool_response>": 50,
-    "<tool_response|>": 51,
-    '<|"|>': 52,
-    "<|think|>": 98,
-    "<|channel>": 100,
-    "<channel|>": 101,
-    "<|turn>": 105,
-    "<turn|>": 106,
+    **gemma_tokenizer.SPECIALS,
     "\n": 107,
     "<|image>": 255999,
     "<|audio>": 256000,

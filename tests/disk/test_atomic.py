@@ -139,23 +139,17 @@ def test_all_is_on_the_disk_before_it_gets_its_name(tmp_path, on_disk):
     assert last == ("flush", tmp_path.name)
 
 
-def test_a_disk_that_does_not_take_it_leaves_nothing_of_that_name(tmp_path, monkeypatch):
-    def fsync(handle):
-        raise OSError(errno.EIO, "Input/output error")
+@pytest.mark.parametrize(
+    ("owner", "name", "number"), [(os, "fsync", errno.EIO), (Path, "rename", errno.EDQUOT)]
+)
+def test_a_disk_that_refuses_leaves_nothing_of_that_name(
+    tmp_path, monkeypatch, owner, name, number
+):
+    def refuse(*arguments):
+        raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(os, "fsync", fsync)
-    message = r"\[output\] needed to write .*model, got .*Input/output error"
-    with pytest.raises(DeviceError, match=message), building(tmp_path / "model") as folder:
-        (folder / "a").write_text("1")
-    assert names(tmp_path) == []
-
-
-def test_a_disk_that_does_not_rename_leaves_nothing_of_that_name(tmp_path, monkeypatch):
-    def rename(path, target):
-        raise OSError(errno.EDQUOT, "Disk quota exceeded")
-
-    monkeypatch.setattr(Path, "rename", rename)
-    message = r"\[output\] needed to write .*model, got .*Disk quota exceeded"
+    monkeypatch.setattr(owner, name, refuse)
+    message = rf"\[output\] needed to write .*model, got .*{os.strerror(number)}"
     with pytest.raises(DeviceError, match=message), building(tmp_path / "model") as folder:
         (folder / "a").write_text("1")
     assert names(tmp_path) == []

@@ -1,9 +1,11 @@
 """What is said when the system refuses a file: the cause as it is, and never another one."""
 
+import contextlib
 import errno
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -12,7 +14,7 @@ from pathlib import Path
 import pytest
 import tiny
 
-from hlwq_mlx import cli, convert, errors
+from hlwq_mlx import cli, convert, doctor, errors, library
 from hlwq_mlx.disk import failures, names
 from hlwq_mlx.disk.atomic import scratch
 from hlwq_mlx.errors import SourceError
@@ -51,7 +53,13 @@ def refusal(root, output, capsys):
 )
 @pytest.mark.parametrize(
     ("kind", "message"),
-    [("folder", "got a folder"), ("pipe", "got something else"), ("loop", "symbolic links")],
+    [
+        ("folder", "got a folder"),
+        ("pipe", "got a pipe"),
+        ("socket", "got a socket"),
+        ("device", "got a device"),
+        ("loop", "symbolic links"),
+    ],
 )
 def test_what_is_no_file_is_named(own, tmp_path, capsys, name, kind, message):
     path = own / name
@@ -60,12 +68,33 @@ def test_what_is_no_file_is_named(own, tmp_path, capsys, name, kind, message):
         path.mkdir()
     elif kind == "pipe":
         os.mkfifo(path)
+    elif kind == "socket":
+        bind(path)
+    elif kind == "device":
+        path.symlink_to(os.devnull)
     else:
         path.symlink_to(path)
     said = refusal(own, tmp_path / "out", capsys)
     assert "disk space" not in said
-    assert name == "config.json" or path.name in said  # which is looked for in the folder above
-    assert name != "tokenizer.json" or message in said
+    assert path.name in said and message in said
+
+
+def bind(path):
+    """Put a socket at a path, which may be longer than a socket's may."""
+    with socket.socket(socket.AF_UNIX) as made, contextlib.chdir(path.parent):
+        made.bind(path.name)
+
+
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json", INDEX_NAME])
+def test_what_is_no_file_is_named_in_a_converted_folder(published, tmp_path, name):
+    folder = tmp_path / "out"
+    convert_to = ["--model", str(published / "PQ5"), "--output", str(folder)]
+    assert cli.run(convert.main, convert_to) == 0
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name)
+    for read in (library.load, lambda path: doctor.main([str(path)])):
+        with pytest.raises(SourceError, match=rf"{name}\] needed a .*file.*, got a pipe"):
+            read(folder)
 
 
 FORBIDDEN = """

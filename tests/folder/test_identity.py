@@ -14,6 +14,7 @@ from hlwq_mlx.disk.tensorfile import TensorFile
 from hlwq_mlx.errors import CheckpointError
 from hlwq_mlx.folder import checksums, loading
 from hlwq_mlx.folder.identity import MANIFEST_KEY, METADATA_KEY
+from hlwq_mlx.folder.names import INDEX_NAME
 from hlwq_mlx.folder.rows import FILE_NAME as ROW_STORE
 from hlwq_mlx.mlxlm.model import Model, ModelArgs
 from hlwq_mlx.mlxlm.plugin import FOLDER_KEY
@@ -125,14 +126,18 @@ def test_every_file_that_differs_is_named(own, capsys):
         file.truncate(100_000)
     (own / "generation_config.json").write_text("{}")
     (own / "tokenizer.json").unlink()
+    (own / "tokenizer.json").mkdir()
+    (own / INDEX_NAME).unlink()
     status, out, said = verify(own, capsys)
     assert (status, out) == (2, "")
     assert [line.split()[0] for line in said] == [
         f"[{SHARD}]",
         f"[{ROW_STORE}]",
         "[generation_config.json]",
+        f"[{INDEX_NAME}]",
         "[tokenizer.json]",
     ]
+    assert "got no such file." in said[3] and "got a folder." in said[4]
     assert "needed the bytes that convert wrote, got others between" in said[0]
     assert "bytes, got 100,000." in said[1]
 

@@ -1,6 +1,7 @@
 """Our folder: names, configs of every form, and strict loading."""
 
 import json
+import re
 import shutil
 
 import mlx.core as mx
@@ -60,7 +61,8 @@ def change_shard(folder, edit):
 def refuse(folder, message, error=CheckpointError):
     with pytest.raises(error, match=message) as caught:
         loading.load(folder)
-    return str(caught.value).splitlines()
+    (line,) = str(caught.value).splitlines()
+    return re.split(r" (?=\[)|(?<=\.) (?=And )", line.replace(f"{folder / 'config.json'}: ", ""))
 
 
 def test_a_folder_loads_in_the_dtype_of_this_machine(converted):
@@ -160,6 +162,8 @@ def test_the_config_of_another_model_is_refused(kind):
     [
         ({"quant_method": "polar"}, r"needed a folder of format hlwq 1, got polar 1\. Convert"),
         ({"format": 2}, r"needed a folder of format hlwq 1, got hlwq 2\. Convert the model again"),
+        ({"format": 1.0}, r"needed a folder of format hlwq 1, got hlwq 1\.0\. Convert the model"),
+        ({"format": True}, r"needed a folder of format hlwq 1, got hlwq True\. Convert the model"),
     ],
 )
 def test_another_format_is_refused(own, edit, message):
@@ -187,6 +191,7 @@ def test_a_manifest_that_is_none_is_refused(own, value):
         {"tensors": {"a.weight": {"bits": 5, "table": 5}}},
         {"tables": {"clip4_100/5": "none"}},
         {"block": 64},
+        {"block": 128.0},
         {"variant": 5},
         {"templates": "all"},
     ],
@@ -205,7 +210,8 @@ def test_a_missing_config_is_refused(own):
 
 def test_a_config_without_a_key_is_refused(own):
     change_json(own / "config.json", lambda config: config["text_config"].pop("head_dim"))
-    refuse(own, r"\[text_config\] needed key head_dim, got none\.", ConfigError)
+    message = rf"\[{own}/config\.json: text_config\] needed key head_dim, got none\."
+    refuse(own, message, ConfigError)
 
 
 def test_a_missing_shard_is_refused(own):
@@ -222,18 +228,14 @@ def test_a_cut_off_shard_is_refused(own):
     ("value", "error", "message"),
     [
         (None, SourceError, r"\[model.safetensors.index.json\] needed to read .*No such"),
-        ({}, CheckpointError, rf"\[{NORM}\] needed in the folder, got no such tensor"),
+        ({}, CheckpointError, r"in the folder, got no such tensor.* And \d+ more\.$"),
     ],
 )
 def test_a_missing_or_empty_index_is_refused(own, value, error, message):
     (own / INDEX_NAME).unlink()
     if value is not None:
         (own / INDEX_NAME).write_text(json.dumps(value))
-    with pytest.raises(error) as caught:
-        loading.load(own)
-    assert value is None or len(str(caught.value).splitlines()) == 21  # of many
-    if value is None:
-        assert caught.match(message)
+    refuse(own, message, error)
 
 
 def test_a_tensor_that_the_index_names_but_no_shard_has_is_refused(own):
@@ -266,7 +268,7 @@ def test_a_manifest_without_a_coded_tensor_is_refused(own):
         f"[{UP}.weight] needed in the folder, got no such tensor. Convert the model again.",
         f"[{UP}.centroids] needed no such tensor, got one of (32,). Convert again.",
         f"[{UP}.codes] needed no such tensor, got one of (256, 20). Convert again.",
-        f"[{UP}.norms] needed no such tensor, got one of (256, 1). Convert again.",
+        "And 1 more.",
     ]
 
 

@@ -41,14 +41,23 @@ DAMAGES = [
         "got ValueError",
     ),
     ("tokenizer_config.json", b'{"bos_token": "<start>"}', "needed a bos_token of"),
+    ("tokenizer_config.json", b'{"eos_token": 5}', "needed text as eos_token, got '5'"),
+    ("tokenizer_config.json", b'{"pad_token": {"content": 0}}', "needed text as pad_token, got"),
     ("special_tokens_map.json", b"[]", "needed a JSON object"),
+    ("special_tokens_map.json", b'{"unk_token": ["<unk>"]}', "needed text as unk_token, got"),
     ("added_tokens.json", b"5", "needed a JSON object"),
     ("tokenizer.model", b"none", "needed a SentencePiece model"),
     ("generation_config.json", b'{"eos_token_id": "one"}', "needed token ids"),
     ("generation_config.json", b'{"eos_token_id": [1, true]}', "needed token ids"),
-    ("generation_config.json", b'{"do_sample": true, "temperature": "hot"}', "got hot"),
-    ("generation_config.json", b'{"do_sample": true, "top_k": 2.5}', "got 2.5"),
-    ("generation_config.json", b'{"do_sample": "no"}', "got 'no' as do_sample"),
+    (
+        "generation_config.json",
+        b'{"eos_token_id": [1, 1000000]}',
+        ": eos_token_id] needed 0 to",
+    ),
+    ("generation_config.json", b'{"temperature": "hot"}', "json: temperature] needed 0.0 to 100.0"),
+    ("generation_config.json", b'{"do_sample": true, "top_k": 2.5}', "json: top_k] needed 0 to"),
+    ("generation_config.json", b'{"do_sample": "no"}', "json: do_sample] needed true or false"),
+    ("generation_config.json", b'{"do_sample": 1}', "json: do_sample] needed true or false"),
     ("generation_config.json", b"{", "needed a JSON object"),
     ("processor_config.json", b'{"image_processor": {"patch_size": "big"}}', "got 'big'"),
     ("processor_config.json", b'{"feature_extractor": []', "needed a JSON object"),
@@ -135,6 +144,25 @@ def test_a_damaged_file_of_a_source_is_named(name, content, message, source, tmp
         assert run_on_source(verb, source, tmp_path / "out") == 2
         assert_one_line(capsys, name, message)
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+@pytest.mark.parametrize("section", [None, "text_config"])
+def test_a_stop_id_that_the_model_lacks_is_refused(section, source, converted, tmp_path, capsys):
+    for folder in (source, converted):
+        found = json.loads((folder / "config.json").read_text())
+        (found if section is None else found[section])["eos_token_id"] = [1, 10**6]
+        put(folder, "config.json", json.dumps(found).encode())
+        named = f"[{folder / 'config.json'}: eos_token_id]"
+        if folder == source:
+            codes = [run_on_source("convert", source, tmp_path / "out")]
+            assert_one_line(capsys, named, "as the vocabulary has, got 1000000")
+            codes.append(run_on_source("doctor", source, tmp_path / "out"))
+        else:
+            codes = [run("doctor", "--model", str(converted))]
+        assert_one_line(capsys, named, "as the vocabulary has, got 1000000")
+        assert set(codes) == {2}
+    with pytest.raises(HLWQError, match="eos_token_id"):
+        library.load(converted)
 
 
 def test_the_file_that_is_named_is_the_source_s_own(source, tmp_path, capsys):
@@ -224,6 +252,7 @@ def test_a_tokenizer_model_alone_becomes_a_tokenizer_json(source, tmp_path):
 EVIL = (
     "from pathlib import Path\nPath({!r}).write_text('run')\nclass T: pass\nModel = ModelArgs = T\n"
 )
+WORDS = {"auto_map": {"AutoModel": "evil.T"}, "model_file": "evil.py", "trust_remote_code": True}
 CODE = {
     "tokenizer_config.json": {
         "auto_map": {"AutoTokenizer": ["evil.T", "evil.T"], "AutoProcessor": "evil.T"},
@@ -234,12 +263,14 @@ CODE = {
     "config.json": {
         "auto_map": {"AutoConfig": "evil.T", "AutoModelForCausalLM": "evil.T"},
         "model_file": "evil.py",
+        "attn_implementation": "evil/kernel",
     },
     "processor_config.json": {
         "auto_map": {"AutoProcessor": "evil.T"},
         "image_processor": {"auto_map": {"AutoImageProcessor": "evil.T"}},
     },
     "generation_config.json": {"auto_map": {"AutoModel": "evil.T"}},
+    "special_tokens_map.json": {"auto_map": {"AutoTokenizer": "evil.T"}},
 }
 
 
@@ -285,6 +316,31 @@ def test_no_code_of_a_source_is_run_or_copied(canary, source, tmp_path, capsys):
     assert not {path.suffix for path in output.iterdir()} & {".py", ".bin", ".pt", ".pkl"}
 
 
+def test_no_word_that_names_code_is_copied_however_deep(source, tmp_path):
+    """Into a converted folder, an export and a published variant."""
+
+    def planted(value, depth):
+        if isinstance(value, list):
+            return [planted(each, depth) for each in value]
+        if not isinstance(value, dict) or not depth:
+            return value
+        return {key: planted(each, depth - 1) for key, each in value.items()} | WORDS
+
+    names = {*CODE, "preprocessor_config.json", "video_preprocessor_config.json"}
+    for name in names:
+        path = source / name
+        found = json.loads(path.read_text()) if path.exists() else {}
+        put(source, name, json.dumps(planted(found, 3)).encode())
+    for verb, output in (("convert", "out"), ("export", "bf16"), ("quantize", "new/PQ3")):
+        (tmp_path / output).parent.mkdir(exist_ok=True)
+        assert run_on_source(verb, source, tmp_path / output) == 0
+        root = tmp_path / Path(output).parts[0]
+        copied = {path.name: path.read_text() for path in root.rglob("*.json")}
+        assert {"config.json", "processor_config.json"} <= copied.keys()
+        held = [(name, word) for name in copied for word in WORDS if word in copied[name]]
+        assert held == []
+
+
 def test_a_published_variant_has_no_code_beside_it(canary, source, tmp_path):
     plant(source, canary)
     (tmp_path / "out").mkdir()
@@ -294,11 +350,14 @@ def test_a_published_variant_has_no_code_beside_it(canary, source, tmp_path):
     assert not any("evil" in (tmp_path / "out" / name).read_text() for name in copied)
 
 
+KEPT = CODE.keys() - {"special_tokens_map.json"}  # the demo has none
+
+
 @pytest.mark.parametrize("name", CODE)
 def test_code_put_into_a_converted_folder_is_not_run(name, canary, converted, capsys):
     plant(converted, canary)
     for other in CODE.keys() - {name}:
-        put(converted, other, (demo.folder() / other).read_bytes())
+        put(converted, other, (demo.folder() / other).read_bytes() if other in KEPT else b"{}")
     for verb in ("generate", "chat", "serve", "doctor"):
         assert run(verb, "--model", str(converted)) == 2
         assert_one_line(capsys, name, "Nothing in a model folder is executed")

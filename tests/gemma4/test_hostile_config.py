@@ -8,6 +8,7 @@ import importlib
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from copy import deepcopy
@@ -263,7 +264,7 @@ COMMANDS = {
 @pytest.mark.parametrize("name", [*DAMAGES, *BROKEN])
 def test_every_command_ends_in_a_line(name, damage, tmp_path, capsys):
     if name in BROKEN:
-        change, named = BROKEN[name], "config.json"
+        change, named = BROKEN[name], ""
     else:
         path, value = DAMAGES[name]
         named = ".".join(path)
@@ -278,7 +279,8 @@ def test_every_command_ends_in_a_line(name, damage, tmp_path, capsys):
         module = importlib.import_module(f"hlwq_mlx.{command.strip()}")
         assert cli.run(module.main, arguments) == cli.EXIT_ERROR, command
         (line,) = capsys.readouterr().err.splitlines()
-        assert line.startswith(f"error: [{named}] needed "), command
+        found = re.match(r"error: \[(?:/.+/)?config\.json(?:: )?(.*?)\] needed ", line)
+        assert found and found[1] == named, command
         assert list(tmp_path.iterdir()) == [], command
 
 

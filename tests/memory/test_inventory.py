@@ -31,9 +31,7 @@ def repository(tmp_path_factory):
 
 @pytest.fixture
 def server(repository, monkeypatch, tmp_path):
-    with hub_server.running() as running:
-        running.publish(NAME, repository)
-        hub_server.stand_in(running, monkeypatch, tmp_path)
+    with hub_server.standing_in(NAME, repository, monkeypatch, tmp_path) as running:
         yield running
 
 

@@ -21,8 +21,7 @@ from hlwq_mlx.prompt import PreparedMedium, prepare
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    source = tiny_media.write(tmp_path_factory.mktemp("seeing") / "model")
-    return library.converted_folder(str(source))
+    return tiny_media.converted(tmp_path_factory.mktemp("seeing") / "model")
 
 
 @pytest.fixture(scope="module")

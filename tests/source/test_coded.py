@@ -306,14 +306,13 @@ def test_all_problems_are_listed_at_once():
     tensors = published(5, norms=None) | {"b__weight__norms": NORMS}
     with pytest.raises(CheckpointError) as caught:
         build(tensors)
-    lines = str(caught.value).splitlines()
-    assert [line.split("]")[0] for line in lines] == [f"[{NAME}", "[b.weight"]
+    assert re.findall(r"\[\S+\]", str(caught.value)) == [f"[{NAME}]", "[b.weight]"]
 
 
 def test_a_long_list_of_problems_is_cut():
     with pytest.raises(CheckpointError) as caught:
-        raise_all(str(i) for i in range(23))
-    assert str(caught.value).splitlines() == [*map(str, range(20)), "... and 3 more"]
+        raise_all(f"{i}." for i in range(23))
+    assert str(caught.value) == "0. 1. 2. And 20 more."
     raise_all([])
 
 

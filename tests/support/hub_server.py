@@ -226,3 +226,12 @@ def running() -> Iterator[Hub]:
         finally:
             hub.shutdown()
             thread.join()
+
+
+@contextmanager
+def standing_in(name: str, root: Path, monkeypatch: Any, folder: Path) -> Iterator[Hub]:
+    """Run a hub with one repository, as `stand_in` makes this process take it for the hub."""
+    with running() as hub:
+        hub.publish(name, root)
+        stand_in(hub, monkeypatch, folder)
+        yield hub

@@ -16,6 +16,7 @@ from media_files import sound_file, video_file
 from mlx.utils import tree_flatten
 from PIL import Image
 
+from hlwq_mlx import library
 from hlwq_mlx.gemma4.model import Model, ModelArgs
 from hlwq_mlx.gemma4.towers.tower import make_tower
 
@@ -76,6 +77,11 @@ def write(folder: Path, *, has_processor: bool = True, towers: bool = True) -> P
         write_processor(folder)
     tiny.save_plain(folder / "model.safetensors", make_weights())
     return folder
+
+
+def converted(folder: Path) -> Path:
+    """Write the repository, and return the folder that it is converted into."""
+    return library.converted_folder(str(write(folder)))
 
 
 def write_processor(folder: Path) -> Path:

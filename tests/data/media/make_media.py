@@ -10,19 +10,14 @@ their count, video.json frame indices and stamps; inputs.py makes what they are 
 
 import hashlib
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
 import PIL
-import torch
 
-try:
-    torch.ops.torchvision.nms
-except (AttributeError, RuntimeError):
-    # transformers imports torchvision's schemas; without torchvision two declarations are enough.
-    library = torch.library.Library("torchvision", "DEF")
-    for name in ("nms", "qnms"):
-        library.define(name + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import torchvision_schemas  # noqa: F401  # before transformers
 
 import transformers
 from PIL import Image

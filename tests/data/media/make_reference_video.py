@@ -15,16 +15,15 @@ The video processor needs torchvision, of which Python code alone is called: tor
 import hashlib
 import json
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
 import torch
 
-# torchvision's compiled part may be another torch's; two declarations are all that is asked of it.
-library = torch.library.Library("torchvision", "DEF")
-for name in ("nms", "qnms"):
-    library.define(name + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import torchvision_schemas  # noqa: F401  # before transformers
 
 import torchvision
 import transformers

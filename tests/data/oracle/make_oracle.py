@@ -11,6 +11,7 @@ it out shows.
 """
 
 import json
+import sys
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,13 +19,8 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-try:
-    torch.ops.torchvision.nms
-except (AttributeError, RuntimeError):
-    # transformers imports torchvision's schemas; without torchvision two declarations are enough.
-    library = torch.library.Library("torchvision", "DEF")
-    for name in ("nms", "qnms"):
-        library.define(name + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import torchvision_schemas  # noqa: F401  # before transformers
 
 from safetensors.numpy import load_file, save_file
 from transformers import (
