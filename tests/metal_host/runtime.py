@@ -4,11 +4,14 @@ The runtime is one C library with one dispatch at a time; see native/host.h for 
 """
 
 import ctypes
+import os
+import pickle
 import re
 from collections.abc import Mapping
 from functools import cache, cached_property
+from pathlib import Path
 from threading import Lock
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from . import toolchain
 from .checks import Checks
@@ -154,6 +157,22 @@ class Program:
         self.head, marker, tail = text.partition(f'# 1 "{file}"')
         self.tail = marker + tail
         self.path, self.warnings = toolchain.compile_kernel(self.head, self.tail, build)
+
+    @classmethod
+    def kept(cls, path: Path) -> Self | None:
+        """Return the program that was kept at a path, if all of it is still there."""
+        if not path.exists():
+            return None
+        program = cls.__new__(cls)
+        vars(program).update(pickle.loads(path.read_bytes()))
+        return program if program.path.exists() else None
+
+    def keep(self, path: Path) -> None:
+        """Keep what a launch needs, which the texts are not."""
+        needed = {name: vars(self)[name] for name in ("kernel", "variables", "build", "path")}
+        partial = path.with_suffix(f".{os.getpid()}")
+        partial.write_bytes(pickle.dumps(needed))
+        partial.rename(path)
 
     @cached_property
     def entry(self) -> ctypes.c_void_p:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import metal_host
-from metal_host import Checks, CompileError, KernelFault, Kind
+from metal_host import Checks, CompileError, KernelFault, Kind, toolchain
 
 pytestmark = pytest.mark.skipif(bool(metal_host.missing()), reason=metal_host.missing())
 
@@ -116,6 +116,22 @@ def test_compiler_messages_name_the_line():
     kernel = metal_host.metal_kernel("typo", ["x"], ["o"], f"\n{INDEX} o[i] = y[i];")
     with pytest.raises(CompileError, match=r"typo\.metal:6:\d+: error: use of undeclared"):
         run(kernel, [mx.zeros(32)])
+
+
+def test_what_passed_needs_no_compiler_again(monkeypatch):
+    for _ in range(2):
+        kernel = metal_host.metal_kernel("copy", ["x"], ["o"], COPY)
+        assert mx.array_equal(run(kernel, [mx.ones(32)]), mx.ones(32))
+        monkeypatch.setattr(toolchain, "run", None)
+
+
+def test_what_is_refused_is_refused_again():
+    for _ in range(2):
+        kernel = metal_host.metal_kernel(
+            "lossy", ["x"], ["o"], f"{INDEX} bfloat16_t b = x[i]; o[i] = b;"
+        )
+        with pytest.raises(CompileError, match="bfloat"):
+            run(kernel, [mx.zeros(32)])
 
 
 def test_a_header_may_name_its_file():

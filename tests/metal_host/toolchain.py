@@ -200,6 +200,19 @@ def contents(folder: Path) -> str:
 
 
 @cache
+def contents_of_host() -> str:
+    """Digest all that decides what a kernel's text becomes: our code and library, MLX's headers."""
+    sources = [path for path in sorted(HERE.rglob("*.py")) if not path.name.startswith("test_")]
+    ours = digest(*(path.read_bytes() for path in sources))
+    return digest(ours, contents(INCLUDE), contents(MLX_INCLUDE))
+
+
+def program_path(*parts: str) -> Path:
+    """Return where a program is kept that was compiled from these parts and found sound."""
+    return cache_folder() / f"program-{digest(contents_of_host(), *parts)}.pickle"
+
+
+@cache
 def build_runtime() -> Path:
     """Build the runtime once for each version of its source.
 
