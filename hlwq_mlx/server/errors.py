@@ -54,7 +54,7 @@ CODES = {
 }
 TOO_LONG = "context_length_exceeded"
 
-_FIELD = re.compile(r"\[([A-Za-z_]\w*)((?:\[\d+\]|\.[\w-]+)*)\] ")
+_FIELD = re.compile(r"\[([A-Za-z_]\w*)((?:\[\d+\]|\.[\w$-]+)*)\] ")
 
 
 @dataclass(frozen=True)
