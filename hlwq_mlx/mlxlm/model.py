@@ -68,11 +68,10 @@ class Model(model.Model):
         super().__init__(args, loading.resources(args.folder))
         self._mask = mask_tokens(args.media_token_ids, args.text_config.vocab_size)
         self._folder = args.folder
-        self.caching = WHOLE
 
     def make_cache(self) -> list[Any]:  # type: ignore[override]  # mlx-lm passes nothing
         """Make an empty cache of mlx-lm's own for each layer that makes keys and values."""
-        return make_caches(self.args.text_config, self.caching)
+        return make_caches(self.args.text_config, WHOLE)
 
     def __call__(
         self,
@@ -108,7 +107,7 @@ class Model(model.Model):
 
 @dataclass(frozen=True)
 class Processor:
-    """The processor that mlx-lm calls for a prompt's pictures; it takes sounds and videos too."""
+    """The processor that mlx-lm calls for a prompt's pictures."""
 
     image_token: ClassVar[str] = MARKERS["image"]
 
@@ -123,17 +122,15 @@ class Processor:
         return cls(settings, args.text_config.max_position_embeddings)
 
     def __call__(
-        self, text: str, *, images: Sequence[np.ndarray | Medium]
+        self, text: str, *, images: Sequence[np.ndarray]
     ) -> tuple[str, list[PreparedMedium]]:
-        """Prepare media and write their soft tokens in the place of the text's placeholders.
+        """Prepare images and write their soft tokens in the place of the text's placeholders.
 
-        An array is an image; other sources have to be data URLs.
         Shapes: image uint8 [h, w, 3].
-        Raises: RequestError for media that cannot be read, or are not as many as placeholders.
+        Raises: RequestError for images that cannot be read, or are not as many as placeholders.
         """
-        access = Access(files=False)
-        media = [each if isinstance(each, Medium) else Medium("image", each) for each in images]
-        prepared = prompt.prepare_media(media, self.settings, access, self.context)
+        media = [Medium("image", each) for each in images]
+        prepared = prompt.prepare_media(media, self.settings, Access(files=False), self.context)
         return expand_text(text, [span for span, *_ in prepared]), prepared
 
 
