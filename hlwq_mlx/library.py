@@ -21,7 +21,14 @@ from .dialog.stop import AnswerText
 from .dialog.tokenizer import Tokenizer
 from .engine.answer import generate_tokens
 from .engine.prefix_cache import MAX_BYTES, PrefixCache
-from .engine.request import PREFILL_STEP, Prepared, Progress, Request, no_progress
+from .engine.request import (
+    PREFILL_STEP,
+    Prepared,
+    Progress,
+    Request,
+    no_progress,
+    room_for_answer,
+)
 from .engine.sampling import Sampling
 from .engine.step import Chosen
 from .errors import RequestError
@@ -164,18 +171,21 @@ def stream_generate(
     and offer `tools` in OpenAI's form. `image_tokens` limits the soft tokens of an image (70, 140,
     280, 560 or 1120), `http` allows downloads of media, `caching` is how keys and values are kept.
     Pass the same `session` with every prompt of a conversation, and nothing is read twice. An
-    answer ends before the first text of `stop`; a `max_tokens` of -1 is no limit. `options` are the
-    fields of `Sampling` (temp, top_p, top_k, min_p), greedy by default.
+    answer ends before the first text of `stop`, after `max_tokens` (-1 is no limit), or where the
+    context ends, which it shares with the prompt. `options` are the fields of `Sampling` (temp,
+    top_p, top_k, min_p), greedy by default.
     Raises: RequestError for a prompt or option that cannot be served; SourceError for media that
     cannot be read.
     """
     rendered = _render(tokenizer, prompt, tools=tools, thinking=thinking)
     session = session or Session(max_bytes=0)
     media = {"image_tokens": image_tokens, "http": http, "on_media": on_media}
+    prepared = _prepare(model, tokenizer, rendered, session, **media)
+    context = model.args.text_config.max_position_embeddings
     request = Request(
-        _prepare(model, tokenizer, rendered, session, **media),
+        prepared,
         (sampling or Sampling()).override(**options),
-        max_tokens,
+        room_for_answer(len(prepared.ids), max_tokens, context),
         tokenizer.eos_token_ids,
         caching,
         prefill_step,

@@ -15,7 +15,7 @@ from hlwq_mlx import library
 from hlwq_mlx.dialog import template
 from hlwq_mlx.dialog.parts import Medium
 from hlwq_mlx.engine.sampling import Sampling
-from hlwq_mlx.errors import RequestError, SourceError
+from hlwq_mlx.errors import ContextError, RequestError, SourceError
 from hlwq_mlx.folder.folder import is_ours
 from hlwq_mlx.library import Session
 from hlwq_mlx.quant import device
@@ -293,3 +293,12 @@ def test_only_the_media_that_a_prompt_begins_with_are_known(seeing, tmp_path, to
 
 def image(path):
     return {"type": "image", "path": str(path)}
+
+
+def test_prompt_and_answer_share_the_context(loaded):
+    model, tokenizer = loaded
+    context = model.args.text_config.max_position_embeddings
+    with pytest.raises(ContextError, match=rf"fewer than {context} tokens.* got {context}\."):
+        next(library.stream_generate(model, tokenizer, [2] * context))
+    *_, last = library.stream_generate(model, tokenizer, [2] * (context - 2), max_tokens=-1)
+    assert (last.generation_tokens, last.finish_reason) == (2, "length")

@@ -20,7 +20,7 @@ from .. import library
 from ..dialog import template
 from ..dialog.tokenizer import Tokenizer
 from ..engine.answer import generate_tokens
-from ..engine.request import Prepared, Request
+from ..engine.request import Prepared, Request, room_for_answer
 from ..engine.sampling import Sampling
 from ..errors import RequestError
 from ..gemma4.caches import KV_BITS, WHOLE, Caching
@@ -183,7 +183,9 @@ class HLWQModel:
         prompt = _one_sequence(inputs)
         prompt += self._opening(prompt)
         stop_ids = self._wrapper.eos_token_ids
-        request = Request(Prepared(prompt), sampling, limit, stop_ids, self._caching)
+        context = self.model.args.text_config.max_position_embeddings
+        room = room_for_answer(len(prompt), limit, context)
+        request = Request(Prepared(prompt), sampling, room, stop_ids, self._caching)
         answer = [chosen.token for chosen in generate_tokens(self.model, request)]
         return _like(inputs, [*prompt, *answer])
 

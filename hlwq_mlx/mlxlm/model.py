@@ -23,7 +23,6 @@ from ..errors import CheckpointError
 from ..folder import loading
 from ..folder.folder import Folder
 from ..gemma4 import config, model
-from ..gemma4.caches import WHOLE
 from ..media import processor
 from ..media.origin import Access
 from ..prompt import PreparedMedium
@@ -71,7 +70,7 @@ class Model(model.Model):
 
     def make_cache(self) -> list[Any]:  # type: ignore[override]  # mlx-lm passes nothing
         """Make an empty cache of mlx-lm's own for each layer that makes keys and values."""
-        return make_caches(self.args.text_config, WHOLE)
+        return make_caches(self.args.text_config)
 
     def __call__(
         self,

@@ -12,7 +12,7 @@ from pairwise import in_turn
 
 from hlwq_mlx.errors import CheckpointError, RequestError, ShapeError
 from hlwq_mlx.folder import published
-from hlwq_mlx.gemma4.caches import WHOLE, FullCache, SlidingCache
+from hlwq_mlx.gemma4.caches import FullCache, SlidingCache
 from hlwq_mlx.gemma4.model import Model, ModelArgs, Resources
 from hlwq_mlx.mlxlm import caches as mlxlm_caches
 from hlwq_mlx.quant import codec, tables
@@ -144,7 +144,7 @@ def test_a_batch_of_two_is_two_batches():
 
 def test_mlx_lms_merged_caches_of_unequal_length_decode_as_single_ones():
     text = model().args.text_config
-    caches = [mlxlm_caches.make_caches(text, WHOLE), mlxlm_caches.make_caches(text, WHOLE)]
+    caches = [mlxlm_caches.make_caches(text), mlxlm_caches.make_caches(text)]
     for cache, length in zip(caches, (11, 4), strict=True):
         model().fill_cache(TEXT[:, :length], cache)
     merged = [type(pair[0]).merge(pair) for pair in zip(*caches, strict=True)]
@@ -170,7 +170,7 @@ def test_bfloat16_weights_give_float32_logits_close_to_float32_ones():
 def test_make_cache_has_an_entry_for_each_layer_that_makes_keys():
     kinds = [type(entry) for entry in model().make_cache()]
     assert kinds == [SlidingCache, SlidingCache, FullCache, SlidingCache, FullCache]
-    own = mlxlm_caches.make_caches(model().args.text_config, WHOLE)
+    own = mlxlm_caches.make_caches(model().args.text_config)
     kinds = [type(entry) for entry in own]
     assert kinds == [RotatingKVCache, RotatingKVCache, KVCache, RotatingKVCache, KVCache]
     assert [own[i].max_size for i in (0, 1, 3)] == [6, 6, 6]
@@ -178,7 +178,7 @@ def test_make_cache_has_an_entry_for_each_layer_that_makes_keys():
 
 
 def test_mlx_lms_caches_give_what_ours_give():
-    own = mlxlm_caches.make_caches(model().args.text_config, WHOLE)
+    own = mlxlm_caches.make_caches(model().args.text_config)
     ours = model().make_cache()
     for chunk in chunks(TEXT, (9, 10, 11, 12)):
         assert_close(model()(chunk, own), model()(chunk, ours), TOLERANCE)
