@@ -54,6 +54,7 @@ def test_busy_says_when_to_come_back():
         ("stop[1]", "stop[1]"),
         ("messages[0].content[2].image_url", "messages[0].content[2].image_url"),
         ("logit_bias.-1", "logit_bias.-1"),
+        ("messages[0].$ref", "messages[0].$ref"),
         ("data URL", None),
         ("template", None),
         ("http://host/stop", None),
