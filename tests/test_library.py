@@ -17,6 +17,7 @@ from hlwq_mlx.dialog.parts import Medium
 from hlwq_mlx.engine.sampling import Sampling
 from hlwq_mlx.errors import ContextError, RequestError, SourceError
 from hlwq_mlx.folder.folder import is_ours
+from hlwq_mlx.gemma4.caches import WHOLE, Caching
 from hlwq_mlx.library import Session
 from hlwq_mlx.quant import device
 
@@ -289,6 +290,23 @@ def test_only_the_media_that_a_prompt_begins_with_are_known(seeing, tmp_path, to
     assert answer == library.generate(model, tokenizer, fresh, **options)
     library.generate(model, tokenizer, "Hi", session=session, max_tokens=1)
     assert not session.media
+
+
+def test_a_session_goes_on_with_one_model_and_caching(seeing):
+    (model, tokenizer), _ = seeing
+    session, begins = Session(), []
+
+    def read(caching=WHOLE, read_by=model):
+        options = {"caching": caching, "on_prefill": lambda done, total: begins.append(done)}
+        begins.clear()
+        library.generate(read_by, tokenizer, "Hello", max_tokens=2, session=session, **options)
+        return begins[0] > 0
+
+    other, _ = library.load(seeing[1] / "model")
+    assert [read(), read(), read(Caching(8, 32)), read(Caching(8, 32)), read()] == [0, 1, 0, 1, 0]
+    assert [read(read_by=other), read(read_by=other)] == [0, 1]
+    session.forget()
+    assert not read(read_by=other)
 
 
 def image(path):

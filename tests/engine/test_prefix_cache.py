@@ -9,6 +9,7 @@ import pytest
 from oracle import TOLERANCE
 from oracle import model as oracle_model
 
+from hlwq_mlx.engine import prefix_cache
 from hlwq_mlx.engine.answer import generate_tokens, prefill
 from hlwq_mlx.engine.prefix_cache import PrefixCache, lattice
 from hlwq_mlx.engine.request import Prepared, Request
@@ -74,8 +75,10 @@ def lengths(prefix, ids):
     return [prefix.find(ids[:length]).length for length in range(1, len(ids) + 1)]
 
 
-@pytest.mark.parametrize("caching", [WHOLE, CODED, Caching(max_kv_size=64)])
-@pytest.mark.parametrize("prefill_step", [3, 512])
+@pytest.mark.parametrize(
+    ("caching", "prefill_step"),
+    [(WHOLE, 3), (WHOLE, 512), (CODED, 3), (Caching(max_kv_size=64), 512)],
+)
 def test_a_conversation_is_answered_as_if_read_anew(model, caching, prefill_step):
     options = {"caching": caching, "prefill_step": prefill_step}
     assert model.args.text_config.sliding_window < len(FIRST) + STEPS
@@ -394,9 +397,8 @@ def test_a_long_prompt_has_few_snapshots_on_its_way(length):
         assert found[0] & (found[0] - 1) == 0
 
 
-def test_a_long_prompt_is_kept_on_its_way(model):
-    prompt = [2, *range(3, 250)] * 10
+def test_a_long_prompt_is_kept_on_its_way(model, monkeypatch):
+    monkeypatch.setattr(prefix_cache, "LATTICE_STEP", 16)
     prefix = made(model)
-    answer(model, prompt, prefix=prefix, steps=1)
-    assert prefix.find([*prompt[:2100], 1]).length == 2048
-    assert prefix.find([*prompt[:1100], 1]).length == 1024
+    answer(model, LONG * 2, prefix=prefix, steps=1)
+    assert [prefix.find([*LONG, *LONG[:i], 1]).length for i in (5, 10)] == [16, 32]

@@ -89,6 +89,11 @@ def stored(folder, **options):
     return found
 
 
+def places():
+    """Where another process finds this file and what it imports."""
+    return [str(Path(__file__).parent), *sys.path]
+
+
 IN_A_PROCESS = """
 import sys
 from pathlib import Path
@@ -99,8 +104,7 @@ test.stored(Path(sys.argv[1]), caching=test.CODED)
 
 
 def test_another_process_goes_on_bit_for_bit(model, tmp_path):
-    places = [str(Path(__file__).parent), *(each for each in sys.path if "tests" in each)]
-    subprocess.run([sys.executable, "-c", IN_A_PROCESS, tmp_path, *places], check=True)
+    subprocess.run([sys.executable, "-c", IN_A_PROCESS, tmp_path, *places()], check=True)
     with Disk(tmp_path, CODED) as disk:
         for ids, known in ((PROMPT, 19), (OTHER, 12), (PROMPT[:11], 9)):
             fresh = model.make_cache(CODED)
@@ -256,32 +260,44 @@ def test_files_of_other_names_are_left_alone(tmp_path):
     assert (tmp_path / "model.safetensors").read_bytes() == b"mine"
 
 
-WRITING = """
-import sys
+KILLED = """
+import os, signal, sys
 from pathlib import Path
-sys.path[:0] = sys.argv[2:]
+sys.path[:0] = sys.argv[3:]
 import test_prefix_disk as test
-disk = test.Disk(Path(sys.argv[1]))
-for seed in range(3, 250):
-    disk.keep([seed, *test.PROMPT], 20)
+from hlwq_mlx.disk.tensorfile import TensorWriter
+from hlwq_mlx.engine import prefix_disk
+
+def killing(call, count):
+    def called(*args):
+        nonlocal count
+        count -= 1
+        if not count:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return call(*args)
+    return called
+
+if sys.argv[2] == "before it is renamed":
+    prefix_disk.place = killing(prefix_disk.place, 3)
+else:  # a file has 11 arrays
+    TensorWriter.write = killing(TensorWriter.write, 27)
+with test.Disk(Path(sys.argv[1])) as disk:
+    for seed in range(3, 13):
+        disk.keep([seed, *test.PROMPT], 20)
 """
 
 
-def test_a_killed_process_leaves_what_loads(tmp_path):
-    places = [str(Path(__file__).parent), *(each for each in sys.path if "tests" in each)]
-    for count in (1, 4):
-        process = subprocess.Popen([sys.executable, "-c", WRITING, tmp_path, *places])
-        while len(files(tmp_path)) < count and process.poll() is None:
-            time.sleep(0.001)
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
-        there = files(tmp_path)
-        with Disk(tmp_path) as disk:
-            assert files(tmp_path) == there
-            known = [disk.known([seed, *PROMPT]) for seed in range(3, 250)]
-            assert known.count(20) == len(there) >= count
-            assert known.count(0) == len(known) - len(there)
-        assert sorted(tmp_path.iterdir()) == there  # nothing half written is left
+@pytest.mark.parametrize("moment", ["between arrays", "before it is renamed"])
+def test_a_killed_process_leaves_what_loads(tmp_path, moment):
+    process = subprocess.run([sys.executable, "-c", KILLED, tmp_path, moment, *places()])
+    assert process.returncode == -signal.SIGKILL
+    assert len(files(tmp_path)) == 2
+    assert len(list(tmp_path.iterdir())) == 3  # beside them, what was half written
+    with Disk(tmp_path) as disk:
+        assert [disk.known([seed, *PROMPT]) for seed in range(3, 7)] == [20, 20, 0, 0]
+        disk.keep([5, *PROMPT], 20)
+    assert sorted(tmp_path.iterdir()) == files(tmp_path)
+    assert len(files(tmp_path)) == 3
 
 
 def test_what_was_used_least_recently_is_removed(tmp_path):
