@@ -7,6 +7,7 @@ rebinding): so the `Host` must be one of ours, and an `Origin` one that is allow
 import asyncio
 import hmac
 import json
+import math
 import re
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
@@ -174,6 +175,13 @@ def _too_long(got: str, limits: Limits) -> Refused:
     )
 
 
+def _finite(number: str) -> float:
+    """Return a number that JSON can hold, as answers repeat what requests say."""
+    if not math.isfinite(float(number)):
+        raise ValueError(f"{number[:40]} is no finite number")
+    return float(number)
+
+
 def parse_json(body: bytes, content_type: str) -> dict[str, Any]:
     """Return the JSON object in a body, its text readable.
 
@@ -184,7 +192,7 @@ def parse_json(body: bytes, content_type: str) -> dict[str, Any]:
     if kind not in JSON_TYPES:
         raise Refused(415, f"[Content-Type] needed application/json, got {kind[:80]!r}. Send JSON.")
     try:
-        parsed = json.loads(body or b"{}")
+        parsed = json.loads(body or b"{}", parse_float=_finite, parse_constant=_finite)
     except (ValueError, RecursionError) as problem:
         raise RequestError(
             f"[body] needed a JSON object, got: {str(problem)[:200]}. Correct it."

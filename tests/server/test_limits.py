@@ -98,6 +98,13 @@ def test_a_body_that_is_no_object(body):
         parse_json(body, "application/json")
 
 
+@pytest.mark.parametrize("number", [b"NaN", b"-Infinity", b"1e999"])
+def test_a_number_without_bounds_is_refused(number):
+    with pytest.raises(RequestError, match=r"\[body\].*no finite number"):
+        parse_json(b'{"metadata": {"a": [' + number + b"]}}", "application/json")
+    assert parse_json(b'{"a": 1.5e-3}', "application/json") == {"a": 0.0015}
+
+
 def test_a_lone_surrogate_is_repaired():
     assert parse_json(b'{"stop": "\\ud800"}', "application/json") == {"stop": "\ufffd"}
 

@@ -26,7 +26,7 @@ class Function(Body):
     """What was called, and with what."""
 
     name: str
-    arguments: Object = Field(default_factory=dict)
+    arguments: Any = None  # an object, but for some clients its JSON text
 
 
 class ToolCall(Body):

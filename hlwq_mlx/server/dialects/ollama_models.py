@@ -111,6 +111,12 @@ def _details(card: ModelCard) -> Form:
         "format": "mlx",
         "family": card.family,
         "families": [card.family],
-        "parameter_size": f"{card.parameters / 1e9:.1f}B",
+        "parameter_size": _size(card.parameters),
         "quantization_level": card.variant,
     }
+
+
+def _size(parameters: int) -> str:
+    """Return a number of parameters as Ollama writes it."""
+    billions = parameters / 1e9
+    return f"{billions:.1f}B" if billions >= 1 else f"{parameters / 1e6:.2f}M"

@@ -63,7 +63,7 @@ def additional_tools(items: Any) -> list[Item]:
 
 
 def _read(item: Item, where: str) -> list[Form]:
-    kind = item.get("type", "message")
+    kind = item.get("type") or "message"
     if kind in LEFT_OUT:
         return []
     reader = READERS.get(kind) if isinstance(kind, str) else None
@@ -131,7 +131,7 @@ def _called(item: Item, where: str, name: str, arguments: Any) -> Form:
 
 def _function_call(item: Item, where: str) -> Form:
     name = model_name(member(item, "name", str, where), item.get("namespace"))
-    return _called(item, where, name, member(item, "arguments", str, where))
+    return _called(item, where, name, item.get("arguments"))
 
 
 def _custom_call(item: Item, where: str) -> Form:

@@ -297,6 +297,15 @@ def test_a_choice_among_tools(stated, choice):
         assert not DIALECT.read({**BODY, "tools": [TOOL], "tool_choice": alone}).parallel_calls
 
 
+def test_nulls_are_absent():
+    nothing = dict.fromkeys(anthropic.MessagesBody.model_fields.keys() - {"messages"})
+    turn = {"role": "assistant", "content": None}
+    assert DIALECT.read({**nothing, "messages": [ASKED, turn]}).messages == [
+        ASKED,
+        {"role": "assistant", "content": ""},
+    ]
+
+
 def test_options_are_read():
     schema = {"type": "object", "properties": {"a": {"type": "string"}}}
     request = DIALECT.read(

@@ -174,6 +174,16 @@ def test_a_request_of_home_assistant_is_read():
     assert (request.thinking, request.keep_alive_s, request.tools) == (False, math.inf, [tool])
 
 
+def test_arguments_may_be_text_and_must_be_an_object():
+    def called(arguments):
+        call = {"function": {"name": "f", "arguments": arguments}}
+        return normalize_messages(read(USER, {"role": "assistant", "tool_calls": [call]}).messages)
+
+    assert called('{"a": [1]}')[1]["tool_calls"][0]["function"]["arguments"] == {"a": [1]}
+    with pytest.raises(RequestError, match=r"\[messages\[1\].tool_calls\[0\].function.arguments\]"):
+        called([1])
+
+
 def test_pictures_are_parts():
     content = read(USER | {"images": ["AAAA", "data:image/png;base64,AA"]}).messages[0]["content"]
     assert content == [

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import ollama
 import pytest
@@ -42,6 +43,11 @@ def test_tags_have_all_that_zed_requires():
         "ab" * 32,
         2026,
     )
+
+
+def test_a_small_model_is_counted_in_millions():
+    told = models.show(replace(CARD, parameters=4_270_683))
+    assert told["details"]["parameter_size"] == "4.27M"
 
 
 def test_ps_tells_what_is_loaded_and_until_when():

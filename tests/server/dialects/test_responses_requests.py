@@ -1,11 +1,16 @@
 """Responses: what Codex sends is read, whatever its tools and items are."""
 
+from dataclasses import replace
+
 import pytest
+from support.answer_events import META
+from support.event_stream import sent
 
 from hlwq_mlx.dialog.messages import normalize_messages, normalize_tools
 from hlwq_mlx.errors import RequestError
 from hlwq_mlx.server.dialects import responses
 from hlwq_mlx.server.dialects.dialect import Dialect
+from hlwq_mlx.server.events import Waiting
 from hlwq_mlx.server.request import Calls, ToolChoice
 
 DIALECT: Dialect = responses
@@ -64,6 +69,17 @@ def test_a_request_of_codex_is_read():
         ("user", "<system-reminder>\nThe sandbox has changed.\n</system-reminder>"),
     ]
     assert request.messages[4]["reasoning_content"] == "hm"
+
+
+def test_nulls_are_absent():
+    nothing = dict.fromkeys(
+        [*responses.ResponsesBody.model_fields.keys() - {"input"}, *responses.UNSERVED]
+    )
+    item = {"type": None, "role": "user", "content": "Hi", "id": None, "status": None}
+    request = read(item, **nothing)
+    assert request == replace(read(), body=request.body)
+    writer = DIALECT.writer(request, META)
+    assert sent(writer(Waiting()))[0]["response"]["tools"] == []
 
 
 def test_a_text_is_a_request():
