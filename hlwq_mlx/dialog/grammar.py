@@ -29,9 +29,9 @@ CALL, CALL_END = "<|tool_call>", "<tool_call|>"
 ENDS = ("<turn|>", "<|tool_response>", "<eos>", "<|turn>")
 THOUGHT_NAME = "thought\n"
 
-_MARKERS = (CHANNEL, CHANNEL_END, CALL, CALL_END, *ENDS)
-_IN_TEXT = re.compile("|".join(map(re.escape, _MARKERS)))
-_IN_CALL = re.compile("|".join(map(re.escape, (QUOTE, *_MARKERS))))
+MARKERS = (CHANNEL, CHANNEL_END, CALL, CALL_END, *ENDS)
+_IN_TEXT = re.compile("|".join(map(re.escape, MARKERS)))
+_IN_CALL = re.compile("|".join(map(re.escape, (QUOTE, *MARKERS))))
 _THOUGHT = re.compile(f"{re.escape(CHANNEL)}.*?{re.escape(CHANNEL_END)}", re.DOTALL)
 _IN_STRING = re.compile(re.escape(QUOTE))
 
@@ -186,7 +186,7 @@ class AnswerParser:
     def _content(self, events: list[Event]) -> bool:
         found = _IN_TEXT.search(self._buffer)
         if found is None:
-            self._say(Content, self._release(overlap(self._buffer, _MARKERS)), events)
+            self._say(Content, self._release(overlap(self._buffer, MARKERS)), events)
             return False
         self._say(Content, self._pass(found), events)
         self._open(found.group())
@@ -205,7 +205,7 @@ class AnswerParser:
     def _thought(self, events: list[Event]) -> bool:
         found = _IN_TEXT.search(self._buffer)
         if found is None:
-            held = overlap(self._buffer, _MARKERS)
+            held = overlap(self._buffer, MARKERS)
             # A newline before the closing marker is not part of the thought, so it waits.
             held += self._buffer[: len(self._buffer) - held].endswith("\n")
             self._say(Thought, self._release(held), events)
@@ -221,7 +221,7 @@ class AnswerParser:
             found = wanted.search(self._buffer, self._scanned)
             if found is None:
                 unseen = self._buffer[self._scanned :]
-                self._scanned = len(self._buffer) - overlap(unseen, (QUOTE, *_MARKERS))
+                self._scanned = len(self._buffer) - overlap(unseen, (QUOTE, *MARKERS))
                 return False
             if found.group() != QUOTE:
                 self._close_call(found, events)
