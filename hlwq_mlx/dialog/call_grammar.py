@@ -171,7 +171,8 @@ class _Writer:
         items, first = schema.get("items", {}), schema.get("prefixItems", ())
         if isinstance(items, list):  # as older drafts have it
             items, first = schema.get("additionalItems", {}), items
-        least, most = schema.get("minItems", 0), schema.get("maxItems")
+        least: int = schema.get("minItems", 0)
+        most: int | None = schema.get("maxItems")
         bodies = [
             self.value(each, f"{where}.prefixItems[{at}]", depth + 1)
             for at, each in enumerate(first[:most])
@@ -179,9 +180,7 @@ class _Writer:
         rest = ""
         if items is not False and (most is None or most > len(bodies)):
             item = self.value(items, f"{where}.items", depth + 1)
-            left = "" if most is None else most - len(bodies) - 1
-            fewest = max(least - len(bodies) - 1, 0)
-            rest = f'{item} ("," {item}){{{fewest},{left}}}'
+            rest = _repeated(item, max(least - len(bodies), 1), most and most - len(bodies))
         return f'"[" {self._sequence(bodies, least, rest)} "]"'
 
     def _sequence(self, bodies: Sequence[str], least: int, rest: str) -> str:
@@ -295,6 +294,13 @@ def _written(value: Any) -> str:
     """Return the body of one value: its quotes are tokens, the rest is text."""
     pieces = print_value(value).split(QUOTE)
     return f" {QUOTE} ".join(literal(piece) if piece else "" for piece in pieces)
+
+
+def _repeated(item: str, least: int, most: int | None) -> str:
+    """Return the body of items with commas between, at least one."""
+    if most == 1:
+        return item
+    return f'{item} ("," {item}){{{least - 1},{"" if most is None else most - 1}}}'
 
 
 def _key(name: str) -> str:
