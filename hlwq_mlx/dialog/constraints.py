@@ -1,8 +1,9 @@
 """What an answer has to be, as a grammar; and one answer's way through it, token by token.
 
-    grammar = write_grammar(Form(schema=schema))        # refuses what no grammar can say
-    start = compile_grammar(grammar, vocabulary.wait())  # refuses what would take too long
-    constraint = start()                                 # one for each answer
+    grammar = write_grammar(Form(schema=schema))  # refuses what no grammar can say
+    require_bounded(grammar)                      # ... what takes too long, in a child process
+    start = compile_grammar(grammar, vocabulary.wait())
+    constraint = start()                          # one for each answer
     constraint.allowed(); constraint.accept(token)
 
 JSON comes compact, with one space at most behind a comma or a colon: grammars that allow any white
@@ -12,25 +13,37 @@ V vocabulary.
 """
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+from llguidance import LLMatcher, LLTokenizer
 from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask
 from numpy.typing import NDArray
 
+from ..disk import child
 from ..errors import RequestError
+from . import grammar_trial
 from .call_grammar import COMPACT, call_body
 from .grammar import CHANNEL, CHANNEL_END, MARKERS, THOUGHT_NAME
 from .lark import Rules, either, literal, without
 from .messages import named_functions
 from .values import QUOTE
 
-MOST_BYTES = 1 << 19  # of a schema; the largest in use have a tenth
-# A step that takes more than these is refused: a tenth of a second, and tens of megabytes.
-LIMITS = LLParserLimits(max_grammar_size=200_000, max_lexer_states=50_000, verbose_errors=False)
+MOST_BYTES = 1 << 17  # of a grammar; tools in use have a tenth
+TRIAL = child.Limits(cpu_s=2, memory_bytes=1 << 30, wall_s=20.0)
+_TRIALS = 64  # remembered
+_CONTROL = (*MARKERS, QUOTE)
+# What llguidance can hold strings to; to JSON Schema, other formats are notes.
+_FORMATS = frozenset(("date-time", "time", "date", "duration", "email", "hostname")) | frozenset(
+    ("ipv4", "ipv6", "uuid", "uri")
+)
+_VALUES = frozenset(("const", "enum", "default", "examples"))  # these hold values, not schemas
+_LISTING = re.compile(r"\n+\s*\d+ \| .*", re.DOTALL)  # of the grammar, in messages of llguidance
 
 Start = Callable[[], "Constraint"]
 
@@ -71,12 +84,24 @@ def write_grammar(form: Form) -> str | None:
 
 def _json(schema: Mapping[str, Any]) -> str:
     try:
-        written = json.dumps({**(schema or {"type": "object"}), "x-guidance": COMPACT})
+        said = _without_notes(schema or {"type": "object"})
+        return f"%json {json.dumps({**said, 'x-guidance': COMPACT})}"
     except (RecursionError, TypeError, ValueError) as problem:
-        raise _unusable(f"{problem}") from problem
-    if len(written) > MOST_BYTES:
-        raise _unusable(f"one of {len(written):,} bytes, where {MOST_BYTES:,} are the most")
-    return f"%json {written}"
+        raise _unusable(str(problem)) from problem
+
+
+def _without_notes(schema: Any) -> Any:
+    """Return a schema without the keys that llguidance refuses though they demand nothing."""
+    if isinstance(schema, list):
+        return [_without_notes(each) for each in schema]
+    if not isinstance(schema, Mapping):
+        return schema
+    return {
+        key: value if key in _VALUES else _without_notes(value)
+        for key, value in schema.items()
+        if not (key == "format" and isinstance(value, str) and value not in _FORMATS)
+        and not (key == "uniqueItems" and value is False)
+    }
 
 
 def _calls(rules: Rules, form: Form) -> str:
@@ -95,25 +120,49 @@ def _thought(rules: Rules, form: Form) -> str:
     return rules.rule(f"({CHANNEL} {literal(THOUGHT_NAME)} {inside})?")
 
 
+def require_bounded(grammar: str) -> None:
+    """Refuse a grammar that is wrong, or that takes too much time, memory or stack.
+
+    It takes a quarter of a second the first time, and needs no vocabulary.
+    Raises: RequestError.
+    """
+    if len(grammar) > MOST_BYTES:
+        raise _unusable(f"one of {len(grammar):,} bytes, where {MOST_BYTES:,} are the most")
+    fault = _fault_of(grammar)
+    if fault:
+        raise _unusable(fault)
+
+
+@lru_cache(_TRIALS)
+def _fault_of(grammar: str) -> str:
+    """Return why a grammar cannot be used; nothing if it can."""
+    try:
+        return child.run(
+            Path(grammar_trial.__file__), json.dumps([grammar, _CONTROL]).encode(), TRIAL
+        ).decode()
+    except child.Ended as problem:
+        return f"one that takes {problem}"
+
+
 def compile_grammar(grammar: str, tables: LLTokenizer) -> Start:
     """Return what makes the constraints of answers, one for each.
 
-    Raises: RequestError when the grammar is wrong, or takes too much time or memory.
+    Raises: RequestError for a grammar that is wrong; see `require_bounded` for one that is not
+    ours.
     """
-    matcher = LLMatcher(tables, LLMatcher.grammar_from_lark(grammar), log_level=0, limits=LIMITS)
-    first = Constraint(matcher.deep_copy(), tables)
-    first.allowed()
-    return lambda: Constraint(matcher.deep_copy(), tables)
+    matcher = grammar_trial.begin(grammar, tables)
+    if matcher.is_error():
+        raise _unusable(matcher.get_error())
+    return lambda: Constraint(matcher.deep_copy(), tables.vocab_size)
 
 
 class Constraint:
     """The way of one answer through a grammar."""
 
-    def __init__(self, matcher: LLMatcher, tables: LLTokenizer) -> None:
+    def __init__(self, matcher: LLMatcher, vocab_size: int) -> None:
         self._matcher = matcher
-        self._words = allocate_token_bitmask(1, tables.vocab_size)
-        self._size = tables.vocab_size
-        self._require_going()
+        self._size = vocab_size
+        self._words = allocate_token_bitmask(1, vocab_size)
 
     def allowed(self) -> NDArray[np.bool_]:
         """Return which tokens may come next.
@@ -139,7 +188,7 @@ class Constraint:
 
 
 def _unusable(found: str) -> RequestError:
-    short = " ".join(found.split())[:300].rstrip(".")
+    short = " ".join(_LISTING.sub("", found).split())[:300].rstrip(".")
     return RequestError(
         f"[schema] needed a JSON schema that an answer can be held to, got {short}. "
         "Simplify the schema, or leave out what it names."
