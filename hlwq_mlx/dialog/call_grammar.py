@@ -15,7 +15,7 @@ from typing import Any
 from llguidance import regex_to_lark
 
 from .grammar import CALL, CALL_END
-from .lark import NO_TEXT, Rules, either, escaped, literal, without
+from .lark import NO_TEXT, Rules, either, escaped, literal, require_short, without
 from .parts import Normal
 from .schema import MAX_SCHEMAS, TYPES, listed, merged, plain_schema, refused
 from .values import MAX_DEPTH, QUOTE, is_bare_key, print_value
@@ -314,6 +314,7 @@ def _safe(regex: str) -> str:
 
 def _pattern(pattern: str) -> str:
     """Return the terminal of the texts in which a pattern of JSON Schema is found."""
+    require_short(pattern)
     before = "" if pattern.startswith("^") else "(?s:.*)"
     is_ended = pattern.endswith("$") and not pattern.endswith("\\$")
     after = "" if is_ended else "(?s:.*)"

@@ -30,7 +30,7 @@ from ..errors import RequestError
 from . import grammar_trial
 from .call_grammar import COMPACT, call_body
 from .grammar import CHANNEL, CHANNEL_END, MARKERS, THOUGHT_NAME
-from .lark import Rules, either, literal, without
+from .lark import Rules, either, literal, require_short, without
 from .messages import named_functions
 from .values import QUOTE
 
@@ -42,7 +42,7 @@ _CONTROL = (*MARKERS, QUOTE)
 _FORMATS = frozenset(("date-time", "time", "date", "duration", "email", "hostname")) | frozenset(
     ("ipv4", "ipv6", "uuid", "uri")
 )
-_VALUES = frozenset(("const", "enum", "default", "examples"))  # these hold values, not schemas
+_NOTES = frozenset(("title", "description", "$comment"))
 _LISTING = re.compile(r"\n+\s*\d+ \| .*", re.DOTALL)  # of the grammar, in messages of llguidance
 
 Start = Callable[[], "Constraint"]
@@ -91,15 +91,18 @@ def _json(schema: Mapping[str, Any]) -> str:
 
 
 def _without_notes(schema: Any) -> Any:
-    """Return a schema without the keys that llguidance refuses though they demand nothing."""
+    """Return a schema without the keys that demand nothing, of which llguidance refuses some."""
+    if isinstance(schema, str):
+        require_short(schema)
     if isinstance(schema, list):
         return [_without_notes(each) for each in schema]
     if not isinstance(schema, Mapping):
         return schema
     return {
-        key: value if key in _VALUES else _without_notes(value)
+        key: _without_notes(value)
         for key, value in schema.items()
-        if not (key == "format" and isinstance(value, str) and value not in _FORMATS)
+        if not (key in _NOTES and isinstance(value, str))
+        and not (key == "format" and isinstance(value, str) and value not in _FORMATS)
         and not (key == "uniqueItems" and value is False)
     }
 

@@ -8,7 +8,10 @@ Source: docs/syntax.md of llguidance 1.9.
 import re
 from collections.abc import Iterable
 
+from ..errors import RequestError
+
 NO_TEXT = '""'
+MOST_LETTERS = 2000  # every step of an answer spells all that is certain to come
 _UNSAFE = re.compile("[^A-Za-z0-9 _]")
 
 
@@ -37,8 +40,24 @@ def either(bodies: Iterable[str]) -> str:
     return " | ".join(dict.fromkeys(bodies))
 
 
+def require_short(text: str) -> None:
+    """Refuse a text that an answer must not be made to repeat.
+
+    Raises: RequestError.
+    """
+    if len(text) > MOST_LETTERS:
+        raise RequestError(
+            f"[schema] needed names, values and patterns of at most {MOST_LETTERS:,} letters, got "
+            f"{len(text):,}. Shorten them."
+        )
+
+
 def literal(text: str) -> str:
-    """Return the body of one text alone."""
+    """Return the body of one text alone.
+
+    Raises: RequestError as `require_short`.
+    """
+    require_short(text)
     return f"/{escaped(text)}/" if text else NO_TEXT
 
 
