@@ -49,10 +49,8 @@ _UNSAYABLE: dict[str, Any] = {
     "uniqueItems": False,
     "minProperties": 0,
 }
-_FORMS = {
-    **dict.fromkeys(("minLength", "maxLength", "minItems", "maxItems"), ("a count", int)),
-    **dict.fromkeys(("pattern", "format"), ("text", str)),
-}
+_COUNTS = frozenset(("minLength", "maxLength", "minItems", "maxItems"))
+_TEXTS = frozenset(("pattern", "format"))
 # By which keys the type of a schema without one is known.
 _IMPLIED = {
     "object": {"properties", "required", "additionalProperties"},
@@ -112,10 +110,10 @@ class _Writer:
         for key in sorted(schema.keys() & _UNSAYABLE.keys()):
             if schema[key] != _UNSAYABLE[key] or _UNSAYABLE[key] is None:
                 raise self._unsayable(f"{where}.{key}", f"a schema without {key}", key)
-        for key in sorted(schema.keys() & _FORMS.keys()):
-            needed, kind = _FORMS[key]
+        for key in sorted(schema.keys() & (_COUNTS | _TEXTS)):
+            needed, kind = ("a count", int) if key in _COUNTS else ("text", str)
             value = schema[key]
-            if type(value) is not kind or (kind is int and value < 0):
+            if type(value) is not kind or (key in _COUNTS and value < 0):
                 raise refused(f"{where}.{key}", self._tool, needed, brief(value), "correct it")
 
     def _typed(self, kind: str, schema: Normal, where: str, depth: int) -> str:
