@@ -68,3 +68,7 @@ class AnsweringTokenizer(TokenizerLike, Protocol):
     def detokenizer(self) -> DetokenizerLike:
         """A fresh detokenizer."""
         ...
+
+    def get_vocab(self) -> Mapping[str, int]:
+        """Return every token with its id."""
+        ...

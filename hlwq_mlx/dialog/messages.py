@@ -303,16 +303,31 @@ def normalize_tools(tools: Sequence[Mapping[str, Any]] | None) -> list[Normal]:
 
     Raises: RequestError that names the tool at fault.
     """
+    return [
+        {"type": "function", "function": declare(function, where)}
+        for where, function in named_functions(tools)
+    ]
+
+
+def named_functions(
+    tools: Sequence[Mapping[str, Any]] | None,
+) -> list[tuple[str, Mapping[str, Any]]]:
+    """Return the functions of tools as they were given, each with its place.
+
+    Raises: RequestError that names the tool at fault.
+    """
     if tools is None:
         return []
     if isinstance(tools, str | Mapping):
         raise RequestError(
             f"[tools] needed a list of tools, got {brief(tools)}. Put it into a list."
         )
-    return [_tool(tool, f"tools[{at}]") for at, tool in enumerate(tools)]
+    return [
+        (f"tools[{at}].function", _function(tool, f"tools[{at}]")) for at, tool in enumerate(tools)
+    ]
 
 
-def _tool(tool: Any, where: str) -> Normal:
+def _function(tool: Any, where: str) -> Mapping[str, Any]:
     function = tool.get("function", tool) if isinstance(tool, Mapping) else None
     name = function.get("name") if isinstance(function, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(name, str) or not is_name(name):
@@ -320,4 +335,4 @@ def _tool(tool: Any, where: str) -> Normal:
             f"[{where}] needed a function named in letters, digits and _-.:, got {brief(tool)}. "
             'Give one like {"type": "function", "function": {"name": "now"}}.'
         )
-    return {"type": "function", "function": declare(function, f"{where}.function")}
+    return function
