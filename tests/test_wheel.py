@@ -59,6 +59,7 @@ def test_the_wheel_answers(installed):
     assert "`hlwq --help` says" in ran.stderr
 
 
+@pytest.mark.slow  # as tests/mlxlm/test_stock.py has it without a wheel
 def test_stock_mlx_lm_loads_through_the_wheel(installed):
     assert environments.run(installed, "-m", "hlwq_mlx.register").returncode == 0
     ran = environments.run(

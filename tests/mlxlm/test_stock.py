@@ -92,6 +92,7 @@ def story_texts(count):
     return [tinyworld.make_story(rng).text for _ in range(count)]
 
 
+@pytest.mark.slow
 def test_benchmark(registered, moved):
     ran = run(
         registered,
