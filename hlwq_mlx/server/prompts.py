@@ -28,6 +28,7 @@ class Ready(NamedTuple):
 
     read: ReadPrompt
     max_tokens: int
+    may_think: bool
     in_thought: bool
     is_raw: bool
     marks: Sequence[int] = ()
@@ -51,10 +52,12 @@ class PromptMaker:
         Raises: RequestError for what cannot be rendered, read or tokenized; ContextError for what
         is too long; SourceError for media that cannot be fetched.
         """
+        may_think = in_thought = False
         if request.raw is not None:
-            read, in_thought = self._raw(request.raw), False
+            read = self._raw(request.raw)
         else:
-            rendered = self._render(request)
+            may_think = self.thinking if request.thinking is None else request.thinking
+            rendered = self._render(request, may_think)
             in_thought = grammar.opens_thought(rendered.text)
             read = read_prompt(
                 self.args,
@@ -66,7 +69,8 @@ class PromptMaker:
             )
         asked = -1 if request.max_tokens is None else request.max_tokens
         room = room_for_answer(len(read.ids), asked, self.context)
-        return Ready(read, room, in_thought, request.raw is not None, self._marks(read.ids))
+        is_raw = request.raw is not None
+        return Ready(read, room, may_think, in_thought, is_raw, self._marks(read.ids))
 
     def _raw(self, raw: str | Sequence[int]) -> ReadPrompt:
         if isinstance(raw, str):
@@ -82,12 +86,11 @@ class PromptMaker:
                 )
         return ReadPrompt(ids, ids)
 
-    def _render(self, request: ChatRequest) -> template.Rendered:
+    def _render(self, request: ChatRequest, thinking: bool) -> template.Rendered:
         messages, begun = _take_begun(request.messages)
         self._require_short(list(_letters(messages)))
         if len(messages) > self.context:
             raise ContextError(len(messages), self.context)
-        thinking = self.thinking if request.thinking is None else request.thinking
         rendered = template.render(
             self.tokenizer,
             messages,

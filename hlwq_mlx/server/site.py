@@ -16,9 +16,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from ..cli.boundary import as_error
+from ..dialog.vocabulary import Vocabulary
 from ..errors import HLWQError
 from . import errors
 from .dialects.dialect import JSON, Dialect, Meta
+from .forms import constraints_for
 from .gate import KEY
 from .limits import Limits, parse_json, read_body
 from .model_card import ModelCard
@@ -39,6 +41,7 @@ class Site:
 
     service: Service
     prompts: PromptMaker
+    vocabulary: Vocabulary
     limits: Limits
     card: Callable[[], ModelCard]
     version: str = ""
@@ -68,7 +71,8 @@ class Site:
         """
         meta = self.meta(chat)
         ready = await unless_gone(request, run_in_threadpool(self.prompts.make, chat))
-        answers = self.service.submit(chat, ready, salt=request.scope[KEY])
+        constraints = await unless_gone(request, constraints_for(chat, ready, self.vocabulary))
+        answers = self.service.submit(chat, ready, constraints, request.scope[KEY])
         if chat.is_streamed:
             return Stream(written(answers, dialect, chat, meta), dialect.stream_type, {})
         wholes = await unless_gone(request, answers.wholes())

@@ -13,6 +13,7 @@ from typing import Self
 from starlette.types import ASGIApp
 
 from .. import cli
+from ..dialog.vocabulary import Vocabulary
 from ..engine.feature_cache import FeatureCache
 from ..engine.prefix_cache import PrefixCache
 from ..engine.prefix_disk import PrefixStore, origin_of
@@ -77,7 +78,8 @@ def application(arguments: argparse.Namespace) -> Iterator[ASGIApp]:
     card = partial(_card, folder, verdict, room, engine, arguments.alias, weights)
     limits = Limits(arguments.allowed_hosts, arguments.allowed_origins, arguments.api_key)
     try:
-        yield make_app(Site(service, prompts, limits, card, version("hlwq-mlx")))
+        site = Site(service, prompts, Vocabulary(tokenizer), limits, card, version("hlwq-mlx"))
+        yield make_app(site)
     finally:
         engine.close(arguments.drain)
 
@@ -137,7 +139,7 @@ def _card(
     needed = verdict.needed
     is_loaded = engine.state is State.READY
     return ModelCard(
-        name=alias or folder.path.resolve().name,
+        name=alias or short_name(folder.path.resolve().name),
         variant=str(folder.manifest.get("variant") or "16-bit"),
         context=room.capacity.context,
         created=(folder.path / CONFIG).stat().st_mtime,
@@ -147,3 +149,9 @@ def _card(
         memory_bytes=needed.text + needed.towers if is_loaded else 0,
         digest=str(folder.manifest.get(MANIFEST_KEY, "0" * 64)),
     )
+
+
+def short_name(folder: str) -> str:
+    """Return the name of a folder; of one in our cache, without owner and digest."""
+    owner, *rest = folder.split("--")
+    return "-".join(rest[:-1]) if len(rest) > 1 else owner
