@@ -113,7 +113,7 @@ class _Writer:
         for key in sorted(schema.keys() & (_COUNTS | _TEXTS)):
             needed, kind = ("a count", int) if key in _COUNTS else ("text", str)
             value = schema[key]
-            if type(value) is not kind or (key in _COUNTS and value < 0):
+            if type(value) is not kind or (isinstance(value, int) and value < 0):
                 raise refused(f"{where}.{key}", self._tool, needed, brief(value), "correct it")
 
     def _typed(self, kind: str, schema: Normal, where: str, depth: int) -> str:

@@ -59,13 +59,20 @@ class Decoding:
 
         `prompt` may be its keys. Raises: RequestError for a bias of an id outside the vocabulary.
         """
+        self.require_known(vocab_size)
+        return Chooser(self, vocab_size, masked, prompt)
+
+    def require_known(self, vocab_size: int) -> None:
+        """Check that every biased id is a token.
+
+        Raises: RequestError.
+        """
         outside = [token for token in self.logit_bias if not 0 <= token < vocab_size]
         if outside:
             raise RequestError(
                 f"[logit_bias] needed token ids from 0 to {vocab_size - 1}, got {outside[0]}. "
                 "Use this model's tokenizer."
             )
-        return Chooser(self, vocab_size, masked, prompt)
 
 
 class Chooser:

@@ -40,12 +40,14 @@ class Service:
         sampling: Sampling,
         metrics: Metrics,
         features: FeatureCache,
+        vocab_size: int,
     ) -> None:
         self.engine = engine
         self.tokenizer = tokenizer
         self.sampling = sampling
         self.metrics = metrics
         self.features = features
+        self.vocab_size = vocab_size
 
     def submit(
         self,
@@ -85,7 +87,7 @@ class Service:
     def _decoding(
         self, request: ChatRequest, choice: int, constraint: Constraint | None
     ) -> Decoding:
-        return Decoding(
+        decoding = Decoding(
             self.sampling.override(**request.sampling),
             repetition_penalty=request.penalties.repetition,
             presence_penalty=request.penalties.presence,
@@ -94,6 +96,8 @@ class Service:
             seed=None if request.seed is None else request.seed + choice,
             constraint=constraint,
         )
+        decoding.require_known(self.vocab_size)  # before the answer's head is sent
+        return decoding
 
     def reader(self, request: ChatRequest, ready: Ready) -> Reader:
         """Return what reads an answer's tokens."""

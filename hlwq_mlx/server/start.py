@@ -65,7 +65,8 @@ def application(arguments: argparse.Namespace) -> Iterator[ASGIApp]:
         idle_s=arguments.idle_unload,
         on_unload=features.clear,
     )
-    service = Service(engine, tokenizer, sampling, Metrics(), features)
+    vocab_size = folder.args.text_config.vocab_size
+    service = Service(engine, tokenizer, sampling, Metrics(), features, vocab_size)
     prompts = PromptMaker(
         folder.args,
         tokenizer,

@@ -190,7 +190,7 @@ def test_every_name_means_the_one_model(client, name):
 
 
 def test_the_list_of_models_is_the_one_model(client):
-    name = demo.folder().name
+    name = "demo-PQ5"
     assert [model.id for model in client.models.list()] == [name, f"claude-{name}"]
 
 
