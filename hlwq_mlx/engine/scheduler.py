@@ -148,7 +148,8 @@ class Tally:
 class Scheduler:
     """Shares a worker among tasks, `nbytes` of them at once; one thread uses it.
 
-    `explain` makes an error of ours of any exception.
+    `explain` makes an error of ours of any exception. A ticket is always in one of the three
+    places, so that none is lost if an exception escapes.
     """
 
     def __init__(
@@ -182,7 +183,8 @@ class Scheduler:
                 self._end(worker, ticket)
         self._admit(worker)
         if self.reading:
-            self._prepare(worker, self.reading.popleft())
+            self.reading.rotate(-1)
+            self._prepare(worker, self.reading[-1])
         for group in list(self._groups()):
             self._decode(worker, group)
 
@@ -205,7 +207,7 @@ class Scheduler:
                 at = self.waiting.index(ticket)
                 for earlier in self.waiting[:at]:
                     earlier.overtaken += 1
-                del self.waiting[at]
+                self.reading.append(self.waiting.pop(at))
                 self._begin(worker, ticket)
             elif ticket.overtaken >= PATIENCE:
                 return
@@ -220,7 +222,6 @@ class Scheduler:
         self.tally.prompt_tokens += len(ticket.task.keys)
         self.tally.cached_tokens += cached
         self.tally.cache_hits += cached > 0
-        self.reading.append(ticket)
         self._deliver(ticket, Admitted(cached))
 
     def _prepare(self, worker: Worker[Any], ticket: Ticket) -> None:
@@ -229,7 +230,9 @@ class Scheduler:
         except Exception as problem:  # noqa: BLE001 - it ends this task alone
             self._fail(ticket, problem)
             return
-        (self.running if ticket.job.is_ready else self.reading).append(ticket)
+        if ticket.job.is_ready:
+            self.reading.remove(ticket)
+            self.running.append(ticket)
         self._tell(worker, ticket, tokens)
 
     def _groups(self) -> Iterator[list[Ticket]]:

@@ -232,7 +232,8 @@ class Engine:
     def _sleep(self) -> None:
         """Wait until there is something to do."""
         with self._changed:
-            self._changed.wait_for(self._is_called, self._due_s())
+            while not self._is_called() and (due_s := self._due_s()) != 0:
+                self._changed.wait(due_s)  # how long the model stays may change meanwhile
 
     def _is_called(self) -> bool:
         is_asked = bool(self._inbox) or self._is_wanted or not self._scheduler.is_idle
@@ -276,8 +277,9 @@ class Engine:
         begun = time.monotonic()
         try:
             self._worker = self._make_worker()
-        except Exception as problem:
-            log.exception("the model could not be loaded")
+        except Exception as problem:  # noqa: BLE001 - whoever waits is told, and it is tried again
+            if self.loads:
+                log.warning("the model could not be loaded again: %s", problem)
             self._since = time.monotonic()
             self._become(State.DOWN, as_error(problem))
             self._scheduler.fail_all(_without_model(problem))
