@@ -218,7 +218,7 @@ class PrefixStore:
         if (
             nbytes > self._limits.max_bytes
             or spent + nbytes > self._limits.daily_bytes
-            or waiting + nbytes > _PENDING_BYTES
+            or (waiting and waiting + nbytes > _PENDING_BYTES)
         ):
             return False
         job = Job(header, origin, host_arrays(node, header.has_state), nbytes)

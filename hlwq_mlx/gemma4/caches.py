@@ -125,9 +125,12 @@ class _Buffer:
 
     def fill(self, parts: Sequence[Arrays]) -> None:
         """Hold the parts, one behind the other, with room for more."""
-        self._make_room(parts[0], sum(part[0].shape[2] for part in parts))
-        for part in parts:
-            self.append(part)
+        count = sum(part[0].shape[2] for part in parts)
+        self.arrays = tuple(
+            mx.concatenate([*arrays, _zeros(arrays[0], _capacity(count) - count)], axis=2)
+            for arrays in zip(*parts, strict=True)
+        )
+        self._start, self._stop = 0, count
 
     def drop(self, first: int, count: int) -> None:
         """Drop `count` positions behind the `first` ones."""
@@ -139,13 +142,19 @@ class _Buffer:
 
     def _make_room(self, new: Arrays, length: int) -> None:
         held, count = self.held() or new, len(self)
-        capacity = -(-(count + length) // STEP) * STEP
-        self.arrays = tuple(
-            mx.zeros((*array.shape[:2], capacity, array.shape[3]), array.dtype) for array in new
-        )
+        self.arrays = tuple(_zeros(array, _capacity(count + length)) for array in new)
         for array, old in zip(self.arrays, held, strict=True):
             array[:, :, :count] = old[:, :, :count]
         self._start, self._stop = 0, count
+
+
+def _capacity(count: int) -> int:
+    """Return how many positions a buffer has for so many that are held."""
+    return -(-count // STEP) * STEP
+
+
+def _zeros(like: mx.array, count: int) -> mx.array:
+    return mx.zeros((*like.shape[:2], count, like.shape[3]), like.dtype)
 
 
 class FullCache:
