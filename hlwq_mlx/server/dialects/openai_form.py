@@ -111,5 +111,13 @@ def join_messages(pieces: Iterable[Form]) -> list[Form]:
 def _joined_answer(first: Form, second: Form) -> Form:
     both = {**first, **second}
     for key in first.keys() & second.keys() - {"role"}:
-        both[key] = first[key] + second[key]
+        both[key] = _both(first[key], second[key])
     return both
+
+
+def _both(first: Any, second: Any) -> Any:
+    """Return two texts or two lists as one, and a text beside a list as a part of it."""
+    if isinstance(first, str) == isinstance(second, str):
+        return first + second
+    listed = [[text_part(each)] if isinstance(each, str) else each for each in (first, second)]
+    return joined(listed[0] + listed[1], "")
