@@ -111,9 +111,14 @@ class _Writer:
             if schema[key] != _UNSAYABLE[key] or _UNSAYABLE[key] is None:
                 raise self._unsayable(f"{where}.{key}", f"a schema without {key}", key)
         for key in sorted(schema.keys() & (_COUNTS | _TEXTS)):
-            needed, kind = ("a count", int) if key in _COUNTS else ("text", str)
             value = schema[key]
+<<<<<<< HEAD
             if type(value) is not kind or (isinstance(value, int) and value < 0):
+=======
+            is_count = type(value) is int and value >= 0
+            if not (is_count if key in _COUNTS else isinstance(value, str)):
+                needed = "a count" if key in _COUNTS else "text"
+>>>>>>> sgrammar
                 raise refused(f"{where}.{key}", self._tool, needed, brief(value), "correct it")
 
     def _typed(self, kind: str, schema: Normal, where: str, depth: int) -> str:

@@ -13,13 +13,11 @@ from typing import Any
 from llguidance import LLTokenizer, TokenizerWrapper
 
 from ..errors import CheckpointError
-from .grammar import MARKERS
+from .guard import control_tokens
 from .interface import AnsweringTokenizer
 from .tokenizer import FILE_NAME
-from .values import QUOTE
 
 _BYTE = re.compile("<0x([0-9A-F]{2})>")
-_CONTROL = {*MARKERS, QUOTE}  # some files do not call them special
 
 
 class Vocabulary:
@@ -80,9 +78,8 @@ class _Tokens:
         self.eos_token_id = min(tokenizer.eos_token_ids)
         self.bos_token_id = tokenizer.bos_token_id
         added = tokenizer.added_tokens_decoder.items()
-        self.special_token_ids = [
-            number for number, token in added if token.special or token.content in _CONTROL
-        ]
+        control = {*control_tokens(tokenizer)}
+        self.special_token_ids = [number for number, token in added if token.content in control]
         vocabulary = tokenizer.get_vocab()
         self.tokens = [b""] * (max(vocabulary.values()) + 1)
         for token, number in vocabulary.items():

@@ -138,7 +138,6 @@ def test_masks_are_those_of_the_whole_tokenizer(load, tmp_path):
             assert np.array_equal(ours.allowed(), theirs.allowed())
             ours.accept(token)
             theirs.accept(token)
-    assert len(tables(load).decode_bytes([*range(len(load()))])) > len(load())
 
 
 def test_after_an_opened_brace_comes_no_white_space():
@@ -208,7 +207,7 @@ def test_random_calls_satisfy_their_tool():
     calls = [call for answer in answers for call in answer.calls]
     assert len(answers) > 150
     assert {call.name for call in calls} == {"maps:plot.all-2", "now"}
-    assert any("\n" in str(call.arguments.get("note")) for call in calls)
+    assert any(call.arguments.get("unit") == 'F "\n' for call in calls)
     schemas = {each["function"]["name"]: each["function"]["parameters"] for each in TOOLS}
     for answer in answers:
         assert answer.calls
@@ -287,7 +286,7 @@ def test_a_hostile_schema_costs_a_child_its_life(schema, problem):
 
 
 def test_schemas_that_multiply_are_refused_before_they_are_written():
-    branches = [{"required": [f"p{at}"]} for at in range(90)]
+    branches = [{"properties": {"t": {"const": at}}, "required": ["t"]} for at in range(90)]
     schema = {"anyOf": branches, "oneOf": branches}
     with pytest.raises(RequestError, match="too many"):
         write_grammar(Form(tools=[tool("f", {"v": {"type": "object", **schema}})], must_call=True))
