@@ -112,13 +112,9 @@ class _Writer:
                 raise self._unsayable(f"{where}.{key}", f"a schema without {key}", key)
         for key in sorted(schema.keys() & (_COUNTS | _TEXTS)):
             value = schema[key]
-<<<<<<< HEAD
-            if type(value) is not kind or (isinstance(value, int) and value < 0):
-=======
             is_count = type(value) is int and value >= 0
             if not (is_count if key in _COUNTS else isinstance(value, str)):
                 needed = "a count" if key in _COUNTS else "text"
->>>>>>> sgrammar
                 raise refused(f"{where}.{key}", self._tool, needed, brief(value), "correct it")
 
     def _typed(self, kind: str, schema: Normal, where: str, depth: int) -> str:
@@ -274,9 +270,10 @@ def _exclude(one: Normal, other: Normal) -> bool:
     """Return whether no value can satisfy both schemas, as far as types and consts tell."""
     if any("enum" in each or "const" in each for each in (one, other)):
         return _differ(one, other)
+    if not ("type" in one and "type" in other):
+        return False
     first, second = _types(one), _types(other)
-    shared = {*first} & {*second} or ({"integer", "number"} <= {*first, *second})
-    if first and second and not shared:
+    if not {*first} & {*second} and not {"integer", "number"} <= {*first, *second}:
         return True
     if first != ["object"] or second != ["object"]:
         return False
