@@ -15,6 +15,7 @@ from pathlib import Path
 from . import cli
 
 KEY_VARIABLE = "HLWQ_API_KEY"
+PATIENCE_S = 5  # for clients to read that their answers ended
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -137,9 +138,9 @@ def serve(arguments: argparse.Namespace) -> None:
     from .server import listen, start
 
     bound = listen.bind(arguments.host, arguments.port)  # first: loading takes long
-    with start.application(arguments) as app:
+    with start.application(arguments) as started:
         cli.note(f"Listening at {listen.address(bound)}, Ctrl-C ends.")
-        listen.run(app, bound, arguments.drain)
+        listen.run(started.app, bound, started.drain, arguments.drain + PATIENCE_S)
 
 
 if __name__ == "__main__":

@@ -114,6 +114,10 @@ class Store(Protocol):
         """Have the last node of a path written, and those that lead to it; return whether."""
         ...
 
+    def close(self) -> None:
+        """Write what waits."""
+        ...
+
 
 class PrefixCache:
     """A tree of prefixes, of at most `max_bytes`; 0 keeps nothing.
@@ -192,6 +196,13 @@ class PrefixCache:
                 node = path[-1]
                 if node.state is not None and not node.is_saved and _worth(node) >= _WORTH_SAVING:
                     node.is_saved = self._store.write(path, salt)
+
+    def close(self) -> None:
+        """Save, and let the store write what waits; nothing is kept after that."""
+        self.save()
+        self.forget()
+        if self._store is not None:
+            self._store.close()
 
     def forget(self) -> None:
         """Drop all that is in memory."""

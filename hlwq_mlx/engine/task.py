@@ -26,7 +26,8 @@ class Task:
     a picture, and the prepared prompt last. The answer ends with
     the first id of `stop_ids`, after `max_tokens` (-1 is no limit), or where the context is full.
     With each token come the `top_logprobs` likeliest ones. Prompts share what was read of others
-    with the same `salt` alone; `marks` are positions in the prompt up to which others may be equal.
+    with the same `salt` alone; `marks` are positions in the prompt up to which others may be equal,
+    the first of them the end of the instructions.
     Raises: RequestError for an empty prompt, or a limit that cannot be followed.
     """
 

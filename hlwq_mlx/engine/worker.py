@@ -111,6 +111,10 @@ class Worker:
         """Do what can wait until nobody does: write prefixes to disk."""
         self.prefixes.save()
 
+    def close(self) -> None:
+        """Write what waits to be written, and keep nothing more."""
+        self.prefixes.close()
+
     @property
     def kept_bytes(self) -> int:
         """Bytes of the prefixes that are kept."""
@@ -127,7 +131,8 @@ class Worker:
             logits = read_chunk(self.model, prepared, caches, chunk)
             for position in positions:
                 if chunk.start < position <= chunk.stop:
-                    self.prefixes.keep(task.keys, caches, position, task.salt)
+                    is_system = position == min(task.marks, default=0)
+                    self.prefixes.keep(task.keys, caches, position, task.salt, is_system)
             if logits is None:
                 yield
         assert logits is not None  # the last chunk is the prompt's end

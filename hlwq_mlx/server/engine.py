@@ -307,7 +307,10 @@ class Engine:
 
     def _drop(self) -> None:
         """Drop the model and all that was made with it, and give the memory back."""
-        self._worker = None
+        worker, self._worker = self._worker, None
+        if worker is not None:
+            worker.close()
+        del worker
         self._kept_bytes = 0
         gc.collect()
         mx.clear_cache()

@@ -80,13 +80,13 @@ class Limits:
         return "*" in self.origins or self._origin.fullmatch(origin) is not None
 
     def require_key(self, path: str, headers: Headers) -> str:
-        """Return the key of a request, "" if none is needed.
+        """Return the key that a request brings, if only to tell its prompts from those of others.
 
-        Raises: Refused when it is not ours; the key is never shown.
+        Raises: Refused when a key is needed and it is another; the key is never shown.
         """
-        if self.api_key is None or path in OPEN_PATHS or path.startswith(PAGE):
-            return ""
         given = key_in(headers)
+        if self.api_key is None or path in OPEN_PATHS or path.startswith(PAGE):
+            return given
         if not hmac.compare_digest(given.encode(), self.api_key.encode()):
             raise Refused(
                 401,

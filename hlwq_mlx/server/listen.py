@@ -7,7 +7,9 @@ import asyncio
 import contextlib
 import signal
 import socket
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -39,7 +41,20 @@ class PatientProtocol(H11Protocol):
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server, but a signal ends it with success; a second one ends it at once."""
+    """uvicorn's server, but a signal ends it with success; a second one ends it at once.
+
+    `on_signal` is called in a thread of its own when the first one comes.
+    """
+
+    def __init__(self, config: uvicorn.Config, on_signal: Callable[[], object]) -> None:
+        super().__init__(config)
+        self._on_signal = on_signal
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Take a signal."""
+        if not self.should_exit:
+            threading.Thread(target=self._on_signal, name="drain", daemon=True).start()
+        super().handle_exit(sig, frame)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -73,8 +88,11 @@ def bind(host: str, port: int) -> socket.socket:
     return bound
 
 
-def run(app: ASGIApp, bound: socket.socket, drain_s: float) -> None:
-    """Serve until SIGINT or SIGTERM, then finish what is under way within `drain_s` seconds."""
+def run(app: ASGIApp, bound: socket.socket, drain: Callable[[], object], patience_s: float) -> None:
+    """Serve until SIGINT or SIGTERM; then call `drain`, which ends the answers under way.
+
+    Connections that are still open after `patience_s` are closed.
+    """
     config = uvicorn.Config(
         app,
         http=PatientProtocol,
@@ -87,9 +105,9 @@ def run(app: ASGIApp, bound: socket.socket, drain_s: float) -> None:
         server_header=False,
         backlog=BACKLOG,
         timeout_keep_alive=KEEP_ALIVE_S,
-        timeout_graceful_shutdown=max(1, round(drain_s)),
+        timeout_graceful_shutdown=max(1, round(patience_s)),
     )
-    asyncio.run(Server(config).serve(sockets=[bound]))
+    asyncio.run(Server(config, drain).serve(sockets=[bound]))
 
 
 def address(bound: socket.socket) -> str:

@@ -2,13 +2,13 @@
 
 import argparse
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
 from starlette.types import ASGIApp
 
@@ -20,6 +20,7 @@ from ..engine.prefix_disk import PrefixStore, origin_of
 from ..engine.sampling import Sampling
 from ..engine.scheduler import Capacity
 from ..engine.worker import Worker
+from ..errors import SourceError
 from ..folder import loading, side_files
 from ..folder.folder import CONFIG, Folder
 from ..folder.identity import MANIFEST_KEY
@@ -43,14 +44,23 @@ PREFIX_SHARE = 3  # of the memory for conversations, a third is for those that m
 CARD_CAPABILITIES = ("completion", "tools", "thinking")
 
 
+class Started(NamedTuple):
+    """An application, and what ends its answers within the time that the arguments give."""
+
+    app: ASGIApp
+    drain: Callable[[], bool]
+
+
 @contextmanager
-def application(arguments: argparse.Namespace) -> Iterator[ASGIApp]:
+def application(arguments: argparse.Namespace) -> Iterator[Started]:
     """Load the model that the arguments name; within the block, its application answers.
 
     Raises: an HLWQError for what would keep every request from being answered.
     """
     settings = cli.settings_for(arguments, cli.CONTEXT)
     folder = cli.folder_for(arguments, settings)
+    if arguments.prompt_cache_dir is not None:
+        identity_of(folder)
     loading.require_loadable(folder)
     tokenizer = side_files.open_tokenizer(folder)
     sampling = Sampling.from_generation_config(folder.generation)
@@ -80,9 +90,9 @@ def application(arguments: argparse.Namespace) -> Iterator[ASGIApp]:
     limits = Limits(arguments.allowed_hosts, arguments.allowed_origins, arguments.api_key)
     try:
         site = Site(service, prompts, Vocabulary(tokenizer), limits, card, version("hlwq-mlx"))
-        yield make_app(site)
+        yield Started(make_app(site), partial(engine.close, arguments.drain))
     finally:
-        engine.close(arguments.drain)
+        engine.close()
 
 
 @dataclass(frozen=True)
@@ -124,11 +134,24 @@ def _load(folder: Folder, settings: Settings, room: Room, cache_dir: Path | None
     model = loading.load_folder(folder)
     store = None
     if cache_dir is not None:
-        identity = str(folder.manifest.get(MANIFEST_KEY, ""))
-        store = PrefixStore(cache_dir, origin_of(model, identity, settings.caching))
+        store = PrefixStore(cache_dir, origin_of(model, identity_of(folder), settings.caching))
     make_caches = partial(model.make_cache, settings.caching)
     prefixes = PrefixCache(make_caches, room.prefix_bytes, store)
     return Worker(model, prefixes, settings.caching, settings.prefill_step)
+
+
+def identity_of(folder: Folder) -> str:
+    """Return what tells a conversion from all others, as prefixes on disk have to be.
+
+    Raises: SourceError for a folder that was made before there were identities.
+    """
+    identity = folder.manifest.get(MANIFEST_KEY)
+    if not identity:
+        raise SourceError(
+            f"[{folder.path}] needed an identity in config.json for --prompt-cache-dir, got none. "
+            "Convert the model again, or leave the option out."
+        )
+    return str(identity)
 
 
 def _card(

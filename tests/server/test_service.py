@@ -1,0 +1,140 @@
+"""Between the engine's updates and a dialect's events: order, signs of life, what is cancelled."""
+
+import asyncio
+
+import demo
+import pytest
+
+from hlwq_mlx.engine.feature_cache import FeatureCache
+from hlwq_mlx.engine.sampling import Sampling
+from hlwq_mlx.engine.task import Admitted, Failed, Finished, Token
+from hlwq_mlx.errors import BusyError, DeviceError
+from hlwq_mlx.folder import side_files
+from hlwq_mlx.folder.folder import Folder
+from hlwq_mlx.prompt import ReadPrompt
+from hlwq_mlx.server import events, service
+from hlwq_mlx.server.metrics import Metrics
+from hlwq_mlx.server.prompts import Ready
+from hlwq_mlx.server.request import ChatRequest
+
+
+class Ticket:
+    load_s = 0.0
+    is_cancelled = False
+
+    def cancel(self):
+        self.is_cancelled = True
+
+
+class Engine:
+    """Answers each task with the updates it was given; `takes` is how many it accepts."""
+
+    def __init__(self, updates, takes=8):
+        self.updates = updates
+        self.takes = takes
+        self.tickets = []
+        self.tasks = []
+
+    def submit(self, task, deliver, keep_alive_s=None):
+        if len(self.tickets) == self.takes:
+            raise BusyError("[server] needed room, got none. Ask again.", 3)
+        self.tickets.append(Ticket())
+        self.tasks.append(task)
+        for update in self.updates:
+            deliver(update)
+        return self.tickets[-1]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return side_files.open_tokenizer(Folder.open(demo.folder()))
+
+
+def asked(tokenizer, engine, **options):
+    made = service.Service(engine, tokenizer, Sampling(), Metrics(), FeatureCache(), 1024)
+    ready = Ready(ReadPrompt([2, 5], [2, 5]), 9, False, False, False)
+    return made.submit(ChatRequest(messages=["-"], **options), ready)
+
+
+def taken(tokenizer, updates, count=100, **options):
+    """Return the first events of a request, and the engine."""
+    engine = Engine(updates)
+
+    async def read():
+        found = []
+        stream = asked(tokenizer, engine, **options).events()
+        async for each in stream:
+            found.append(each)
+            if len(found) == count:
+                await stream.aclose()
+                break
+        return found
+
+    return asyncio.run(read()), engine
+
+
+def tokens(tokenizer, text):
+    return [Token(id, -0.5) for id in tokenizer.encode(text, add_special_tokens=False)]
+
+
+def test_updates_become_events(tokenizer):
+    end = tokenizer.eos_token_id
+    updates = [Admitted(1), *tokens(tokenizer, "Hello!"), Token(end, 0.0), Finished("stop")]
+    found, engine = taken(tokenizer, updates)
+    begun, *contents, done = [event for _, event in found]
+    assert begun == events.Begun(2, 1)
+    assert "".join(content.text for content in contents) == "Hello!"
+    assert (done.reason, done.usage.cached, done.usage.prompt) == ("stop", 1, 2)
+    assert done.usage.completion == len(updates) - 2
+    assert engine.tasks[0].max_tokens == 9
+
+
+def test_a_stop_string_ends_the_engines_work_too(tokenizer):
+    updates = [Admitted(0), *tokens(tokenizer, "one two three")]
+    found, engine = taken(tokenizer, updates, stop=["two"])
+    assert found[-1][1].stop == "two"
+    assert engine.tickets[0].is_cancelled
+
+
+def test_a_client_sees_signs_of_life_from_the_first_second(tokenizer, monkeypatch):
+    assert service.FIRST_WAIT_S <= 1
+    assert service.WAIT_S <= 10  # 15 seconds of silence end some clients' patience
+    monkeypatch.setattr(service, "FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr(service, "WAIT_S", 0.01)
+    found, engine = taken(tokenizer, [], count=3)
+    assert found == [(0, events.Waiting())] * 3
+    assert engine.tickets[0].is_cancelled  # since the reader left
+
+
+def test_a_failure_is_told_and_ends(tokenizer):
+    problem = DeviceError("[memory] needed more, got none. Ask for less.")
+    found, _ = taken(tokenizer, [Admitted(0), Failed(problem)])
+    assert found[-1] == (0, events.Failed(problem, 503))
+
+
+def test_several_answers_have_numbers_and_seeds_of_their_own(tokenizer):
+    updates = [Admitted(0), *tokens(tokenizer, "Hi"), Finished("length")]
+    found, engine = taken(tokenizer, updates, count=100, seed=7)
+    assert {number for number, _ in found} == {0}
+    found, engine = taken(tokenizer, updates)
+    answers = asyncio.run(wholes(tokenizer, updates))
+    assert [answer.content for answer in answers] == ["Hi"] * 3
+    assert {answer.done.reason for answer in answers} == {"length"}
+
+
+async def wholes(tokenizer, updates):
+    engine = Engine(updates)
+    answers = await asked(tokenizer, engine, count=3, seed=7).wholes()
+    assert [task.decoding.seed for task in engine.tasks] == [7, 8, 9]
+    return answers
+
+
+def test_if_one_of_several_is_refused_the_others_are_cancelled(tokenizer):
+    engine = Engine([], takes=2)
+
+    async def ask():
+        with pytest.raises(BusyError):
+            asked(tokenizer, engine, count=3)
+
+    asyncio.run(ask())
+    assert [ticket.is_cancelled for ticket in engine.tickets] == [True, True]
