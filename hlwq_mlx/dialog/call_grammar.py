@@ -195,12 +195,13 @@ class _Writer:
 
     def _object(self, schema: Normal, where: str, depth: int) -> str:
         properties, required = schema.get("properties", {}), schema.get("required", ())
-        others = schema.get("additionalProperties", not properties)
-        others = {} if others is True else others
+        stated: Any = schema.get("additionalProperties", True)
+        stated = {} if stated is True else stated
+        others: Any = stated if "additionalProperties" in schema or not properties else False
         names = sorted({*properties, *required}, key=lambda name: (name.lower(), name))
         members = []
         for name in names:
-            member = properties.get(name, others)
+            member = properties.get(name, stated)
             if member is False:
                 raise self._unsayable(f"{where}.required", f"a property {name}", "required")
             rule = self.value(member, f"{where}.properties.{name}", depth + 1)

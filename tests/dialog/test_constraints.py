@@ -56,6 +56,13 @@ def tool(name, properties, required=(), **keys):
     return {"type": "function", "function": {"name": name, "parameters": schema}}
 
 
+VOCABULARIES = pytest.mark.parametrize(
+    "load",
+    [
+        pytest.param(demo_tokenizer, id="demo"),
+        pytest.param(real_tokenizer.load, id="gemma", marks=pytest.mark.slow),
+    ],
+)
 ENDS = {"<eos>", "<turn|>", "<|tool_response>"}
 POINT = {
     "type": "object",
@@ -78,8 +85,8 @@ TOOLS = [
             "pair": {"type": "array", "prefixItems": [{"type": "boolean"}, {"type": "integer"}]},
             "kind": {
                 "oneOf": [
-                    {"properties": {"t": {"const": "a"}}, "required": ["t"]},
-                    {"properties": {"t": {"const": "b"}, "v": {}}, "required": ["t"]},
+                    {"type": "object", "properties": {"t": {"const": "a"}}, "required": ["t"]},
+                    tool("", {"t": {"const": "b"}, "v": {}}, ["t"])["function"]["parameters"],
                     {"type": "integer"},
                 ]
             },
@@ -109,7 +116,7 @@ GOLD = [
 ]
 
 
-@pytest.mark.parametrize("load", [demo_tokenizer, real_tokenizer.load], ids=["demo", "gemma"])
+@VOCABULARIES
 @pytest.mark.parametrize("thought", ["", 'They <|"|> ask.\nWhat?'])
 def test_answers_as_templates_print_them_are_allowed(load, thought):
     # A thought may quote; print_answer would not write this one.
@@ -123,7 +130,7 @@ def test_answers_as_templates_print_them_are_allowed(load, thought):
     assert follow(form, before + '{"name": "Ada","age": 36}', load) == ENDS
 
 
-@pytest.mark.parametrize("load", [demo_tokenizer, real_tokenizer.load], ids=["demo", "gemma"])
+@VOCABULARIES
 def test_masks_are_those_of_the_whole_tokenizer(load, tmp_path):
     """A copy of tokenizer.json without merges demands `{`, `"`, `n`, ... where text is certain."""
     if load is demo_tokenizer:
@@ -241,6 +248,7 @@ def test_what_no_grammar_says_is_refused_by_its_key(schema):
     [
         ({"type": "string", "pattern": "(?<=x)y"}, "look-around"),
         ({"oneOf": [{"type": "number"}, {"type": "integer"}]}, "oneOf"),
+        ({"oneOf": [{"required": ["a"]}, {"type": "integer"}]}, "oneOf"),
         ({"type": "string", "minLength": "3"}, "minLength|a count"),
         ({"enum": ["a" * 3000]}, "2,000 letters"),
     ],
@@ -249,6 +257,12 @@ def test_what_is_wrong_is_named(schema, named):
     for form in (Form(schema=schema), Form(tools=[tool("f", {"v": schema})], must_call=True)):
         with pytest.raises(RequestError, match=named):
             begin(form)
+
+
+def test_a_required_property_need_not_be_described():
+    form = Form(tools=[tool("f", {"a": {"type": "integer"}}, ["b"])], must_call=True)
+    call = ToolCall("f", {"a": 1, "b": [True]})
+    assert follow(form, print_answer(calls=[call])) >= ENDS
 
 
 def test_notes_demand_nothing():
@@ -286,10 +300,13 @@ def test_a_hostile_schema_costs_a_child_its_life(schema, problem):
 
 
 def test_schemas_that_multiply_are_refused_before_they_are_written():
-    branches = [{"properties": {"t": {"const": at}}, "required": ["t"]} for at in range(90)]
-    schema = {"anyOf": branches, "oneOf": branches}
+    schema = {
+        "type": "object",
+        "anyOf": [{"required": [f"p{at}"]} for at in range(90)],
+        "oneOf": [{"properties": {"t": {"const": at}}, "required": ["t"]} for at in range(90)],
+    }
     with pytest.raises(RequestError, match="too many"):
-        write_grammar(Form(tools=[tool("f", {"v": {"type": "object", **schema}})], must_call=True))
+        write_grammar(Form(tools=[tool("f", {"v": schema})], must_call=True))
 
 
 def test_a_usable_grammar_passes_the_trial():
