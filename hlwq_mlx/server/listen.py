@@ -59,6 +59,9 @@ class Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Within the block, let SIGINT and SIGTERM drain the server."""
+        if threading.current_thread() is not threading.main_thread():
+            yield  # as in a test: only the main thread may listen for signals
+            return
         numbers = (signal.SIGINT, signal.SIGTERM)
         before = {number: signal.signal(number, self.handle_exit) for number in numbers}
         try:
@@ -75,9 +78,11 @@ def bind(host: str, port: int) -> socket.socket:
     """
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        bound = socket.socket(family)
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind((host, port))
+        with contextlib.ExitStack() as failing:
+            bound = failing.enter_context(socket.socket(family))
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            bound.bind((host, port))
+            failing.pop_all()
     except (OSError, OverflowError) as problem:
         reason = problem.strerror if isinstance(problem, OSError) else problem
         ollama = " Ollama may have it: end that first." if port == OLLAMA_PORT else ""
