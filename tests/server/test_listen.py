@@ -3,6 +3,7 @@
 import asyncio
 import socket
 import threading
+import time
 
 import pytest
 import uvicorn
@@ -29,6 +30,8 @@ def port():
     server = listen.Server(config, lambda: None)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[bound])))
     thread.start()
+    while not server.started:
+        time.sleep(0.01)
     yield bound.getsockname()[1]
     server.should_exit = True
     thread.join()
