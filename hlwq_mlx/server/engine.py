@@ -296,7 +296,7 @@ class Engine:
         begun = time.monotonic()
         self._scheduler.step(worker)
         if self._scheduler.is_idle:
-            worker.rest()
+            _escaping(worker.rest)  # a full disk is no reason to begin anew
             self._kept_bytes = worker.kept_bytes
         self._since = time.monotonic()
         self.busy_s += self._since - begun
@@ -322,7 +322,7 @@ def _escaping(work: Callable[[], None]) -> Exception | None:
     try:
         work()
     except Exception as problem:
-        log.exception("the engine failed")
+        log.exception("a defect in the engine")
         traceback.clear_frames(problem.__traceback__)  # they hold the model
         return problem
     return None

@@ -206,6 +206,13 @@ def test_a_fault_in_a_request_does_not_reload(make):
     assert bench.engine.numbers()["loads"] == 1
 
 
+def test_a_disk_that_is_full_does_not_reload(make):
+    bench = make()
+    bench.worker.rest = lambda: open("/dev/full/none")
+    assert [bench.ask().wait() for _ in range(3)] == [Finished("length")] * 3
+    assert bench.engine.numbers()["loads"] == 1
+
+
 def test_a_model_that_does_not_load_is_said_and_tried_again(make):
     broken = [CheckpointError("[a.weight] needed in the folder, got none. Convert again.")] * 2
     worker = Worker()
