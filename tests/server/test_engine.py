@@ -231,7 +231,8 @@ def test_only_a_fault_of_the_request_is_the_clients(make, fault, status):
 
 def test_a_disk_that_is_full_does_not_reload(make):
     bench = make()
-    bench.worker.rest = lambda: open("/dev/full/none")
+    full = OSError(28, "No space left on device")
+    bench.worker.rest = lambda: (_ for _ in ()).throw(full)
     assert [bench.ask().wait() for _ in range(3)] == [Finished("length")] * 3
     assert bench.engine.numbers()["loads"] == 1
 
