@@ -3,7 +3,9 @@
 One step admits tasks that there is room for, prepares a piece of one prompt, and decodes one token
 of every answer. So a short prompt waits for one piece of a long one at most, whatever the length.
 A task that fails ends alone: where a step of several rows raises, nothing says whose fault it was,
-so each is read again and then decodes alone until it has passed.
+so each is read again and then decodes alone until it has passed. Room is reserved for the next
+tokens of an answer, not for all it may have; where answers outgrow the memory, the youngest waits
+and is read again.
 """
 
 import logging
@@ -18,6 +20,7 @@ from .request import room_for_answer
 from .task import Admitted, Deliver, Failed, Finished, Task, Token, Update
 
 WIDTH = 8  # rows that decode at once; of more, products may sum in another order than for one
+AHEAD = 512  # tokens of an answer for which there is room before they come
 PATIENCE = 16  # tasks that may overtake one that waits for room
 
 log = logging.getLogger(__name__)
@@ -59,7 +62,7 @@ class Worker(Protocol[J]):
         ...
 
     def again(self, job: J) -> None:
-        """Go back to reading, because a step raised."""
+        """Drop what was read, because a step raised or for want of memory, and read it again."""
         ...
 
     def end(self, job: J) -> None:
@@ -91,7 +94,7 @@ class Capacity:
                 f"[max_tokens] needed a prompt and an answer within {self.nbytes:,} bytes, got "
                 f"{len(task.keys)} and {limit} tokens, which take {nbytes:,}. Ask for fewer."
             )
-        return Ticket(task, deliver, limit, nbytes)
+        return Ticket(task, deliver, limit, self.bytes_of)
 
 
 @dataclass(eq=False)
@@ -105,7 +108,7 @@ class Ticket:
     task: Task
     deliver: Deliver
     limit: int
-    nbytes: int
+    bytes_of: Callable[[int], int]
     load_s: float = 0.0
     asked: float = field(default_factory=time.monotonic)
     is_cancelled: bool = False
@@ -113,6 +116,16 @@ class Ticket:
     count: int = 0
     overtaken: int = 0
     is_alone: bool = False
+    reserved: int = field(init=False)
+    nbytes: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.reserve()
+
+    def reserve(self) -> None:
+        """Ask for room for the next tokens; few answers become as long as they may."""
+        self.reserved = min(self.limit, self.count + AHEAD)
+        self.nbytes = self.bytes_of(len(self.task.keys) + self.reserved)
 
     def cancel(self) -> None:
         """End the task within one piece of a prompt or one token."""
@@ -181,6 +194,7 @@ class Scheduler:
             if ticket.is_cancelled:
                 self.tally.cancelled += 1
                 self._end(worker, ticket)
+        self._make_room(worker)
         self._admit(worker)
         if self.reading:
             self.reading.rotate(-1)
@@ -212,7 +226,18 @@ class Scheduler:
             elif ticket.overtaken >= PATIENCE:
                 return
 
+    def _make_room(self, worker: Worker[Any]) -> None:
+        """Where answers outgrow the memory, let the youngest wait; it is read again later."""
+        begun = sorted([*self.reading, *self.running], key=lambda ticket: ticket.asked)
+        while len(begun) > 1 and sum(ticket.nbytes for ticket in begun) > self._nbytes:
+            ticket = begun.pop()
+            (self.running if ticket in self.running else self.reading).remove(ticket)
+            self.waiting.insert(0, ticket)
+            worker.again(ticket.job)
+
     def _begin(self, worker: Worker[Any], ticket: Ticket) -> None:
+        if ticket.job is not None:  # it was begun before
+            return
         try:
             ticket.job = worker.begin(ticket.task)
         except Exception as problem:  # noqa: BLE001 - it ends this task alone
@@ -271,6 +296,8 @@ class Scheduler:
         """Deliver tokens up to the end of the answer."""
         for token in tokens:
             ticket.count += 1
+            if ticket.count == ticket.reserved:
+                ticket.reserve()
             self.tally.tokens += 1
             if ticket.count == 1:
                 self.tally.first_token_s = time.monotonic() - ticket.asked

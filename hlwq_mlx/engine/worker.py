@@ -96,7 +96,7 @@ class Worker:
         ]
 
     def again(self, job: Job) -> None:
-        """Go back to reading: the caches may be half updated."""
+        """Drop the caches, which may be half updated, and go back to reading."""
         job.row = None
         job.reading = self._read_again(job)
 

@@ -76,7 +76,7 @@ class Engine:
         self._deadline: float | None = None  # of what is under way when the engine closes
         self._problem: HLWQError | None = None  # why the model could not be loaded
         # The engine's thread alone uses what follows.
-        self._scheduler = Scheduler(capacity.nbytes, as_error)
+        self._scheduler = Scheduler(capacity.nbytes, explain)
         self._worker: Worker | None = None
         self._since = time.monotonic()  # when it became idle, or could not load
         self._kept_bytes = 0
@@ -280,6 +280,7 @@ class Engine:
         except Exception as problem:  # noqa: BLE001 - whoever waits is told, and it is tried again
             if self.loads:
                 log.warning("the model could not be loaded again: %s", problem)
+            traceback.clear_frames(problem.__traceback__)  # they hold what was loaded
             self._since = time.monotonic()
             self._become(State.DOWN, as_error(problem))
             self._scheduler.fail_all(_without_model(problem))
@@ -296,7 +297,7 @@ class Engine:
         begun = time.monotonic()
         self._scheduler.step(worker)
         if self._scheduler.is_idle:
-            worker.rest()
+            _escaping(worker.rest)  # a full disk is no reason to begin anew
             self._kept_bytes = worker.kept_bytes
         self._since = time.monotonic()
         self.busy_s += self._since - begun
@@ -317,12 +318,20 @@ class Engine:
         self._on_unload()
 
 
+def explain(problem: Exception) -> HLWQError:
+    """Return an error of ours for what ended a task; a fault of this machine is no client's."""
+    explained = as_error(problem)
+    if isinstance(problem, HLWQError) or isinstance(explained, DeviceError):
+        return explained
+    return HLWQError(str(explained))
+
+
 def _escaping(work: Callable[[], None]) -> Exception | None:
     """Do a piece of work and return the exception that escapes it."""
     try:
         work()
     except Exception as problem:
-        log.exception("the engine failed")
+        log.exception("a defect in the engine")
         traceback.clear_frames(problem.__traceback__)  # they hold the model
         return problem
     return None

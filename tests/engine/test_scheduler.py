@@ -174,6 +174,23 @@ def test_memory_is_shared_by_bytes():
     assert all(told[-1] == Finished("length") for told in bench.told.values())
 
 
+def test_answers_that_may_become_long_run_together_until_they_do():
+    bench = Bench(nbytes=1500)
+    for name in "ab":
+        bench.ask(name, length=10, max_tokens=900)
+    bench.ask("c", length=10, max_tokens=900, stop_ids=(120,))
+    bench.run(400)
+    assert [ticket.task.salt for ticket in bench.scheduler.running] == ["a", "b"]
+    bench.run(150)
+    assert [ticket.task.salt for ticket in bench.scheduler.running] == ["a"]
+    assert [ticket.task.salt for ticket in bench.scheduler.waiting] == ["b"]
+    assert bench.told["c"][-1] == Finished("stop")  # there was room for it meanwhile
+    bench.run()
+    for name in "ab":
+        assert bench.ids(name) == [100 + i for i in range(1, 901)]
+        assert bench.told[name].count(Admitted(0)) == 1
+
+
 def test_what_waits_for_room_is_overtaken_so_often_and_no_more():
     bench = Bench(nbytes=100)
     bench.ask("running", length=10, max_tokens=80)

@@ -9,6 +9,7 @@ import pytest
 from oracle import TOLERANCE, fresh_model
 from oracle import model as oracle_model
 
+from hlwq_mlx.engine import scheduler
 from hlwq_mlx.engine.batch import answer_together
 from hlwq_mlx.engine.decoding import Decoding
 from hlwq_mlx.engine.prefix_cache import PrefixCache
@@ -28,8 +29,8 @@ BAD = 13  # a token whose row cannot be read
 class Bench:
     """A scheduler on a model, and what each task was told."""
 
-    def __init__(self, model, **options):
-        self.scheduler, self.worker = Scheduler(ROOM.nbytes), Worker(model, **options)
+    def __init__(self, model, nbytes=ROOM.nbytes, **options):
+        self.scheduler, self.worker = Scheduler(nbytes), Worker(model, **options)
         self.told = []
 
     def ask(self, task):
@@ -131,6 +132,15 @@ def test_a_random_model_answers_in_company_as_alone(caching):
 def test_the_demo_answers_in_company_as_alone():
     model, rng = demo.load()[0], random.Random(3)
     same_in_company(model, rng, make_tasks(model, rng, 5, 150, 12))
+
+
+def test_answers_that_waited_for_memory_are_those_that_each_has_alone(monkeypatch):
+    model, rng = oracle_model(), random.Random(5)
+    monkeypatch.setattr(scheduler, "AHEAD", 2)
+    again, sent_back = Worker.again, []
+    monkeypatch.setattr(Worker, "again", lambda *both: sent_back.append(both) or again(*both))
+    same_in_company(model, rng, make_tasks(model, rng, 8, 30, 20), nbytes=60)
+    assert len(sent_back) > 2
 
 
 def test_together_without_a_server():

@@ -8,8 +8,15 @@ import pytest
 
 from hlwq_mlx.engine.scheduler import Capacity
 from hlwq_mlx.engine.task import Admitted, Failed, Finished, Task, Token
-from hlwq_mlx.errors import BusyError, CheckpointError, ContextError, DeviceError
+from hlwq_mlx.errors import (
+    BusyError,
+    CheckpointError,
+    ContextError,
+    DeviceError,
+    RequestError,
+)
 from hlwq_mlx.server.engine import Engine, State
+from hlwq_mlx.server.errors import status_of
 
 ROOM = Capacity(1000, 10**6, lambda tokens: tokens)
 WAIT_S = 60  # for what takes milliseconds, on a machine that does other things too
@@ -203,6 +210,30 @@ def test_a_fault_in_a_request_does_not_reload(make):
     bench.worker.faults.append(RuntimeError("step"))
     assert "step" in str(bench.ask().wait().problem)
     assert bench.ask().wait() == Finished("length")
+    assert bench.engine.numbers()["loads"] == 1
+
+
+@pytest.mark.parametrize(
+    ("fault", "status"),
+    [
+        (OSError(5, "Input/output error", "rows.bin"), 500),
+        (RecursionError("too deep"), 500),
+        (KeyError("x"), 500),
+        (RuntimeError("[malloc] Unable to allocate 5 bytes."), 503),
+        (RequestError("[logit_bias] needed less, got more. Ask again."), 400),
+    ],
+)
+def test_only_a_fault_of_the_request_is_the_clients(make, fault, status):
+    bench = make()
+    bench.worker.faults.append(fault)
+    assert status_of(bench.ask().wait().problem) == status
+
+
+def test_a_disk_that_is_full_does_not_reload(make):
+    bench = make()
+    full = OSError(28, "No space left on device")
+    bench.worker.rest = lambda: (_ for _ in ()).throw(full)
+    assert [bench.ask().wait() for _ in range(3)] == [Finished("length")] * 3
     assert bench.engine.numbers()["loads"] == 1
 
 
