@@ -22,7 +22,7 @@ FLAGS = (
 ELEMENT = "element-6066-11e4-a52e-4f735466cecf"
 KEYS = {"Enter": "\ue007", "Escape": "\ue00c", "Tab": "\ue004", "Up": "\ue013", "Shift": "\ue008",
         "Control": "\ue009", "Space": " "}
-WAIT_S = 20.0
+WAIT_S = 10.0
 
 
 class BrowserError(Exception):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from browser import Browser
-from page_probes import CONTRAST, FORGET, GIVE_FILE, INJECTED, WIDER
+from page_probes import CONTRAST, GIVE_FILE, INJECTED, WIDER
 from stub_server import CALL, HOSTILE, KEY, Stub
 
 PIXEL = (
@@ -40,7 +40,8 @@ class Page:
         """Open the page as if it had never been opened."""
         self.browser.size(width, 800)
         self.browser.go(self.stub.url + "page/icon.svg")
-        self.browser.run(FORGET)
+        origin = self.stub.url.rstrip("/")
+        self.browser.devtools("Storage.clearDataForOrigin", origin=origin, storageTypes="all")
         self.open()
 
     def open(self) -> None:
@@ -291,7 +292,7 @@ def survives_reload(page: Page) -> None:
     page.browser.wait("the file", "document.querySelector('#attachments img')")
     page.answer("think")
     page.ask("forever")
-    page.browser.wait("words that were saved", "document.querySelector('.answer:last-of-type').innerText.length > 500")
+    page.browser.wait("words that were saved", "document.querySelector('.answer:last-of-type').innerText.length > 1200")
     page.open()
     page.browser.wait("the messages", "document.querySelectorAll('.message').length === 4")
     assert page.count(".user img") == 1 and "42" in page.text(".answer:nth-of-type(2)")
@@ -362,7 +363,7 @@ def says_full(page: Page) -> None:
 
 @check("by the keyboard alone: skip link, message, answer, its buttons, the list, a dialog")
 def needs_no_mouse(page: Page) -> None:
-    page.browser.run("document.activeElement.blur()")
+    page.browser.run("document.body.tabIndex = -1; document.body.focus()")
     page.browser.press("Tab")
     assert page.text(":focus") == "Skip to the message field"
     page.browser.press("Enter")

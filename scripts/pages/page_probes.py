@@ -87,19 +87,3 @@ const event = how === "paste"
 document.getElementById("field").dispatchEvent(event);
 return event.defaultPrevented;
 """
-
-FORGET = """
-localStorage.clear();
-sessionStorage.clear();
-return new Promise((resolve, reject) => {
-  const asked = indexedDB.open("hlwq", 1);
-  asked.onerror = reject;
-  asked.onsuccess = () => {
-    const stores = [...asked.result.objectStoreNames];
-    if (!stores.length) return resolve(true);
-    const transaction = asked.result.transaction(stores, "readwrite");
-    for (const name of stores) transaction.objectStore(name).clear();
-    transaction.oncomplete = () => { asked.result.close(); resolve(true); };
-  };
-});
-"""

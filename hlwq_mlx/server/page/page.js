@@ -12,7 +12,7 @@ import * as store from "./store.js";
 
 const SETTINGS = "hlwq-settings";
 const LAST = "hlwq-last";
-const SAVE_MS = 2000;
+const SAVE_MS = 1000;
 const NOTICE_MS = 8000;
 const NEAR_END_PIXELS = 80;
 const NARROW = matchMedia("(max-width: 50rem)");

@@ -30,14 +30,16 @@ async function transact(mode, work) {
   const database = await open().catch(() => {
     throw new StoreError(NONE);
   });
-  return new Promise((resolve, reject) => {
-    const transaction = database.transaction([LISTED, MESSAGES], mode);
-    const fail = (error) =>
-      reject(new StoreError(error?.name === "QuotaExceededError" ? FULL : `Not kept: ${error?.message}`));
-    transaction.onabort = () => fail(transaction.error);
-    const asked = work(transaction.objectStore(LISTED), transaction.objectStore(MESSAGES));
-    transaction.oncomplete = () => resolve(asked?.result);
-  });
+  try {
+    return await new Promise((resolve, reject) => {
+      const transaction = database.transaction([LISTED, MESSAGES], mode);
+      transaction.onabort = () => reject(transaction.error);
+      const asked = work(transaction.objectStore(LISTED), transaction.objectStore(MESSAGES));
+      transaction.oncomplete = () => resolve(asked?.result);
+    });
+  } catch (error) {
+    throw new StoreError(error?.name === "QuotaExceededError" ? FULL : `Not kept: ${error?.message}`);
+  }
 }
 
 const from = (id, place) => IDBKeyRange.bound([id, place], [id, Infinity]);
