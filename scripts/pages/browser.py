@@ -20,8 +20,15 @@ FLAGS = (
     *("--hide-scrollbars", "--force-color-profile=srgb"),
 )
 ELEMENT = "element-6066-11e4-a52e-4f735466cecf"
-KEYS = {"Enter": "\ue007", "Escape": "\ue00c", "Tab": "\ue004", "Up": "\ue013", "Shift": "\ue008",
-        "Control": "\ue009", "Space": " "}
+KEYS = {
+    "Enter": "\ue007",
+    "Escape": "\ue00c",
+    "Tab": "\ue004",
+    "Up": "\ue013",
+    "Shift": "\ue008",
+    "Control": "\ue009",
+    "Space": " ",
+}
 WAIT_S = 10.0
 
 
@@ -33,15 +40,24 @@ class Browser:
     """One session of one browser."""
 
     def __init__(self, url: str, profile: str) -> None:
-        options = {"args": [*FLAGS, f"--user-data-dir={profile}"], "binary": shutil.which("chromium")}
-        wanted = {"browserName": "chrome", "goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}
+        options = {
+            "args": [*FLAGS, f"--user-data-dir={profile}"],
+            "binary": shutil.which("chromium"),
+        }
+        wanted = {
+            "browserName": "chrome",
+            "goog:chromeOptions": options,
+            "goog:loggingPrefs": {"browser": "ALL"},
+        }
         self.root = url
         started = self._call("POST", "/session", {"capabilities": {"alwaysMatch": wanted}})
         self.root = f"{url}/session/{started['sessionId']}"
 
     def _call(self, method: str, path: str, body: Any = None) -> Any:
         data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self.root + path, data, {"Content-Type": "application/json"}, method=method)
+        request = urllib.request.Request(
+            self.root + path, data, {"Content-Type": "application/json"}, method=method
+        )
         try:
             with urllib.request.urlopen(request, timeout=120) as answer:
                 return json.load(answer)["value"]
@@ -66,11 +82,20 @@ class Browser:
 
     def size(self, width: int, height: int) -> None:
         """Give the page a size, in CSS pixels."""
-        self.devtools("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=2, mobile=False)
+        self.devtools(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=2,
+            mobile=False,
+        )
 
     def prefer(self, **features: str) -> None:
         """Choose what media queries see, as color_scheme="dark"."""
-        chosen = [{"name": f"prefers-{name.replace('_', '-')}", "value": value} for name, value in features.items()]
+        chosen = [
+            {"name": f"prefers-{name.replace('_', '-')}", "value": value}
+            for name, value in features.items()
+        ]
         self.devtools("Emulation.setEmulatedMedia", features=chosen)
 
     def click(self, selector: str) -> None:
@@ -90,11 +115,15 @@ class Browser:
     def press(self, *names: str) -> None:
         """Press keys together, as press("Shift", "Enter")."""
         keys = [KEYS.get(name, name) for name in names]
-        self._press([*(("keyDown", key) for key in keys), *(("keyUp", key) for key in reversed(keys))])
+        self._press(
+            [*(("keyDown", key) for key in keys), *(("keyUp", key) for key in reversed(keys))]
+        )
 
     def _press(self, strokes: list[tuple[str, str]]) -> None:
         actions = [{"type": kind, "value": key} for kind, key in strokes]
-        self._call("POST", "/actions", {"actions": [{"type": "key", "id": "keys", "actions": actions}]})
+        self._call(
+            "POST", "/actions", {"actions": [{"type": "key", "id": "keys", "actions": actions}]}
+        )
 
     def wait(self, what: str, condition: str | Callable[[], Any]) -> Any:
         """Wait until an expression of the page, or a function here, is true; return its value."""
@@ -120,7 +149,10 @@ def browsing() -> Iterator[Browser]:
     """Start ChromeDriver and a browser with an empty profile; end both."""
     driver = shutil.which("chromedriver")
     if not driver or not shutil.which("chromium"):
-        raise SystemExit("error: needed chromium and chromedriver. Install Debian's chromium and chromium-driver.")
+        raise SystemExit(
+            "error: needed chromium and chromedriver. "
+            "Install Debian's chromium and chromium-driver."
+        )
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -88,7 +88,9 @@ def take_pictures(page: Page, folder: Path) -> None:
             shoot("settings")
             page.browser.press("Escape")
             page.ask("forever")
-            page.browser.wait("words", "document.querySelector('.answer:last-of-type').innerText.length > 200")
+            page.browser.wait(
+                "words", "document.querySelector('.answer:last-of-type').innerText.length > 200"
+            )
             shoot("streaming")
             page.browser.press("Escape")
             page.browser.wait("the end", IDLE)

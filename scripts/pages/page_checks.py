@@ -12,10 +12,21 @@ from page_probes import CONTRAST, GIVE_FILE, INJECTED, WIDER
 from stub_server import CALL, HOSTILE, KEY, Stub
 
 PIXEL = (
-    "iVBORw0KGgoAAAANSUhEUgAAAAoAAAAKCAYAAACNMs+9AAAAFUlEQVR42mNk+M9Qz0AEYBxVSF+FABJADveWkH6oAAAAAElFTkSuQmCC"
+    "iVBORw0KGgoAAAANSUhEUgAAAAoAAAAKCAYAAACNMs+9AAAAFUlEQVR42mNk"
+    "+M9Qz0AEYBxVSF+FABJADveWkH6oAAAAAElFTkSuQmCC"
 )
 IDLE = "document.querySelector('#stop').hidden"
-NAMED_ROLES = {"button", "textbox", "link", "spinbutton", "dialog", "region", "list", "img", "checkbox"}
+NAMED_ROLES = {
+    "button",
+    "textbox",
+    "link",
+    "spinbutton",
+    "dialog",
+    "region",
+    "list",
+    "img",
+    "checkbox",
+}
 CHECKS: list[tuple[str, Callable[["Page"], None]]] = []
 
 
@@ -59,13 +70,17 @@ class Page:
         """Ask, wait for the whole answer and return its text."""
         count = self.count(".answer")
         self.ask(text)
-        self.browser.wait("an answer", lambda: self.count(".answer") > count or self.count(".answer.last"))
+        self.browser.wait(
+            "an answer", lambda: self.count(".answer") > count or self.count(".answer.last")
+        )
         self.browser.wait("the end of an answer", IDLE)
         return self.text(".answer:last-of-type")
 
     def text(self, selector: str) -> str:
         """Return what is to be read in the last element that fits."""
-        return self.browser.run("return [...document.querySelectorAll(arguments[0])].at(-1)?.innerText ?? ''", selector)
+        return self.browser.run(
+            "return [...document.querySelectorAll(arguments[0])].at(-1)?.innerText ?? ''", selector
+        )
 
     def count(self, selector: str) -> int:
         """Return how many elements fit."""
@@ -87,8 +102,13 @@ class Page:
 @check("streaming shows text before the end")
 def streams(page: Page) -> None:
     page.ask("forever")
-    seen = page.browser.wait("the first words", "document.querySelector('.answer .markdown:not(.thought *)').innerText.length")
-    page.browser.wait("more words", f"document.querySelector('.answer').innerText.length > {seen + 50}")
+    seen = page.browser.wait(
+        "the first words",
+        "document.querySelector('.answer .markdown:not(.thought *)').innerText.length",
+    )
+    page.browser.wait(
+        "more words", f"document.querySelector('.answer').innerText.length > {seen + 50}"
+    )
     assert not page.browser.run(f"return {IDLE}")
     assert page.browser.run("return document.querySelector('#finished').textContent") == ""
     page.browser.press("Escape")
@@ -142,12 +162,27 @@ def writes_lines(page: Page) -> None:
 @check("markdown: headings, lists, table, code with copy, quote, links")
 def shows_markdown(page: Page) -> None:
     page.answer("markdown")
-    wanted = ("h4", "ol > li > ul > li", "th.align-end", "td.align-center", "pre code", "blockquote p", "strong", "em",
-              "figure.code button", "a[href^='https:'][rel~='noopener'][target='_blank']", "li > ul code")
+    wanted = (
+        "h4",
+        "ol > li > ul > li",
+        "th.align-end",
+        "td.align-center",
+        "pre code",
+        "blockquote p",
+        "strong",
+        "em",
+        "figure.code button",
+        "a[href^='https:'][rel~='noopener'][target='_blank']",
+        "li > ul code",
+    )
     assert not [selector for selector in wanted if not page.count(f".markdown {selector}")]
-    page.browser.devtools("Browser.grantPermissions", permissions=["clipboardReadWrite", "clipboardSanitizedWrite"])
+    page.browser.devtools(
+        "Browser.grantPermissions", permissions=["clipboardReadWrite", "clipboardSanitizedWrite"]
+    )
     page.browser.click("figure.code button")
-    page.browser.wait("the notice", "document.querySelector('#notice').innerText.includes('Copied')")
+    page.browser.wait(
+        "the notice", "document.querySelector('#notice').innerText.includes('Copied')"
+    )
     copied = page.browser.run("return navigator.clipboard.readText()")
     assert copied.startswith("def scattered") and copied.endswith("narrow screen")
 
@@ -167,7 +202,10 @@ def calls_tools(page: Page) -> None:
     assert CALL["name"] in shown and '"days": 3' in shown
     page.ask("not yet")
     assert "results" in page.text("#notice") and len(page.stub.bodies) == 1
-    page.browser.run("document.querySelector('#field').value = ''; document.querySelector('form.results textarea').focus()")
+    page.browser.run(
+        "document.querySelector('#field').value = '';"
+        "document.querySelector('form.results textarea').focus()"
+    )
     page.browser.type("rain")
     page.browser.press("Tab")
     page.browser.press("Enter")
@@ -175,7 +213,12 @@ def calls_tools(page: Page) -> None:
     page.browser.wait("the end", IDLE)
     call, result = page.stub.bodies[1]["messages"][-2:]
     assert call["tool_calls"] == [{"id": "call_1", "type": "function", "function": CALL}]
-    assert result == {"role": "tool", "content": "rain", "tool_call_id": "call_1", "name": CALL["name"]}
+    assert result == {
+        "role": "tool",
+        "content": "rain",
+        "tool_call_id": "call_1",
+        "name": CALL["name"],
+    }
 
 
 @check("numbers: tokens, tokens/s, prompt, cached; model, variant, memory, context")
@@ -205,7 +248,11 @@ def sends_settings(page: Page) -> None:
     page.answer("hello again")
     for body in page.stub.bodies:
         assert body["messages"][0] == {"role": "system", "content": "Be brief."}
-        assert (body["reasoning_effort"], body["temperature"], len(body["tools"])) == ("medium", 0.5, 1)
+        assert (body["reasoning_effort"], body["temperature"], len(body["tools"])) == (
+            "medium",
+            0.5,
+            1,
+        )
 
 
 @check("hostile text stays text: answer, code, table, error, model, title")
@@ -213,7 +260,9 @@ def escapes(page: Page) -> None:
     for asked in ("xss", "```", "busy", "broken"):
         page.answer(asked)
     page.answer(HOSTILE.replace("\t", " "))
-    assert "<script>window.pwned = 1</script>" in page.text(".answer") and HOSTILE[:30] in page.text("#model")
+    assert "<script>window.pwned = 1</script>" in page.text(".answer") and HOSTILE[
+        :30
+    ] in page.text("#model")
     assert HOSTILE[:30] in page.text("#notice") or HOSTILE[:30] in page.text("#messages")
     _rename(page, HOSTILE[:60])
     assert HOSTILE[:30] in page.text("#title") and HOSTILE[:30] in page.text("#list")
@@ -225,19 +274,29 @@ def escapes(page: Page) -> None:
 def escapes_imports(page: Page) -> None:
     call = {"id": "c", "type": "function", "function": {"name": HOSTILE, "arguments": HOSTILE}}
     part = {"type": "image_url", "image_url": {"url": "javascript:window.pwned=1"}, "name": HOSTILE}
-    page.load({"title": HOSTILE, "messages": [
-        {"role": "system", "content": HOSTILE},
-        {"role": "user", "content": [part, {"type": "text", "text": HOSTILE}]},
-        {"role": "assistant", "content": HOSTILE, "reasoning_content": HOSTILE, "tool_calls": [call]},
-        {"role": "tool", "name": HOSTILE, "tool_call_id": "c", "content": HOSTILE},
-    ]})
+    page.load(
+        {
+            "title": HOSTILE,
+            "messages": [
+                {"role": "system", "content": HOSTILE},
+                {"role": "user", "content": [part, {"type": "text", "text": HOSTILE}]},
+                {
+                    "role": "assistant",
+                    "content": HOSTILE,
+                    "reasoning_content": HOSTILE,
+                    "tool_calls": [call],
+                },
+                {"role": "tool", "name": HOSTILE, "tool_call_id": "c", "content": HOSTILE},
+            ],
+        }
+    )
     page.browser.run("document.querySelectorAll('details').forEach((fold) => fold.open = true)")
     page.browser.run(GIVE_FILE, "drop", f"{HOSTILE}.png", "image/png", PIXEL)
     page.browser.wait("the file", "document.querySelector('#attachments img')")
     page.browser.run(GIVE_FILE, "drop", f"{HOSTILE}.exe", "", PIXEL)
     page.browser.wait("the notice", "document.querySelector('#notice').innerText.includes('.exe')")
-    assert page.text(".result pre") == HOSTILE.replace("\t", "\t")
-    assert [node for node in page.browser.run(INJECTED) if not node.startswith('<img alt="&lt;script')] == []
+    assert page.text(".result pre") == HOSTILE
+    assert page.browser.run(INJECTED) == []
 
 
 @check("pictures picked, pasted and dropped, sounds and videos are sent; others are refused")
@@ -253,16 +312,26 @@ def takes_media(page: Page) -> None:
     page.give("drop", "moving.mp4", "video/mp4")
     page.browser.wait("five files", "document.querySelectorAll('#attachments li').length === 5")
     page.give("drop", "notes.txt", "text/plain")
-    page.browser.wait("the notice", "document.querySelector('#notice').innerText.includes('notes.txt')")
+    page.browser.wait(
+        "the notice", "document.querySelector('#notice').innerText.includes('notes.txt')"
+    )
     page.browser.click("#attachments li:nth-child(2) button")
     page.answer("what is this?")
     parts = page.stub.bodies[0]["messages"][0]["content"]
-    assert [part["type"] for part in parts] == ["image_url", "image_url", "input_audio", "video_url", "text"]
+    assert [part["type"] for part in parts] == [
+        "image_url",
+        "image_url",
+        "input_audio",
+        "video_url",
+        "text",
+    ]
     assert not any("name" in part for part in parts)
     assert parts[0]["image_url"]["url"] == f"data:image/png;base64,{PIXEL}"
     assert parts[2]["input_audio"] == {"data": PIXEL, "format": "wav"}
     assert parts[3]["video_url"]["url"].startswith("data:video/mp4;base64,")
-    assert page.count(".user img") == 2 and page.count(".user audio") == page.count(".user video") == 1
+    assert (
+        page.count(".user img") == 2 and page.count(".user audio") == page.count(".user video") == 1
+    )
 
 
 @check("errors are said, and the question can be asked again")
@@ -273,7 +342,11 @@ def says_errors(page: Page) -> None:
     assert "It broke." in page.answer("broken")
     assert "ended before the answer did" in page.answer("dropped")
     assert page.count(".answer.last .again") == 1
-    assert [message["role"] for message in page.stub.bodies[-1]["messages"]] == ["user", "assistant", "user"]
+    assert [message["role"] for message in page.stub.bodies[-1]["messages"]] == [
+        "user",
+        "assistant",
+        "user",
+    ]
 
 
 @check("a server that asks for a key gets it, once the user gave it")
@@ -282,7 +355,9 @@ def asks_for_key(page: Page) -> None:
     page.browser.wait("the dialog", "document.querySelector('#key[open]')")
     page.browser.type(KEY)
     page.browser.press("Enter")
-    page.browser.wait("the answer", "document.querySelector('.answer .markdown:not(.thought *) code')")
+    page.browser.wait(
+        "the answer", "document.querySelector('.answer .markdown:not(.thought *) code')"
+    )
     assert page.count(".answer") == 1 and page.count(".error:not(:empty)") == 0
 
 
@@ -292,7 +367,10 @@ def survives_reload(page: Page) -> None:
     page.browser.wait("the file", "document.querySelector('#attachments img')")
     page.answer("think")
     page.ask("forever")
-    page.browser.wait("words that were saved", "document.querySelector('.answer:last-of-type').innerText.length > 1200")
+    page.browser.wait(
+        "words that were saved",
+        "document.querySelector('.answer:last-of-type').innerText.length > 1200",
+    )
     page.open()
     page.browser.wait("the messages", "document.querySelectorAll('.message').length === 4")
     assert page.count(".user img") == 1 and "42" in page.text(".answer:nth-of-type(2)")
@@ -321,7 +399,10 @@ def runs_beside(page: Page) -> None:
     page.browser.wait("words", "document.querySelector('.answer').innerText.includes('word')")
     page.browser.press("Control", "Shift", "o")
     assert '"two"' in page.answer("two")
-    page.browser.run("[...document.querySelectorAll('#list .title')].find((each) => each.innerText === 'forever').click()")
+    page.browser.run(
+        "[...document.querySelectorAll('#list .title')]"
+        ".find((each) => each.innerText === 'forever').click()"
+    )
     page.browser.wait("the first", "document.querySelector('#title').textContent === 'forever'")
     assert not page.browser.run(f"return {IDLE}") and "word" in page.text(".answer")
     page.browser.click("#list li.current button:last-of-type")
@@ -344,7 +425,9 @@ def exports(page: Page) -> None:
         page.browser.wait("the messages", "document.querySelectorAll('.message').length === 2")
         path.write_text('{"messages": [{"role": "wizard"}]}')
         page.browser.put_files("#import-file", [path])
-        page.browser.wait("the notice", "document.querySelector('#notice').innerText.includes('wizard')")
+        page.browser.wait(
+            "the notice", "document.querySelector('#notice').innerText.includes('wizard')"
+        )
     assert exported["messages"][1]["tool_calls"][0]["function"] == CALL
     assert page.count("#list li") == 2 and CALL["name"] in page.text(".answer")
 
@@ -355,7 +438,9 @@ def says_full(page: Page) -> None:
     page.browser.devtools("Storage.overrideQuotaForOrigin", origin=origin, quotaSize=1)
     try:
         page.answer("hello")
-        page.browser.wait("the notice", "document.querySelector('#notice').innerText.includes('storage is full')")
+        page.browser.wait(
+            "the notice", "document.querySelector('#notice').innerText.includes('storage is full')"
+        )
     finally:
         page.browser.devtools("Storage.overrideQuotaForOrigin", origin=origin)
     assert "I got" in page.text(".answer")
@@ -371,8 +456,21 @@ def needs_no_mouse(page: Page) -> None:
     page.answer("hello")
     assert page.browser.run("return document.activeElement.id") == "field"
     order = _tab_through(page)
-    wanted = ["New conversation", "hello", "Rename hello", "Delete hello", "Import", "Export", "List of conversations",
-              "Keyboard shortcuts", "Settings", "Edit this message", "Copy this answer", "Answer again", "Message"]
+    wanted = [
+        "New conversation",
+        "hello",
+        "Rename hello",
+        "Delete hello",
+        "Import",
+        "Export",
+        "List of conversations",
+        "Keyboard shortcuts",
+        "Settings",
+        "Edit this message",
+        "Copy this answer",
+        "Answer again",
+        "Message",
+    ]
     assert [name for name in order if name in wanted] == wanted, order
     page.browser.press("Control", "/")
     assert page.count("#shortcuts[open]") == 1
@@ -385,7 +483,9 @@ def _tab_through(page: Page) -> list[str]:
     names = []
     for _ in range(40):
         page.browser.press("Tab")
-        name = page.browser.run("const n = document.activeElement; return n.ariaLabel || n.innerText || n.tagName")
+        name = page.browser.run(
+            "const n = document.activeElement; return n.ariaLabel || n.innerText || n.tagName"
+        )
         outline = page.browser.run("return getComputedStyle(document.activeElement).outlineStyle")
         assert outline != "none" or name == "Message", f"the focus on {name} is not seen"
         names.append(name.strip())
@@ -410,17 +510,22 @@ def is_labelled(page: Page) -> None:
 def _require_names(page: Page) -> None:
     nodes = page.browser.devtools("Accessibility.getFullAXTree")["nodes"]
     bare = [
-        node for node in nodes
-        if not node.get("ignored") and node["role"].get("value") in NAMED_ROLES
-        and not node.get("name", {}).get("value") and node["role"]["value"] not in ("list", "region")
+        node
+        for node in nodes
+        if not node.get("ignored")
+        and node["role"].get("value") in NAMED_ROLES
+        and not node.get("name", {}).get("value")
+        and node["role"]["value"] not in ("list", "region")
     ]
     assert not bare, [node["role"]["value"] for node in bare]
 
 
 @check("finished answers are read aloud once, tokens are not")
 def is_quiet(page: Page) -> None:
-    page.browser.run("window.said = []; new MutationObserver(() => said.push(finished.textContent))"
-                     ".observe(finished, {childList: true})")
+    page.browser.run(
+        "window.said = []; new MutationObserver(() => said.push(finished.textContent))"
+        ".observe(finished, {childList: true})"
+    )
     page.answer("hello")
     page.browser.wait("the end", "window.said.length")
     assert page.browser.run("return said.length") == 1
@@ -438,7 +543,9 @@ def is_narrow(page: Page) -> None:
         page.answer(asked)
         bad += page.browser.run(WIDER)
     page.browser.click("#menu")
-    page.browser.wait("the list", "document.querySelector('#sidebar').getBoundingClientRect().left === 0")
+    page.browser.wait(
+        "the list", "document.querySelector('#sidebar').getBoundingClientRect().left === 0"
+    )
     bad += page.browser.run(WIDER)
     page.browser.press("Escape")
     for dialog in ("settings", "shortcuts", "key"):

@@ -2,6 +2,7 @@
 // Messages are OpenAI's; an answer also has `stats`, `stopped` or `error`, and a part its `name`.
 
 const LONGEST_TITLE = 60;
+const LEAST_SECONDS = 0.05; // a rate over less says nothing
 const ROLES = new Set(["user", "assistant", "tool"]);
 const SYSTEM = new Set(["system", "developer"]);
 
@@ -68,7 +69,7 @@ export function statsOf(usage, { sent, first, last }) {
   const seconds = (last - first) / 1000;
   return {
     tokens,
-    rate: tokens > 1 && seconds > 0 ? (tokens - 1) / seconds : null,
+    rate: tokens > 1 && seconds > LEAST_SECONDS ? (tokens - 1) / seconds : null,
     wait: (first - sent) / 1000,
     prompt: usage.prompt_tokens,
     cached: usage.prompt_tokens_details?.cached_tokens ?? 0,

@@ -22,15 +22,18 @@ function still(node) {
 function viewUser(message, { edit }) {
   const text = textOf(message.content);
   const media = mediaOf(message.content);
-  const row = element("div", { class: "actions" }, iconButton("edit", "Edit this message", edit, { class: "edit" }));
   return still(
     element(
       "article",
       { class: "message user" },
       element("h2", { class: "unseen" }, "You"),
       media.length > 0 && element("div", { class: "media" }, ...media.map(showPart)),
-      text && element("p", { class: "bubble" }, text),
-      row,
+      element(
+        "div",
+        { class: "said" },
+        iconButton("edit", "Edit this message", edit, { class: "edit" }),
+        text && element("p", { class: "bubble" }, text),
+      ),
     ),
   );
 }

@@ -75,12 +75,14 @@ async function meetServer() {
     server = await describe();
   } catch (error) {
     if (error.status === 401 && (await learnKey())) return meetServer();
-    find("model").textContent = error.message;
+    find("model").replaceChildren(element("span", {}, error.message));
     return;
   }
   const gigabytes = server.memory_bytes && `${(server.memory_bytes / 1e9).toFixed(1)} GB`;
   const context = server.context_length && `${Math.round(server.context_length / 1024)}k context`;
-  find("model").textContent = [server.model, server.variant, gigabytes, context].filter(Boolean).join(" · ");
+  const facts = [server.variant, gigabytes, context].filter(Boolean).map((fact) => ` · ${fact}`);
+  const name = element("span", { title: server.model }, server.model);
+  find("model").replaceChildren(name, element("span", {}, ...facts));
 }
 
 async function learnKey() {
