@@ -13,8 +13,10 @@ import threading
 import traceback
 from pathlib import Path
 
+import access_checks  # noqa: F401 - adds its checks
+import talk_checks  # noqa: F401 - adds its checks
 from browser import Browser, BrowserError, browsing
-from page_checks import CHECKS, IDLE, Page
+from page import CHECKS, IDLE, Page
 from stub_server import HOSTILE, Stub
 
 POLICY_WORDS = ("Content Security Policy", "Uncaught")

@@ -53,7 +53,9 @@ function remember(key, value) {
 
 function say(text, action) {
   clearTimeout(noticeTimer);
-  const button = action && element("button", { type: "button", class: "quiet text", click: action.work }, action.label);
+  const button =
+    action &&
+    element("button", { type: "button", class: "quiet text", click: action.work }, action.label);
   find("notice").replaceChildren(element("p", {}, text), ...(button ? [button] : []));
   noticeTimer = setTimeout(() => find("notice").replaceChildren(), NOTICE_MS);
 }
@@ -114,7 +116,8 @@ function showState() {
   document.title = `${talk.titleOf(current)} – hlwq`;
   const userPlace = talk.lastUser(current);
   views.forEach(({ node }, place) => {
-    const isLast = place === (current.messages[place].role === "user" ? userPlace : views.length - 1);
+    const isLast =
+      place === (current.messages[place].role === "user" ? userPlace : views.length - 1);
     node.classList.toggle("last", isLast && !isRunning);
   });
   showCallForm(isRunning);
@@ -123,7 +126,8 @@ function showState() {
 function showCallForm(isRunning) {
   document.querySelector("form.results")?.remove();
   const calls = isRunning ? [] : talk.openCalls(current);
-  if (calls.length) find("messages").append(viewCallForm(calls, (results) => sendResults(calls, results)));
+  if (calls.length)
+    find("messages").append(viewCallForm(calls, (results) => sendResults(calls, results)));
 }
 
 function isNearEnd() {
@@ -139,7 +143,8 @@ function scrollToEnd() {
 
 async function send(text, media) {
   if (running.has(current.id)) return say("An answer is being written. Esc stops it.");
-  if (talk.openCalls(current).length && editing < 0) return say("First give the results of the calls, or answer again.");
+  if (talk.openCalls(current).length && editing < 0)
+    return say("First give the results of the calls, or answer again.");
   const place = editing < 0 ? current.messages.length : editing;
   current.messages.length = place;
   current.messages.push(talk.userMessage(text, media));
@@ -177,7 +182,12 @@ async function answer(conversation, place) {
   await showConversations();
   const last = conversation.messages.length - 1;
   const saver = setInterval(() => keep(conversation, last), SAVE_MS);
-  const status = await stream(message, body, controller.signal, growing(conversation, message)).finally(() => {
+  const status = await stream(
+    message,
+    body,
+    controller.signal,
+    growing(conversation, message),
+  ).finally(() => {
     clearInterval(saver);
     running.delete(conversation.id);
   });
@@ -207,7 +217,8 @@ async function finish(conversation, message) {
     views.at(-1).update();
     showState();
     if (wasNearEnd) scrollToEnd();
-    find("finished").textContent = message.error ?? `Answer: ${message.content || "a call of a tool"}`;
+    find("finished").textContent =
+      message.error ?? `Answer: ${message.content || "a call of a tool"}`;
   }
   await keep(conversation, conversation.messages.length - 1);
   if (!message.error) await meetServer(); // the memory has changed
@@ -269,7 +280,8 @@ function startNew() {
 }
 
 async function rename({ id }, title) {
-  const renamed = id === current.id ? current : (running.get(id)?.conversation ?? (await store.load(id)));
+  const renamed =
+    id === current.id ? current : (running.get(id)?.conversation ?? (await store.load(id)));
   renamed.title = title;
   await keep(renamed, renamed.messages.length);
   showState();
@@ -295,7 +307,10 @@ async function remove({ id }) {
 function exportCurrent() {
   if (!current.messages.length) return say("There is nothing to export yet.");
   const url = URL.createObjectURL(new Blob([talk.toJson(current)], { type: "application/json" }));
-  const name = talk.titleOf(current).replace(/[^\p{L}\p{N}]+/gu, "-").replace(/^-|-$/g, "");
+  const name = talk
+    .titleOf(current)
+    .replace(/[^\p{L}\p{N}]+/gu, "-")
+    .replace(/^-|-$/g, "");
   element("a", { href: url, download: `${name || "conversation"}.json` }).click();
   setTimeout(() => URL.revokeObjectURL(url), NOTICE_MS);
 }
@@ -317,7 +332,11 @@ async function importFile({ target }) {
 // ---- settings, sidebar, keys
 
 async function changeSettings() {
-  const changed = await askSettings({ system: current.system, temperature: settings.temperature, tools: current.tools });
+  const changed = await askSettings({
+    system: current.system,
+    temperature: settings.temperature,
+    tools: current.tools,
+  });
   composer.field.focus();
   if (!changed) return;
   Object.assign(settings, { system: changed.system, temperature: changed.temperature });
@@ -371,15 +390,27 @@ function escape() {
   else if (NARROW.matches && document.body.classList.contains("with-sidebar")) toggleSidebar();
 }
 
-const composer = new Composer({ send, empty: editLast, say, capabilities: () => server.capabilities });
+const composer = new Composer({
+  send,
+  empty: editLast,
+  say,
+  capabilities: () => server.capabilities,
+});
 
 async function begin() {
   prepareDialogs();
   find("think").setAttribute("aria-pressed", String(settings.think));
   const clicks = {
-    new: startNew, stop, think: toggleThink, menu: toggleSidebar, shade: toggleSidebar, "cancel-edit": leaveEditing,
-    "open-settings": changeSettings, "open-shortcuts": showShortcuts,
-    export: exportCurrent, import: () => find("import-file").click(),
+    new: startNew,
+    stop,
+    think: toggleThink,
+    menu: toggleSidebar,
+    shade: toggleSidebar,
+    "cancel-edit": leaveEditing,
+    "open-settings": changeSettings,
+    "open-shortcuts": showShortcuts,
+    export: exportCurrent,
+    import: () => find("import-file").click(),
   };
   for (const [id, work] of Object.entries(clicks)) on(id, "click", () => work());
   on("import-file", "change", importFile);
