@@ -137,7 +137,7 @@ def shows_numbers(page: Page) -> None:
     page.answer("hello")
     stats, model = page.text(".stats"), page.text("#model")
     assert "tokens/s" in stats and "prompt 1,204, 1,180 cached" in stats and "first after" in stats
-    assert "PQ5 · 5.7 GB · 128k context" in model
+    assert "PQ5 · 5.7 GB · 128k" in model
 
 
 @check("thinking, temperature, system prompt and tools are sent, and kept")
@@ -178,7 +178,7 @@ def escapes(page: Page) -> None:
     _rename(page, HOSTILE[:60])
     assert HOSTILE[:30] in page.text("#title") and HOSTILE[:30] in page.text("#list")
     page.browser.run("document.querySelectorAll('.markdown a').forEach((link) => link.click())")
-    assert page.browser.run(INJECTED) == []
+    assert not (injected := page.browser.run(INJECTED)), injected
 
 
 @check("hostile text stays text: imported thought, call, tool result, file name, part")
@@ -207,7 +207,7 @@ def escapes_imports(page: Page) -> None:
     page.browser.run(GIVE_FILE, "drop", f"{HOSTILE}.exe", "", PIXEL)
     page.browser.wait("the notice", "document.querySelector('#notice').innerText.includes('.exe')")
     assert page.text(".result pre") == HOSTILE
-    assert page.browser.run(INJECTED) == []
+    assert not (injected := page.browser.run(INJECTED)), injected
 
 
 @check("pictures picked, pasted and dropped, sounds and videos are sent; others are refused")

@@ -81,7 +81,7 @@ async function meetServer() {
     return;
   }
   const gigabytes = server.memory_bytes && `${(server.memory_bytes / 1e9).toFixed(1)} GB`;
-  const context = server.context_length && `${Math.round(server.context_length / 1024)}k context`;
+  const context = server.context_length && `${Math.round(server.context_length / 1024)}k`;
   const facts = [server.variant, gigabytes, context].filter(Boolean).map((fact) => ` · ${fact}`);
   const name = element("span", { title: server.model }, server.model);
   find("model").replaceChildren(name, element("span", {}, ...facts));
