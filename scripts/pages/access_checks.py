@@ -1,12 +1,13 @@
 """Checks of who can use the page: keyboard, readers of screens, narrow windows, contrast."""
 
-from page import Page, check
+from page import Page, Table
 from page_probes import CONTRAST, WIDER
 
 NAMED_ROLES = {"button", "textbox", "link", "spinbutton", "dialog", "image", "Audio", "Video"}
+CHECKS = Table()
 
 
-@check("by the keyboard alone: skip link, message, answer, its buttons, the list, a dialog")
+@CHECKS.add("by the keyboard alone: skip link, message, answer, its buttons, the list, a dialog")
 def needs_no_mouse(page: Page) -> None:
     page.browser.run("document.body.tabIndex = -1; document.body.focus()")
     page.browser.press("Tab")
@@ -54,7 +55,7 @@ def _tab_through(page: Page) -> list[str]:
     return names
 
 
-@check("every control has a name for readers of screens; one main, one h1")
+@CHECKS.add("every control has a name for readers of screens; one main, one h1")
 def is_labelled(page: Page) -> None:
     page.give("drop", "heard.wav", "audio/wav")
     for asked in ("markdown", "think", "tool"):
@@ -77,7 +78,7 @@ def _require_names(page: Page) -> None:
     assert not NAMED_ROLES.intersection(roles), roles
 
 
-@check("finished answers are read aloud once, tokens are not")
+@CHECKS.add("finished answers are read aloud once, tokens are not")
 def is_quiet(page: Page) -> None:
     page.browser.run(
         "window.said = []; new MutationObserver(() => said.push(finished.textContent))"
@@ -90,7 +91,7 @@ def is_quiet(page: Page) -> None:
     assert page.count(".answer[aria-busy=false]") == 1
 
 
-@check("360 px: nothing sticks out, with markdown, files, calls, list and dialogs")
+@CHECKS.add("360 px: nothing sticks out, with markdown, files, calls, list and dialogs")
 def is_narrow(page: Page) -> None:
     page.fresh(360)
     page.give("drop", "a-very-long-name-of-a-file-that-does-not-end.wav", "audio/wav")
@@ -112,7 +113,7 @@ def is_narrow(page: Page) -> None:
     assert bad == [], bad
 
 
-@check("light and dark: contrast of text 4.5 : 1, of edges and icons 3 : 1")
+@CHECKS.add("light and dark: contrast of text 4.5 : 1, of edges and icons 3 : 1")
 def has_contrast(page: Page) -> None:
     grounds = set()
     for scheme in ("light", "dark"):
@@ -134,7 +135,7 @@ def has_contrast(page: Page) -> None:
     assert len(grounds) == 2
 
 
-@check("who wants less motion gets none")
+@CHECKS.add("who wants less motion gets none")
 def is_still(page: Page) -> None:
     page.browser.prefer(reduced_motion="reduce")
     page.ask("forever")

@@ -153,13 +153,11 @@ def browsing() -> Iterator[Browser]:
             "error: needed chromium and chromedriver. "
             "Install Debian's chromium and chromium-driver."
         )
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         process = subprocess.Popen([driver, f"--port={port}"], stdout=subprocess.DEVNULL)
         try:
-            _wait_for_port(port)
+            wait_for_port(port)
             browser = Browser(f"http://127.0.0.1:{port}", profile)
             try:
                 yield browser
@@ -170,10 +168,19 @@ def browsing() -> Iterator[Browser]:
             process.wait()
 
 
-def _wait_for_port(port: int) -> None:
-    end = time.monotonic() + WAIT_S
+def free_port() -> int:
+    """Return a port of loopback that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
+
+
+def wait_for_port(port: int, most_s: float = WAIT_S) -> None:
+    """Wait until somebody listens on a port of loopback."""
+    end = time.monotonic() + most_s
     while time.monotonic() < end:
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
             return
         time.sleep(0.05)
-    raise BrowserError(f"chromedriver did not listen within {WAIT_S:.0f} s")
+    raise BrowserError(f"nothing listened on port {port} within {most_s:.0f} s")

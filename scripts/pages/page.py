@@ -8,45 +8,50 @@ from typing import Any
 
 from browser import Browser
 from page_probes import GIVE_FILE
-from stub_server import Stub
 
 PIXEL = (
     "iVBORw0KGgoAAAANSUhEUgAAAAoAAAAKCAYAAACNMs+9AAAAFUlEQVR42mNk"
     "+M9Qz0AEYBxVSF+FABJADveWkH6oAAAAAElFTkSuQmCC"
 )
+MODEL = "document.querySelector('#model').textContent"
 IDLE = "document.querySelector('#stop').hidden"
-CHECKS: list[tuple[str, Callable[["Page"], None]]] = []
+Check = Callable[["Page"], None]
 
 
-def check(what: str) -> Callable[[Callable[["Page"], None]], Callable[["Page"], None]]:
-    """Add a check to the table under what it shows."""
+class Table(list[tuple[str, Check]]):
+    """Checks, each with what it shows."""
 
-    def add(function: Callable[["Page"], None]) -> Callable[["Page"], None]:
-        CHECKS.append((what, function))
-        return function
+    def add(self, what: str) -> Callable[[Check], Check]:
+        """Return the decorator that adds a check."""
 
-    return add
+        def append(check: Check) -> Check:
+            self.append((what, check))
+            return check
+
+        return append
 
 
 class Page:
-    """The page in a browser, and the stub that serves it."""
+    """The page in a browser, and what serves it: a stub, or the real server."""
 
-    def __init__(self, browser: Browser, stub: Stub) -> None:
+    def __init__(self, browser: Browser, server: Any) -> None:
         self.browser = browser
-        self.stub = stub
+        self.server = server
 
     def fresh(self, width: int = 1280) -> None:
         """Open the page as if it had never been opened."""
         self.browser.size(width, 800)
-        self.browser.go(self.stub.url + "page/icon.svg")
-        origin = self.stub.url.rstrip("/")
+        self.browser.go(self.server.url + "page/icon.svg")
+        origin = self.server.url.rstrip("/")
         self.browser.devtools("Storage.clearDataForOrigin", origin=origin, storageTypes="all")
         self.open()
 
     def open(self) -> None:
         """Open the page."""
-        self.browser.go(self.stub.url)
-        self.browser.wait("the model's name", "document.querySelector('#model').textContent")
+        self.browser.go(self.server.url)
+        self.browser.wait(
+            "the model or a question", f"{MODEL} || document.querySelector('#key[open]')"
+        )
 
     def ask(self, text: str) -> None:
         """Type a message and send it by the keyboard."""

@@ -13,18 +13,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-PAGE = Path(__file__).parents[2] / "hlwq_mlx" / "server" / "page"
+from hlwq_mlx.server.app import PAGE, PAGE_HEADERS
+
 TYPES = {
     ".html": "text/html",
     ".css": "text/css",
     ".js": "text/javascript",
     ".svg": "image/svg+xml",
 }
-POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
-    "media-src 'self' data: blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
-    "frame-ancestors 'none'"
-)
 KEY = "sesame"
 HOSTILE = (
     "<script>window.pwned = 1</script><img src=x onerror='window.pwned = 1'>"
@@ -145,7 +141,7 @@ class Handler(BaseHTTPRequestHandler):
         if not path.is_file():
             self.send_json({"error": {"message": f"no {path.name}"}}, 404)
             return
-        self.send_body(path.read_bytes(), TYPES[path.suffix], {"Content-Security-Policy": POLICY})
+        self.send_body(path.read_bytes(), TYPES[path.suffix], PAGE_HEADERS)
 
     def send_json(self, value: Chunk, status: int = 200, **headers: str) -> None:
         """Send an object."""

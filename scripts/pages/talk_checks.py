@@ -5,12 +5,14 @@ import json
 import tempfile
 from pathlib import Path
 
-from page import IDLE, PIXEL, Page, check
+from page import IDLE, PIXEL, Page, Table
 from page_probes import GIVE_FILE, INJECTED
 from stub_server import CALL, HOSTILE, KEY
 
+CHECKS = Table()
 
-@check("streaming shows text before the end")
+
+@CHECKS.add("streaming shows text before the end")
 def streams(page: Page) -> None:
     page.ask("forever")
     seen = page.browser.wait(
@@ -25,30 +27,30 @@ def streams(page: Page) -> None:
     page.browser.press("Escape")
 
 
-@check("Esc stops, the server hears of it, what came is kept")
+@CHECKS.add("Esc stops, the server hears of it, what came is kept")
 def stops(page: Page) -> None:
-    page.stub.is_left.clear()
+    page.server.is_left.clear()
     page.ask("forever")
     page.browser.wait("words", "document.querySelector('.answer').innerText.includes('word')")
     page.browser.press("Escape")
     page.browser.wait("the end", IDLE)
     assert "Stopped." in page.text(".answer") and "word" in page.text(".answer")
-    assert page.stub.is_left.wait(10)
+    assert page.server.is_left.wait(10)
 
 
-@check("a new answer takes the place of the last, by button and by key")
+@CHECKS.add("a new answer takes the place of the last, by button and by key")
 def answers_again(page: Page) -> None:
     page.answer("first")
     page.browser.click(".answer.last .again")
     page.browser.wait("the end", IDLE)
     page.browser.press("Control", "Shift", "Enter")
-    page.browser.wait("the third request", lambda: len(page.stub.bodies) == 3)
+    page.browser.wait("the third request", lambda: len(page.server.bodies) == 3)
     page.browser.wait("the end", IDLE)
     assert page.count(".answer") == page.count(".user") == 1
-    assert all(body["messages"] == page.stub.bodies[0]["messages"] for body in page.stub.bodies)
+    assert all(body["messages"] == page.server.bodies[0]["messages"] for body in page.server.bodies)
 
 
-@check("the last message is edited: up arrow, Enter; Esc leaves it")
+@CHECKS.add("the last message is edited: up arrow, Enter; Esc leaves it")
 def edits(page: Page) -> None:
     page.answer("one")
     page.answer("two")
@@ -61,16 +63,16 @@ def edits(page: Page) -> None:
     assert page.count(".user") == 2
 
 
-@check("Shift+Enter is a new line, an empty field sends nothing")
+@CHECKS.add("Shift+Enter is a new line, an empty field sends nothing")
 def writes_lines(page: Page) -> None:
     page.ask("")
     page.browser.type("a")
     page.browser.press("Shift", "Enter")
     page.answer("b")
-    assert [body["messages"][-1]["content"] for body in page.stub.bodies] == ["a\nb"]
+    assert [body["messages"][-1]["content"] for body in page.server.bodies] == ["a\nb"]
 
 
-@check("markdown: headings, lists, table, code with copy, quote, links")
+@CHECKS.add("markdown: headings, lists, table, code with copy, quote, links")
 def shows_markdown(page: Page) -> None:
     page.answer("markdown")
     wanted = (
@@ -98,7 +100,7 @@ def shows_markdown(page: Page) -> None:
     assert copied.startswith("def scattered") and copied.endswith("narrow screen")
 
 
-@check("a thought is folded and can be opened by the keyboard")
+@CHECKS.add("a thought is folded and can be opened by the keyboard")
 def folds_thoughts(page: Page) -> None:
     assert "42" in page.answer("think")
     assert page.count("details.thought:not([open])") == 1 and page.count(".thought li") == 6
@@ -107,12 +109,12 @@ def folds_thoughts(page: Page) -> None:
     assert page.count("details.thought[open]") == 1
 
 
-@check("a call is shown with name and arguments; its result is asked for and sent")
+@CHECKS.add("a call is shown with name and arguments; its result is asked for and sent")
 def calls_tools(page: Page) -> None:
     shown = page.answer("tool")
     assert CALL["name"] in shown and '"days": 3' in shown
     page.ask("not yet")
-    assert "results" in page.text("#notice") and len(page.stub.bodies) == 1
+    assert "results" in page.text("#notice") and len(page.server.bodies) == 1
     page.browser.run(
         "document.querySelector('#field').value = '';"
         "document.querySelector('form.results textarea').focus()"
@@ -120,9 +122,9 @@ def calls_tools(page: Page) -> None:
     page.browser.type("rain")
     page.browser.press("Tab")
     page.browser.press("Enter")
-    page.browser.wait("the second request", lambda: len(page.stub.bodies) == 2)
+    page.browser.wait("the second request", lambda: len(page.server.bodies) == 2)
     page.browser.wait("the end", IDLE)
-    call, result = page.stub.bodies[1]["messages"][-2:]
+    call, result = page.server.bodies[1]["messages"][-2:]
     assert call["tool_calls"] == [{"id": "call_1", "type": "function", "function": CALL}]
     assert result == {
         "role": "tool",
@@ -132,7 +134,7 @@ def calls_tools(page: Page) -> None:
     }
 
 
-@check("numbers: tokens, tokens/s, prompt, cached; model, variant, memory, context")
+@CHECKS.add("numbers: tokens, tokens/s, prompt, cached; model, variant, memory, context")
 def shows_numbers(page: Page) -> None:
     page.answer("hello")
     stats, model = page.text(".stats"), page.text("#model")
@@ -140,7 +142,7 @@ def shows_numbers(page: Page) -> None:
     assert "PQ5 · 5.7 GB · 128k" in model
 
 
-@check("thinking, temperature, system prompt and tools are sent, and kept")
+@CHECKS.add("thinking, temperature, system prompt and tools are sent, and kept")
 def sends_settings(page: Page) -> None:
     page.browser.click("#think")
     page.browser.click("#open-settings")
@@ -157,7 +159,7 @@ def sends_settings(page: Page) -> None:
     page.answer("hello")
     page.open()
     page.answer("hello again")
-    for body in page.stub.bodies:
+    for body in page.server.bodies:
         assert body["messages"][0] == {"role": "system", "content": "Be brief."}
         assert (body["reasoning_effort"], body["temperature"], len(body["tools"])) == (
             "medium",
@@ -166,7 +168,7 @@ def sends_settings(page: Page) -> None:
         )
 
 
-@check("hostile text stays text: answer, code, table, error, model, title")
+@CHECKS.add("hostile text stays text: answer, code, table, error, model, title")
 def escapes(page: Page) -> None:
     for asked in ("xss", "```", "busy", "broken"):
         page.answer(asked)
@@ -181,7 +183,7 @@ def escapes(page: Page) -> None:
     assert not (injected := page.browser.run(INJECTED)), injected
 
 
-@check("hostile text stays text: imported thought, call, tool result, file name, part")
+@CHECKS.add("hostile text stays text: imported thought, call, tool result, file name, part")
 def escapes_imports(page: Page) -> None:
     call = {"id": "c", "type": "function", "function": {"name": HOSTILE, "arguments": HOSTILE}}
     part = {"type": "image_url", "image_url": {"url": "javascript:window.pwned=1"}, "name": HOSTILE}
@@ -210,7 +212,7 @@ def escapes_imports(page: Page) -> None:
     assert not (injected := page.browser.run(INJECTED)), injected
 
 
-@check("pictures picked, pasted and dropped, sounds and videos are sent; others are refused")
+@CHECKS.add("pictures picked, pasted and dropped, sounds and videos are sent; others are refused")
 def takes_media(page: Page) -> None:
     with tempfile.TemporaryDirectory() as folder:
         picked = Path(folder) / "picked.png"
@@ -228,7 +230,7 @@ def takes_media(page: Page) -> None:
     )
     page.browser.click("#attachments li:nth-child(2) button")
     page.answer("what is this?")
-    parts = page.stub.bodies[0]["messages"][0]["content"]
+    parts = page.server.bodies[0]["messages"][0]["content"]
     assert [part["type"] for part in parts] == [
         "image_url",
         "image_url",
@@ -245,7 +247,7 @@ def takes_media(page: Page) -> None:
     )
 
 
-@check("errors are said, and the question can be asked again")
+@CHECKS.add("errors are said, and the question can be asked again")
 def says_errors(page: Page) -> None:
     assert "Busy." in page.answer("busy") and "Try again in 7 s." in page.text(".answer")
     page.browser.press("Up")
@@ -253,14 +255,14 @@ def says_errors(page: Page) -> None:
     assert "It broke." in page.answer("broken")
     assert "ended before the answer did" in page.answer("dropped")
     assert page.count(".answer.last .again") == 1
-    assert [message["role"] for message in page.stub.bodies[-1]["messages"]] == [
+    assert [message["role"] for message in page.server.bodies[-1]["messages"]] == [
         "user",
         "assistant",
         "user",
     ]
 
 
-@check("a server that asks for a key gets it, once the user gave it")
+@CHECKS.add("a server that asks for a key gets it, once the user gave it")
 def asks_for_key(page: Page) -> None:
     page.ask("locked")
     page.browser.wait("the dialog", "document.querySelector('#key[open]')")
@@ -272,7 +274,7 @@ def asks_for_key(page: Page) -> None:
     assert page.count(".answer") == 1 and page.count(".error:not(:empty)") == 0
 
 
-@check("a reload keeps the conversation; one in the middle of an answer keeps what came")
+@CHECKS.add("a reload keeps the conversation; one in the middle of an answer keeps what came")
 def survives_reload(page: Page) -> None:
     page.give("drop", "kept.png", "image/png")
     page.browser.wait("the file", "document.querySelector('#attachments img')")
@@ -288,7 +290,7 @@ def survives_reload(page: Page) -> None:
     assert "word" in page.text(".answer:last-of-type") and page.count("#list li") == 1
 
 
-@check("conversations: new, opened, renamed, deleted, brought back")
+@CHECKS.add("conversations: new, opened, renamed, deleted, brought back")
 def keeps_many(page: Page) -> None:
     page.answer("one")
     page.browser.press("Control", "Shift", "o")
@@ -304,7 +306,7 @@ def keeps_many(page: Page) -> None:
     assert page.text("#title") == "uno" and '"text": "one"' in page.text(".answer")
 
 
-@check("answers of two conversations are written at once, and a deleted one stays away")
+@CHECKS.add("answers of two conversations are written at once, and a deleted one stays away")
 def runs_beside(page: Page) -> None:
     page.ask("forever")
     page.browser.wait("words", "document.querySelector('.answer').innerText.includes('word')")
@@ -322,7 +324,7 @@ def runs_beside(page: Page) -> None:
     page.browser.wait("the list", "document.querySelectorAll('#list li').length === 1")
 
 
-@check("an exported conversation is imported as it was; a wrong file is refused")
+@CHECKS.add("an exported conversation is imported as it was; a wrong file is refused")
 def exports(page: Page) -> None:
     page.answer("tool")
     with tempfile.TemporaryDirectory() as folder:
@@ -343,9 +345,9 @@ def exports(page: Page) -> None:
     assert page.count("#list li") == 2 and CALL["name"] in page.text(".answer")
 
 
-@check("a full storage is said, and the page goes on")
+@CHECKS.add("a full storage is said, and the page goes on")
 def says_full(page: Page) -> None:
-    origin = page.stub.url.rstrip("/")
+    origin = page.server.url.rstrip("/")
     page.browser.devtools("Storage.overrideQuotaForOrigin", origin=origin, quotaSize=1)
     try:
         page.answer("hello")

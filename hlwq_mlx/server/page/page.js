@@ -80,11 +80,15 @@ async function meetServer() {
     find("model").replaceChildren(element("span", {}, error.message));
     return;
   }
-  const gigabytes = server.memory_bytes && `${(server.memory_bytes / 1e9).toFixed(1)} GB`;
+  const memory = server.memory_bytes && sizeOf(server.memory_bytes);
   const context = server.context_length && `${Math.round(server.context_length / 1024)}k`;
-  const facts = [server.variant, gigabytes, context].filter(Boolean).map((fact) => ` · ${fact}`);
+  const facts = [server.variant, memory, context].filter(Boolean).map((fact) => ` · ${fact}`);
   const name = element("span", { title: server.model }, server.model);
   find("model").replaceChildren(name, element("span", {}, ...facts));
+}
+
+function sizeOf(bytes) {
+  return bytes < 1e9 ? `${Math.round(bytes / 1e6)} MB` : `${(bytes / 1e9).toFixed(1)} GB`;
 }
 
 async function learnKey() {
