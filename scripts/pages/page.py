@@ -14,6 +14,7 @@ PIXEL = (
     "+M9Qz0AEYBxVSF+FABJADveWkH6oAAAAAElFTkSuQmCC"
 )
 MODEL = "document.querySelector('#model').textContent"
+KEY_DIALOG = "document.querySelector('#key[open]')"
 IDLE = "document.querySelector('#stop').hidden"
 Check = Callable[["Page"], None]
 
@@ -44,6 +45,7 @@ class Page:
         self.browser.go(self.server.url + "page/icon.svg")
         origin = self.server.url.rstrip("/")
         self.browser.devtools("Storage.clearDataForOrigin", origin=origin, storageTypes="all")
+        self.browser.run("sessionStorage.clear()")
         self.open()
 
     def open(self) -> None:
