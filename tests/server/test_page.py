@@ -75,6 +75,36 @@ def test_every_icon_and_element_that_is_named_exists():
     assert set(re.findall(r'\b(?:for|aria-controls|aria-labelledby)="([\w-]+)"', INDEX)) <= set(ids)
 
 
+def luminance(color: str) -> float:
+    """Return the relative luminance of #rrggbb. Source: WCAG 2.2."""
+    parts = [int(color[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    linear = [
+        part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts
+    ]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(one: str, other: str) -> float:
+    """Return the contrast ratio of two colours."""
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+GROUNDS = ("ground", "panel", "raised", "tint")
+TEXTS = ("text", "muted", "accent", "error")
+
+
+@pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
+def test_colours_can_be_read(scheme):
+    block = re.findall(r":root \{(.*?)\}", FILES["page.css"], re.DOTALL)[scheme]
+    color = dict(re.findall(r"--([\w-]+): (#\w{6});", block))
+    pairs = {(text, ground): 4.5 for text in TEXTS for ground in GROUNDS}
+    pairs[("on-accent", "accent")] = 4.5
+    pairs[("edge", "ground")] = pairs[("edge", "raised")] = 3.0
+    ratios = {pair: contrast(color[pair[0]], color[pair[1]]) for pair in pairs}
+    assert {pair: ratio for pair, ratio in ratios.items() if ratio < pairs[pair]} == {}
+
+
 @pytest.fixture(scope="module")
 def node(tmp_path_factory):
     """Return what runs an expression with modules of the page and reads its value."""

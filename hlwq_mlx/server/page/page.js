@@ -12,6 +12,7 @@ import * as store from "./store.js";
 
 const SETTINGS = "hlwq-settings";
 const LAST = "hlwq-last";
+const RETRY_MS = 5000;
 const SAVE_MS = 1000;
 const NOTICE_MS = 8000;
 const NEAR_END_PIXELS = 80;
@@ -57,7 +58,8 @@ function say(text, action) {
     action &&
     element("button", { type: "button", class: "quiet text", click: action.work }, action.label);
   find("notice").replaceChildren(element("p", {}, text), ...(button ? [button] : []));
-  noticeTimer = setTimeout(() => find("notice").replaceChildren(), NOTICE_MS);
+  // What can be undone stays until the next notice.
+  if (!action) noticeTimer = setTimeout(() => find("notice").replaceChildren(), NOTICE_MS);
 }
 
 async function keep(conversation, place) {
@@ -78,6 +80,7 @@ async function meetServer() {
   } catch (error) {
     if (error.status === 401 && (await learnKey())) return meetServer();
     find("model").replaceChildren(element("span", {}, error.message));
+    if (error.status !== 401) setTimeout(meetServer, RETRY_MS);
     return;
   }
   const memory = server.memory_bytes && sizeOf(server.memory_bytes);
