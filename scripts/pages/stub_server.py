@@ -183,7 +183,7 @@ class Handler(BaseHTTPRequestHandler):
             self.server.is_left.set()
 
     def send_events(self, asked: str, body: Chunk, pause_s: float) -> None:
-        """Send the events of an answer; two requests end them too early."""
+        """Send the events of an answer; three requests spoil them."""
         self.wfile.write(b": keep-alive\n\n")
         self.event(delta({"role": "assistant", "content": ""}))
         count = 0
@@ -193,6 +193,8 @@ class Handler(BaseHTTPRequestHandler):
                 return
             if asked == "dropped" and count == 3:
                 return
+            if asked == "nonsense" and count == 3:
+                self.event(None)
             self.event(chunk)
             time.sleep(pause_s)
         usage = {
@@ -215,7 +217,7 @@ class Handler(BaseHTTPRequestHandler):
             )
         return said(ANSWERS.get(asked, seen(body)))
 
-    def event(self, value: Chunk) -> None:
+    def event(self, value: Chunk | None) -> None:
         """Send one event."""
         self.wfile.write(f"data: {json.dumps(value)}\n\n".encode())
         self.wfile.flush()

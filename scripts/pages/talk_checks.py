@@ -253,13 +253,19 @@ def says_errors(page: Page) -> None:
     page.browser.press("Up")
     page.browser.run("document.querySelector('#field').select()")
     assert "It broke." in page.answer("broken")
+    assert "did not understand" in page.answer("nonsense")
     assert "ended before the answer did" in page.answer("dropped")
     assert page.count(".answer.last .again") == 1
-    assert [message["role"] for message in page.server.bodies[-1]["messages"]] == [
-        "user",
-        "assistant",
-        "user",
-    ]
+    roles = [message["role"] for message in page.server.bodies[-1]["messages"]]
+    assert roles == ["user", "assistant", "user", "assistant", "user"]
+
+
+@CHECKS.add("a server that is gone is said, and the question stays")
+def says_gone(page: Page) -> None:
+    page.server.shutdown()
+    page.server.server_close()
+    assert "does not answer" in page.answer("hello")
+    assert page.text(".user .bubble") == "hello" and page.count("#list li") == 1
 
 
 @CHECKS.add("a server that asks for a key gets it, once the user gave it")

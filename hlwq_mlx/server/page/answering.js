@@ -24,7 +24,8 @@ export async function stream(answer, body, signal, grew) {
     return 200;
   } catch (error) {
     if (signal.aborted) answer.stopped = STOPPED;
-    else answer.error = error instanceof ApiError ? error.message : `${UNEXPECTED} ${error.message}`;
+    else
+      answer.error = error instanceof ApiError ? error.message : `${UNEXPECTED} ${error.message}`;
     return error.status ?? 200;
   } finally {
     if (finish === null) delete answer.tool_calls; // half a call is none
