@@ -1,6 +1,6 @@
 """A server on loopback that has the page and answers as the last message asks; no model.
 
-It knows the words of `ANSWERS`, and "wait", "image" and others of `Handler.chat`; whatever else it
+It knows the words of `ANSWERS`, and "busy", "wait", "tool", "think" and others; whatever else it
 gets, it says what it got. `python scripts/pages/stub_server.py` serves it to be looked at.
 """
 
@@ -34,6 +34,7 @@ ANSWERS = {
     "markdown": MARKDOWN,
     "xss": HOSTILE,
     "```": f"```<img src=x>\n{HOSTILE}\n```\n\n| {HOSTILE} |\n|--|\n| {HOSTILE} |",
+    "wide": f"| {'-'.join(['wide'] * 20)} | b |\n|--|--|\n| a | b |",
     "forever": "word " * 4000,
 }
 Chunk = dict[str, Any]
@@ -186,6 +187,7 @@ class Handler(BaseHTTPRequestHandler):
         """Send the events of an answer; three requests spoil them."""
         self.wfile.write(b": keep-alive\n\n")
         self.event(delta({"role": "assistant", "content": ""}))
+        time.sleep(2 if asked == "wait" else 0)
         count = 0
         for count, chunk in enumerate(self.chunks(asked, body), 1):
             if asked == "broken" and count == 3:
