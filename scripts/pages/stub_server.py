@@ -34,7 +34,7 @@ ANSWERS = {
     "markdown": MARKDOWN,
     "xss": HOSTILE,
     "```": f"```<img src=x>\n{HOSTILE}\n```\n\n| {HOSTILE} |\n|--|\n| {HOSTILE} |",
-    "wide": f"| {'-'.join(['wide'] * 20)} | b |\n|--|--|\n| a | b |",
+    "wide": f"| {'wide' * 20} | b |\n|--|--|\n| a | b |",
     "forever": "word " * 4000,
 }
 Chunk = dict[str, Any]
