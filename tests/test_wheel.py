@@ -43,6 +43,8 @@ def test_the_wheel_is_complete(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     shipped = {f"hlwq_mlx/demo/{name}" for name in demo.SHIPPED}
     assert shipped <= names
+    page = ROOT / "hlwq_mlx" / "server" / "page"
+    assert {f"hlwq_mlx/server/page/{path.name}" for path in page.iterdir()} <= names
     assert {"hlwq_mlx/py.typed", "hlwq_mlx/metal/qmv.metal"} <= names
     assert any(name.endswith("licenses/NOTICE") for name in names)
     assert not any(name.startswith(("tests/", "scripts/")) for name in names)

@@ -20,9 +20,16 @@ FLAGS = (
     *("--hide-scrollbars", "--force-color-profile=srgb"),
 )
 ELEMENT = "element-6066-11e4-a52e-4f735466cecf"
-KEYS = {"Enter": "\ue007", "Escape": "\ue00c", "Tab": "\ue004", "Up": "\ue013", "Shift": "\ue008",
-        "Control": "\ue009", "Space": " "}
-WAIT_S = 20.0
+KEYS = {
+    "Enter": "\ue007",
+    "Escape": "\ue00c",
+    "Tab": "\ue004",
+    "Up": "\ue013",
+    "Shift": "\ue008",
+    "Control": "\ue009",
+    "Space": " ",
+}
+WAIT_S = 10.0
 
 
 class BrowserError(Exception):
@@ -33,15 +40,24 @@ class Browser:
     """One session of one browser."""
 
     def __init__(self, url: str, profile: str) -> None:
-        options = {"args": [*FLAGS, f"--user-data-dir={profile}"], "binary": shutil.which("chromium")}
-        wanted = {"browserName": "chrome", "goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}
+        options = {
+            "args": [*FLAGS, f"--user-data-dir={profile}"],
+            "binary": shutil.which("chromium"),
+        }
+        wanted = {
+            "browserName": "chrome",
+            "goog:chromeOptions": options,
+            "goog:loggingPrefs": {"browser": "ALL"},
+        }
         self.root = url
         started = self._call("POST", "/session", {"capabilities": {"alwaysMatch": wanted}})
         self.root = f"{url}/session/{started['sessionId']}"
 
     def _call(self, method: str, path: str, body: Any = None) -> Any:
         data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self.root + path, data, {"Content-Type": "application/json"}, method=method)
+        request = urllib.request.Request(
+            self.root + path, data, {"Content-Type": "application/json"}, method=method
+        )
         try:
             with urllib.request.urlopen(request, timeout=120) as answer:
                 return json.load(answer)["value"]
@@ -66,11 +82,20 @@ class Browser:
 
     def size(self, width: int, height: int) -> None:
         """Give the page a size, in CSS pixels."""
-        self.devtools("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=2, mobile=False)
+        self.devtools(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=2,
+            mobile=False,
+        )
 
     def prefer(self, **features: str) -> None:
         """Choose what media queries see, as color_scheme="dark"."""
-        chosen = [{"name": f"prefers-{name.replace('_', '-')}", "value": value} for name, value in features.items()]
+        chosen = [
+            {"name": f"prefers-{name.replace('_', '-')}", "value": value}
+            for name, value in features.items()
+        ]
         self.devtools("Emulation.setEmulatedMedia", features=chosen)
 
     def click(self, selector: str) -> None:
@@ -90,11 +115,15 @@ class Browser:
     def press(self, *names: str) -> None:
         """Press keys together, as press("Shift", "Enter")."""
         keys = [KEYS.get(name, name) for name in names]
-        self._press([*(("keyDown", key) for key in keys), *(("keyUp", key) for key in reversed(keys))])
+        self._press(
+            [*(("keyDown", key) for key in keys), *(("keyUp", key) for key in reversed(keys))]
+        )
 
     def _press(self, strokes: list[tuple[str, str]]) -> None:
         actions = [{"type": kind, "value": key} for kind, key in strokes]
-        self._call("POST", "/actions", {"actions": [{"type": "key", "id": "keys", "actions": actions}]})
+        self._call(
+            "POST", "/actions", {"actions": [{"type": "key", "id": "keys", "actions": actions}]}
+        )
 
     def wait(self, what: str, condition: str | Callable[[], Any]) -> Any:
         """Wait until an expression of the page, or a function here, is true; return its value."""
@@ -120,14 +149,15 @@ def browsing() -> Iterator[Browser]:
     """Start ChromeDriver and a browser with an empty profile; end both."""
     driver = shutil.which("chromedriver")
     if not driver or not shutil.which("chromium"):
-        raise SystemExit("error: needed chromium and chromedriver. Install Debian's chromium and chromium-driver.")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        raise SystemExit(
+            "error: needed chromium and chromedriver. "
+            "Install Debian's chromium and chromium-driver."
+        )
+    port = free_port()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         process = subprocess.Popen([driver, f"--port={port}"], stdout=subprocess.DEVNULL)
         try:
-            _wait_for_port(port)
+            wait_for_port(port)
             browser = Browser(f"http://127.0.0.1:{port}", profile)
             try:
                 yield browser
@@ -138,10 +168,19 @@ def browsing() -> Iterator[Browser]:
             process.wait()
 
 
-def _wait_for_port(port: int) -> None:
-    end = time.monotonic() + WAIT_S
+def free_port() -> int:
+    """Return a port of loopback that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
+
+
+def wait_for_port(port: int, most_s: float = WAIT_S) -> None:
+    """Wait until somebody listens on a port of loopback."""
+    end = time.monotonic() + most_s
     while time.monotonic() < end:
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
             return
         time.sleep(0.05)
-    raise BrowserError(f"chromedriver did not listen within {WAIT_S:.0f} s")
+    raise BrowserError(f"nothing listened on port {port} within {most_s:.0f} s")

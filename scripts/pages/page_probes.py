@@ -13,11 +13,14 @@ function rgba(color) {
 const over = (top, below) => [0, 1, 2].map((i) => top[i] * top[3] + below[i] * (1 - top[3]));
 function ground(node) {
   const layers = [];
-  for (let at = node; at; at = at.parentElement) layers.unshift(rgba(getComputedStyle(at).backgroundColor));
+  for (let at = node; at; at = at.parentElement) {
+    layers.unshift(rgba(getComputedStyle(at).backgroundColor));
+  }
   return layers.reduce((below, top) => over(top, below), [255, 255, 255]);
 }
 function luminance(color) {
-  const [r, g, b] = color.map((v) => (v /= 255) <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+  const linear = (v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+  const [r, g, b] = color.map((v) => linear(v / 255));
   return 0.2126 * r + 0.7152 * g + 0.0722 * b;
 }
 function contrast(color, below) {
@@ -41,7 +44,8 @@ for (const node of document.querySelectorAll("input, textarea")) {
   note(node, getComputedStyle(node, "::placeholder").color, 4.5, node.placeholder || "placeholder");
 }
 for (const node of document.querySelectorAll("#composer, dialog input, dialog textarea")) {
-  if (isSeen(node)) note(node.parentElement, getComputedStyle(node).borderTopColor, 3, "edge of " + node.id);
+  const edge = getComputedStyle(node).borderTopColor;
+  if (isSeen(node)) note(node.parentElement, edge, 3, "edge of " + node.id);
 }
 for (const node of document.querySelectorAll("svg.icon")) {
   if (isSeen(node)) note(node, getComputedStyle(node).color, 3, "icon");
@@ -51,13 +55,17 @@ return found;
 
 # Elements that a hostile text could have made, and what it could have run.
 INJECTED = """
-const bad = [...document.querySelectorAll("script, iframe, object, embed, form[action], base, link, meta, a, img")]
-  .filter((node) => !document.head.contains(node))
-  .filter((node) => !(node.matches("a") && /^(https?:|mailto:|#)/.test(node.getAttribute("href") ?? "")) || node.id === "pwned")
-  .filter((node) => !(node.matches("img") && (node.getAttribute("src") ?? "").startsWith("data:image/")))
+const risky = "script, iframe, object, embed, form[action], base, link, meta, a, img";
+const href = /^(https?:|mailto:|#)/;
+const isFine = (node) => document.head.contains(node) ||
+  (node.matches("a") && href.test(node.getAttribute("href") ?? "")) ||
+  (node.matches("img") && (node.getAttribute("src") ?? "data:image/").startsWith("data:image/"));
+const bad = [...document.querySelectorAll(risky)].filter((node) => !isFine(node))
   .map((node) => node.outerHTML.slice(0, 80));
 for (const node of document.querySelectorAll("*")) {
-  for (const {name} of node.attributes) if (name.startsWith("on") || name === "style" && node.id !== "field") bad.push(name);
+  for (const {name} of node.attributes) {
+    if (name.startsWith("on") || (name === "style" && node.id !== "field")) bad.push(name);
+  }
 }
 if (window.pwned) bad.push("a script ran");
 return bad;
@@ -69,8 +77,11 @@ const bad = [];
 if (document.documentElement.scrollWidth > innerWidth) bad.push("the page scrolls");
 for (const node of document.querySelectorAll("body *")) {
   const {left, right, width} = node.getBoundingClientRect();
-  if (!width || !node.checkVisibility({visibilityProperty: true}) || node.closest("pre, .wide, .unseen, .skip, svg")) continue;
-  if (right > innerWidth + 1 || left < -1) bad.push(node.tagName + "#" + node.id + "." + node.className);
+  const box = node.parentElement.closest("pre, .wide");
+  const isHeld = (box && getComputedStyle(box).overflowX === "auto") ||
+    node.closest(".unseen, .skip, svg");
+  if (!width || isHeld || !node.checkVisibility({visibilityProperty: true})) continue;
+  if (right > innerWidth + 1 || left < -1) bad.push(`${node.tagName}#${node.id}`);
 }
 return bad;
 """
@@ -86,20 +97,4 @@ const event = how === "paste"
   : new DragEvent("drop", {dataTransfer: transfer, bubbles: true, cancelable: true});
 document.getElementById("field").dispatchEvent(event);
 return event.defaultPrevented;
-"""
-
-FORGET = """
-localStorage.clear();
-sessionStorage.clear();
-return new Promise((resolve, reject) => {
-  const asked = indexedDB.open("hlwq", 1);
-  asked.onerror = reject;
-  asked.onsuccess = () => {
-    const stores = [...asked.result.objectStoreNames];
-    if (!stores.length) return resolve(true);
-    const transaction = asked.result.transaction(stores, "readwrite");
-    for (const name of stores) transaction.objectStore(name).clear();
-    transaction.oncomplete = () => { asked.result.close(); resolve(true); };
-  };
-});
 """

@@ -1,6 +1,6 @@
 """A server on loopback that has the page and answers as the last message asks; no model.
 
-It knows the words of `ANSWERS`, and "wait", "image" and others of `Handler.chat`; whatever else it
+It knows the words of `ANSWERS`, and "busy", "wait", "tool", "think" and others; whatever else it
 gets, it says what it got. `python scripts/pages/stub_server.py` serves it to be looked at.
 """
 
@@ -13,13 +13,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-PAGE = Path(__file__).parents[2] / "hlwq_mlx" / "server" / "page"
-TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
-POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
-    "media-src 'self' data: blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
-    "frame-ancestors 'none'"
-)
+from hlwq_mlx.server.app import PAGE, PAGE_HEADERS
+
+TYPES = {
+    ".html": "text/html",
+    ".css": "text/css",
+    ".js": "text/javascript",
+    ".svg": "image/svg+xml",
+}
 KEY = "sesame"
 HOSTILE = (
     "<script>window.pwned = 1</script><img src=x onerror='window.pwned = 1'>"
@@ -27,36 +28,13 @@ HOSTILE = (
     "[tab](java\tscript:window.pwned=1) [data](data:text/html,<script>window.pwned=1</script>) "
     "![picture](javascript:window.pwned=1) <javascript:window.pwned=1>"
 )
-MARKDOWN = """## Why the sky is blue
-
-Sunlight holds **every colour**, and air scatters *short* waves far more than long ones. The strength goes with $1/\\lambda^4$, as [Rayleigh](https://en.wikipedia.org/wiki/Rayleigh_scattering) found.
-
-1. Light meets a molecule.
-   - It swings with the wave,
-   - and sends light out `again`.
-2. Blue is scattered about 5.5 times as much as red.
-
-| colour | wavelength | scattered |
-|:--|--:|:-:|
-| violet | 400 nm | 9.4 |
-| blue | 450 nm | 5.9 |
-| red | 700 nm | 1.0 |
-
-> At sunset the way through the air is long: what is left is red.
-
-```python
-def scattered(wavelength_nm: float, reference_nm: float = 700.0) -> float:
-    \"\"\"Return how much more light is scattered than at the reference.\"\"\"
-    return (reference_nm / wavelength_nm) ** 4  # a long comment that needs to scroll on a narrow screen
-```
-
-That is all there is to it.
-"""
+MARKDOWN = (Path(__file__).parent / "sample.md").read_text()
 CALL = {"name": "get_weather", "arguments": '{"city":"Oslo","days":3}'}
 ANSWERS = {
     "markdown": MARKDOWN,
     "xss": HOSTILE,
-    "```": f"```<img src=x onerror='window.pwned=1'>\n{HOSTILE}\n```\n\n| {HOSTILE} |\n|--|\n| {HOSTILE} |",
+    "```": f"```<img src=x>\n{HOSTILE}\n```\n\n| {HOSTILE} |\n|--|\n| {HOSTILE} |",
+    "wide": f"| {'wide' * 20} | b |\n|--|--|\n| a | b |",
     "forever": "word " * 4000,
 }
 Chunk = dict[str, Any]
@@ -144,9 +122,16 @@ class Handler(BaseHTTPRequestHandler):
         """Send the page, or what the server tells of itself."""
         path = self.path.partition("?")[0]
         if path == "/props":
-            self.send_json({"model": self.server.model, "variant": "PQ5", "context_length": 131072,
-                            "memory_bytes": 5_720_000_000, "version": "0.1.0",
-                            "capabilities": ["completion", "tools", "thinking", "vision", "audio"]})
+            self.send_json(
+                {
+                    "model": self.server.model,
+                    "variant": "PQ5",
+                    "context_length": 131072,
+                    "memory_bytes": 5_720_000_000,
+                    "version": "0.1.0",
+                    "capabilities": ["completion", "tools", "thinking", "vision", "audio"],
+                }
+            )
         elif path == "/v1/models":
             self.send_json({"object": "list", "data": [{"id": self.server.model}]})
         else:
@@ -157,7 +142,7 @@ class Handler(BaseHTTPRequestHandler):
         if not path.is_file():
             self.send_json({"error": {"message": f"no {path.name}"}}, 404)
             return
-        self.send_body(path.read_bytes(), TYPES[path.suffix], {"Content-Security-Policy": POLICY})
+        self.send_body(path.read_bytes(), TYPES[path.suffix], PAGE_HEADERS)
 
     def send_json(self, value: Chunk, status: int = 200, **headers: str) -> None:
         """Send an object."""
@@ -166,7 +151,11 @@ class Handler(BaseHTTPRequestHandler):
     def send_body(self, body: bytes, kind: str, headers: dict[str, str], status: int = 200) -> None:
         """Send a whole answer."""
         self.send_response(status)
-        for name, value in {"Content-Type": kind, "Content-Length": str(len(body)), **headers}.items():
+        for name, value in {
+            "Content-Type": kind,
+            "Content-Length": str(len(body)),
+            **headers,
+        }.items():
             self.send_header(name.replace("_", "-"), value)
         self.end_headers()
         self.wfile.write(body)
@@ -195,9 +184,10 @@ class Handler(BaseHTTPRequestHandler):
             self.server.is_left.set()
 
     def send_events(self, asked: str, body: Chunk, pause_s: float) -> None:
-        """Send the events of an answer; two requests end them too early."""
+        """Send the events of an answer; three requests spoil them."""
         self.wfile.write(b": keep-alive\n\n")
         self.event(delta({"role": "assistant", "content": ""}))
+        time.sleep(2 if asked == "wait" else 0)
         count = 0
         for count, chunk in enumerate(self.chunks(asked, body), 1):
             if asked == "broken" and count == 3:
@@ -205,10 +195,16 @@ class Handler(BaseHTTPRequestHandler):
                 return
             if asked == "dropped" and count == 3:
                 return
+            if asked == "nonsense" and count == 3:
+                self.event(None)
             self.event(chunk)
             time.sleep(pause_s)
-        usage = {"prompt_tokens": 1204, "completion_tokens": count, "total_tokens": 1204 + count,
-                 "prompt_tokens_details": {"cached_tokens": 1180}}
+        usage = {
+            "prompt_tokens": 1204,
+            "completion_tokens": count,
+            "total_tokens": 1204 + count,
+            "prompt_tokens_details": {"cached_tokens": 1180},
+        }
         self.event({"choices": [], "usage": usage})
         self.wfile.write(b"data: [DONE]\n\n")
 
@@ -217,10 +213,13 @@ class Handler(BaseHTTPRequestHandler):
         if asked == "tool":
             return called()
         if asked == "think":
-            return said("The answer is **42**.", "The user wants to know.\n\n- First thought\n- Second thought\n" * 3)
+            return said(
+                "The answer is **42**.",
+                "The user wants to know.\n\n- First thought\n- Second thought\n" * 3,
+            )
         return said(ANSWERS.get(asked, seen(body)))
 
-    def event(self, value: Chunk) -> None:
+    def event(self, value: Chunk | None) -> None:
         """Send one event."""
         self.wfile.write(f"data: {json.dumps(value)}\n\n".encode())
         self.wfile.flush()

@@ -5,6 +5,7 @@ import { fold, statsOf } from "./conversation.js";
 
 const CUT = "The answer was cut: it had reached its longest length.";
 const STOPPED = "Stopped.";
+const UNEXPECTED = "The page did not understand what the server sent:";
 
 /** Stream into `answer`; call `grew` after each chunk. An error ends up in the answer; its status is returned. */
 export async function stream(answer, body, signal, grew) {
@@ -23,8 +24,8 @@ export async function stream(answer, body, signal, grew) {
     return 200;
   } catch (error) {
     if (signal.aborted) answer.stopped = STOPPED;
-    else if (error instanceof ApiError) answer.error = error.message;
-    else throw error;
+    else
+      answer.error = error instanceof ApiError ? error.message : `${UNEXPECTED} ${error.message}`;
     return error.status ?? 200;
   } finally {
     if (finish === null) delete answer.tool_calls; // half a call is none

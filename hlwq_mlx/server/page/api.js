@@ -47,10 +47,12 @@ function messageOf(body) {
 
 /** Return the name of the model, and what /props tells of it where there is such a thing. */
 export async function describe() {
-  const props = await request("props").then((found) => found.json()).catch((error) => {
-    if (error.status === 401 || error.status === 0) throw error;
-    return {};
-  });
+  const props = await request("props")
+    .then((found) => found.json())
+    .catch((error) => {
+      if (error.status === 401 || error.status === 0) throw error;
+      return {};
+    });
   if (props.model) return props;
   const { data } = await (await request("v1/models")).json();
   const [first] = data;
@@ -78,7 +80,10 @@ function readChunk(data) {
   try {
     return JSON.parse(data);
   } catch {
-    throw new ApiError(0, "The server sent what is not JSON. Something between it and this page may have changed it.");
+    throw new ApiError(
+      0,
+      "The server sent what is not JSON. Something between it and this page may have changed it.",
+    );
   }
 }
 

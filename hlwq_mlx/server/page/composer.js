@@ -3,6 +3,8 @@
 import { element, iconButton } from "./elements.js";
 import { MediaError, readPart, showPart } from "./media.js";
 
+// The keyboard on a screen has no Shift+Enter: its Enter is a new line.
+const TOUCH = matchMedia("(pointer: coarse)");
 const find = (id) => document.getElementById(id);
 
 export class Composer {
@@ -35,7 +37,7 @@ export class Composer {
     const isComposing = event.isComposing || event.keyCode === 229;
     const isPlain = !(event.shiftKey || event.ctrlKey || event.metaKey || event.altKey);
     if (!isPlain || isComposing) return;
-    if (event.key === "Enter") {
+    if (event.key === "Enter" && !TOUCH.matches) {
       event.preventDefault();
       this.send();
     } else if (event.key === "ArrowUp" && this.isEmpty) {

@@ -2,6 +2,7 @@
 // Messages are OpenAI's; an answer also has `stats`, `stopped` or `error`, and a part its `name`.
 
 const LONGEST_TITLE = 60;
+const LEAST_SECONDS = 0.05; // a rate over less says nothing
 const ROLES = new Set(["user", "assistant", "tool"]);
 const SYSTEM = new Set(["system", "developer"]);
 
@@ -28,7 +29,8 @@ export function requestBody(conversation, settings, model) {
 }
 
 // An answer that failed before its first word is not part of the conversation.
-const isSent = ({ role, content, tool_calls: calls }) => role !== "assistant" || content || calls?.length;
+const isSent = ({ role, content, tool_calls: calls }) =>
+  role !== "assistant" || content || calls?.length;
 
 function toWire({ role, content, tool_calls: calls, tool_call_id: call, name }) {
   const parts = Array.isArray(content) ? content.map(({ name: _, ...part }) => part) : content;
@@ -68,7 +70,7 @@ export function statsOf(usage, { sent, first, last }) {
   const seconds = (last - first) / 1000;
   return {
     tokens,
-    rate: tokens > 1 && seconds > 0 ? (tokens - 1) / seconds : null,
+    rate: tokens > 1 && seconds > LEAST_SECONDS ? (tokens - 1) / seconds : null,
     wait: (first - sent) / 1000,
     prompt: usage.prompt_tokens,
     cached: usage.prompt_tokens_details?.cached_tokens ?? 0,
@@ -77,10 +79,14 @@ export function statsOf(usage, { sent, first, last }) {
 
 export function textOf(content) {
   if (typeof content === "string") return content;
-  return (content ?? []).filter((part) => part.type === "text").map((part) => part.text).join("\n");
+  return (content ?? [])
+    .filter((part) => part.type === "text")
+    .map((part) => part.text)
+    .join("\n");
 }
 
-export const mediaOf = (content) => (Array.isArray(content) ? content.filter((part) => part.type !== "text") : []);
+export const mediaOf = (content) =>
+  Array.isArray(content) ? content.filter((part) => part.type !== "text") : [];
 
 export function userMessage(text, media) {
   const content = media.length ? [...media, ...(text ? [{ type: "text", text }] : [])] : text;
@@ -108,15 +114,22 @@ export function openCalls({ messages }) {
 export function toJson(conversation) {
   const { title: _, system, tools, messages } = conversation;
   const all = system ? [{ role: "system", content: system }, ...messages] : messages;
-  return JSON.stringify({ title: titleOf(conversation), messages: all, ...(tools.length && { tools }) }, null, 2);
+  return JSON.stringify(
+    { title: titleOf(conversation), messages: all, ...(tools.length && { tools }) },
+    null,
+    2,
+  );
 }
 
 /** Read what toJson wrote, or a bare list of messages. Raises ImportError. */
 export function fromJson(text) {
   const value = parseJson(text);
   const messages = Array.isArray(value) ? value : value?.messages;
-  if (!Array.isArray(messages) || !messages.length) throw new ImportError("The file has no list of messages.");
-  const [system, rest] = SYSTEM.has(messages[0]?.role) ? [textOf(messages[0].content), messages.slice(1)] : ["", messages];
+  if (!Array.isArray(messages) || !messages.length)
+    throw new ImportError("The file has no list of messages.");
+  const [system, rest] = SYSTEM.has(messages[0]?.role)
+    ? [textOf(messages[0].content), messages.slice(1)]
+    : ["", messages];
   const tools = Array.isArray(value.tools) ? value.tools : [];
   const title = typeof value.title === "string" ? value.title.slice(0, LONGEST_TITLE) : "";
   return { ...create(system, tools), title, messages: rest.map(readMessage) };
@@ -139,13 +152,16 @@ function readMessage(message, place) {
 function faultOf({ role, content, tool_calls: calls, reasoning_content: thought }) {
   if (!ROLES.has(role)) return `has the role ${JSON.stringify(role)}`;
   const isText = content == null || typeof content === "string";
-  if (!isText && !(Array.isArray(content) && content.every(isPart))) return "has content that is neither text nor parts";
+  if (!isText && !(Array.isArray(content) && content.every(isPart)))
+    return "has content that is neither text nor parts";
   if (thought != null && typeof thought !== "string") return "has a thought that is not text";
-  if (calls != null && !(Array.isArray(calls) && calls.every(isCall))) return "has a tool call without name and arguments";
+  if (calls != null && !(Array.isArray(calls) && calls.every(isCall)))
+    return "has a tool call without name and arguments";
   return null;
 }
 
-const isCall = (call) => typeof call?.function?.name === "string" && typeof call.function.arguments === "string";
+const isCall = (call) =>
+  typeof call?.function?.name === "string" && typeof call.function.arguments === "string";
 const SOURCES = {
   text: (part) => part.text,
   image_url: (part) => part.image_url?.url,

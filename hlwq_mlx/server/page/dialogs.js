@@ -45,7 +45,9 @@ export function askSettings({ system, temperature, tools }) {
 function readSettings() {
   const tools = readTools(find("tools").value);
   find("tools-fault").textContent = tools ? "" : "This is no list in JSON.";
-  return tools && { system: find("system").value.trim(), temperature: find("temperature").value, tools };
+  return (
+    tools && { system: find("system").value.trim(), temperature: find("temperature").value, tools }
+  );
 }
 
 function readTools(text) {

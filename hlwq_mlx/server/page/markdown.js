@@ -32,7 +32,7 @@ const READERS = [readFence, readHeading, readRule, readQuote, readList, readTabl
 
 function parseBlocks(lines, depth) {
   const blocks = [];
-  for (let at = 0; at < lines.length; ) {
+  for (let at = 0; at < lines.length;) {
     if (BLANK.test(lines[at])) {
       at += 1;
       continue;
@@ -102,7 +102,13 @@ function readList(lines, at, depth) {
   const first = MARKER.exec(lines[at]);
   if (!first || depth >= MOST_NESTED) return null;
   const ordered = /\d/.test(first[2]);
-  const list = { type: "list", ordered, start: ordered ? parseInt(first[2], 10) : 1, tight: true, items: [] };
+  const list = {
+    type: "list",
+    ordered,
+    start: ordered ? parseInt(first[2], 10) : 1,
+    tight: true,
+    items: [],
+  };
   let next = at;
   while (next < lines.length && continues(lines[next], first)) {
     const { inner, end, isLoose } = readItem(lines, next);
@@ -150,7 +156,8 @@ function checkbox(text) {
 }
 
 function readTable(lines, at) {
-  if (at + 1 >= lines.length || !lines[at].includes("|") || !lines[at + 1].includes("-")) return null;
+  if (at + 1 >= lines.length || !lines[at].includes("|") || !lines[at + 1].includes("-"))
+    return null;
   const heads = splitCells(lines[at]);
   const rules = splitCells(lines[at + 1]);
   if (heads.length !== rules.length || !rules.every((cell) => /^:?-+:?$/.test(cell))) return null;
@@ -189,7 +196,10 @@ function splitCells(line) {
 function readParagraph(lines, at) {
   let next = at + 1;
   while (next < lines.length && !BLANK.test(lines[next]) && !startsBlock(lines, next)) next += 1;
-  const text = lines.slice(at, next).map((line) => line.trimStart()).join("\n");
+  const text = lines
+    .slice(at, next)
+    .map((line) => line.trimStart())
+    .join("\n");
   return [{ type: "paragraph", children: parseInline(text.trimEnd()) }, next];
 }
 
@@ -204,7 +214,8 @@ function startsBlock(lines, at) {
 const ESCAPED = /\\([!-/:-@[-`{-~])/y;
 const TICKS = /`+/y;
 const RUN = /\*+|_+|~~/y;
-const TARGET = /\]\(\s*(?:<([^<>\n]{0,4000})>|([^\s()]{0,2000}(?:\([^\s()]{0,2000}\)[^\s()]{0,2000}){0,8}))(?:\s+(?:"[^"]{0,500}"|'[^']{0,500}'))?\s*\)/y;
+const TARGET =
+  /\]\(\s*(?:<([^<>\n]{0,4000})>|([^\s()]{0,2000}(?:\([^\s()]{0,2000}\)[^\s()]{0,2000}){0,8}))(?:\s+(?:"[^"]{0,500}"|'[^']{0,500}'))?\s*\)/y;
 const ANGLED = /<((?:https?:\/\/|mailto:)[^\s<>]{1,2000})>/y;
 const BARE = /https?:\/\/[^\s<>]{0,2000}[^\s<>.,;:!?'")\]*_~`|]/y;
 const PLAIN = /[^\\`*_~[\]!<\nh]+/y;
@@ -227,8 +238,14 @@ class Inline {
 
   parse() {
     const rules = [
-      this.readPlain, this.readEscape, this.readCode, this.readBreak,
-      this.readLinkEnd, this.readLinkStart, this.readUrl, this.readEmphasis,
+      this.readPlain,
+      this.readEscape,
+      this.readCode,
+      this.readBreak,
+      this.readLinkEnd,
+      this.readLinkStart,
+      this.readUrl,
+      this.readEmphasis,
     ];
     while (this.at < this.text.length) {
       if (!rules.some((rule) => rule.call(this))) this.addText(this.text[this.at], 1);
@@ -277,7 +294,7 @@ class Inline {
   }
 
   findTicks(length, start) {
-    for (let at = this.text.indexOf("`", start); at >= 0; ) {
+    for (let at = this.text.indexOf("`", start); at >= 0;) {
       TICKS.lastIndex = at;
       const [run] = TICKS.exec(this.text);
       if (run.length === length) return at;

@@ -38,7 +38,8 @@ export async function readPart(file, capabilities) {
   if (capabilities && !capabilities.includes(NEEDS[kind])) {
     throw new MediaError(`This model takes no ${kind}: ${file.name} was left out.`);
   }
-  if (file.size > MOST_BYTES) throw new MediaError(`${file.name} is larger than ${MOST_BYTES / 1e6} MB.`);
+  if (file.size > MOST_BYTES)
+    throw new MediaError(`${file.name} is larger than ${MOST_BYTES / 1e6} MB.`);
   return PARTS[kind](await readUrl(file), file.name);
 }
 
@@ -52,9 +53,14 @@ function readUrl(file) {
 }
 
 const VIEWS = {
-  image_url: ({ image_url: { url }, name }) => element("img", { src: own(url), alt: name ?? "Picture" }),
+  image_url: ({ image_url: { url }, name }) =>
+    element("img", { src: own(url), alt: name ?? "Picture" }),
   input_audio: ({ input_audio: { data, format }, name }) =>
-    element("audio", { controls: true, src: `data:audio/${format};base64,${data}`, "aria-label": name ?? "Sound" }),
+    element("audio", {
+      controls: true,
+      src: `data:audio/${format};base64,${data}`,
+      "aria-label": name ?? "Sound",
+    }),
   video_url: ({ video_url: { url }, name }) =>
     element("video", { controls: true, src: own(url), "aria-label": name ?? "Video" }),
 };
@@ -65,5 +71,10 @@ const own = (url) => (url.startsWith("data:") ? url : null);
 /** Return a figure for a part that is not text, its name below. */
 export function showPart(part) {
   const view = VIEWS[part.type]?.(part) ?? icon("file");
-  return element("figure", { class: "medium" }, view, element("figcaption", {}, part.name ?? part.type));
+  return element(
+    "figure",
+    { class: "medium" },
+    view,
+    element("figcaption", {}, part.name ?? part.type),
+  );
 }

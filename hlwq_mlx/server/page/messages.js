@@ -22,21 +22,30 @@ function still(node) {
 function viewUser(message, { edit }) {
   const text = textOf(message.content);
   const media = mediaOf(message.content);
-  const row = element("div", { class: "actions" }, iconButton("edit", "Edit this message", edit, { class: "edit" }));
   return still(
     element(
       "article",
       { class: "message user" },
       element("h2", { class: "unseen" }, "You"),
       media.length > 0 && element("div", { class: "media" }, ...media.map(showPart)),
-      text && element("p", { class: "bubble" }, text),
-      row,
+      element(
+        "div",
+        { class: "said" },
+        iconButton("edit", "Edit this message", edit, { class: "edit" }),
+        text && element("p", { class: "bubble" }, text),
+      ),
     ),
   );
 }
 
 function viewResult(message) {
-  const title = element("summary", {}, icon("tool"), "Result of ", element("code", {}, message.name ?? "a tool"));
+  const title = element(
+    "summary",
+    {},
+    icon("tool"),
+    "Result of ",
+    element("code", {}, message.name ?? "a tool"),
+  );
   return still(
     element(
       "article",
@@ -48,13 +57,22 @@ function viewResult(message) {
 }
 
 function block(text, label) {
-  return element("pre", { tabindex: "0", role: "region", "aria-label": label }, element("code", {}, text));
+  return element(
+    "pre",
+    { tabindex: "0", role: "region", "aria-label": label },
+    element("code", {}, text),
+  );
 }
 
 function viewAnswer(message, { say, again }) {
   const thought = new Markdown(say);
   const title = element("span", {}, "Thought");
-  const fold = element("details", { class: "fold thought", hidden: true }, element("summary", {}, icon("think"), title), thought.node);
+  const fold = element(
+    "details",
+    { class: "fold thought", hidden: true },
+    element("summary", {}, icon("think"), title),
+    thought.node,
+  );
   const body = new Markdown(say);
   const calls = element("div", { class: "calls" });
   const waiting = element("p", { class: "waiting" });
@@ -86,7 +104,12 @@ function viewAnswer(message, { say, again }) {
 
 function viewCall({ function: { name, arguments: given } }) {
   const title = element("summary", {}, icon("tool"), "Calls ", element("code", {}, name));
-  return element("details", { class: "fold", open: true }, title, block(indented(given), `Arguments of ${name}`));
+  return element(
+    "details",
+    { class: "fold", open: true },
+    title,
+    block(indented(given), `Arguments of ${name}`),
+  );
 }
 
 function indented(json) {
@@ -123,10 +146,21 @@ function statsText({ tokens, rate, wait, prompt, cached }) {
 /** Return a form for the results of calls; `send` gets them in the order of the calls. */
 export function viewCallForm(calls, send) {
   const fields = calls.map(({ function: { name } }) =>
-    element("textarea", { rows: "2", required: true, "aria-label": `Result of ${name}`, placeholder: `Result of ${name}` }));
+    element("textarea", {
+      rows: "2",
+      required: true,
+      "aria-label": `Result of ${name}`,
+      placeholder: `Result of ${name}`,
+    }),
+  );
   const submit = (event) => {
     event.preventDefault();
     send(fields.map((field) => field.value));
   };
-  return element("form", { class: "results", submit }, ...fields, element("button", { class: "primary" }, "Send the results"));
+  return element(
+    "form",
+    { class: "results", submit },
+    ...fields,
+    element("button", { class: "primary" }, "Send the results"),
+  );
 }

@@ -12,7 +12,8 @@ import * as store from "./store.js";
 
 const SETTINGS = "hlwq-settings";
 const LAST = "hlwq-last";
-const SAVE_MS = 2000;
+const RETRY_MS = 5000;
+const SAVE_MS = 1000;
 const NOTICE_MS = 8000;
 const NEAR_END_PIXELS = 80;
 const NARROW = matchMedia("(max-width: 50rem)");
@@ -53,9 +54,12 @@ function remember(key, value) {
 
 function say(text, action) {
   clearTimeout(noticeTimer);
-  const button = action && element("button", { type: "button", class: "quiet text", click: action.work }, action.label);
+  const button =
+    action &&
+    element("button", { type: "button", class: "quiet text", click: action.work }, action.label);
   find("notice").replaceChildren(element("p", {}, text), ...(button ? [button] : []));
-  noticeTimer = setTimeout(() => find("notice").replaceChildren(), NOTICE_MS);
+  // What can be undone stays until the next notice.
+  if (!action) noticeTimer = setTimeout(() => find("notice").replaceChildren(), NOTICE_MS);
 }
 
 async function keep(conversation, place) {
@@ -75,12 +79,19 @@ async function meetServer() {
     server = await describe();
   } catch (error) {
     if (error.status === 401 && (await learnKey())) return meetServer();
-    find("model").textContent = error.message;
+    find("model").replaceChildren(element("span", {}, error.message));
+    if (error.status !== 401) setTimeout(meetServer, RETRY_MS);
     return;
   }
-  const gigabytes = server.memory_bytes && `${(server.memory_bytes / 1e9).toFixed(1)} GB`;
-  const context = server.context_length && `${Math.round(server.context_length / 1024)}k context`;
-  find("model").textContent = [server.model, server.variant, gigabytes, context].filter(Boolean).join(" · ");
+  const memory = server.memory_bytes && sizeOf(server.memory_bytes);
+  const context = server.context_length && `${Math.round(server.context_length / 1024)}k`;
+  const facts = [server.variant, memory, context].filter(Boolean).map((fact) => ` · ${fact}`);
+  const name = element("span", { title: server.model }, server.model);
+  find("model").replaceChildren(name, element("span", {}, ...facts));
+}
+
+function sizeOf(bytes) {
+  return bytes < 1e9 ? `${Math.round(bytes / 1e6)} MB` : `${(bytes / 1e9).toFixed(1)} GB`;
 }
 
 async function learnKey() {
@@ -112,7 +123,8 @@ function showState() {
   document.title = `${talk.titleOf(current)} – hlwq`;
   const userPlace = talk.lastUser(current);
   views.forEach(({ node }, place) => {
-    const isLast = place === (current.messages[place].role === "user" ? userPlace : views.length - 1);
+    const isLast =
+      place === (current.messages[place].role === "user" ? userPlace : views.length - 1);
     node.classList.toggle("last", isLast && !isRunning);
   });
   showCallForm(isRunning);
@@ -121,7 +133,8 @@ function showState() {
 function showCallForm(isRunning) {
   document.querySelector("form.results")?.remove();
   const calls = isRunning ? [] : talk.openCalls(current);
-  if (calls.length) find("messages").append(viewCallForm(calls, (results) => sendResults(calls, results)));
+  if (calls.length)
+    find("messages").append(viewCallForm(calls, (results) => sendResults(calls, results)));
 }
 
 function isNearEnd() {
@@ -137,7 +150,8 @@ function scrollToEnd() {
 
 async function send(text, media) {
   if (running.has(current.id)) return say("An answer is being written. Esc stops it.");
-  if (talk.openCalls(current).length && editing < 0) return say("First give the results of the calls, or answer again.");
+  if (talk.openCalls(current).length && editing < 0)
+    return say("First give the results of the calls, or answer again.");
   const place = editing < 0 ? current.messages.length : editing;
   current.messages.length = place;
   current.messages.push(talk.userMessage(text, media));
@@ -175,7 +189,12 @@ async function answer(conversation, place) {
   await showConversations();
   const last = conversation.messages.length - 1;
   const saver = setInterval(() => keep(conversation, last), SAVE_MS);
-  const status = await stream(message, body, controller.signal, growing(conversation, message)).finally(() => {
+  const status = await stream(
+    message,
+    body,
+    controller.signal,
+    growing(conversation, message),
+  ).finally(() => {
     clearInterval(saver);
     running.delete(conversation.id);
   });
@@ -205,7 +224,8 @@ async function finish(conversation, message) {
     views.at(-1).update();
     showState();
     if (wasNearEnd) scrollToEnd();
-    find("finished").textContent = message.error ?? `Answer: ${message.content || "a call of a tool"}`;
+    find("finished").textContent =
+      message.error ?? `Answer: ${message.content || "a call of a tool"}`;
   }
   await keep(conversation, conversation.messages.length - 1);
   if (!message.error) await meetServer(); // the memory has changed
@@ -267,7 +287,8 @@ function startNew() {
 }
 
 async function rename({ id }, title) {
-  const renamed = id === current.id ? current : (running.get(id)?.conversation ?? (await store.load(id)));
+  const renamed =
+    id === current.id ? current : (running.get(id)?.conversation ?? (await store.load(id)));
   renamed.title = title;
   await keep(renamed, renamed.messages.length);
   showState();
@@ -293,7 +314,10 @@ async function remove({ id }) {
 function exportCurrent() {
   if (!current.messages.length) return say("There is nothing to export yet.");
   const url = URL.createObjectURL(new Blob([talk.toJson(current)], { type: "application/json" }));
-  const name = talk.titleOf(current).replace(/[^\p{L}\p{N}]+/gu, "-").replace(/^-|-$/g, "");
+  const name = talk
+    .titleOf(current)
+    .replace(/[^\p{L}\p{N}]+/gu, "-")
+    .replace(/^-|-$/g, "");
   element("a", { href: url, download: `${name || "conversation"}.json` }).click();
   setTimeout(() => URL.revokeObjectURL(url), NOTICE_MS);
 }
@@ -315,7 +339,11 @@ async function importFile({ target }) {
 // ---- settings, sidebar, keys
 
 async function changeSettings() {
-  const changed = await askSettings({ system: current.system, temperature: settings.temperature, tools: current.tools });
+  const changed = await askSettings({
+    system: current.system,
+    temperature: settings.temperature,
+    tools: current.tools,
+  });
   composer.field.focus();
   if (!changed) return;
   Object.assign(settings, { system: changed.system, temperature: changed.temperature });
@@ -369,15 +397,27 @@ function escape() {
   else if (NARROW.matches && document.body.classList.contains("with-sidebar")) toggleSidebar();
 }
 
-const composer = new Composer({ send, empty: editLast, say, capabilities: () => server.capabilities });
+const composer = new Composer({
+  send,
+  empty: editLast,
+  say,
+  capabilities: () => server.capabilities,
+});
 
 async function begin() {
   prepareDialogs();
   find("think").setAttribute("aria-pressed", String(settings.think));
   const clicks = {
-    new: startNew, stop, think: toggleThink, menu: toggleSidebar, shade: toggleSidebar, "cancel-edit": leaveEditing,
-    "open-settings": changeSettings, "open-shortcuts": showShortcuts,
-    export: exportCurrent, import: () => find("import-file").click(),
+    new: startNew,
+    stop,
+    think: toggleThink,
+    menu: toggleSidebar,
+    shade: toggleSidebar,
+    "cancel-edit": leaveEditing,
+    "open-settings": changeSettings,
+    "open-shortcuts": showShortcuts,
+    export: exportCurrent,
+    import: () => find("import-file").click(),
   };
   for (const [id, work] of Object.entries(clicks)) on(id, "click", () => work());
   on("import-file", "change", importFile);

@@ -25,9 +25,11 @@ export class Markdown {
 const BLOCKS = {
   paragraph: ({ children }) => element("p", {}, ...renderInline(children)),
   // The page has the first two levels of headings.
-  heading: ({ level, children }) => element(`h${Math.min(level + 2, 6)}`, {}, ...renderInline(children)),
+  heading: ({ level, children }) =>
+    element(`h${Math.min(level + 2, 6)}`, {}, ...renderInline(children)),
   rule: () => element("hr"),
-  quote: ({ children }, say) => element("blockquote", {}, ...children.map((child) => renderBlock(child, say))),
+  quote: ({ children }, say) =>
+    element("blockquote", {}, ...children.map((child) => renderBlock(child, say))),
   list: renderList,
   code: renderCode,
   table: renderTable,
@@ -40,7 +42,9 @@ function renderBlock(block, say) {
 function renderList({ ordered, start, tight, items }, say) {
   const isBare = (block) => tight && block.type === "paragraph";
   const rows = items.map((blocks) => {
-    const inner = blocks.flatMap((block) => (isBare(block) ? renderInline(block.children) : [renderBlock(block, say)]));
+    const inner = blocks.flatMap((block) =>
+      isBare(block) ? renderInline(block.children) : [renderBlock(block, say)],
+    );
     return element("li", {}, ...inner);
   });
   return element(ordered ? "ol" : "ul", { start: ordered && start !== 1 ? start : null }, ...rows);
@@ -52,18 +56,37 @@ function renderCode({ language, text }, say) {
   return element(
     "figure",
     { class: "code" },
-    element("figcaption", {}, element("span", {}, language || "code"), copyButton("Copy the code", () => text, say)),
+    element(
+      "figcaption",
+      {},
+      element("span", {}, language || "code"),
+      copyButton("Copy the code", () => text, say),
+    ),
     element("pre", { tabindex: "0", role: "region", "aria-label": label }, code),
   );
 }
 
 function renderTable({ alignments, heads, rows }) {
   const cell = (tag, nodes, column) =>
-    element(tag, { class: `align-${alignments[column]}`, scope: tag === "th" ? "col" : null }, ...renderInline(nodes));
-  const head = element("thead", {}, element("tr", {}, ...heads.map((nodes, column) => cell("th", nodes, column))));
-  const body = rows.map((row) => element("tr", {}, ...row.map((nodes, column) => cell("td", nodes, column))));
+    element(
+      tag,
+      { class: `align-${alignments[column]}`, scope: tag === "th" ? "col" : null },
+      ...renderInline(nodes),
+    );
+  const head = element(
+    "thead",
+    {},
+    element("tr", {}, ...heads.map((nodes, column) => cell("th", nodes, column))),
+  );
+  const body = rows.map((row) =>
+    element("tr", {}, ...row.map((nodes, column) => cell("td", nodes, column))),
+  );
   const table = element("table", {}, head, element("tbody", {}, ...body));
-  return element("div", { class: "wide", tabindex: "0", role: "region", "aria-label": "Table" }, table);
+  return element(
+    "div",
+    { class: "wide", tabindex: "0", role: "region", "aria-label": "Table" },
+    table,
+  );
 }
 
 const INLINE = { strong: "strong", em: "em", del: "del" };
@@ -79,5 +102,9 @@ function renderInline(nodes) {
 }
 
 function renderLink({ href, children }) {
-  return element("a", { href, target: "_blank", rel: "noopener noreferrer" }, ...renderInline(children));
+  return element(
+    "a",
+    { href, target: "_blank", rel: "noopener noreferrer" },
+    ...renderInline(children),
+  );
 }

@@ -12,12 +12,22 @@ function row(conversation, isCurrent, actions) {
   const title = titleOf({ messages: [], ...conversation });
   const open = element(
     "button",
-    { type: "button", class: "title", "aria-current": isCurrent ? "true" : null, click: () => actions.open(conversation) },
+    {
+      type: "button",
+      class: "title",
+      "aria-current": isCurrent ? "true" : null,
+      click: () => actions.open(conversation),
+    },
     title,
   );
   const item = element("li", { class: isCurrent ? "current" : null }, open);
-  const rename = iconButton("edit", `Rename ${title}`, () => edit(item, title, (name) => actions.rename(conversation, name)));
-  item.append(rename, iconButton("delete", `Delete ${title}`, () => actions.remove(conversation)));
+  const rename = iconButton("edit", `Rename ${title}`, () =>
+    edit(item, title, (name) => actions.rename(conversation, name)),
+  );
+  item.append(
+    rename,
+    iconButton("delete", `Delete ${title}`, () => actions.remove(conversation)),
+  );
   return item;
 }
 

@@ -7,7 +7,8 @@ const MESSAGES = "messages";
 /** Raised when the browser keeps nothing more, or nothing at all. */
 export class StoreError extends Error {}
 
-const FULL = "The browser's storage is full: what is new is not kept. Delete conversations, or export this one.";
+const FULL =
+  "The browser's storage is full: what is new is not kept. Delete conversations, or export this one.";
 const NONE = "The browser keeps nothing for this page: conversations are gone when it is closed.";
 
 let opened;
@@ -30,14 +31,18 @@ async function transact(mode, work) {
   const database = await open().catch(() => {
     throw new StoreError(NONE);
   });
-  return new Promise((resolve, reject) => {
-    const transaction = database.transaction([LISTED, MESSAGES], mode);
-    const fail = (error) =>
-      reject(new StoreError(error?.name === "QuotaExceededError" ? FULL : `Not kept: ${error?.message}`));
-    transaction.onabort = () => fail(transaction.error);
-    const asked = work(transaction.objectStore(LISTED), transaction.objectStore(MESSAGES));
-    transaction.oncomplete = () => resolve(asked?.result);
-  });
+  try {
+    return await new Promise((resolve, reject) => {
+      const transaction = database.transaction([LISTED, MESSAGES], mode);
+      transaction.onabort = () => reject(transaction.error);
+      const asked = work(transaction.objectStore(LISTED), transaction.objectStore(MESSAGES));
+      transaction.oncomplete = () => resolve(asked?.result);
+    });
+  } catch (error) {
+    throw new StoreError(
+      error?.name === "QuotaExceededError" ? FULL : `Not kept: ${error?.message}`,
+    );
+  }
 }
 
 const from = (id, place) => IDBKeyRange.bound([id, place], [id, Infinity]);
@@ -61,7 +66,9 @@ export function save(conversation, place = 0) {
   return transact("readwrite", (listed, stored) => {
     listed.put(titleOf(conversation));
     stored.delete(from(conversation.id, place));
-    conversation.messages.slice(place).forEach((message, at) => stored.put(message, [conversation.id, place + at]));
+    conversation.messages
+      .slice(place)
+      .forEach((message, at) => stored.put(message, [conversation.id, place + at]));
   });
 }
 
