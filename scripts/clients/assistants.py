@@ -1,0 +1,186 @@
+"""The assistants: how each is installed, told where our server is, and asked."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+QUESTION = "Print the line that the tool prints."
+PACKAGES = ("@anthropic-ai/claude-code", "@openai/codex", "opencode-ai")
+NODE_BIN, LLM = Path("node_modules", ".bin"), Path("llm", "bin", "llm")
+QUIET = {  # telemetry, updates and lists of other models
+    "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
+    "DISABLE_TELEMETRY": "1",
+    "DISABLE_AUTOUPDATER": "1",
+    "DISABLE_ERROR_REPORTING": "1",
+    "OPENCODE_DISABLE_AUTOUPDATE": "1",
+    "OPENCODE_DISABLE_MODELS_FETCH": "1",
+    "DO_NOT_TRACK": "1",
+    "LLM_LOAD_PLUGINS": "",
+}
+# A function's module is made of this text by llm itself.
+FUNCTION = """
+def find_mark() -> str:
+    "Return the mark."
+    return "-".join(["hlwq", "was", "here"])
+"""
+
+Setup = Callable[[Path, str], Mapping[str, str]]
+
+
+@dataclass(frozen=True)
+class Assistant:
+    """A client: its program within the folder of tools, and how it is asked.
+
+    `set_up` writes its settings into a home for a server's address and returns more of its
+    environment; `command` are the arguments that ask it.
+    """
+
+    name: str
+    path: str
+    program: Path
+    set_up: Setup
+    command: Sequence[str]
+
+    def version(self, tools: Path, home: Path) -> str:
+        """Return the version that the program states."""
+        told = subprocess.run(
+            [tools / self.program, "--version"],
+            **{"env": environment(home), "capture_output": True, "text": True, "timeout": 60},
+        )
+        found = re.search(r"\d+(\.\d+)+", told.stdout)
+        return found[0] if found else "?"
+
+    def ask(self, tools: Path, home: Path, url: str, timeout_s: float) -> str:
+        """Ask the assistant in an empty folder; return what it said, and how it ended if badly."""
+        added = self.set_up(home, url)
+        work = home / "work"
+        work.mkdir()
+        try:
+            told = subprocess.run(
+                [tools / self.program, *self.command],
+                cwd=work,
+                env=environment(home) | dict(added),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+                timeout=timeout_s,
+            )
+        except subprocess.TimeoutExpired as problem:
+            said = problem.stdout or b""
+            return f"{said.decode(errors='replace')}\n[ended after {timeout_s} s]"
+        return told.stdout + (f"\n[exit code {told.returncode}]" if told.returncode else "")
+
+
+def environment(home: Path) -> dict[str, str]:
+    """Return the environment of an assistant: nothing of the person's but the path."""
+    return {"PATH": os.environ["PATH"], "HOME": str(home), "TERM": "dumb", **QUIET}
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def _claude(home: Path, url: str) -> Mapping[str, str]:
+    return {"ANTHROPIC_BASE_URL": url, "ANTHROPIC_AUTH_TOKEN": "none"}
+
+
+def _codex(home: Path, url: str) -> Mapping[str, str]:
+    _write(
+        home / ".codex" / "config.toml",
+        f"""model = "gemma"
+model_provider = "hlwq"
+
+[model_providers.hlwq]
+name = "hlwq"
+base_url = "{url}/v1"
+wire_api = "responses"
+""",
+    )
+    return {}
+
+
+def _opencode(package: str) -> Setup:
+    def set_up(home: Path, url: str) -> Mapping[str, str]:
+        limits = {"context": 131072, "output": 8192}
+        provider = {
+            "npm": package,
+            "name": "hlwq",
+            "options": {"baseURL": f"{url}/v1", "apiKey": "none"},
+            "models": {"gemma": {"name": "Gemma 4", "limit": limits}},
+        }
+        settings = {
+            "$schema": "https://opencode.ai/config.json",
+            "provider": {"hlwq": provider},
+            "share": "disabled",
+            "autoupdate": False,
+        }
+        _write(home / ".config" / "opencode" / "opencode.json", json.dumps(settings))
+        return {}
+
+    return set_up
+
+
+def _llm(home: Path, url: str) -> Mapping[str, str]:
+    _write(
+        home / "llm" / "extra-openai-models.yaml",
+        f"""- model_id: gemma
+  model_name: gemma
+  api_base: {url}/v1
+  supports_tools: true
+""",
+    )
+    _write(home / "mark.py", FUNCTION)
+    return {"LLM_USER_PATH": str(home / "llm"), "OPENAI_API_KEY": "none"}
+
+
+_CODEX = "exec --skip-git-repo-check --dangerously-bypass-approvals-and-sandbox".split()
+_OPENCODE = ("run", "--model", "hlwq/gemma", QUESTION)
+ASSISTANTS = (
+    Assistant(
+        "Claude Code",
+        "/v1/messages",
+        NODE_BIN / "claude",
+        _claude,
+        ("-p", QUESTION, "--model", "claude-gemma", "--allowedTools", "Bash"),
+    ),
+    Assistant("Codex", "/v1/responses", NODE_BIN / "codex", _codex, (*_CODEX, QUESTION)),
+    Assistant(
+        "opencode",
+        "/v1/chat/completions",
+        NODE_BIN / "opencode",
+        _opencode("@ai-sdk/openai-compatible"),
+        _OPENCODE,
+    ),
+    Assistant(
+        "opencode, Anthropic's",
+        "/v1/messages",
+        NODE_BIN / "opencode",
+        _opencode("@ai-sdk/anthropic"),
+        _OPENCODE,
+    ),
+    Assistant(
+        "llm",
+        "/v1/chat/completions",
+        LLM,
+        _llm,
+        ("prompt", "-m", "gemma", "--functions", "../mark.py", "--td", QUESTION),
+    ),
+)
+
+
+def install(tools: Path) -> None:
+    """Install what is missing, by npm and pip as the machine has them set up."""
+    tools.mkdir(parents=True, exist_ok=True)
+    if not all((tools / each.program).exists() for each in ASSISTANTS if each.program != LLM):
+        subprocess.run(["npm", "install", "--prefix", tools, *PACKAGES], check=True)
+    if not (tools / LLM).exists():
+        subprocess.run([sys.executable, "-m", "venv", tools / "llm"], check=True)
+        subprocess.run([tools / "llm/bin/python", "-m", "pip", "install", "-q", "llm"], check=True)

@@ -1,0 +1,165 @@
+"""Let real assistants talk to our server, execute a tool and send its result; print a table.
+
+    python scripts/clients/run.py --tools DIR --output DIR [--only WORD]
+
+What is missing of the assistants and of the tiny model is made in the folder of --tools, by npm and
+pip. Then all runs where there is no network but the loopback (Linux: unshare). In the folder of
+--output every exchange is kept. An assistant passes when it executed the tool (`forced_server.py`
+makes the model call it), its next request has the result, and the server had kept that request's
+beginning. Exits with 1 when one does not pass.
+"""
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from scripts.clients import assistants, tiny_model
+from scripts.clients.assistants import ASSISTANTS, Assistant
+from scripts.clients.forced_server import RESULT
+
+PORT = 8080  # it is free: the network is our own
+URL = f"http://127.0.0.1:{PORT}"
+START_S = 120
+SERVER = Path(__file__).with_name("forced_server.py")
+COLUMNS = (
+    *("client", "version", "dialect", "requests", "first request", "tools", "its tokens"),
+    *("cached of the second's", "seconds", "what was seen", "passed"),
+)
+READ = re.compile(r'"(?:prompt_tokens|input_tokens)": ?(\d+)')
+CACHED = re.compile(r'"(?:cached_tokens|cache_read_input_tokens)": ?(\d+)')
+
+Exchange = dict[str, Any]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Install what is missing, then go on without a network."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument(
+        "--tools", type=Path, required=True, metavar="DIR", help="what is installed"
+    )
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="transcripts")
+    parser.add_argument("--only", default="", metavar="WORD", help="assistants named so")
+    parser.add_argument("--timeout", type=float, default=300, metavar="S", help="for each of them")
+    parser.add_argument("--isolated", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args(argv)
+    tools, output = arguments.tools.resolve(), arguments.output.resolve()
+    chosen = [each for each in ASSISTANTS if arguments.only.lower() in each.name.lower()]
+    if arguments.isolated:
+        subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+        sys.exit(not talk(chosen, tools, output, arguments.timeout))
+    assistants.install(tools)
+    if not (tools / "model").exists():
+        tiny_model.make(tools / "model")
+    again = [sys.executable, __file__, *(sys.argv[1:] if argv is None else argv), "--isolated"]
+    os.execvp("unshare", ["unshare", "--map-root-user", "--net", *again])
+
+
+def talk(chosen: Sequence[Assistant], tools: Path, output: Path, timeout_s: float) -> bool:
+    """Let each assistant do its task, print the table, and return whether all passed."""
+    print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}", flush=True)
+    passed = True
+    for assistant in chosen:
+        records = output / assistant.name.replace(" ", "-").replace(",", "").replace("'", "")
+        records.mkdir(parents=True)  # a folder that is there has another run's records
+        with tempfile.TemporaryDirectory() as home, served(tools / "model", records):
+            version = assistant.version(tools, Path(home))
+            begun = time.monotonic()
+            said = assistant.ask(tools, Path(home), URL, timeout_s)
+            seconds = time.monotonic() - begun
+        (records / "said.txt").write_text(said)
+        row = judged(assistant, read(records), said)
+        passed = passed and row["passed"] == "yes"
+        row |= {"client": assistant.name, "version": version, "seconds": f"{seconds:.0f}"}
+        print(f"| {' | '.join(str(row[column]) for column in COLUMNS)} |", flush=True)
+    return passed
+
+
+@contextmanager
+def served(model: Path, records: Path) -> Iterator[None]:
+    """Serve a model within the block."""
+    command = [sys.executable, SERVER, records, "--model", model, "--port", str(PORT)]
+    with (
+        (records / "server.txt").open("w") as log,
+        subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT) as process,
+    ):
+        try:
+            wait_until_ready(process)
+            yield
+        finally:
+            process.terminate()
+
+
+def wait_until_ready(process: "subprocess.Popen[bytes]") -> None:
+    """Return when the server answers."""
+    for _ in range(10 * START_S):
+        try:
+            with urllib.request.urlopen(f"{URL}/health"):
+                return
+        except (urllib.error.URLError, ConnectionError):
+            if process.poll() is not None:
+                break
+            time.sleep(0.1)
+    raise SystemExit("error: the server did not start, see server.txt among the transcripts")
+
+
+def read(records: Path) -> list[Exchange]:
+    """Return the exchanges in order."""
+    return [json.loads(path.read_text()) for path in sorted(records.glob("*.json"))]
+
+
+def judged(assistant: Assistant, exchanges: Sequence[Exchange], said: str) -> dict[str, Any]:
+    """Return a row of the table: what the exchanges show."""
+    asked = [each for each in exchanges if each["path"] == assistant.path]
+    with_tools = [each for each in asked if tools_of(each)]
+    told = [each for each in with_tools if RESULT in json.dumps(each["request"])]
+    first = with_tools[0] if with_tools else None
+    read, cached = usage(told[0]) if told else (0, 0)
+    refused = [f"{each['path']} {each['status']}" for each in exchanges if each["status"] != 200]
+    has_passed = bool(told) and told[0] is not first and cached > 0 and not refused
+    facts = ["the tool's result in the next request"] if told else []
+    if "[exit code" in said or "[ended after" in said:
+        facts.append(said.splitlines()[-1])
+        has_passed = False
+    counts = Counter(f"{each['method']} {each['path']}" for each in exchanges)
+    return {
+        "dialect": assistant.path,
+        "requests": ", ".join(f"{count} x {what}" for what, count in counts.items()),
+        "first request": f"{first['bytes'] / 1000:.1f} kB" if first else "–",
+        "tools": tools_of(first) if first else "–",
+        "its tokens": f"{usage(first)[0]:,}" if first else "–",
+        "cached of the second's": f"{cached:,} of {read:,}" if told else "–",
+        "what was seen": ", ".join([*facts, *refused]) or "no tool was executed",
+        "passed": "yes" if has_passed else "**no**",
+    }
+
+
+def tools_of(exchange: Exchange) -> int:
+    """Return how many tools a request offers."""
+    return len(exchange["request"].get("tools") or []) if exchange["method"] == "POST" else 0
+
+
+def usage(exchange: Exchange) -> tuple[int, int]:
+    """Return how many tokens a prompt had and how many of them were kept, as the client was told.
+
+    Anthropic's count of the input leaves out what was kept.
+    """
+    answer = exchange["answer"]
+    answer = answer if isinstance(answer, str) else json.dumps(answer)
+    read, cached = (max(map(int, pattern.findall(answer)), default=0) for pattern in (READ, CACHED))
+    return read + (cached if "cache_read_input_tokens" in answer else 0), cached
+
+
+if __name__ == "__main__":
+    main()
