@@ -26,8 +26,8 @@ class Task:
     a picture, and the prepared prompt last. The answer ends with
     the first id of `stop_ids`, after `max_tokens` (-1 is no limit), or where the context is full.
     With each token come the `top_logprobs` likeliest ones. Prompts share what was read of others
-    with the same `salt` alone; `marks` are positions in the prompt up to which others may be equal,
-    the first of them the end of the instructions.
+    with the same `salt` alone. Others may be equal up to `instructions`, where the text of system
+    and tools ends, and up to the `marks`; by default no such place is known.
     Raises: RequestError for an empty prompt, or a limit that cannot be followed.
     """
 
@@ -38,6 +38,7 @@ class Task:
     stop_ids: Collection[int] = ()
     top_logprobs: int | None = None
     salt: str = ""
+    instructions: int = 0
     marks: Sequence[int] = ()
 
     def __post_init__(self) -> None:

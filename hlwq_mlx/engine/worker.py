@@ -123,7 +123,7 @@ class Worker:
     def _read(self, task: Task, match: Match, caches: list[Any]) -> Reading:
         """Read what is not known of a prompt, and keep what other prompts may begin with."""
         prepared = yield from self._prepare(task, match.length)
-        positions = match.positions(len(task.keys), task.marks)
+        positions = match.positions(len(task.keys), [task.instructions, *task.marks])
         logits = None
         for chunk in chunks(
             prepared.ids, self._prefill_step, inseparable(self.model), match.length
@@ -131,7 +131,7 @@ class Worker:
             logits = read_chunk(self.model, prepared, caches, chunk)
             for position in positions:
                 if chunk.start < position <= chunk.stop:
-                    is_system = position == min(task.marks, default=0)
+                    is_system = position == task.instructions
                     self.prefixes.keep(task.keys, caches, position, task.salt, is_system)
             if logits is None:
                 yield

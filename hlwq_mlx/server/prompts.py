@@ -15,15 +15,15 @@ from ..media.processor import Processor
 from ..prompt import ReadPrompt, read_prompt
 from .request import Calls, ChatRequest, Message
 
-TURN_END, RESULT_END = "<turn|>", "<tool_response|>"
+TURN_END, RESULT_END, SYSTEM = "<turn|>", "<tool_response|>", "<|turn>system"
 LEAST_LETTERS = 64  # of the longest token; an unknown vocabulary may have longer ones
 
 
 class Ready(NamedTuple):
     """A prompt that the engine can take: what was read, and how its answer begins and ends.
 
-    `marks` are positions that other prompts may begin with: the end of the instructions and tools,
-    and of the last tool result.
+    `instructions` is where the text of the system and the tools ends, and `marks` where the last
+    turn or tool result does: other prompts may begin with as much.
     """
 
     read: ReadPrompt
@@ -31,6 +31,7 @@ class Ready(NamedTuple):
     may_think: bool
     in_thought: bool
     is_raw: bool
+    instructions: int = 0
     marks: Sequence[int] = ()
 
 
@@ -70,7 +71,7 @@ class PromptMaker:
         asked = -1 if request.max_tokens is None else request.max_tokens
         room = room_for_answer(len(read.ids), asked, self.context)
         is_raw = request.raw is not None
-        return Ready(read, room, may_think, in_thought, is_raw, self._marks(read.ids))
+        return Ready(read, room, may_think, in_thought, is_raw, *self._ends(read.ids))
 
     def _raw(self, raw: str | Sequence[int]) -> ReadPrompt:
         if isinstance(raw, str):
@@ -110,10 +111,13 @@ class PromptMaker:
     def _longest_token(self) -> int:
         return max(LEAST_LETTERS, *map(len, self.tokenizer.get_vocab()))
 
-    def _marks(self, ids: Sequence[int]) -> tuple[int, ...]:
+    def _ends(self, ids: Sequence[int]) -> tuple[int, Sequence[int]]:
+        """Return where the instructions end, 0 if there are none, and the last turn or result."""
         ends = {self.tokenizer.convert_tokens_to_ids(token) for token in (TURN_END, RESULT_END)}
         at = [position + 1 for position, id in enumerate(ids) if id in ends]
-        return tuple(sorted({*at[:1], *at[-1:]}))
+        opening = self.tokenizer.encode(SYSTEM, add_special_tokens=False)
+        has_instructions = list(ids[1 : 1 + len(opening)]) == opening
+        return at[0] if at and has_instructions else 0, at[-1:]
 
 
 def _take_begun(messages: Sequence[Message]) -> tuple[Sequence[Message], str]:

@@ -70,6 +70,7 @@ class Service:
                 stop_ids=self.tokenizer.eos_token_ids,
                 top_logprobs=request.logprobs,
                 salt=salt,
+                instructions=ready.instructions,
                 marks=ready.marks,
             )
             answers.ask(choice, task)

@@ -76,8 +76,10 @@ def test_tools_that_may_not_be_called_are_not_offered(maker):
 def test_the_end_of_the_instructions_is_worth_keeping(maker):
     system = {"role": "system", "content": "Be brief."}
     ready = make(maker, [system, *QUESTION])
-    first = ready.read.ids[: ready.marks[0]]
+    first = ready.read.ids[: ready.instructions]
     assert maker.tokenizer.decode(first).endswith("Be brief.<turn|>")
+    assert make(maker, QUESTION).instructions == 0
+    assert make(maker, QUESTION, tools=TOOLS).instructions > 10
 
 
 def test_what_cannot_fit_is_refused_with_both_numbers(maker):
