@@ -136,10 +136,12 @@ def calls_tools(page: Page) -> None:
 
 @CHECKS.add("numbers: tokens, tokens/s, prompt, cached; model, variant, memory, context")
 def shows_numbers(page: Page) -> None:
-    page.answer("hello")
+    page.answer("slow")
     stats, model = page.text(".stats"), page.text("#model")
-    assert "tokens/s" in stats and "prompt 1,204, 1,180 cached" in stats and "first after" in stats
-    assert "PQ5 · 5.7 GB · 128k" in model
+    assert (
+        "tokens/s" in stats and "prompt 1,204, 1,180 cached" in stats and "first after" in stats
+    ), stats
+    assert "PQ5 · 5.7 GB · 128k" in model, model
 
 
 @CHECKS.add("thinking, temperature, system prompt and tools are sent, and kept")
