@@ -310,7 +310,7 @@ class Engine:
         """Drop the model and all that was made with it, and give the memory back."""
         worker, self._worker = self._worker, None
         if worker is not None:
-            worker.close()
+            _escaping(worker.close)
         del worker
         self._kept_bytes = 0
         gc.collect()

@@ -63,6 +63,9 @@ class Worker:
     def rest(self):
         self.rests += 1
 
+    def close(self):
+        raise OSError(28, "No space left on device")
+
 
 class Told(list):
     """What a task was told; others can wait for its end."""
