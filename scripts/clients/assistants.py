@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 QUESTION = "Print the line that the tool prints."
+NEXT = "And what did the tool print?"
 PACKAGES = ("@anthropic-ai/claude-code", "@openai/codex", "opencode-ai")
 NODE_BIN, LLM = Path("node_modules", ".bin"), Path("llm", "bin", "llm")
 QUIET = {  # telemetry, updates and lists of other models
@@ -29,6 +30,8 @@ def find_mark() -> str:
     return "-".join(["hlwq", "was", "here"])
 """
 
+LATE, FAILED = "ended for it took too long", "ended with exit code"
+
 Setup = Callable[[Path, str], Mapping[str, str]]
 
 
@@ -37,14 +40,15 @@ class Assistant:
     """A client: its program within the folder of tools, and how it is asked.
 
     `set_up` writes its settings into a home for a server's address and returns more of its
-    environment; `command` are the arguments that ask it.
+    environment; `first` are the arguments that ask it, `again` those that go on.
     """
 
     name: str
     path: str
     program: Path
     set_up: Setup
-    command: Sequence[str]
+    first: Sequence[str]
+    again: Sequence[str]
 
     def version(self, tools: Path, home: Path) -> str:
         """Return the version that the program states."""
@@ -55,27 +59,29 @@ class Assistant:
         found = re.search(r"\d+(\.\d+)+", told.stdout)
         return found[0] if found else "?"
 
-    def ask(self, tools: Path, home: Path, url: str, timeout_s: float) -> str:
-        """Ask the assistant in an empty folder; return what it said, and how it ended if badly."""
-        added = self.set_up(home, url)
+    def talk(self, tools: Path, home: Path, url: str, timeout_s: float) -> str:
+        """Ask twice, in an empty folder; return what was said, and how it ended if badly."""
+        settings = environment(home) | dict(self.set_up(home, url))
         work = home / "work"
         work.mkdir()
-        try:
-            told = subprocess.run(
-                [tools / self.program, *self.command],
-                cwd=work,
-                env=environment(home) | dict(added),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                errors="replace",
-                timeout=timeout_s,
-            )
-        except subprocess.TimeoutExpired as problem:
-            said = problem.stdout or b""
-            return f"{said.decode(errors='replace')}\n[ended after {timeout_s} s]"
-        return told.stdout + (f"\n[exit code {told.returncode}]" if told.returncode else "")
+        said = ""
+        for arguments in (self.first, self.again):
+            try:
+                told = subprocess.run(
+                    [tools / self.program, *arguments],
+                    cwd=work,
+                    env=settings,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    timeout=timeout_s,
+                )
+            except subprocess.TimeoutExpired as problem:
+                return f"{said}{(problem.stdout or b'').decode(errors='replace')}\n{LATE}"
+            said += told.stdout.decode(errors="replace")
+            if told.returncode:
+                return f"{said}\n{FAILED} {told.returncode}"
+        return said
 
 
 def environment(home: Path) -> dict[str, str]:
@@ -141,38 +147,45 @@ def _llm(home: Path, url: str) -> Mapping[str, str]:
     return {"LLM_USER_PATH": str(home / "llm"), "OPENAI_API_KEY": "none"}
 
 
-_CODEX = "exec --skip-git-repo-check --dangerously-bypass-approvals-and-sandbox".split()
-_OPENCODE = ("run", "--model", "hlwq/gemma", QUESTION)
+def _opencode_by(name: str, path: str, package: str) -> Assistant:
+    ask = ("run", "--model", "hlwq/gemma")
+    program = NODE_BIN / "opencode"
+    return Assistant(
+        name, path, program, _opencode(package), (*ask, QUESTION), (*ask, "--continue", NEXT)
+    )
+
+
+def _llm_by(name: str, *options: str) -> Assistant:
+    ask = ("prompt", "-m", "gemma", "--functions", "../mark.py", *options)
+    return Assistant(
+        name, "/v1/chat/completions", LLM, _llm, (*ask, QUESTION), (*ask, "--continue", NEXT)
+    )
+
+
+_CLAUDE = ("-p", "--model", "claude-gemma", "--allowedTools=Bash")
+_CODEX = ("--skip-git-repo-check", "--dangerously-bypass-approvals-and-sandbox")
 ASSISTANTS = (
     Assistant(
         "Claude Code",
         "/v1/messages",
         NODE_BIN / "claude",
         _claude,
-        ("-p", QUESTION, "--model", "claude-gemma", "--allowedTools", "Bash"),
-    ),
-    Assistant("Codex", "/v1/responses", NODE_BIN / "codex", _codex, (*_CODEX, QUESTION)),
-    Assistant(
-        "opencode",
-        "/v1/chat/completions",
-        NODE_BIN / "opencode",
-        _opencode("@ai-sdk/openai-compatible"),
-        _OPENCODE,
+        (*_CLAUDE, QUESTION),
+        (*_CLAUDE, "--continue", NEXT),
     ),
     Assistant(
-        "opencode, Anthropic's",
-        "/v1/messages",
-        NODE_BIN / "opencode",
-        _opencode("@ai-sdk/anthropic"),
-        _OPENCODE,
+        "Codex",
+        "/v1/responses",
+        NODE_BIN / "codex",
+        _codex,
+        ("exec", *_CODEX, QUESTION),
+        ("exec", "resume", *_CODEX, "--last", NEXT),
     ),
-    Assistant(
-        "llm",
-        "/v1/chat/completions",
-        LLM,
-        _llm,
-        ("prompt", "-m", "gemma", "--functions", "../mark.py", "--td", QUESTION),
-    ),
+    _opencode_by("opencode", "/v1/chat/completions", "@ai-sdk/openai-compatible"),
+    _opencode_by("opencode, Messages", "/v1/messages", "@ai-sdk/anthropic"),
+    _opencode_by("opencode, Responses", "/v1/responses", "@ai-sdk/openai"),
+    _llm_by("llm"),
+    _llm_by("llm, not streamed", "--no-stream"),
 )
 
 

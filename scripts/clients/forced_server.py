@@ -36,7 +36,7 @@ CALLS: dict[str, dict[str, Any]] = {
     "exec_command": {"cmd": COMMAND},  # Codex's
     "find_mark": {},  # the function that llm is given
 }
-THOUGHT = f"{grammar.CHANNEL}{grammar.THOUGHT_NAME}A line is to be printed.{grammar.CHANNEL_END}"
+THOUGHT = f"{grammar.CHANNEL}{grammar.THOUGHT_NAME}A line is to be printed.\n{grammar.CHANNEL_END}"
 TEXT_END, CALLS_END = "<turn|>", "<|tool_response>"
 
 

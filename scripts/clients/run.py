@@ -25,8 +25,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from scripts.clients import assistants, tiny_model
-from scripts.clients.assistants import ASSISTANTS, Assistant
+from scripts.clients import tiny_model
+from scripts.clients.assistants import ASSISTANTS, FAILED, LATE, NEXT, Assistant, install
 from scripts.clients.forced_server import RESULT
 
 PORT = 8080  # it is free: the network is our own
@@ -35,7 +35,13 @@ START_S = 120
 SERVER = Path(__file__).with_name("forced_server.py")
 COLUMNS = (
     *("client", "version", "dialect", "requests", "first request", "tools", "its tokens"),
-    *("cached of the second's", "seconds", "what was seen", "passed"),
+    *(
+        "cached of the result's",
+        "cached of the next question's",
+        "seconds",
+        "what was seen",
+        "passed",
+    ),
 )
 READ = re.compile(r'"(?:prompt_tokens|input_tokens)": ?(\d+)')
 CACHED = re.compile(r'"(?:cached_tokens|cache_read_input_tokens)": ?(\d+)')
@@ -59,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.isolated:
         subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
         sys.exit(not talk(chosen, tools, output, arguments.timeout))
-    assistants.install(tools)
+    install(tools)
     if not (tools / "model").exists():
         tiny_model.make(tools / "model")
     again = [sys.executable, __file__, *(sys.argv[1:] if argv is None else argv), "--isolated"]
@@ -76,7 +82,7 @@ def talk(chosen: Sequence[Assistant], tools: Path, output: Path, timeout_s: floa
         with tempfile.TemporaryDirectory() as home, served(tools / "model", records):
             version = assistant.version(tools, Path(home))
             begun = time.monotonic()
-            said = assistant.ask(tools, Path(home), URL, timeout_s)
+            said = assistant.talk(tools, Path(home), URL, timeout_s)
             seconds = time.monotonic() - begun
         (records / "said.txt").write_text(said)
         row = judged(assistant, read(records), said)
@@ -121,26 +127,26 @@ def read(records: Path) -> list[Exchange]:
 
 def judged(assistant: Assistant, exchanges: Sequence[Exchange], said: str) -> dict[str, Any]:
     """Return a row of the table: what the exchanges show."""
-    asked = [each for each in exchanges if each["path"] == assistant.path]
-    with_tools = [each for each in asked if tools_of(each)]
-    told = [each for each in with_tools if RESULT in json.dumps(each["request"])]
-    first = with_tools[0] if with_tools else None
-    read, cached = usage(told[0]) if told else (0, 0)
+    asked = [each for each in exchanges if each["path"] == assistant.path and tools_of(each)]
+    told = [each for each in asked if RESULT in json.dumps(each["request"])]
+    gone_on = [each for each in told if NEXT in json.dumps(each["request"])]
+    read = usage(asked)[0]
+    kept = [usage(each)[1] for each in (told, gone_on)]
     refused = [f"{each['path']} {each['status']}" for each in exchanges if each["status"] != 200]
-    has_passed = bool(told) and told[0] is not first and cached > 0 and not refused
-    facts = ["the tool's result in the next request"] if told else []
-    if "[exit code" in said or "[ended after" in said:
-        facts.append(said.splitlines()[-1])
-        has_passed = False
+    ended = [line for line in said.splitlines()[-1:] if line.startswith((FAILED, LATE))]
+    found = ["the tool's result in the next request"] if told else ["no result of a tool"]
+    is_kept = 0 < read <= min(kept) + 1
+    has_passed = told != asked and is_kept and not refused and not ended
     counts = Counter(f"{each['method']} {each['path']}" for each in exchanges)
     return {
         "dialect": assistant.path,
         "requests": ", ".join(f"{count} x {what}" for what, count in counts.items()),
-        "first request": f"{first['bytes'] / 1000:.1f} kB" if first else "–",
-        "tools": tools_of(first) if first else "–",
-        "its tokens": f"{usage(first)[0]:,}" if first else "–",
-        "cached of the second's": f"{cached:,} of {read:,}" if told else "–",
-        "what was seen": ", ".join([*facts, *refused]) or "no tool was executed",
+        "first request": f"{asked[0]['bytes'] / 1000:.1f} kB" if asked else "–",
+        "tools": tools_of(asked[0]) if asked else "–",
+        "its tokens": f"{read:,}",
+        "cached of the result's": "{1:,} of {0:,}".format(*usage(told)),
+        "cached of the next question's": "{1:,} of {0:,}".format(*usage(gone_on)),
+        "what was seen": ", ".join([*found, *refused, *ended]),
         "passed": "yes" if has_passed else "**no**",
     }
 
@@ -150,14 +156,14 @@ def tools_of(exchange: Exchange) -> int:
     return len(exchange["request"].get("tools") or []) if exchange["method"] == "POST" else 0
 
 
-def usage(exchange: Exchange) -> tuple[int, int]:
-    """Return how many tokens a prompt had and how many of them were kept, as the client was told.
+def usage(exchanges: Sequence[Exchange]) -> tuple[int, int]:
+    """Return the tokens of the first exchange's prompt, and how many were kept, as its client read.
 
     Anthropic's count of the input leaves out what was kept.
     """
-    answer = exchange["answer"]
-    answer = answer if isinstance(answer, str) else json.dumps(answer)
-    read, cached = (max(map(int, pattern.findall(answer)), default=0) for pattern in (READ, CACHED))
+    answer = json.dumps(exchanges[0]["answer"]) if exchanges else ""
+    answer = answer.replace('\\"', '"')  # a stream is text with JSON in it
+    read, cached = (max(map(int, each.findall(answer)), default=0) for each in (READ, CACHED))
     return read + (cached if "cache_read_input_tokens" in answer else 0), cached
 
 
