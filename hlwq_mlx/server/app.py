@@ -8,8 +8,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
-from starlette.routing import BaseRoute, Mount, Route
-from starlette.staticfiles import StaticFiles
+from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from ..errors import HLWQError, UnsupportedError
@@ -60,7 +59,7 @@ def make_app(site: Site) -> ASGIApp:
         routes=listed,
         exception_handlers={HTTPException: partial(_not_routed, site)},
     )
-    known = {route.path for route in listed if isinstance(route, Route)}
+    known = {route.path for route in listed}
 
     def count(path: str, status: int) -> None:
         site.service.metrics.answered(path if path in known else "other", status)
@@ -71,7 +70,7 @@ def make_app(site: Site) -> ASGIApp:
     return Gate(inner, site.limits, refuse, count)
 
 
-def routes(site: Site) -> list[BaseRoute]:
+def routes(site: Site) -> list[Route]:
     """Return every path with what answers it."""
     chat = answering(site, openai_chat)
     texts = answering(site, openai_completions)
@@ -80,7 +79,7 @@ def routes(site: Site) -> list[BaseRoute]:
         _get("/health", partial(watch.health, site)),
         _get("/metrics", partial(watch.measure, site)),
         _get("/props", partial(watch.facts, site)),
-        Mount("/page", StaticFiles(directory=PAGE)),
+        *(_get(f"/page/{path.name}", partial(_page, path)) for path in sorted(PAGE.iterdir())),
         _post("/v1/chat/completions", chat),
         _post("/chat/completions", chat),
         _post("/v1/completions", texts),
@@ -125,8 +124,12 @@ async def _not_routed(site: Site, request: Request, problem: HTTPException) -> R
 async def _home(site: Site, request: Request) -> Response:
     """Show the page to a browser, and Ollama's line to a program."""
     if "text/html" in request.headers.get("accept", ""):
-        return FileResponse(PAGE / "index.html", headers=PAGE_HEADERS)
+        return await _page(PAGE / "index.html", request)
     return PlainTextResponse(ollama_models.GREETING)
+
+
+async def _page(path: Path, request: Request) -> Response:
+    return FileResponse(path, headers=PAGE_HEADERS)
 
 
 async def _models(site: Site, request: Request) -> Response:
