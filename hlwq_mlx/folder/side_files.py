@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory, gettempdir
 from types import NoneType
 from typing import Any
 
-from ..dialog import sentencepiece_model, tokenizer, trial
+from ..dialog import tokenizer, trial
 from ..disk import failures
 from ..disk.atomic import place, scratch
 from ..disk.fields import shown
@@ -82,6 +82,8 @@ def copy_side_files(source: Source, folder: Path) -> Copied:
 def _open_copies(source: Source, folder: Path) -> Copied:
     model, made = folder / SENTENCEPIECE, folder / TOKENIZER
     if model.exists() and not made.exists():
+        from ..dialog import sentencepiece_model  # few folders need it
+
         settings = _object_in(folder / SETTINGS)
         text = sentencepiece_model.to_tokenizer_json(model.read_bytes(), settings, model)
         made.write_text(text, encoding="utf-8")
@@ -199,6 +201,8 @@ def check(folder: Path) -> None:
     if (folder / TEMPLATE).exists():
         _check_template(folder / TEMPLATE)
     if (folder / SENTENCEPIECE).exists():
+        from ..dialog import sentencepiece_model  # as above
+
         sentencepiece_model.read_model(_content(folder / SENTENCEPIECE), SENTENCEPIECE)
     if (folder / TOKENIZER).exists():
         _content(folder / TOKENIZER)

@@ -26,7 +26,7 @@ from ..gemma4.config import Gemma4Config
 from ..gemma4.towers.tower import TOWER_PREFIXES
 from ..quant.packing import BLOCK
 from ..quant.tables import centroids, error_energy
-from ..source import hub, rules
+from ..source import rules
 from ..source.coded import parse_key
 from ..source.locate import find_local, local_path
 from ..source.repository import Source
@@ -114,6 +114,8 @@ def take(model: str, variant: str | None = None) -> Inventory:
         return of_converted(folder)
     local = find_local(model, variant)
     if local is None:
+        from ..source import hub  # a client of the web, which what is here does not need
+
         found = hub.read_headers(model, variant)
         origin = f"{model}/{CONFIG}"
         return _of_source(found.variant, found.config, found.headers, origin)
@@ -129,6 +131,8 @@ def is_at_hand(model: str, variant: str | None = None) -> bool:
     """
     if is_ours(local_path(model)) or find_local(model, variant) is not None:
         return True
+    from ..source import hub  # as above
+
     return hub.is_cached(model, variant)
 
 
