@@ -193,7 +193,7 @@ class Scheduler:
         for ticket in [*self.waiting, *self.reading, *self.running]:
             if ticket.is_cancelled:
                 self.tally.cancelled += 1
-                self._end(worker, ticket)
+                self._end(worker, self._take_out(ticket))
         self._make_room(worker)
         self._admit(worker)
         if self.reading:
@@ -305,13 +305,12 @@ class Scheduler:
             reason = _reason(ticket, token)
             if reason is not None:
                 self.tally.finished += 1
+                job = self._take_out(ticket)
                 self._deliver(ticket, Finished(reason))
-                self._end(worker, ticket)
+                self._end(worker, job)
                 return
 
-    def _end(self, worker: Worker[Any], ticket: Ticket) -> None:
-        job = ticket.job
-        self._take_out(ticket)
+    def _end(self, worker: Worker[Any], job: Any) -> None:
         if job is None:
             return
         try:
@@ -326,11 +325,13 @@ class Scheduler:
         self._take_out(ticket)
         self._deliver(ticket, Failed(self._explain(problem)))
 
-    def _take_out(self, ticket: Ticket) -> None:
+    def _take_out(self, ticket: Ticket) -> Any:
+        """Remove a ticket and return its job, which its holder shall not keep: caches are large."""
         for place in (self.waiting, self.reading, self.running):
             if ticket in place:
                 place.remove(ticket)
-        ticket.job = None  # its holder may keep the ticket, and caches are large
+        job, ticket.job = ticket.job, None
+        return job
 
     def _deliver(self, ticket: Ticket, update: Update) -> None:
         if ticket.is_cancelled:
