@@ -29,8 +29,9 @@ from ..gemma4.towers.config import AUDIO, VISION
 from ..media.origin import Access
 from ..media.processor import Processor
 from ..memory.inventory import of_converted
+from ..memory.machine import this_machine
 from ..memory.need import Settings, kv_bytes
-from ..memory.verdict import Verdict, plan
+from ..memory.verdict import Verdict, judge
 from .app import make_app
 from .engine import Engine, State
 from .limits import Limits
@@ -64,8 +65,10 @@ def application(arguments: argparse.Namespace) -> Iterator[Started]:
     loading.require_loadable(folder)
     tokenizer = side_files.open_tokenizer(folder)
     sampling = Sampling.from_generation_config(folder.generation)
-    verdict = plan(folder, replace(settings, has_towers=True))  # any request may bring a picture
-    weights = sum(entry.weights for entry in of_converted(folder).entries)
+    inventory = of_converted(folder)
+    with_towers = replace(settings, has_towers=True)  # any request may bring a picture
+    verdict = judge(inventory, with_towers, this_machine(folder.path))
+    weights = sum(entry.weights for entry in inventory.entries)
     room = Room.of(verdict, folder.args, settings, arguments)
     features = FeatureCache()
     engine = Engine(
