@@ -4,6 +4,8 @@ The engine's thread delivers updates; the event loop reads them here, whatever t
 """
 
 import asyncio
+import contextlib
+import logging
 import time
 from collections.abc import AsyncGenerator, Sequence
 from functools import partial
@@ -19,13 +21,15 @@ from ..engine.task import Admitted, Finished, Task, Token, Update
 from ..prompt import embedding_steps
 from . import errors
 from .answers import ChatReader, RawReader, Reader
-from .engine import Engine, Ticket
+from .engine import Engine, Ticket, explain
 from .events import Alternative, Begun, Done, Event, Failed, TokenScore, Usage, Waiting, Whole, join
 from .metrics import Metrics
 from .prompts import Ready
 from .request import ChatRequest
 
 FIRST_WAIT_S, WAIT_S = 1.0, 10.0  # Claude Code warns after 20 seconds of silence
+
+log = logging.getLogger(__name__)
 
 Numbered = tuple[int, Event]
 
@@ -155,21 +159,27 @@ class Answers:
 
     async def events(self) -> AsyncGenerator[Numbered]:
         """Yield the events of all answers, each with the number of its answer, as they come."""
-        wait_s = FIRST_WAIT_S
+        due = self._loop.time() + FIRST_WAIT_S
         try:
             while self._open:
-                try:
-                    async with asyncio.timeout(wait_s):
-                        choice, update = await self._updates.get()
-                except TimeoutError:
-                    wait_s = WAIT_S
-                    yield 0, Waiting()
-                    continue
-                wait_s = WAIT_S
-                for event in self._take(choice, update):
+                for choice, event in await self._next(due):
+                    if not isinstance(event, Begun):  # some dialects say nothing of it
+                        due = self._loop.time() + WAIT_S
                     yield choice, event
         finally:
             self.cancel()
+
+    async def _next(self, due: float) -> list[Numbered]:
+        """Return what the next update tells, or a sign of life if none did until `due`.
+
+        Many tokens of a long call tell nothing one by one.
+        """
+        found: list[Numbered] = []
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(due):
+                choice, update = await self._updates.get()
+                found = [(choice, event) for event in self._take(choice, update)]
+        return found if found or self._loop.time() < due else [(0, Waiting())]
 
     async def wholes(self) -> list[Whole]:
         """Return the answers when all are over.
@@ -192,7 +202,13 @@ class Answers:
         answer = self._open.get(choice)
         if answer is None:  # it is over; what the engine had under way does not count
             return []
-        events = answer.take(update)
+        try:
+            events = answer.take(update)
+        except Exception as problem:
+            log.exception("an answer could not be read")
+            answer.ticket.cancel()
+            explained = explain(problem)
+            events = [Failed(explained, errors.status_of(explained))]
         if events and isinstance(events[-1], Done | Failed):
             del self._open[choice]
         return events

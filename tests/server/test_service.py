@@ -8,7 +8,7 @@ import pytest
 from hlwq_mlx.engine.feature_cache import FeatureCache
 from hlwq_mlx.engine.sampling import Sampling
 from hlwq_mlx.engine.task import Admitted, Failed, Finished, Token
-from hlwq_mlx.errors import BusyError, DeviceError
+from hlwq_mlx.errors import BusyError, DeviceError, HLWQError
 from hlwq_mlx.folder import side_files
 from hlwq_mlx.folder.folder import Folder
 from hlwq_mlx.prompt import ReadPrompt
@@ -104,6 +104,31 @@ def test_a_client_sees_signs_of_life_from_the_first_second(tokenizer, monkeypatc
     found, engine = taken(tokenizer, [], count=3)
     assert found == [(0, events.Waiting())] * 3
     assert engine.tickets[0].is_cancelled  # since the reader left
+
+
+def test_a_long_call_is_no_silence(tokenizer, monkeypatch):
+    """Its tokens come one by one, but the call is told as a whole, minutes later."""
+    monkeypatch.setattr(service, "FIRST_WAIT_S", 0.0)
+    monkeypatch.setattr(service, "WAIT_S", 0.0)
+    begun = tokens(tokenizer, "<|tool_call>call:write{text:" + "many words " * 20)
+    found, _ = taken(tokenizer, [Admitted(0), *begun, Finished("length")], count=10**6)
+    assert len(begun) <= found.count((0, events.Waiting())) <= len(begun) + 3
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_an_answer_that_cannot_be_read_ends_alone(tokenizer, monkeypatch, whole):
+    def fail(reader, token, score):
+        raise ZeroDivisionError("a defect")
+
+    monkeypatch.setattr("hlwq_mlx.server.answers.ChatReader.add", fail)
+    updates = [Admitted(0), *tokens(tokenizer, "Hi"), Finished("stop")]
+    if whole:
+        with pytest.raises(HLWQError, match="a defect"):
+            asyncio.run(wholes(tokenizer, updates))
+        return
+    found, engine = taken(tokenizer, updates)
+    assert [type(event) for _, event in found] == [events.Begun, events.Failed]
+    assert (found[-1][1].status, engine.tickets[0].is_cancelled) == (500, True)
 
 
 def test_a_failure_is_told_and_ends(tokenizer):
