@@ -84,21 +84,30 @@ class Engine:
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
-    def wait_until_loaded(self, timeout_s: float | None = None) -> None:
+    def wait_until_loaded(self, timeout_s: float | None = None, loads: int | None = None) -> None:
         """Wait until the model is loaded, as it is at the start, by a task and by `keep_alive`.
 
+        With `loads`, how often it was before, a model that was loaded and dropped since counts.
         Raises: the error that prevents it; DeviceError when it takes longer or the engine closes.
         """
+        before = self.loads if loads is None else loads
         with self._changed:
-            self._changed.wait_for(
-                lambda: self.state is State.READY or self._problem or self._deadline, timeout_s
+            is_there = self._changed.wait_for(
+                lambda: (
+                    self.state is State.READY
+                    or self.loads > before
+                    or self._problem
+                    or self._deadline
+                ),
+                timeout_s,
             )
             if self._problem is not None:
                 raise self._problem
-            if self.state is not State.READY:
+            if not is_there:
                 raise DeviceError(
                     f"[engine] needed the model within {timeout_s} s, got none yet. Wait longer."
                 )
+            self._require_open()
 
     def submit(self, task: Task, deliver: Deliver, keep_alive_s: float | None = None) -> Ticket:
         """Let a task wait for its turn; `deliver` gets its updates, in the engine's thread.
@@ -131,7 +140,7 @@ class Engine:
         with self._changed:
             self._require_open()
             self._keep(keep_alive_s)
-            self._is_wanted = keep_alive_s != 0
+            self._is_wanted |= keep_alive_s != 0  # who asked for it before is waiting
             self._since = time.monotonic()
             self._changed.notify_all()
 

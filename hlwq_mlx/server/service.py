@@ -85,9 +85,10 @@ class Service:
 
         Raises: DeviceError when it cannot be loaded.
         """
+        loads = self.engine.loads
         self.engine.keep_alive(keep_alive_s)
         if keep_alive_s != 0:
-            await run_in_threadpool(self.engine.wait_until_loaded)
+            await run_in_threadpool(self.engine.wait_until_loaded, None, loads)
 
     def _decoding(
         self, request: ChatRequest, choice: int, constraint: Constraint | None

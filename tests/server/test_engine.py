@@ -306,6 +306,30 @@ def test_each_task_may_say_how_long_the_model_stays(make):
     assert bench.engine.numbers()["loads"] == 2
 
 
+def test_who_waits_for_a_model_is_not_forgotten_when_another_drops_it(make):
+    bench = make(idle_s=None)
+    engine = bench.engine
+    engine.wait_until_loaded(WAIT_S)
+    engine.keep_alive(0)
+    bench.until(lambda: engine.state is State.UNLOADED)
+    loads = engine.loads
+    with engine._changed:  # so that the engine sees both at once
+        engine.keep_alive(-1)
+        engine.keep_alive(0)
+    engine.wait_until_loaded(1, loads)
+    bench.until(lambda: engine.state is State.UNLOADED)
+    assert engine.loads == loads + 1
+
+
+def test_who_waits_for_a_model_is_told_when_the_engine_ends(make):
+    may_load = threading.Event()
+    bench = make(lambda: may_load.wait(WAIT_S) and bench.worker)
+    threading.Timer(0.05, lambda: bench.engine.close()).start()
+    with pytest.raises(DeviceError, match="the order to end"):
+        bench.engine.wait_until_loaded(WAIT_S)
+    may_load.set()
+
+
 def test_an_idle_engine_sleeps(make, monkeypatch):
     turns = []
     turn = Engine._turn
