@@ -104,7 +104,6 @@ def _codex(home: Path, url: str) -> Mapping[str, str]:
 model_provider = "hlwq"
 model_context_window = 131072
 model_reasoning_effort = "high"
-model_supports_reasoning_summaries = true
 
 [model_providers.hlwq]
 name = "hlwq"
