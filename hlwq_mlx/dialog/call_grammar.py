@@ -17,7 +17,7 @@ from llguidance import regex_to_lark
 from .grammar import CALL, CALL_END
 from .lark import NO_TEXT, Rules, either, escaped, literal, require_short, without
 from .parts import Normal
-from .schema import MAX_SCHEMAS, TYPES, listed, merged, plain_schema, refused
+from .schema import MAX_SCHEMAS, TYPES, demands_nothing, listed, merged, plain_schema, refused
 from .values import MAX_DEPTH, QUOTE, is_bare_key, print_value
 
 FREE_LEVELS = 6
@@ -40,14 +40,12 @@ FORMATS = {
     "uri": "[a-z][a-z0-9+.-]*://[A-Za-z0-9._~:/?#@!$&*+,;=%-]+",
 }
 _BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
-# Keys that no grammar here can say, with the value that says nothing.
-_UNSAYABLE: dict[str, Any] = {
-    **dict.fromkeys(("not", "if", "then", "else", "contains", "minContains", "maxContains")),
-    **dict.fromkeys(("patternProperties", "propertyNames", "maxProperties", "dependencies")),
-    **dict.fromkeys(("dependentRequired", "dependentSchemas", "unevaluatedItems")),
-    **dict.fromkeys(("unevaluatedProperties", "$dynamicRef", "$recursiveRef")),
-    "uniqueItems": False,
-    "minProperties": 0,
+# Keys that no grammar here can say.
+_UNSAYABLE = {
+    *("not", "if", "then", "else", "contains", "minContains", "maxContains", "uniqueItems"),
+    *("patternProperties", "propertyNames", "minProperties", "maxProperties", "dependencies"),
+    *("dependentRequired", "dependentSchemas", "unevaluatedItems", "unevaluatedProperties"),
+    *("$dynamicRef", "$recursiveRef"),
 }
 _COUNTS = frozenset(("minLength", "maxLength", "minItems", "maxItems"))
 _TEXTS = frozenset(("pattern", "format"))
@@ -107,8 +105,8 @@ class _Writer:
             raise refused(where, self._tool, "fewer alternatives", "too many", "leave some out")
 
     def _check(self, schema: Normal, where: str) -> None:
-        for key in sorted(schema.keys() & _UNSAYABLE.keys()):
-            if schema[key] != _UNSAYABLE[key] or _UNSAYABLE[key] is None:
+        for key in sorted(schema.keys() & _UNSAYABLE):
+            if not demands_nothing(key, schema[key]):
                 raise self._unsayable(f"{where}.{key}", f"a schema without {key}", key)
         for key in sorted(schema.keys() & (_COUNTS | _TEXTS)):
             value = schema[key]

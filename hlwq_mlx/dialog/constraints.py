@@ -32,6 +32,7 @@ from .call_grammar import COMPACT, call_body
 from .grammar import CHANNEL, CHANNEL_END, MARKERS, THOUGHT_NAME
 from .lark import Rules, either, literal, require_short, without
 from .messages import named_functions
+from .schema import demands_nothing
 from .values import QUOTE
 
 MOST_BYTES = 1 << 17  # of a grammar; tools in use have a tenth
@@ -43,6 +44,8 @@ _FORMATS = frozenset(("date-time", "time", "date", "duration", "email", "hostnam
     ("ipv4", "ipv6", "uuid", "uri")
 )
 _NOTES = frozenset(("title", "description", "$comment"))
+_NAMED = frozenset(("properties", "patternProperties", "$defs", "definitions"))
+_VALUES = frozenset(("const", "enum"))
 _LISTING = re.compile(r"\n+\s*\d+ \| .*", re.DOTALL)  # of the grammar, in messages of llguidance
 
 Start = Callable[[], "Constraint"]
@@ -98,13 +101,30 @@ def _without_notes(schema: Any) -> Any:
         return [_without_notes(each) for each in schema]
     if not isinstance(schema, Mapping):
         return schema
-    return {
-        key: _without_notes(value)
-        for key, value in schema.items()
-        if not (key in _NOTES and isinstance(value, str))
-        and not (key == "format" and isinstance(value, str) and value not in _FORMATS)
-        and not (key == "uniqueItems" and value is False)
-    }
+    return {key: _keyword(key, value) for key, value in schema.items() if not _is_note(key, value)}
+
+
+def _keyword(key: str, value: Any) -> Any:
+    if key in _NAMED and isinstance(value, Mapping):  # names that may look like keys
+        return {name: _without_notes(each) for name, each in value.items()}
+    return _short_value(value) if key in _VALUES else _without_notes(value)
+
+
+def _short_value(value: Any) -> Any:
+    """Return a value that an answer may have to repeat, if its texts are short."""
+    if isinstance(value, str):
+        require_short(value)
+    elif isinstance(value, Mapping | list):
+        for each in value.values() if isinstance(value, Mapping) else value:
+            _short_value(each)
+    return value
+
+
+def _is_note(key: str, value: Any) -> bool:
+    is_text = isinstance(value, str)
+    if key == "format":
+        return is_text and value not in _FORMATS
+    return (key in _NOTES and is_text) or demands_nothing(key, value)
 
 
 def _calls(rules: Rules, form: Form) -> str:

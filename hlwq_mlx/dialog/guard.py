@@ -32,9 +32,9 @@ def control_tokens(tokenizer: TokenizerLike) -> list[str]:
     return [token for token in {*added, *MARKERS.values()} if len(token) > 1 and token.strip()]
 
 
-def free_letter(*texts: str) -> str:
-    """Return a letter that stands in none of the texts and means nothing."""
-    used = set(itertools.chain.from_iterable(texts))
+def free_letter(held: Any) -> str:
+    """Return a letter that stands in no text of what may be nested, and means nothing."""
+    used = set(itertools.chain.from_iterable(_texts(held)))
     return next(letter for letter in map(chr, MARKS) if letter not in used)
 
 
@@ -46,7 +46,7 @@ class Guard:
     """
 
     def __init__(self, tokens: Sequence[str], held: Any) -> None:
-        self._mark = free_letter(*_texts(held))
+        self._mark = free_letter(held)
         longest_first = sorted(tokens, key=len, reverse=True)
         self._token = re.compile(f"(?=({'|'.join(map(re.escape, longest_first))}))")
         self._first = re.compile(f"[{re.escape(''.join({token[0] for token in tokens}))}]")

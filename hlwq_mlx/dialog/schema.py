@@ -25,11 +25,25 @@ _ONE = frozenset(
 ) | frozenset(("propertyNames", "then", "unevaluatedItems", "unevaluatedProperties"))
 _LISTS = frozenset(("anyOf", "oneOf", "allOf", "prefixItems"))
 _NAMED = frozenset(("properties", "patternProperties", "dependentSchemas"))
+# By which values a key demands nothing; the names of members are text anyway, as zod says of each
+# record.
+_IDLE: dict[str, tuple[Any, ...]] = {
+    "uniqueItems": (False,),
+    "minProperties": (0,),
+    "propertyNames": (True, {}, {"type": "string"}),
+    **dict.fromkeys(("unevaluatedItems", "unevaluatedProperties"), (True, {})),
+    **dict.fromkeys(("patternProperties", "dependentRequired", "dependentSchemas"), ({},)),
+}
 
 
 def listed(value: Any) -> list[Any]:
     """Return a list as it is, and anything else as the only item of one."""
     return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def demands_nothing(key: str, value: Any) -> bool:
+    """Return whether any value satisfies what a key of a schema says."""
+    return value in _IDLE.get(key, ())
 
 
 def _is_names(value: Any) -> bool:

@@ -12,12 +12,13 @@ from typing import Any, NamedTuple
 from jinja2 import TemplateError
 
 from ..errors import RequestError
-from .guard import Guard, control_tokens
+from .guard import Guard, control_tokens, free_letter
 from .interface import TokenizerLike
 from .messages import Message, normalize_messages, normalize_tools
 from .parts import Medium, take_media
 from .placeholders import SoftTokens, Span, expand
 from .readable import readable
+from .result_media import Slots
 from .spelled import Spelled
 
 TURN_END, MODEL_TURN = "<turn|>\n", "<|turn>model\n"
@@ -64,6 +65,8 @@ def render(
     offered = normalize_tools(tools)
     variables = {"enable_thinking": thinking, **(options or {})}
     try:
+        slots = Slots(free_letter([normal, offered, variables]))
+        normal = [slots.take(message) for message in normal]
         guard = Guard(control_tokens(tokenizer), [normal, offered, variables])
         marked = _renderer(tokenizer)(
             [guard.message(message) for message in normal],
@@ -77,7 +80,7 @@ def render(
             "Check roles and contents."
         ) from problem
     # After a message with content, calls and results, some templates do not open the model's turn.
-    text, breaks = guard.resolve(str(marked))
+    text, breaks = guard.resolve(slots.fill(str(marked)))
     opening = MODEL_TURN if add_generation_prompt and text.endswith(TURN_END) else ""
     return Rendered(f"{text}{opening}", media, breaks)
 

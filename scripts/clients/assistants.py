@@ -11,7 +11,7 @@ from pathlib import Path
 
 QUESTION = "Print the line that the tool prints."
 NEXT = "And what did the tool print?"
-PACKAGES = ("@anthropic-ai/claude-code", "@openai/codex", "opencode-ai")
+PACKAGES = ("@anthropic-ai/claude-code", "@openai/codex", "opencode-ai", "@continuedev/cli")
 NODE_BIN, LLM = Path("node_modules", ".bin"), Path("llm", "bin", "llm")
 QUIET = {  # telemetry, updates and lists of other models
     "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
@@ -21,7 +21,6 @@ QUIET = {  # telemetry, updates and lists of other models
     "OPENCODE_DISABLE_AUTOUPDATE": "1",
     "OPENCODE_DISABLE_MODELS_FETCH": "1",
     "DO_NOT_TRACK": "1",
-    "LLM_LOAD_PLUGINS": "",
 }
 # A function's module is made of this text by llm itself.
 FUNCTION = """
@@ -103,6 +102,8 @@ def _codex(home: Path, url: str) -> Mapping[str, str]:
         home / ".codex" / "config.toml",
         f"""model = "gemma"
 model_provider = "hlwq"
+model_context_window = 131072
+model_reasoning_effort = "high"
 
 [model_providers.hlwq]
 name = "hlwq"
@@ -134,6 +135,17 @@ def _opencode(package: str) -> Setup:
     return set_up
 
 
+def _continue(provider: str, base: str) -> Setup:
+    def set_up(home: Path, url: str) -> Mapping[str, str]:
+        model = {"name": "gemma", "provider": provider, "model": "gemma", "apiKey": "none"}
+        model |= {"apiBase": url + base, "roles": ["chat"], "capabilities": ["tool_use"]}
+        settings = {"name": "hlwq", "version": "1.0.0", "schema": "v1", "models": [model]}
+        _write(home / "continue.yaml", json.dumps(settings))
+        return {}
+
+    return set_up
+
+
 def _llm(home: Path, url: str) -> Mapping[str, str]:
     _write(
         home / "llm" / "extra-openai-models.yaml",
@@ -144,7 +156,8 @@ def _llm(home: Path, url: str) -> Mapping[str, str]:
 """,
     )
     _write(home / "mark.py", FUNCTION)
-    return {"LLM_USER_PATH": str(home / "llm"), "OPENAI_API_KEY": "none"}
+    told = {"LLM_USER_PATH": str(home / "llm"), "OPENAI_API_KEY": "none"}
+    return {**told, "OLLAMA_HOST": url}
 
 
 def _opencode_by(name: str, path: str, package: str) -> Assistant:
@@ -155,11 +168,17 @@ def _opencode_by(name: str, path: str, package: str) -> Assistant:
     )
 
 
-def _llm_by(name: str, *options: str) -> Assistant:
-    ask = ("prompt", "-m", "gemma", "--functions", "../mark.py", *options)
+def _continue_by(name: str, path: str, provider: str, base: str) -> Assistant:
+    ask = ("-p", "--config", "../continue.yaml", "--auto")
+    program = NODE_BIN / "cn"
     return Assistant(
-        name, "/v1/chat/completions", LLM, _llm, (*ask, QUESTION), (*ask, "--continue", NEXT)
+        name, path, program, _continue(provider, base), (*ask, QUESTION), (*ask, "--resume", NEXT)
     )
+
+
+def _llm_by(name: str, path: str, model: str, *options: str) -> Assistant:
+    ask = ("prompt", "-m", model, "--functions", "../mark.py", *options)
+    return Assistant(name, path, LLM, _llm, (*ask, QUESTION), (*ask, "--continue", NEXT))
 
 
 _CLAUDE = ("-p", "--model", "claude-gemma", "--allowedTools=Bash")
@@ -184,8 +203,11 @@ ASSISTANTS = (
     _opencode_by("opencode", "/v1/chat/completions", "@ai-sdk/openai-compatible"),
     _opencode_by("opencode, Messages", "/v1/messages", "@ai-sdk/anthropic"),
     _opencode_by("opencode, Responses", "/v1/responses", "@ai-sdk/openai"),
-    _llm_by("llm"),
-    _llm_by("llm, not streamed", "--no-stream"),
+    _continue_by("Continue, provider openai", "/v1/chat/completions", "openai", "/v1"),
+    _continue_by("Continue, provider ollama", "/v1/chat/completions", "ollama", ""),
+    _llm_by("llm", "/v1/chat/completions", "gemma"),
+    _llm_by("llm, not streamed", "/v1/chat/completions", "gemma", "--no-stream"),
+    _llm_by("llm, Ollama", "/api/chat", "ollama/gemma"),
 )
 
 
@@ -196,4 +218,5 @@ def install(tools: Path) -> None:
         subprocess.run(["npm", "install", "--prefix", tools, *PACKAGES], check=True)
     if not (tools / LLM).exists():
         subprocess.run([sys.executable, "-m", "venv", tools / "llm"], check=True)
-        subprocess.run([tools / "llm/bin/python", "-m", "pip", "install", "-q", "llm"], check=True)
+        pip = (tools / "llm/bin/python", "-m", "pip", "install", "-q")
+        subprocess.run([*pip, "llm", "llm-ollama"], check=True)

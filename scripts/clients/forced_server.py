@@ -22,10 +22,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from hlwq_mlx import cli, serve
 from hlwq_mlx.dialog import grammar, messages, values
 from hlwq_mlx.engine.constraint import Constraint
-from hlwq_mlx.server import listen, start
+from hlwq_mlx.server import start
 from hlwq_mlx.server.prompts import Ready
 from hlwq_mlx.server.request import ChatRequest
 from hlwq_mlx.server.service import Answers, Service
+from hlwq_mlx.server.site import Site
 
 RESULT = "hlwq-was-here"
 COMMAND = "printf 'hlwq-%s-here\\n' was"  # the result is nowhere in it
@@ -138,13 +139,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     chosen, others = own.parse_known_args(argv)
     arguments = serve.make_parser().parse_args(others)
     chosen.records.mkdir(parents=True, exist_ok=True)
-    bound = listen.bind(arguments.host, arguments.port)
+    make_app = start.make_app
+
+    def make_recorded(site: Site) -> ASGIApp:
+        return Recorder(make_app(site), chosen.records)
+
     with (
         cli.tuned(),
         mock.patch.object(start, "Service", ForcedService),
-        start.application(arguments) as app,
+        mock.patch.object(start, "make_app", make_recorded),
     ):
-        listen.run(Recorder(app, chosen.records), bound, arguments.drain)
+        serve.serve(arguments)
 
 
 if __name__ == "__main__":

@@ -43,7 +43,8 @@ COLUMNS = (
         "passed",
     ),
 )
-READ = re.compile(r'"(?:prompt_tokens|input_tokens)": ?(\d+)')
+READ = re.compile(r'"(?:prompt_tokens|input_tokens|prompt_eval_count)": ?(\d+)')
+UNTOLD = ("/api/chat",)  # Ollama's answers do not say how much was kept
 CACHED = re.compile(r'"(?:cached_tokens|cache_read_input_tokens)": ?(\d+)')
 
 Exchange = dict[str, Any]
@@ -95,7 +96,17 @@ def talk(chosen: Sequence[Assistant], tools: Path, output: Path, timeout_s: floa
 @contextmanager
 def served(model: Path, records: Path) -> Iterator[None]:
     """Serve a model within the block."""
-    command = [sys.executable, SERVER, records, "--model", model, "--port", str(PORT)]
+    command = [
+        sys.executable,
+        SERVER,
+        records,
+        "--model",
+        model,
+        "--port",
+        str(PORT),
+        "--alias",
+        "gemma",
+    ]
     with (
         (records / "server.txt").open("w") as log,
         subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT) as process,
@@ -135,8 +146,9 @@ def judged(assistant: Assistant, exchanges: Sequence[Exchange], said: str) -> di
     refused = [f"{each['path']} {each['status']}" for each in exchanges if each["status"] != 200]
     ended = [line for line in said.splitlines()[-1:] if line.startswith((FAILED, LATE))]
     found = ["the tool's result in the next request"] if told else ["no result of a tool"]
-    is_kept = 0 < read <= min(kept) + 1
-    has_passed = told != asked and is_kept and not refused and not ended
+    is_kept = assistant.path in UNTOLD or 0 < read <= min(kept) + 1
+    is_done = 0 < len(gone_on) < len(told) < len(asked)
+    has_passed = is_done and is_kept and not refused and not ended
     counts = Counter(f"{each['method']} {each['path']}" for each in exchanges)
     return {
         "dialect": assistant.path,
@@ -144,8 +156,8 @@ def judged(assistant: Assistant, exchanges: Sequence[Exchange], said: str) -> di
         "first request": f"{asked[0]['bytes'] / 1000:.1f} kB" if asked else "–",
         "tools": tools_of(asked[0]) if asked else "–",
         "its tokens": f"{read:,}",
-        "cached of the result's": "{1:,} of {0:,}".format(*usage(told)),
-        "cached of the next question's": "{1:,} of {0:,}".format(*usage(gone_on)),
+        "cached of the result's": share(told, assistant),
+        "cached of the next question's": share(gone_on, assistant),
         "what was seen": ", ".join([*found, *refused, *ended]),
         "passed": "yes" if has_passed else "**no**",
     }
@@ -154,6 +166,12 @@ def judged(assistant: Assistant, exchanges: Sequence[Exchange], said: str) -> di
 def tools_of(exchange: Exchange) -> int:
     """Return how many tools a request offers."""
     return len(exchange["request"].get("tools") or []) if exchange["method"] == "POST" else 0
+
+
+def share(exchanges: Sequence[Exchange], assistant: Assistant) -> str:
+    """Return how many tokens of the first exchange's prompt were kept, of how many."""
+    read, kept = usage(exchanges)
+    return f"{'not told' if assistant.path in UNTOLD else f'{kept:,}'} of {read:,}"
 
 
 def usage(exchanges: Sequence[Exchange]) -> tuple[int, int]:

@@ -231,6 +231,7 @@ def test_random_calls_satisfy_their_tool():
         {"not": {"type": "string"}},
         {"if": {"type": "string"}, "then": {"minLength": 2}},
         {"type": "object", "dependentRequired": {"a": ["b"]}},
+        {"type": "object", "propertyNames": {"pattern": "^a"}},
         {"type": "array", "contains": {"type": "integer"}},
     ],
     ids=lambda schema: [*schema][-1],
@@ -269,6 +270,22 @@ def test_notes_demand_nothing():
     schema = {"type": "string", "format": "uint32", "description": "x" * 5000, "title": "T"}
     assert follow(Form(schema=schema), '"a b"') == ENDS
     assert follow(Form(schema={"type": "array", "uniqueItems": False}), "[1, 1]") == ENDS
+
+
+def test_names_and_values_that_look_like_notes_are_none():
+    members = {"title": {"const": {"title": "T"}}, "propertyNames": {"type": "string"}}
+    schema = {"type": "object", "properties": members, "required": [*members]}
+    answer = '{"title": {"title": "T"}, "propertyNames": "x"}'
+    assert follow(Form(schema={**schema, "additionalProperties": False}), answer) == ENDS
+
+
+def test_the_names_of_members_are_text_anyway():
+    """zod, and so Claude Code and many more, says of each record that its names are."""
+    record = {"type": "object", "propertyNames": {"type": "string"}, "additionalProperties": {}}
+    assert follow(Form(schema=record), '{"a": 1}') == ENDS
+    call = ToolCall("f", {"record": {"a": 1}})
+    form = Form(tools=[tool("f", {"record": record})], must_call=True)
+    assert follow(form, print_answer(calls=[call])) >= ENDS
 
 
 def test_no_tools_to_choose_from():

@@ -212,6 +212,28 @@ def test_render_results_of_several_calls_in_the_order_given(tokenizer):
     )
 
 
+def test_render_media_behind_the_result_that_has_them(tokenizer):
+    """As the newest template has it; assistants' tools show pictures, and ours is an older one."""
+    calls = [{"id": name, "function": {"name": name, "arguments": "{}"}} for name in "fgh"]
+    picture, sound = {"type": "image", "path": "a.png"}, {"type": "audio", "path": "b.wav"}
+    spelled = {"type": "text", "text": "<tool_response|>"}
+    messages = [
+        {"role": "user", "content": [{"type": "image", "path": "first"}, "Hi"]},
+        {"role": "assistant", "content": None, "tool_calls": calls},
+        {"role": "tool", "tool_call_id": "f", "content": [picture, spelled, sound]},
+        {"role": "tool", "tool_call_id": "g", "content": "text"},
+        {"role": "tool", "tool_call_id": "h", "content": [picture]},
+    ]
+    found = template.render(tokenizer, messages)
+    assert found.text.partition("<|tool_response>")[2] == (
+        f"response:f{{value:{Q}<tool_response|>{Q}}}<tool_response|><|image|><|audio|>"
+        f"<|tool_response>response:g{{value:{Q}text{Q}}}<tool_response|>"
+        f"<|tool_response>response:h{{value:{Q}{Q}}}<tool_response|><|image|>"
+    )
+    assert [each.source for each in found.media] == ["first", "a.png", "b.wav", "a.png"]
+    assert len(found.breaks) == 1
+
+
 @pytest.mark.parametrize("key", ["reasoning", "reasoning_content"])
 def test_render_thoughts_of_the_turn_that_goes_on(tokenizer, key):
     messages = [HI, call(**{key: "Hm"}), result("sunny")]
