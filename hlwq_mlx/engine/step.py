@@ -14,6 +14,7 @@ import numpy as np
 
 from ..gemma4.caches import Rows
 from ..gemma4.model import Model
+from ..quant.backends.choose import steady_rows
 from .decoding import Chooser
 
 
@@ -46,6 +47,11 @@ class Step(Protocol):
     A row's tokens do not depend on the other rows. A step changes the rows: their caches take the
     tokens that were read, choosers accept what was chosen, and `token` becomes the last of it.
     """
+
+    @property
+    def width(self) -> int:
+        """How many rows a call takes, each with the very scores that it would have alone."""
+        ...
 
     def __call__(self, rows: Sequence[Row]) -> list[Outcome]:
         """Return the next tokens of each row, at least one.
@@ -80,6 +86,7 @@ class PlainStep:
     """One token a row: rows share the model's products, and each attends to its own caches."""
 
     def __init__(self, model: Model) -> None:
+        self.width = steady_rows()
         self._model = model
 
     def __call__(self, rows: Sequence[Row]) -> list[Outcome]:
