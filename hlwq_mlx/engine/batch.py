@@ -8,23 +8,24 @@ from collections.abc import Sequence
 
 from ..gemma4.model import Model
 from .answer import wired
-from .scheduler import WIDTH, Capacity, Scheduler
+from .scheduler import Capacity, Scheduler
 from .task import Failed, Task, Token, Update
 from .worker import Worker
 
 
-def answer_together(model: Model, tasks: Sequence[Task], width: int = WIDTH) -> list[list[int]]:
+def answer_together(model: Model, tasks: Sequence[Task]) -> list[list[int]]:
     """Return the tokens of each answer, with the one that ends it.
 
     Raises: the error of a task that fails.
     """
     updates: list[list[Update]] = [[] for _ in tasks]
     context = model.args.text_config.max_position_embeddings
-    room = Capacity(context, nbytes=width, bytes_of=lambda tokens: 1)  # so many rows, of any size
-    scheduler = Scheduler(room.nbytes, width=width)
+    worker = Worker(model)
+    # So many rows at once, of any size.
+    room = Capacity(context, nbytes=worker.width, bytes_of=lambda tokens: 1)
+    scheduler = Scheduler(room.nbytes)
     for task, told in zip(tasks, updates, strict=True):
         scheduler.add(room.admit(task, told.append))
-    worker = Worker(model)
     with wired():
         while not scheduler.is_idle:
             scheduler.step(worker)

@@ -19,7 +19,6 @@ from ..errors import HLWQError, RequestError
 from .request import room_for_answer
 from .task import Admitted, Deliver, Failed, Finished, Task, Token, Update
 
-WIDTH = 8  # rows that decode at once; of more, products may sum in another order than for one
 AHEAD = 512  # tokens of an answer for which there is room before they come
 PATIENCE = 16  # tasks that may overtake one that waits for room
 
@@ -45,6 +44,11 @@ J = TypeVar("J", bound=Job)
 
 class Worker(Protocol[J]):
     """Does what the scheduler decides."""
+
+    @property
+    def width(self) -> int:
+        """How many jobs one step may decode."""
+        ...
 
     def begin(self, task: Task) -> J:
         """Begin a task, without work that takes long."""
@@ -169,7 +173,6 @@ class Scheduler:
         self,
         nbytes: int,
         explain: Callable[[Exception], HLWQError] = explain_briefly,
-        width: int = WIDTH,
     ) -> None:
         self.tally = Tally()
         self.waiting: list[Ticket] = []
@@ -177,7 +180,6 @@ class Scheduler:
         self.running: list[Ticket] = []
         self._nbytes = nbytes
         self._explain = explain
-        self._width = width
 
     @property
     def is_idle(self) -> bool:
@@ -199,7 +201,7 @@ class Scheduler:
         if self.reading:
             self.reading.rotate(-1)
             self._prepare(worker, self.reading[-1])
-        for group in list(self._groups()):
+        for group in list(self._groups(worker.width)):
             self._decode(worker, group)
 
     def fail_begun(self, problem: Exception) -> None:
@@ -260,12 +262,12 @@ class Scheduler:
             self.running.append(ticket)
         self._tell(worker, ticket, tokens)
 
-    def _groups(self) -> Iterator[list[Ticket]]:
+    def _groups(self, width: int) -> Iterator[list[Ticket]]:
         """Yield the running tasks that decode together."""
         yield from ([ticket] for ticket in self.running if ticket.is_alone)
         together = [ticket for ticket in self.running if not ticket.is_alone]
-        for start in range(0, len(together), self._width):
-            yield together[start : start + self._width]
+        for start in range(0, len(together), width):
+            yield together[start : start + width]
 
     def _decode(self, worker: Worker[Any], group: Sequence[Ticket]) -> None:
         try:

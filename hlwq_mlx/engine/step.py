@@ -14,6 +14,7 @@ import numpy as np
 
 from ..gemma4.caches import Rows
 from ..gemma4.model import Model
+from ..quant.backends.choose import steady_rows
 from .decoding import Chooser
 
 
@@ -47,6 +48,11 @@ class Step(Protocol):
     tokens that were read, choosers accept what was chosen, and `token` becomes the last of it.
     """
 
+    @property
+    def width(self) -> int:
+        """How many rows a call takes, each with the very scores that it would have alone."""
+        ...
+
     def __call__(self, rows: Sequence[Row]) -> list[Outcome]:
         """Return the next tokens of each row, at least one.
 
@@ -56,13 +62,13 @@ class Step(Protocol):
         ...
 
 
-def choose(logits: mx.array, chooser: Chooser) -> tuple[mx.array, mx.array]:
-    """Choose a token by one row's logits, without evaluating anything.
+def score(logits: mx.array) -> list[mx.array]:
+    """Return each row's log probabilities, without evaluating anything.
 
-    Shapes: logits float32 [1, V] -> id [1], log probabilities [V].
+    Shapes: logits float32 [R, V] -> R times [V].
     """
     scores = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-    return chooser(logits), scores.squeeze(0)
+    return [*mx.split(scores.flatten(), len(logits))]
 
 
 def start_row(caches: list[Any], logits: mx.array, chooser: Chooser) -> tuple[Row, Chosen]:
@@ -70,7 +76,7 @@ def start_row(caches: list[Any], logits: mx.array, chooser: Chooser) -> tuple[Ro
 
     Shapes: logits float32 [1, V].
     """
-    token, scores = choose(logits, chooser)
+    token, [scores] = chooser(logits), score(logits)
     mx.eval(token, scores)
     row = Row(caches, -1, chooser)
     return row, _accept(row, token, scores)
@@ -80,16 +86,20 @@ class PlainStep:
     """One token a row: rows share the model's products, and each attends to its own caches."""
 
     def __init__(self, model: Model) -> None:
+        self.width = steady_rows()
         self._model = model
 
     def __call__(self, rows: Sequence[Row]) -> list[Outcome]:
         """Read each row's token and choose the next."""
         caches = rows[0].caches if len(rows) == 1 else self._together(rows)
         logits = self._model(mx.array([[row.token] for row in rows]), caches)[:, -1]
-        chosen = [_try_choose(logits[i : i + 1], row.chooser) for i, row in enumerate(rows)]
+        scores = score(logits)
+        # An operation that serves all rows costs little more than one that serves a single row.
+        own = mx.split(logits, len(rows))
+        ids = [_try_choose(each, row.chooser) for each, row in zip(own, rows, strict=True)]
         # Where a chooser raised, the row's caches are whole all the same, and so are the others'.
-        mx.eval([each for each in chosen if not isinstance(each, Exception)])
-        return [_try_accept(row, each) for row, each in zip(rows, chosen, strict=True)]
+        mx.eval(scores, [id for id in ids if not isinstance(id, Exception)])
+        return [_try_accept(*each) for each in zip(rows, ids, scores, strict=True)]
 
     def _together(self, rows: Sequence[Row]) -> list[Rows]:
         return [Rows(entries) for entries in zip(*(row.caches for row in rows), strict=True)]
@@ -102,17 +112,17 @@ def _accept(row: Row, token: mx.array, scores: mx.array) -> Chosen:
     return Chosen(row.token, scores)
 
 
-def _try_choose(logits: mx.array, chooser: Chooser) -> tuple[mx.array, mx.array] | Exception:
+def _try_choose(logits: mx.array, chooser: Chooser) -> mx.array | Exception:
     try:
-        return choose(logits, chooser)
+        return chooser(logits)
     except Exception as problem:  # noqa: BLE001 - a constraint's own, of any kind
         return problem
 
 
-def _try_accept(row: Row, chosen: tuple[mx.array, mx.array] | Exception) -> Outcome:
-    if isinstance(chosen, Exception):
-        return chosen
+def _try_accept(row: Row, token: mx.array | Exception, scores: mx.array) -> Outcome:
+    if isinstance(token, Exception):
+        return token
     try:
-        return [_accept(row, *chosen)]
+        return [_accept(row, token, scores)]
     except Exception as problem:  # noqa: BLE001 - a constraint's own, of any kind
         return problem

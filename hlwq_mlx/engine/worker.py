@@ -116,6 +116,11 @@ class Worker:
         self.prefixes.close()
 
     @property
+    def width(self) -> int:
+        """How many jobs one step may decode."""
+        return self._step.width
+
+    @property
     def kept_bytes(self) -> int:
         """Bytes of the prefixes that are kept."""
         return self.prefixes.nbytes

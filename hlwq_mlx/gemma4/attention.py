@@ -31,13 +31,13 @@ class SharedKV(NamedTuple):
     positions that a sharing layer still needs. `offset` is the first query's position, read before
     the cache took the new positions.
     Shapes: keys and values [B, kv_heads, K, D], or codes where `cache` codes them; offset [] or
-    [B].
+    [B], or a number.
     """
 
     keys: Any
     values: Any
     mask: Mask
-    offset: mx.array
+    offset: int | mx.array
     cache: Any
 
     def last(self, length: int) -> "SharedKV":
@@ -109,20 +109,23 @@ class RowsKV(NamedTuple):
 
         Shapes: queries [B, heads, L, D] -> [B, heads, L, D].
         """
-        attended = [row.attend(queries[i : i + 1]) for i, row in enumerate(self.rows)]
-        return mx.concatenate(attended, axis=0)
+        own = mx.split(queries, len(self.rows))
+        return mx.concatenate([row.attend(q) for row, q in zip(self.rows, own, strict=True)])
 
 
 def extend(cache: Any, keys: mx.array, values: mx.array, mask: Mask) -> SharedKV | RowsKV:
     """Append keys and values of new positions to a cache; return what their queries attend to."""
-    offset = mx.array(cache.offset)
+    before = cache.offset
+    offset = mx.array(before)
     if not isinstance(cache, Rows):
         keys, values = cache.update_and_fetch(keys, values)
         return SharedKV(keys, values, mask, offset, cache)
-    rows = []
-    for i, entry in enumerate(cache.entries):
-        row = entry.update_and_fetch(keys[i : i + 1], values[i : i + 1])
-        rows.append(SharedKV(*row, mask, offset[i], entry))
+    count = len(cache.entries)
+    each = zip(cache.entries, before, mx.split(keys, count), mx.split(values, count), strict=True)
+    rows = [
+        SharedKV(*entry.update_and_fetch(k, v), mask, position, entry)
+        for entry, position, k, v in each
+    ]
     return RowsKV(rows, offset)
 
 

@@ -27,6 +27,7 @@ class Job:
 class Worker:
     """Reads prompts in chunks; token 5 in a prompt breaks every step that its row is part of."""
 
+    width: int = 8
     log: list = field(default_factory=list)
     widths: list = field(default_factory=list)
     ended: list = field(default_factory=list)
@@ -73,7 +74,7 @@ class Bench:
 
     def __init__(self, nbytes=10**9, width=8):
         self.capacity = Capacity(CONTEXT, nbytes, lambda tokens: tokens)
-        self.scheduler, self.worker = Scheduler(nbytes, width=width), Worker()
+        self.scheduler, self.worker = Scheduler(nbytes), Worker(width)
         self.told = {}
 
     def ask(self, name, length=1, first=1, max_tokens=3, **options):

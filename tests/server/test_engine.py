@@ -35,6 +35,7 @@ class Worker:
 
     gate: threading.Event = field(default_factory=threading.Event)
     faults: list = field(default_factory=list)
+    width: int = 8
     steps: int = 0
     rests: int = 0
     kept_bytes: int = 5

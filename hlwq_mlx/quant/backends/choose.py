@@ -15,8 +15,8 @@ from .. import codec, device, kernels
 from ..matrix import CodedMatrix
 from ..packing import BLOCK
 from . import metal
-from .affine import FITTED_GROUP, Affine
-from .base import GateUp, Product
+from .affine import DECODED_ROWS, FITTED_GROUP, Affine
+from .base import FEW_ROWS, GateUp, Product
 from .dense import Dense
 
 DENSE_WEIGHTS = 1 << 22  # 16 MiB in float32
@@ -62,6 +62,11 @@ def prepare_rows(matrix: CodedMatrix) -> Rows:
 def prepare_stock(matrix: CodedMatrix) -> Product:
     """Return the product by stock MLX."""
     return (Dense if matrix.norms.size * BLOCK <= DENSE_WEIGHTS else Affine)(matrix)
+
+
+def steady_rows() -> int:
+    """Return among how many rows a row of any product has the bits that it has alone."""
+    return FEW_ROWS if device.has_metal() else DECODED_ROWS - 1
 
 
 def prepared_bytes(weights: int, *, has_kernels: bool) -> int:
