@@ -1,6 +1,5 @@
 """The sandbox of templates: its own way to read namespaces opens no door and saves work."""
 
-import demo
 from pathlib import Path
 
 import pytest
