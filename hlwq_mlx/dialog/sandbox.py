@@ -15,6 +15,7 @@ from jinja2 import TemplateError, nodes
 from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
 
 LONGEST = 1 << 20  # letters that a few sentences may become
 QUESTION = [{"role": "user", "content": "What is 2+2?"}]
@@ -61,6 +62,22 @@ class Generation(Extension):
         return nodes.Scope(parser.parse_statements(("name:endgeneration",), True), lineno=line)
 
 
+class Sandbox(ImmutableSandboxedEnvironment):
+    """jinja2's sandbox, where a template reads fast what it put into a namespace itself.
+
+    Gemma 4's template looks into one for every message before each message.
+    """
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        """Return an attribute of an object, or an item."""
+        if type(obj) is Namespace and not attribute.startswith("_"):
+            try:
+                return getattr(obj, attribute)
+            except AttributeError:
+                return self.undefined(obj=obj, name=attribute)
+        return super().getattr(obj, attribute)
+
+
 def _raise_exception(message: str) -> None:
     raise TemplateError(message)
 
@@ -73,9 +90,9 @@ def _strftime_now(form: str) -> str:
     return datetime.now().strftime(form)
 
 
-def environment() -> ImmutableSandboxedEnvironment:
+def environment() -> Sandbox:
     """Return the sandbox in which templates are rendered."""
-    made = ImmutableSandboxedEnvironment(
+    made = Sandbox(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"]
     )
     made.filters["tojson"] = _tojson

@@ -16,6 +16,7 @@ from ..prompt import ReadPrompt, read_prompt
 from .request import Calls, ChatRequest, Message
 
 TURN_END, RESULT_END, SYSTEM = "<turn|>", "<tool_response|>", "<|turn>system"
+TURN_TOKENS = 4  # of a user's turn without a word: its opening, role, line feed and end
 LEAST_LETTERS = 64  # of the longest token; an unknown vocabulary may have longer ones
 
 
@@ -89,9 +90,8 @@ class PromptMaker:
 
     def _render(self, request: ChatRequest, thinking: bool) -> template.Rendered:
         messages, begun = _take_begun(request.messages)
-        self._require_short(list(_letters(messages)))
-        if len(messages) > self.context:
-            raise ContextError(len(messages), self.context)
+        turns = sum(message.get("role") == "user" for message in messages)
+        self._require_short(list(_letters(messages)), max(len(messages), turns * TURN_TOKENS))
         rendered = template.render(
             self.tokenizer,
             messages,
@@ -101,9 +101,9 @@ class PromptMaker:
         )
         return template.continued(self.tokenizer, rendered, begun) if begun else rendered
 
-    def _require_short(self, texts: Sequence[str]) -> None:
-        """Refuse texts that cannot fit, before the work that grows with their length."""
-        least = -(-sum(map(len, texts)) // self._longest_token)
+    def _require_short(self, texts: Sequence[str], least: int = 0) -> None:
+        """Refuse texts that cannot fit, or `least` tokens, before the work that grows with them."""
+        least = max(least, -(-sum(map(len, texts)) // self._longest_token))
         if least >= self.context:
             raise ContextError(least, self.context)
 

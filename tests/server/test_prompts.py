@@ -9,6 +9,7 @@ from hlwq_mlx.folder import side_files
 from hlwq_mlx.folder.folder import Folder
 from hlwq_mlx.media.origin import Access
 from hlwq_mlx.media.processor import Processor
+from hlwq_mlx.server import prompts
 from hlwq_mlx.server.prompts import PromptMaker
 from hlwq_mlx.server.request import Calls, ChatRequest, ToolChoice
 
@@ -93,9 +94,10 @@ def test_what_cannot_fit_is_refused_with_both_numbers(maker):
     "messages",
     [
         [{"role": "user", "content": "x" * 10**8}],
-        [{"role": role, "content": "hm"} for role in ("user", "assistant") * 1500],
+        [{"role": "assistant", "content": "hm"}] * (CONTEXT + 2),
+        [{"role": role, "content": "hm"} for role in ("user", "assistant") * (CONTEXT // 4)],
     ],
-    ids=["letters", "messages"],
+    ids=["letters", "messages", "turns"],
 )
 def test_what_is_far_too_long_costs_no_work(maker, messages, monkeypatch):
     """Rendering and tokenizing it would take minutes."""
@@ -103,3 +105,8 @@ def test_what_is_far_too_long_costs_no_work(maker, messages, monkeypatch):
     monkeypatch.delattr(template, "render")
     with pytest.raises(ContextError):
         make(maker, messages)
+
+
+def test_the_least_that_a_turn_takes_is_no_more_than_it_takes(maker):
+    empty = [{"role": "user", "content": ""}] * 20
+    assert len(make(maker, empty).read.ids) >= 20 * prompts.TURN_TOKENS
