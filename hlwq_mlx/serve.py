@@ -76,7 +76,7 @@ def _add_network_args(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--allow-http",
         action="store_true",
-        help="download media from the web addresses that clients name",
+        help="download media from the web addresses that clients name, but none of this network",
     )
 
 

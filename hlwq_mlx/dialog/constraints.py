@@ -89,6 +89,8 @@ def _json(schema: Mapping[str, Any]) -> str:
     try:
         said = _without_notes(schema or {"type": "object"})
         return f"%json {json.dumps({**said, 'x-guidance': COMPACT})}"
+    except RequestError:  # a ValueError that says it all
+        raise
     except (RecursionError, TypeError, ValueError) as problem:
         raise _unusable(str(problem)) from problem
 

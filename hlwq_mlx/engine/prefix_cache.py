@@ -288,12 +288,13 @@ class PrefixCache:
         while True:
             nodes = list(self._nodes())
             if sum(node.nbytes for _, node in nodes) <= self.max_bytes:
-                return
+                break
             parent, node = min(nodes, key=lambda pair: (_worth(pair[1]), pair[1].used))
             if node.children:
                 node.state = None
             else:
                 del parent.children[int(node.keys[0])]
+        self._roots = {salt: root for salt, root in self._roots.items() if root.children}
 
 
 def lattice(length: int) -> range:

@@ -9,7 +9,6 @@ import io
 import tempfile
 import time
 import urllib.parse
-import urllib.request
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from ..errors import RequestError, SourceError
+from . import web
 
 Origin = str | Path | bytes
 
@@ -30,12 +30,14 @@ HEADER_LETTERS = 4096  # of a data URL
 class Access:
     """Which origins are allowed: a server lets its clients name neither files nor the web.
 
+    With `public_only`, web addresses of this machine and its network are refused.
     `max_bytes` limits bytes, data URLs and downloads. `timeout_s` limits each wait for a server,
     and the whole time of its answer after the header.
     """
 
     files: bool = True
     web: bool = False
+    public_only: bool = False
     max_bytes: int = 256 << 20
     timeout_s: float = 60.0
 
@@ -165,19 +167,6 @@ def name_of(origin: object) -> str:
     return "data URL" if isinstance(origin, str) else type(origin).__name__
 
 
-def _web() -> urllib.request.OpenerDirector:
-    """Return an opener for http and https alone, so that no redirect reaches a file or ftp."""
-    opener = urllib.request.OpenerDirector()
-    for handler in (
-        *(urllib.request.ProxyHandler, urllib.request.UnknownHandler),
-        *(urllib.request.HTTPHandler, urllib.request.HTTPSHandler),
-        *(urllib.request.HTTPRedirectHandler, urllib.request.HTTPErrorProcessor),
-        urllib.request.HTTPDefaultErrorHandler,
-    ):
-        opener.add_handler(handler())
-    return opener
-
-
 def _downloaded(url: str, access: Access) -> Iterator[bytes]:
     if not access.web:
         raise RequestError(
@@ -186,7 +175,7 @@ def _downloaded(url: str, access: Access) -> Iterator[bytes]:
         )
     deadline = time.monotonic() + access.timeout_s
     try:
-        with _web().open(url, timeout=access.timeout_s) as answer:
+        with web.opener(access.public_only).open(url, timeout=access.timeout_s) as answer:
             while chunk := answer.read1(CHUNK_BYTES):
                 yield chunk
                 if time.monotonic() > deadline:

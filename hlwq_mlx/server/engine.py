@@ -29,6 +29,7 @@ QUEUE = 256  # tasks that may wait
 RETRY_S = 10.0  # after a model could not be loaded
 GRACE_S = 5.0  # for a piece of work to end
 MOST_PATIENCE_S = 60
+FOR_EVER_S = 365 * 24 * 60 * 60.0  # no clock waits for all numbers of seconds
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +68,7 @@ class Engine:
         self._make_worker = load
         self._capacity = capacity
         self._queue = queue
-        self._idle_s = self._keep_s = idle_s
+        self._idle_s = self._keep_s = _bounded(idle_s)
         self._on_unload = on_unload
         self._retry_s = retry_s
         self._changed = threading.Condition()  # guards what follows
@@ -195,10 +196,7 @@ class Engine:
             raise _without_model(self._problem)
 
     def _keep(self, keep_alive_s: float | None) -> None:
-        if keep_alive_s is None:
-            self._keep_s = self._idle_s
-        else:
-            self._keep_s = keep_alive_s if keep_alive_s >= 0 else None
+        self._keep_s = self._idle_s if keep_alive_s is None else _bounded(keep_alive_s)
 
     def _patience_s(self) -> int:
         """Return when an answer will have ended, by how often one did so far."""
@@ -325,6 +323,11 @@ class Engine:
         gc.collect()
         mx.clear_cache()
         self._on_unload()
+
+
+def _bounded(keep_s: float | None) -> float | None:
+    """Return how long an idle model stays; None is for ever, as negative and endless times are."""
+    return keep_s if keep_s is not None and 0 <= keep_s < FOR_EVER_S else None
 
 
 def explain(problem: Exception) -> HLWQError:

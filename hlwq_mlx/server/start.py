@@ -84,7 +84,7 @@ def application(arguments: argparse.Namespace) -> Iterator[Started]:
         folder.args,
         tokenizer,
         Processor.from_folder(folder.path),
-        Access(files=False, web=arguments.allow_http),
+        Access(files=False, web=arguments.allow_http, public_only=True),
         room.capacity.context,
         arguments.think,
         arguments.chat_template_args,

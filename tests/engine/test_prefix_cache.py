@@ -343,6 +343,16 @@ def test_many_short_chats_stay_within_the_bound_and_the_last_are_known(model):
     assert [prefix.find(chat).length for chat in chats] == [0] * 45 + [len(FIRST)] * 5
 
 
+def test_keys_of_clients_are_forgotten_with_their_prefixes(model):
+    """Any client may bring any key, as often as it likes."""
+    one = made(model)
+    kept(one, model, FIRST, [8])
+    prefix = made(model, max_bytes=3 * one.nbytes)
+    for salt in map(str, range(20)):
+        kept(prefix, model, FIRST, [8], salt=salt)
+    assert list(prefix._roots) == ["17", "18", "19"]
+
+
 def test_what_is_least_worth_is_dropped_first(model):
     prefix = made(model)
     kept(prefix, model, LONG, [3], is_system=True)

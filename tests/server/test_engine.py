@@ -307,6 +307,16 @@ def test_each_task_may_say_how_long_the_model_stays(make):
     assert bench.engine.numbers()["loads"] == 2
 
 
+@pytest.mark.parametrize("keep_alive_s", [-1, float("inf"), 1e300, 10**400])
+def test_a_model_that_stays_for_ever_is_loaded_once(make, keep_alive_s):
+    bench = make(idle_s=keep_alive_s)
+    assert bench.ask(keep_alive_s=keep_alive_s).wait() == Finished("length")
+    bench.until(lambda: bench.worker.rests)
+    assert bench.ask(keep_alive_s=keep_alive_s).wait() == Finished("length")
+    assert bench.engine.expires == float("inf")
+    assert (bench.engine.loads, bench.unloads) == (1, 0)
+
+
 def test_who_waits_for_a_model_is_not_forgotten_when_another_drops_it(make):
     bench = make(idle_s=None)
     engine = bench.engine
