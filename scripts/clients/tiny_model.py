@@ -29,7 +29,6 @@ def config() -> dict[str, Any]:
         **{"head_dim": 64, "global_head_dim": 64},
     }
     settings["vision_config"] |= {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16}
-    settings["vision_config"]["position_embedding_size"] = 32
     settings["audio_config"] |= {"hidden_size": 128, "output_proj_dims": 256}
     return settings
 
