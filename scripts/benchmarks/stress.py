@@ -14,6 +14,7 @@ prompt cache, and the next ones have to answer from what is left. Fails if anyth
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import random
@@ -51,7 +52,7 @@ CACHE_BYTES = 64 << 20  # soon full, so that memory can be flat
 GROWTH = 1.1  # of the last quarter's memory over the second one's
 BAD = {  # bodies that are no requests, and the statuses that they may get
     b"{": (400,),
-    b'{"messages": []}': (400,),
+    b'[{"messages": []}]': (400,),
     b'{"messages": 7}': (400,),
     b'{"messages": [{"role": "user", "content": [{"type": "sculpture"}]}]}': (400,),
     b'{"messages": [{"role": "user", "content": "%s"}]}' % (b"long " * 100_000): (400, 413),
@@ -121,8 +122,9 @@ class Storm:
     async def _send_junk(self) -> None:
         body, expected = self._draw.choice([*BAD.items()])
         path = self._draw.choice(self._pool).dialect.path
-        first = [line async for line in lines(self._port, path, body)][0]
-        # A path may not ask for messages, and then lacks what it does ask for.
+        async with contextlib.aclosing(lines(self._port, path, body)) as answer:
+            first = await anext(answer)
+        # Where a path does not take messages, it lacks what it does take.
         if int(first.split()[1]) not in expected:
             self.tally.wrong.append(f"junk {body[:70]!r} at {path}: {first!r}")
 
@@ -219,7 +221,7 @@ def random_model(work: Path) -> Path:
     settings["text_config"] |= {"vocab_size": size, "vocab_size_per_layer_input": size}
     root = tiny.write_root(work / "published", settings)
     tiny.publish(root / "PQ5", tiny.make_weights(settings, has_towers=False), tiny.pure(5))
-    convert.convert(Source(root, "PQ5"), work / "random")
+    convert.convert(Source(root / "PQ5", "PQ5"), work / "random")
     return work / "random"
 
 
