@@ -23,7 +23,7 @@ OLLAMA_PORT = 11434
 
 
 class PatientProtocol(H11Protocol):
-    """uvicorn's protocol, but a connection must bring a request within a time.
+    """uvicorn's protocol, but a connection must bring each request within a time.
 
     Without that, clients whose headers dribble would keep connections for ever.
     """
@@ -33,10 +33,19 @@ class PatientProtocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for the first request."""
         super().connection_made(transport)
-        self.loop.call_later(self.header_s, self._require_request)
+        self._await_request()
 
-    def _require_request(self) -> None:
-        if self.cycle is None and not self.transport.is_closing():
+    def data_received(self, data: bytes) -> None:
+        """Take data; where a further request begins with it, wait for the rest of its head."""
+        super().data_received(data)
+        if self.cycle is not None and self.cycle.response_complete:
+            self._await_request()
+
+    def _await_request(self) -> None:
+        self.loop.call_later(self.header_s, self._require_request, self.cycle)
+
+    def _require_request(self, before: object) -> None:
+        if self.cycle is before and not self.transport.is_closing():
             self.transport.close()
 
 
@@ -84,20 +93,30 @@ def bind(host: str, port: int) -> socket.socket:
             bound.bind((host, port))
             failing.pop_all()
     except (OSError, OverflowError) as problem:
-        reason = problem.strerror if isinstance(problem, OSError) else problem
-        ollama = " Ollama may have it: end that first." if port == OLLAMA_PORT else ""
-        raise DeviceError(
-            f"[serve] needed to listen on port {port} of {host}, got '{reason}'. "
-            f"Choose another --port, or end the program that has it.{ollama}"
-        ) from problem
+        raise _taken(host, port, problem) from problem
     return bound
+
+
+def _taken(host: str, port: int, problem: Exception) -> DeviceError:
+    reason = problem.strerror if isinstance(problem, OSError) else problem
+    ollama = " Ollama may have it: end that first." if port == OLLAMA_PORT else ""
+    return DeviceError(
+        f"[serve] needed to listen on port {port} of {host}, got '{reason}'. "
+        f"Choose another --port, or end the program that has it.{ollama}"
+    )
 
 
 def run(app: ASGIApp, bound: socket.socket, drain: Callable[[], object], patience_s: float) -> None:
     """Serve until SIGINT or SIGTERM; then call `drain`, which ends the answers under way.
 
     Connections that are still open after `patience_s` are closed.
+    Raises: DeviceError when another program that had bound the port, too, listens there by now.
     """
+    host, port = bound.getsockname()[:2]
+    try:
+        bound.listen(BACKLOG)
+    except OSError as problem:
+        raise _taken(host, port, problem) from problem
     config = uvicorn.Config(
         app,
         http=PatientProtocol,

@@ -41,9 +41,26 @@ def connect(port):
     return socket.create_connection(("127.0.0.1", port), timeout=30)
 
 
+def answer(connection):
+    """Return a whole answer, in however many pieces it comes."""
+    said = b""
+    while not said.endswith(b"hello"):
+        said += connection.recv(1024)
+    return said
+
+
 def test_a_client_whose_header_dribbles_is_left(port):
     with connect(port) as connection:
         connection.sendall(b"GET / HTTP/1.1\r\nHost: ")
+        assert connection.recv(1024) == b""
+
+
+def test_a_client_whose_second_header_dribbles_is_left(port):
+    with connect(port) as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert answer(connection).startswith(b"HTTP/1.1 200 OK")
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: ")
+        connection.settimeout(5)
         assert connection.recv(1024) == b""
 
 
@@ -56,7 +73,7 @@ def test_a_client_that_asks_is_answered(port):
     with connect(port) as connection:
         for _ in range(2):  # on one connection
             connection.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
-            assert connection.recv(1024).startswith(b"HTTP/1.1 200 OK")
+            assert answer(connection).startswith(b"HTTP/1.1 200 OK")
 
 
 def test_addresses_are_spelled_as_clients_do():
@@ -70,6 +87,16 @@ def test_addresses_are_spelled_as_clients_do():
 def test_what_cannot_be_bound_is_told(host, port):
     with pytest.raises(DeviceError, match=rf"\[serve\] needed to listen on port {port} of {host}"):
         listen.bind(host, port)
+
+
+def test_of_two_that_have_bound_a_port_the_second_is_told():
+    """Both may, as long as neither listens."""
+    with listen.bind("127.0.0.1", 0) as first:
+        port = first.getsockname()[1]
+        with listen.bind("127.0.0.1", port) as second:
+            first.listen()
+            with pytest.raises(DeviceError, match=f"needed to listen on port {port} of 127.0.0.1"):
+                listen.run(Starlette(), second, lambda: None, 1)
 
 
 def test_ollamas_port_has_its_own_advice():
