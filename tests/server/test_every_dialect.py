@@ -1,10 +1,13 @@
-"""What holds for every endpoint on the demo: schemas behind thoughts, prompts that are too long."""
+"""What holds for every endpoint on the demo: schemas behind thoughts, long prompts, media."""
 
+import base64
 import json
 import re
+from pathlib import Path
 
 import demo
 import jsonschema
+import openai
 import pytest
 from served import running
 
@@ -15,6 +18,8 @@ SCHEMA = {
     "additionalProperties": False,
 }
 OBJECT = {"type": "object"}
+SAMPLES = Path(__file__).parents[2] / "scripts" / "samples"
+PICTURE, SOUND = SAMPLES / "seven.png", SAMPLES / "three.wav"
 STORY = f"{demo.STORY}\n{demo.STORY_QUESTION}"
 
 
@@ -119,3 +124,56 @@ def test_any_object_may_be_asked_for(server, path, wanted):
     status, answer = server.post(path, {**make(STORY, SCHEMA), **wanted})
     assert status == 200, answer
     assert read(answer)[1].startswith("{")
+
+
+SEEN = "Which digit is this?"
+PNG = base64.b64encode(PICTURE.read_bytes()).decode()
+URL = f"data:image/png;base64,{PNG}"
+TOLD = {"choices", "content", "output", "message", "response"}
+SOURCE = {"type": "base64", "media_type": "image/png", "data": PNG}
+
+
+def shown(kind, text_kind, **picture):
+    """Return a user's message with a picture and a question."""
+    parts = [{"type": kind, **picture}, {"type": text_kind, "text": SEEN}]
+    return [{"role": "user", "content": parts}]
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (
+            "/v1/chat/completions",
+            {"messages": shown("image_url", "text", image_url={"url": URL})},
+        ),
+        ("/v1/messages", {"messages": shown("image", "text", source=SOURCE), "max_tokens": 9}),
+        ("/v1/responses", {"input": shown("input_image", "input_text", image_url=URL)}),
+        ("/api/chat", {"messages": [{"role": "user", "content": SEEN, "images": [PNG]}]}),
+        ("/api/generate", {"prompt": SEEN, "images": [PNG]}),
+    ],
+)
+def test_a_picture_is_seen(server, path, body):
+    status, answer = server.post(path, {**body, "stream": False})
+    assert status == 200, answer
+    said = json.dumps({key: answer[key] for key in answer.keys() & TOLD})
+    assert re.findall(r'": "(\d)"', said) == ["7"]
+
+
+@pytest.mark.filterwarnings("ignore:deprecated:DeprecationWarning")  # OpenAI's translations
+@pytest.mark.parametrize("endpoint", ["transcriptions", "translations"])
+def test_what_is_heard_is_written_down(server, endpoint):
+    with server.openai() as client:
+        create = getattr(client.audio, endpoint).create
+        with SOUND.open("rb") as file:
+            assert create(model="any", file=file).text == "3"
+        assert create(model="any", file=SOUND, response_format="text").strip() == "3"
+        with pytest.raises(openai.BadRequestError, match="not when"):
+            create(model="any", file=SOUND, response_format="verbose_json")
+        with pytest.raises(openai.BadRequestError, match="needed a sound"):
+            create(model="any", file=("a.wav", b"noise"))
+
+
+def test_what_is_heard_is_streamed(server):
+    with server.openai() as client:
+        told = list(client.audio.transcriptions.create(model="any", file=SOUND, stream=True))
+    assert (told[-1].type, told[-1].text) == ("transcript.text.done", "3")
