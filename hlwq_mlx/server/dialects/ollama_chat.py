@@ -91,11 +91,8 @@ def load(request: ChatRequest, meta: Meta) -> JSON:
     return {**shared.head(meta), **_message(), **shared.loaded(request.keep_alive_s)}
 
 
-class ChatWriter:
+class ChatWriter(shared.LinesWriter):
     """Writes the lines of a streamed answer."""
-
-    def __init__(self, meta: Meta) -> None:
-        self._head = shared.head(meta)
 
     def __call__(self, event: Event, choice: int = 0) -> bytes:
         """Return the bytes of an event."""
@@ -114,13 +111,6 @@ class ChatWriter:
                 return self._line(_message() | shared.ending(event))
             case Failed(problem, status):
                 return shared.line(error(problem, status))
-
-    def close(self) -> bytes:
-        """Return nothing: the last line ends the stream."""
-        return b""
-
-    def _line(self, told: JSON) -> bytes:
-        return shared.line({**self._head, "done": False, **told})
 
 
 def writer(request: ChatRequest, meta: Meta) -> ChatWriter:

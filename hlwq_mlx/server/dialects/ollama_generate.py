@@ -69,11 +69,8 @@ def load(request: ChatRequest, meta: Meta) -> JSON:
     return {**shared.head(meta), "response": "", **shared.loaded(request.keep_alive_s)}
 
 
-class GenerateWriter:
+class GenerateWriter(shared.LinesWriter):
     """Writes the lines of a streamed answer."""
-
-    def __init__(self, meta: Meta) -> None:
-        self._head = shared.head(meta)
 
     def __call__(self, event: Event, choice: int = 0) -> bytes:
         """Return the bytes of an event."""
@@ -90,13 +87,6 @@ class GenerateWriter:
                 return self._line({"response": "", "context": [], **shared.ending(event)})
             case Failed(problem, status):
                 return shared.line(error(problem, status))
-
-    def close(self) -> bytes:
-        """Return nothing: the last line ends the stream."""
-        return b""
-
-    def _line(self, told: JSON) -> bytes:
-        return shared.line({**self._head, "done": False, **told})
 
 
 def writer(request: ChatRequest, meta: Meta) -> GenerateWriter:

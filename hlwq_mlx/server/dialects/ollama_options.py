@@ -191,6 +191,20 @@ def head(meta: Meta) -> Form:
     return {"model": meta.model, "created_at": rfc3339(meta.created)}
 
 
+class LinesWriter:
+    """Writes the lines of a streamed answer; which ones is a subclass's."""
+
+    def __init__(self, meta: Meta) -> None:
+        self._head = head(meta)
+
+    def close(self) -> bytes:
+        """Return nothing: the last line ends the stream."""
+        return b""
+
+    def _line(self, told: JSON) -> bytes:
+        return line({**self._head, "done": False, **told})
+
+
 def rfc3339(seconds: float) -> str:
     """Return a time as Ollama writes it."""
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="microseconds")[:-6] + "Z"
