@@ -116,6 +116,7 @@ class Ticket:
     load_s: float = 0.0
     asked: float = field(default_factory=time.monotonic)
     is_cancelled: bool = False
+    is_whole: bool = False
     job: Any = None
     count: int = 0
     overtaken: int = 0
@@ -134,6 +135,11 @@ class Ticket:
     def cancel(self) -> None:
         """End the task within one piece of a prompt or one token."""
         self.is_cancelled = True
+
+    def finish(self) -> None:
+        """End the task likewise, because its answer is whole, as one is at a stop string."""
+        self.is_whole = True
+        self.cancel()
 
 
 def explain_briefly(problem: Exception) -> HLWQError:
@@ -194,7 +200,8 @@ class Scheduler:
         """Do the next piece of work for everyone."""
         for ticket in [*self.waiting, *self.reading, *self.running]:
             if ticket.is_cancelled:
-                self.tally.cancelled += 1
+                self.tally.finished += ticket.is_whole
+                self.tally.cancelled += not ticket.is_whole
                 self._end(worker, self._take_out(ticket))
         self._make_room(worker)
         self._admit(worker)

@@ -259,7 +259,7 @@ class _Answer:
             token.id, self._service.score(token) if self._wants_scores else None
         )
         if self._reader.is_over:
-            self.ticket.cancel()
+            self.ticket.finish()
             events.append(self._done("stop"))
         return events
 

@@ -253,6 +253,16 @@ def test_a_cancelled_task_ends_within_a_step(steps):
     assert bench.scheduler.tally.cancelled == 1
 
 
+def test_an_answer_whose_reader_has_enough_is_finished():
+    bench = Bench()
+    ticket = bench.ask("a", max_tokens=30)
+    bench.run(6)
+    ticket.finish()
+    bench.run()
+    assert len(bench.ids("a")) < 30
+    assert (bench.scheduler.tally.finished, bench.scheduler.tally.cancelled) == (1, 0)
+
+
 def test_who_takes_nothing_is_cancelled():
     bench = Bench()
     bench.ask("a")

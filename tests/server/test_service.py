@@ -21,9 +21,13 @@ from hlwq_mlx.server.request import ChatRequest
 class Ticket:
     load_s = 0.0
     is_cancelled = False
+    is_whole = False
 
     def cancel(self):
         self.is_cancelled = True
+
+    def finish(self):
+        self.is_whole = True
 
 
 class Engine:
@@ -93,7 +97,7 @@ def test_a_stop_string_ends_the_engines_work_too(tokenizer):
     updates = [Admitted(0), *tokens(tokenizer, "one two three")]
     found, engine = taken(tokenizer, updates, stop=["two"])
     assert found[-1][1].stop == "two"
-    assert engine.tickets[0].is_cancelled
+    assert (engine.tickets[0].is_whole, engine.tickets[0].is_cancelled) == (True, False)
 
 
 def test_a_client_sees_signs_of_life_from_the_first_second(tokenizer, monkeypatch):

@@ -1,7 +1,8 @@
 """OpenAI's Responses: POST /v1/responses, without memory: each request brings all of its items.
 
 Accepted without effect, since they change nothing that an answer says: store, include, metadata,
-prompt_cache_key, service_tier, user, the summary of a thought (it is told as it is).
+prompt_cache_key, service_tier, user, the summary of a thought (it is told as it is). Neither does
+`text.verbosity`, which Codex sends whatever the model.
 Source: the types of the `openai` client 3.57; requests of Codex 0.171.0.
 """
 
