@@ -8,8 +8,9 @@ names. Any other attribute is that of transformers' own tokenizer, loaded when i
 import codecs
 import json
 import re
+from array import array
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from .spelled import Spelled
 FILE_NAME = "tokenizer.json"
 SETTINGS = "tokenizer_config.json"
 TEMPLATE = "chat_template.jinja"
+TURN = "<|turn>"
+KNOWN_TURNS = 128
 STOP_TOKENS = ("<eos>", "<turn|>", "<|tool_response>")
 SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token", "mask_token")
 # Another class would tokenize differently from how Gemma was trained.
@@ -83,6 +86,8 @@ class Tokenizer:
             name: token for name in SPECIAL if (token := _text_of(settings.get(name))) is not None
         }
         self.chat_template = _template_in(folder, settings)
+        self._cuts_turns = _cuts_turns(encoder)
+        self._encode_turn = lru_cache(KNOWN_TURNS)(self._encode_new_turn)
         self.eos_token_ids = {self.eos_token_id} - {None}
 
     @property
@@ -112,10 +117,24 @@ class Tokenizer:
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Return the ids of a text, behind `<bos>` unless told not to add special tokens."""
         first, *others = text.pieces() if isinstance(text, Spelled) else [text]
-        ids = list(self._encoder.encode(first, add_special_tokens=add_special_tokens).ids)
+        if add_special_tokens:
+            ids = list(self._encoder.encode(first).ids)
+        else:
+            ids = self._encode_turns(first)
         for piece in others:
-            ids += self._encoder.encode(piece, add_special_tokens=False).ids
+            ids += self._encode_turns(piece)
         return ids
+
+    def _encode_turns(self, text: str) -> list[int]:
+        """Encode turn by turn: those of a conversation come again with each prompt."""
+        begin, *turns = text.split(TURN) if self._cuts_turns else [text]
+        ids = list(self._encoder.encode(begin, add_special_tokens=False).ids)
+        for turn in turns:
+            ids += self._encode_turn(TURN + turn)
+        return ids
+
+    def _encode_new_turn(self, text: str) -> "array[int]":
+        return array("I", self._encoder.encode(text, add_special_tokens=False).ids)
 
     def decode(self, ids: Any, skip_special_tokens: bool = False) -> str:
         """Return the text of ids: a number, a list or an array."""
@@ -225,6 +244,14 @@ def token_bytes(tokenizer: Tokenizer, id: int) -> bytes:
     """Return what a token adds to a text, which may be a part of a letter."""
     byte = _BYTE.fullmatch(tokenizer.convert_ids_to_tokens(id) or "")
     return bytes.fromhex(byte[1]) if byte else tokenizer.decode([id]).encode()
+
+
+def _cuts_turns(encoder: tokenizers.Tokenizer) -> bool:
+    """Return whether no token can span the beginning of a turn."""
+    added = {token.content: token for token in encoder.get_added_tokens_decoder().values()}
+    return TURN in added and not (
+        added[TURN].lstrip or any(TURN[0] in content[1:] for content in added)
+    )
 
 
 def _as_asked(ids: list[int], return_tensors: str | None, return_dict: bool) -> Any:

@@ -143,12 +143,12 @@ class PrefixCache:
         """Bytes of all arrays and keys."""
         return sum(node.nbytes for _, node in self._nodes())
 
-    def find(self, keys: Sequence[int], salt: str = "") -> Match:
+    def find(self, keys: Sequence[int] | Keys, salt: str = "") -> Match:
         """Return the longest prefix that was read before under the same salt.
 
         At least one position is left to be read.
         """
-        asked = np.array(keys, dtype=np.int64)
+        asked = np.asarray(keys, dtype=np.int64)
         if self._store is not None:
             self._load(self._store, asked, salt)
         path = self._usable(asked, salt)
@@ -161,7 +161,7 @@ class PrefixCache:
 
     def keep(
         self,
-        keys: Sequence[int],
+        keys: Sequence[int] | Keys,
         caches: Sequence[Any],
         position: int,
         salt: str = "",
@@ -174,9 +174,10 @@ class PrefixCache:
         """
         if not 0 < position <= len(keys) or not self.max_bytes:
             return False
-        if _before_run(np.array(keys[: position + 1], dtype=np.int64), position) != position:
+        known = np.asarray(keys, dtype=np.int64)
+        covered = known[:position]
+        if _before_run(known, position) != position:
             return False
-        covered = np.array(keys[:position], dtype=np.int64)
         if self._exact(covered, salt) is None:
             node = self._snapshot(covered, caches, salt)
             if node is None or not self._insert(covered, node, salt):
@@ -247,7 +248,7 @@ class PrefixCache:
 
     def _insert(self, covered: Keys, node: Node, salt: str) -> bool:
         """Hang a node that begins where the tree stops to share its keys, if there is room."""
-        root = self._roots.setdefault(salt, Node(covered[:0], 0))
+        root = self._roots.setdefault(salt, Node(covered[:0].copy(), 0))
         path, shared = self._follow(covered, salt)
         parent = path[-1] if path else root
         if shared > parent.end:

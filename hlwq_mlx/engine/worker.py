@@ -128,6 +128,7 @@ class Worker:
     def _read(self, task: Task, match: Match, caches: list[Any]) -> Reading:
         """Read what is not known of a prompt, and keep what other prompts may begin with."""
         prepared = yield from self._prepare(task, match.length)
+        keys = np.array(task.keys, dtype=np.int64)  # once: a long list takes a while
         positions = match.positions(len(task.keys), [task.instructions, *task.marks])
         logits = None
         for chunk in chunks(
@@ -137,7 +138,7 @@ class Worker:
             for position in positions:
                 if chunk.start < position <= chunk.stop:
                     is_system = position == task.instructions
-                    self.prefixes.keep(task.keys, caches, position, task.salt, is_system)
+                    self.prefixes.keep(keys, caches, position, task.salt, is_system)
             if logits is None:
                 yield
         assert logits is not None  # the last chunk is the prompt's end

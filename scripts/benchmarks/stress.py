@@ -48,7 +48,7 @@ POOL = 200  # cases
 KILLS = 6
 PAUSE_S = 0.05  # of a slow client behind each line
 SAMPLE_S = 0.5
-CACHE_BYTES = 64 << 20  # soon full, so that memory can be flat
+CACHE_BYTES = 16 << 20  # soon full, so that memory can be flat
 GROWTH = 1.1  # of the last quarter's memory over the second one's
 BAD = {  # bodies that are no requests, and the statuses that they may get
     b"{": (400,),

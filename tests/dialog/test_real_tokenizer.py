@@ -204,3 +204,12 @@ def test_any_ids_stream_to_what_they_decode_to(tokenizer):
             is_byte = FIRST_BYTE <= token < FIRST_BYTE + 256
             ids += letter if is_byte or rng.random() < 0.2 else [token]
         assert "".join(stream(tokenizer, ids)) == tokenizer.decode(ids)
+
+
+def test_turns_that_come_again_have_the_ids_of_the_whole(tokenizer):
+    """Encoded turn by turn, and as the library encodes all at once; the second time too."""
+    turns = [f"<|turn>user\n{text}<turn|>\n" for text in (*TEXTS, "a < |turn> <|turn", "\n ")]
+    text = f"<bos>{''.join(turns)} <|turn>model\n"
+    whole = tokenizer._encoder.encode(text, add_special_tokens=False).ids
+    for _ in range(2):
+        assert tokenizer.encode(text, add_special_tokens=False) == whole

@@ -2,6 +2,7 @@
 
 import pytest
 import tiny_tokenizer
+import tokenizers
 
 from hlwq_mlx.dialog.tokenizer import load_tokenizer
 from hlwq_mlx.errors import SourceError
@@ -36,3 +37,15 @@ def test_special_tokens_are_single_ids_and_come_back_as_text(tmp_path):
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
     with pytest.raises(SourceError, match=r"needed tokenizer\.json, got none"):
         load_tokenizer(tmp_path)
+
+
+def test_a_token_that_reaches_into_a_turn(tmp_path):
+    """Then a turn is no place to cut."""
+    folder = tiny_tokenizer.write(tmp_path)
+    file = folder / "tokenizer.json"
+    encoder = tokenizers.Tokenizer.from_file(str(file))
+    encoder.add_tokens([tokenizers.AddedToken("x<", normalized=False)])
+    encoder.save(str(file))
+    text = "x<|turn>user"
+    wanted = encoder.encode(text, add_special_tokens=False).ids
+    assert load_tokenizer(folder).encode(text, add_special_tokens=False) == wanted
