@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "dialog": {"errors", "disk"},
     "media": {"errors", "disk"},
     "source": {"errors", "disk", "quant"},
-    "engine": {"errors", "disk", "gemma4"},
+    "engine": {"errors", "disk", "quant", "gemma4"},
     "folder": {"errors", "disk", "quant", "gemma4", "dialog", "media", "source", "engine"},
     "write": {"errors", "disk", "quant", "gemma4", "source", "folder"},
     "memory": {"errors", "disk", "quant", "gemma4", "media", "source", "engine", "folder", "write"},
