@@ -14,7 +14,6 @@ NEXT = "And what did the tool print?"
 PACKAGES = ("@anthropic-ai/claude-code", "@openai/codex", "opencode-ai", "@continuedev/cli")
 NODE_BIN, LLM = Path("node_modules", ".bin"), Path("llm", "bin", "llm")
 QUIET = {  # telemetry, updates and lists of other models
-    "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
     "DISABLE_TELEMETRY": "1",
     "DISABLE_AUTOUPDATER": "1",
     "DISABLE_ERROR_REPORTING": "1",
@@ -94,7 +93,8 @@ def _write(path: Path, text: str) -> None:
 
 
 def _claude(home: Path, url: str) -> Mapping[str, str]:
-    return {"ANTHROPIC_BASE_URL": url, "ANTHROPIC_AUTH_TOKEN": "none"}
+    told = {"ANTHROPIC_BASE_URL": url, "ANTHROPIC_AUTH_TOKEN": "none"}
+    return {**told, "CLAUDE_CODE_ENABLE_GATEWAY_MODEL_DISCOVERY": "1"}
 
 
 def _codex(home: Path, url: str) -> Mapping[str, str]:

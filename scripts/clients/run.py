@@ -35,13 +35,8 @@ START_S = 120
 SERVER = Path(__file__).with_name("forced_server.py")
 COLUMNS = (
     *("client", "version", "dialect", "requests", "first request", "tools", "its tokens"),
-    *(
-        "cached of the result's",
-        "cached of the next question's",
-        "seconds",
-        "what was seen",
-        "passed",
-    ),
+    *("cached of the result's", "cached of the next question's", "seconds"),
+    *("what was seen", "passed"),
 )
 READ = re.compile(r'"(?:prompt_tokens|input_tokens|prompt_eval_count)": ?(\d+)')
 UNTOLD = ("/api/chat",)  # Ollama's answers do not say how much was kept
