@@ -1,6 +1,8 @@
 """Put a server together from what the command was told: folder, limits, engine, application."""
 
 import argparse
+import os
+import sys
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -70,16 +72,6 @@ def application(arguments: argparse.Namespace) -> Iterator[Started]:
     verdict = judge(inventory, with_towers, this_machine(folder.path))
     weights = sum(entry.weights for entry in inventory.entries)
     room = Room.of(verdict, folder.args, settings, arguments)
-    features = FeatureCache()
-    engine = Engine(
-        partial(_load, folder, settings, room, arguments.prompt_cache_dir),
-        room.capacity,
-        queue=arguments.max_queue,
-        idle_s=arguments.idle_unload,
-        on_unload=features.clear,
-    )
-    vocab_size = folder.args.text_config.vocab_size
-    service = Service(engine, tokenizer, sampling, Metrics(), features, vocab_size)
     prompts = PromptMaker(
         folder.args,
         tokenizer,
@@ -89,13 +81,35 @@ def application(arguments: argparse.Namespace) -> Iterator[Started]:
         arguments.think,
         arguments.chat_template_args,
     )
-    card = partial(_card, folder, verdict, room, engine, arguments.alias, weights)
     limits = Limits(arguments.allowed_hosts, arguments.allowed_origins, arguments.api_key)
+    vocab_size = folder.args.text_config.vocab_size
+    features = FeatureCache()
+    engine = Engine(  # last: what may fail does so before its thread begins to load
+        partial(_load, folder, settings, room, arguments.prompt_cache_dir),
+        room.capacity,
+        queue=arguments.max_queue,
+        idle_s=arguments.idle_unload,
+        on_unload=features.clear,
+    )
     try:
+        service = Service(engine, tokenizer, sampling, Metrics(), features, vocab_size)
+        card = partial(_card, folder, verdict, room, engine, arguments.alias, weights)
         site = Site(service, prompts, Vocabulary(tokenizer), limits, card, version("hlwq-mlx"))
         yield Started(make_app(site), partial(engine.close, arguments.drain))
     finally:
-        engine.close()
+        is_ended = engine.close()
+    if not is_ended:
+        leave_at_once()
+
+
+def leave_at_once() -> None:
+    """End the process with success while a model is being loaded, which nothing can interrupt.
+
+    The interpreter's own end would abort: MLX's threads still hold Python objects.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 @dataclass(frozen=True)

@@ -223,6 +223,14 @@ def test_it_says_so_when_there_is_no_time_for_an_answer():
         assert b"[DONE]" in said or b"the order to end" in said, said[-300:]
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_it_can_be_ended_while_it_loads(number):
+    with running(demo.folder()) as server:
+        server.process.send_signal(number)
+        assert server.process.wait(60) == 0
+        assert "Traceback" not in server.said() and "terminate called" not in server.said()
+
+
 def test_a_damaged_folder_is_told_in_one_line(tmp_path):
     folder = copytree(demo.folder(), tmp_path / "folder")
     shard = next(folder.glob("model*.safetensors"))
