@@ -1,7 +1,8 @@
 """Decide what the engine does next; bookkeeping alone, without a model or an array.
 
-One step admits tasks that there is room for, prepares a piece of one prompt, and decodes one token
-of every answer. So a short prompt waits for one piece of a long one at most, whatever the length.
+One step admits tasks that there is room for, reads a piece of one prompt, or several short prompts
+that are no longer together, and decodes one token of every answer. So a short prompt waits for one
+piece of a long one at most, whatever the length.
 A task that fails ends alone: where a step of several rows raises, nothing says whose fault it was,
 so each is read again and then decodes alone until it has passed. Room is reserved for the next
 tokens of an answer, not for all it may have; where answers outgrow the memory, the youngest waits
@@ -36,6 +37,11 @@ class Job(Protocol):
     @property
     def is_ready(self) -> bool:
         """Whether the prompt is read and its first token chosen, so that it can decode."""
+        ...
+
+    @property
+    def share(self) -> float:
+        """How much of a whole piece the next one is: less than 1 for a short prompt."""
         ...
 
 
@@ -205,9 +211,7 @@ class Scheduler:
                 self._end(worker, self._take_out(ticket))
         self._make_room(worker)
         self._admit(worker)
-        if self.reading:
-            self.reading.rotate(-1)
-            self._prepare(worker, self.reading[-1])
+        self._read(worker)
         for group in list(self._groups(worker.width)):
             self._decode(worker, group)
 
@@ -234,6 +238,17 @@ class Scheduler:
                 self._begin(worker, ticket)
             elif ticket.overtaken >= PATIENCE:
                 return
+
+    def _read(self, worker: Worker[Any]) -> None:
+        """Read the next pieces of prompts, in turn, which together are one piece at most."""
+        room = 1.0
+        for _ in range(len(self.reading)):
+            share = self.reading[0].job.share
+            if share > room:
+                return
+            room -= share
+            self.reading.rotate(-1)
+            self._prepare(worker, self.reading[-1])
 
     def _make_room(self, worker: Worker[Any]) -> None:
         """Where answers outgrow the memory, let the youngest wait; it is read again later."""

@@ -33,13 +33,14 @@ Reading = Generator[None, None, tuple[list[Any], mx.array]]
 class Job:
     """A task that was begun, the tokens of its answer so far, and its row once it can decode.
 
-    `cached` tokens of the prompt were known.
+    `cached` tokens of the prompt were known; `share` is how much of a chunk is left to read.
     """
 
     task: Task
     chooser: Chooser
     cached: int
     reading: Reading
+    share: float = 1.0
     answer: list[int] = field(default_factory=list)
     row: Row | None = None
 
@@ -71,8 +72,11 @@ class Worker:
         """Find what is known of the prompt."""
         chooser = make_chooser(self.model, task.decoding, task.keys)
         match = self.prefixes.find(task.keys, task.salt)
+        unread = len(task.keys) - match.length
+        share = 1.0 if _has_media(task, match.length) else min(1.0, unread / self._prefill_step)
         # At once, because other jobs may drive out what was found.
-        return Job(task, chooser, match.length, self._read(task, match, match.restore()))
+        reading = self._read(task, match, match.restore())
+        return Job(task, chooser, match.length, reading, share)
 
     def advance(self, job: Job) -> list[Token]:
         """Do one piece of reading; behind the last one, choose the first token."""
@@ -98,6 +102,7 @@ class Worker:
     def again(self, job: Job) -> None:
         """Drop the caches, which may be half updated, and go back to reading."""
         job.row = None
+        job.share = 1.0
         job.reading = self._read_again(job)
 
     def end(self, job: Job) -> None:
@@ -146,7 +151,7 @@ class Worker:
 
     def _prepare(self, task: Task, begin: int) -> Generator[None, None, Prepared]:
         """Prepare a prompt; where no medium is left to be read, its keys are its ids."""
-        if task.prepare is None or min(task.keys[begin:]) >= 0:
+        if task.prepare is None or not _has_media(task, begin):
             return Prepared(task.keys)
         for prepared in task.prepare(self.model):
             if prepared is not None:
@@ -179,6 +184,11 @@ class Worker:
         scores = np.array(chosen.scores, copy=False)
         top = likeliest(scores, job.task.top_logprobs or 0)
         return Token(chosen.token, float(scores[chosen.token]), top)
+
+
+def _has_media(task: Task, begin: int) -> bool:
+    """Return whether a medium is left to be read from a position of a prompt on."""
+    return min(task.keys[begin:]) < 0
 
 
 def likeliest(scores: NDArray[np.float32], count: int) -> list[tuple[int, float]]:

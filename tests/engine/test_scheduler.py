@@ -21,6 +21,7 @@ class Job:
     cached: int = 0
     tokens: int = 0
     is_ready: bool = False
+    share: float = 1.0
 
 
 @dataclass
@@ -28,6 +29,7 @@ class Worker:
     """Reads prompts in chunks; token 5 in a prompt breaks every step that its row is part of."""
 
     width: int = 8
+    short: float = 1.0  # the share of prompts shorter than a chunk
     log: list = field(default_factory=list)
     widths: list = field(default_factory=list)
     ended: list = field(default_factory=list)
@@ -35,7 +37,8 @@ class Worker:
     def begin(self, task):
         if 4 in task.keys:
             raise ZeroDivisionError("begin")
-        return Job(task, -(-len(task.keys) // CHUNK), cached=task.keys.count(9))
+        share = self.short if len(task.keys) < CHUNK else 1.0
+        return Job(task, -(-len(task.keys) // CHUNK), cached=task.keys.count(9), share=share)
 
     def advance(self, job):
         self.log.append(job.task.salt)
@@ -323,3 +326,19 @@ def test_nothing_is_lost_among_many():
         if bench.told[name][-1:] == [Finished("length")]:
             assert len(ids) == ticket.limit
         assert ticket.job is None
+
+
+def test_short_prompts_are_read_together_up_to_one_piece():
+    bench = Bench()
+    bench.worker.short = 0.4
+    bench.ask("long", length=3 * CHUNK)
+    for name in "abc":
+        bench.ask(name)
+    read = []
+    for _ in range(6):
+        before = len(bench.worker.log)
+        bench.scheduler.step(bench.worker)
+        read.append("".join(bench.worker.log[before:]))
+    assert read[:4] == ["long", "ab", "c", "long"]
+    bench.run()
+    assert all(len(bench.ids(name)) == 3 for name in ("long", "a", "b", "c"))
