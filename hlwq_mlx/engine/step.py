@@ -92,7 +92,7 @@ class PlainStep:
     def __call__(self, rows: Sequence[Row]) -> list[Outcome]:
         """Read each row's token and choose the next."""
         caches = rows[0].caches if len(rows) == 1 else self._together(rows)
-        logits = self._model(mx.array([[row.token] for row in rows]), caches)[:, -1]
+        logits = self._model.decode(mx.array([[row.token] for row in rows]), caches)
         scores = score(logits)
         # An operation that serves all rows costs little more than one that serves a single row.
         own = mx.split(logits, len(rows))

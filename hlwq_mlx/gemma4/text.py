@@ -6,7 +6,7 @@ B batch, L positions, H hidden size, I MLP width, N layers, d per-layer input wi
 Source: transformers 5.23.0, modeling_gemma4.py, Gemma4TextModel and Gemma4TextDecoderLayer.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -20,6 +20,11 @@ from .config import TextConfig
 from .masks import Mask
 
 Shared = SharedKV | RowsKV
+AfterLayer = Callable[[mx.array], object]
+
+
+def nothing(x: mx.array) -> None:
+    """Let the layers be built one after another."""
 
 
 def scaled(x: mx.array, factor: float) -> mx.array:
@@ -168,9 +173,11 @@ class TextModel(nn.Module):
         per_layer: Sequence[mx.array | None],
         masks: Mapping[str, Mask],
         cache: Sequence[Any],
+        after_layer: AfterLayer = nothing,
     ) -> tuple[mx.array, dict[str, Shared]]:
         """Run the layers that make keys and values; return the last ones of each layer type.
 
+        `after_layer` gets what each layer returns, before the next one is built.
         Shapes: x [B, L, H] -> [B, L, H].
         """
         shared: dict[str, Shared] = {}
@@ -180,19 +187,25 @@ class TextModel(nn.Module):
             x, normed, shared[layer.layer_type] = layer.run_with_kv(
                 x, normed, masks[layer.layer_type], entry, extra, following
             )
+            after_layer(x)
         return x, shared
 
     def run_shared_layers(
-        self, x: mx.array, per_layer: Sequence[mx.array | None], shared: Mapping[str, Shared]
+        self,
+        x: mx.array,
+        per_layer: Sequence[mx.array | None],
+        shared: Mapping[str, Shared],
+        after_layer: AfterLayer = nothing,
     ) -> mx.array:
         """Run the layers that share keys and values, and the final norm.
 
-        Shapes: x [B, L, H] -> [B, L, H].
+        `after_layer` as in `run_kv_layers`. Shapes: x [B, L, H] -> [B, L, H].
         """
         normed = None
         first, N = self.config.first_shared, self.config.num_hidden_layers
         for (layer, following), extra in zip(self._span(first, N), per_layer[first:], strict=True):
             x, normed = layer(x, normed, shared[layer.layer_type], extra, following)
+            after_layer(x)
         return self.norm(x)
 
     def _span(self, first: int, end: int) -> list[tuple[DecoderLayer, nn.RMSNorm | None]]:

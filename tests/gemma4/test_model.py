@@ -398,3 +398,15 @@ def test_refuses_a_chunk_that_splits_a_bidirectional_block(stop):
         model("bidirectional").fill_cache(MIXED[:, :stop], cache)
     assert [entry.offset for entry in cache] == [0] * 5
     model("plain").fill_cache(MIXED[:, :stop], model("plain").make_cache())
+
+
+def test_decoding_begins_before_the_graph_is_whole_and_gives_the_same():
+    made = model()
+    caches = [made.make_cache(), made.make_cache()]
+    for cache in caches:
+        made.fill_cache(mx.array([[2, 5, 7]]), cache)
+    for token in (9, 4, 6):
+        whole = made(mx.array([[token]]), caches[0])[:, -1]
+        assert np.array_equal(
+            np.array(made.decode(mx.array([[token]]), caches[1])), np.array(whole)
+        )
