@@ -33,7 +33,7 @@ Codes = NDArray[np.uint8]
 Words = NDArray[np.uint32]
 
 _GROUP = 8  # codes that fill whole bytes at every width
-_CHUNK_GROUPS = 1 << 13  # a chunk's 16-bit temporaries stay in the second-level cache
+_CHUNK_GROUPS = 1 << 13  # a chunk's temporaries stay in the second-level cache
 
 
 def pack(codes: Codes, bits: int, order: BitOrder) -> Codes:
@@ -209,47 +209,66 @@ def _split_planes(words: Words, bits: int) -> list[Words]:
 def _pack_stream(flat: Codes, bits: int, order: BitOrder) -> Codes:
     groups = -(-flat.size // _GROUP)
     whole = flat if flat.size == groups * _GROUP else np.pad(flat, (0, groups * _GROUP - flat.size))
-    source = whole.reshape(groups, _GROUP)
+    source = np.ascontiguousarray(whole).view("<u8")
     packed = np.empty((groups, bits), dtype=np.uint8)
     for start in range(0, groups, _CHUNK_GROUPS):
-        chunk = source[start : start + _CHUNK_GROUPS].T.astype(np.uint16, order="C")
-        # The spare byte takes the empty second half of the last code.
-        columns = np.zeros((bits + 1, chunk.shape[1]), dtype=np.uint16)
-        for position in range(_GROUP):
-            byte, shift = divmod(position * bits, 8)
-            if order == "msb":
-                window = chunk[position] << np.uint16(16 - shift - bits)
-                columns[byte] |= window >> np.uint16(8)
-                columns[byte + 1] |= window & np.uint16(255)
-            else:
-                window = chunk[position] << np.uint16(shift)
-                columns[byte] |= window & np.uint16(255)
-                columns[byte + 1] |= window >> np.uint16(8)
-        packed[start : start + _CHUNK_GROUPS] = columns[:bits].T
+        chunk = source[start : start + _CHUNK_GROUPS]
+        # The first code is the lowest byte of a word; in order msb it has to be the highest.
+        fields = _squeeze(chunk.byteswap() if order == "msb" else chunk, bits)
+        if order == "msb":
+            fields <<= np.uint64(64 - 8 * bits)
+            fields.byteswap(inplace=True)
+        packed[start : start + _CHUNK_GROUPS] = fields.view(np.uint8).reshape(-1, 8)[:, :bits]
     return packed.reshape(-1)[: -(-flat.size * bits // 8)]
 
 
 def _unpack_stream(flat: Codes, bits: int, count: int, order: BitOrder) -> Codes:
     groups = -(-count // _GROUP)
-    whole = flat if flat.size == groups * bits else np.pad(flat, (0, groups * bits - flat.size))
-    source = whole.reshape(groups, bits)
-    codes = np.empty((groups, _GROUP), dtype=np.uint8)
-    mask = np.uint16((1 << bits) - 1)
+    codes = np.empty(groups, dtype="<u8")
+    # A group is read as a whole word, which reaches past its own bytes.
+    chunk = np.zeros(_CHUNK_GROUPS * bits + 8, dtype=np.uint8)
     for start in range(0, groups, _CHUNK_GROUPS):
-        chunk = source[start : start + _CHUNK_GROUPS]
-        columns = np.zeros((bits + 1, chunk.shape[0]), dtype=np.uint16)
-        columns[:bits] = chunk.T
-        # A code of at most 8 bits lies in at most two bytes.
-        for position in range(_GROUP):
-            byte, shift = divmod(position * bits, 8)
-            if order == "msb":
-                window = (columns[byte] << np.uint16(8)) | columns[byte + 1]
-                window >>= np.uint16(16 - shift - bits)
-            else:
-                window = columns[byte] | (columns[byte + 1] << np.uint16(8))
-                window >>= np.uint16(shift)
-            codes[start : start + _CHUNK_GROUPS, position] = window & mask
-    return codes.reshape(-1)[:count]
+        raw = flat[start * bits : (start + _CHUNK_GROUPS) * bits]
+        chunk[: raw.size] = raw
+        size = min(_CHUNK_GROUPS, groups - start)
+        kind = ">u8" if order == "msb" else "<u8"
+        fields = np.ndarray((size,), kind, chunk.data, 0, (bits,)).astype(np.uint64)
+        if order == "msb":
+            fields >>= np.uint64(64 - 8 * bits)
+        spread = _spread(fields, bits)
+        codes[start : start + size] = spread.byteswap() if order == "msb" else spread
+    return codes.view(np.uint8)[:count]
+
+
+def _squeeze(words: NDArray[np.uint64], bits: int) -> NDArray[np.uint64]:
+    """Return the 8 bytes of each word as 8 neighbouring fields of `bits` bits, the lowest first."""
+    fields = words
+    for count in (1, 2, 4):
+        low = np.uint64(_field_mask(count, bits))
+        high = np.uint64(_field_mask(count, bits) << count * bits)
+        upper = fields >> np.uint64(count * (8 - bits))
+        upper &= high
+        fields = fields & low
+        fields |= upper
+    return fields
+
+
+def _spread(fields: NDArray[np.uint64], bits: int) -> NDArray[np.uint64]:
+    """Undo `_squeeze`; bits above those of the 8 fields do not matter."""
+    for count in (4, 2, 1):
+        low = np.uint64(_field_mask(count, bits))
+        high = np.uint64(_field_mask(count, bits) << 8 * count)
+        upper = fields << np.uint64(count * (8 - bits))
+        upper &= high
+        fields = fields & low
+        fields |= upper
+    return fields
+
+
+def _field_mask(count: int, bits: int) -> int:
+    """Return a word whose lower halves, of every 2 * count bytes, begin with count * bits ones."""
+    ones = (1 << count * bits) - 1
+    return sum(ones << at for at in range(0, 64, 16 * count))
 
 
 def _check_order(where: str, bits: int, order: str) -> None:
