@@ -46,6 +46,12 @@ class Coded(NamedTuple):
     energies: Energies
 
 
+def energies_of(weight: NDArray[np.float32], decoded: NDArray[np.float32]) -> Energies:
+    """Return the energies of weights and of what they decode to, both of one shape."""
+    wide, other = weight.astype(np.float64), decoded.astype(np.float64)
+    return Energies(*(float(np.vdot(each, each)) for each in (wide, other, wide - other)))
+
+
 class Coder:
     """Codes rows with one table of centroids, ascending [2..256]; threads may share it."""
 

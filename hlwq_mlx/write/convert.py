@@ -8,8 +8,9 @@ spells our folder's tensor names is `checkpoint`.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -35,9 +36,10 @@ from .leftovers import Leftover
 from .output import (
     Output,
     Piece,
+    Slice,
     bytes_bar,
     copy_of,
-    float_slices,
+    float_rows,
     row_slices,
     total_bytes,
     whole,
@@ -217,14 +219,13 @@ def _repacked(name: str, tensor: CodedTensor, reading: Reading) -> list[Output]:
     N, K = tensor.shape[0], tensor.padded_columns
     names, codes, norms, table = _coded_specs(name, N, K, tensor.bits)
 
-    def pieces() -> Iterator[Piece]:
-        # Packing holds about eight bytes a code at its peak.
-        for start, stop in row_slices(N, 8 * K):
-            rows = tensor.rows(start, stop, reading.order)
-            yield from _packed(names.codes, rows, start, N, tensor.bits)
+    def pieces(start: int, stop: int) -> list[Piece]:
+        rows = tensor.rows(start, stop, reading.order)
+        return _packed(names.codes, rows, start, N, tensor.bits)
 
     return [
-        Output({names.codes: codes}, pieces),
+        # Packing holds about eight bytes a code at its peak.
+        Output({names.codes: codes}, lambda: _sliced(N, 8 * K, pieces)),
         whole(names.norms, norms, tensor.norms),
         whole(names.centroids, table, pad_table(reading.centroids)),
     ]
@@ -235,14 +236,24 @@ def _newly_coded(name: str, leftover: Leftover) -> Output:
     N, blocks = leftover.tensor.shape[0], leftover.blocks
     names, codes, norms, table = _coded_specs(name, N, blocks * BLOCK, leftover.bits)
 
-    def pieces() -> Iterator[Piece]:
-        yield names.centroids, 0, pad_table(leftover.reading.centroids)
-        for start, rows, lengths in leftover.slices():
-            yield names.norms, start * blocks * lengths.itemsize, lengths
-            yield from _packed(names.codes, rows, start, N, leftover.bits)
+    def pieces(start: int, stop: int) -> list[Piece]:
+        rows, lengths = leftover.coded_rows(start, stop)
+        packed = _packed(names.codes, rows, start, N, leftover.bits)
+        return [(names.norms, start * blocks * lengths.itemsize, lengths), *packed]
 
-    specs = {names.codes: codes, names.norms: norms, names.centroids: table}
-    return Output(specs, pieces)
+    def slices() -> Iterator[Slice]:
+        yield lambda: [(names.centroids, 0, pad_table(leftover.reading.centroids))]
+        # Floats, codes and what packs them are as many bytes a weight.
+        yield from _sliced(N, 16 * blocks * BLOCK, pieces)
+
+    return Output({names.codes: codes, names.norms: norms, names.centroids: table}, slices)
+
+
+def _sliced(
+    rows: int, row_bytes: int, pieces: Callable[[int, int], list[Piece]]
+) -> Iterator[Slice]:
+    """Yield a call of `pieces` for each slice of rows."""
+    return (partial(pieces, start, stop) for start, stop in row_slices(rows, row_bytes))
 
 
 def _coded_specs(
@@ -258,11 +269,11 @@ def _coded_specs(
     )
 
 
-def _packed(name: str, rows: Codes, start: int, N: int, bits: int) -> Iterator[Piece]:
+def _packed(name: str, rows: Codes, start: int, N: int, bits: int) -> list[Piece]:
     """Pack some rows into P32, whose planes lie apart."""
     offsets = p32_plane_offsets(N, start, rows.shape[1], bits)
-    for at, plane in zip(offsets, p32_planes(rows, bits), strict=True):
-        yield name, at, plane
+    planes = zip(offsets, p32_planes(rows, bits), strict=True)
+    return [(name, at, plane) for at, plane in planes]
 
 
 def _row_table(
@@ -279,18 +290,21 @@ def _row_table(
         scales_name = name.removesuffix("weight") + "scales"
         codes, scales = ple.coded_specs((N, columns))
 
-        def coded() -> Iterator[Piece]:
-            for start, rows in float_slices(tensor, readings, columns):
-                row_codes, row_scales = ple.code_rows(rows)
-                yield name, start * columns, row_codes
-                yield scales_name, start * scales.shape[1] * scales.item_bytes, row_scales
+        def coded(start: int, stop: int) -> list[Piece]:
+            row_codes, row_scales = ple.code_rows(
+                float_rows(tensor, readings, columns, start, stop)
+            )
+            at = start * scales.shape[1] * scales.item_bytes
+            return [(name, start * columns, row_codes), (scales_name, at, row_scales)]
 
-        return Output({name: codes, scales_name: scales}, coded)
+        specs = {name: codes, scales_name: scales}
+        return Output(specs, lambda: _sliced(N, 16 * columns, coded))
     if isinstance(tensor, PlainTensor):
         return copy_of(name, tensor)
 
-    def decoded() -> Iterator[Piece]:
-        for start, rows in float_slices(tensor, readings, columns):
-            yield name, start * columns * 2, rows.astype(np.float16)
+    def decoded(start: int, stop: int) -> list[Piece]:
+        rows = float_rows(tensor, readings, columns, start, stop)
+        return [(name, start * columns * 2, rows.astype(np.float16))]
 
-    return Output({name: TensorSpec("F16", (N, columns))}, decoded)
+    specs = {name: TensorSpec("F16", (N, columns))}
+    return Output(specs, lambda: _sliced(N, 16 * columns, decoded))

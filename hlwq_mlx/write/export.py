@@ -32,6 +32,7 @@ from .output import (
     Piece,
     bytes_bar,
     float_slices,
+    one_by_one,
     total_bytes,
     write_json,
     write_shards,
@@ -127,7 +128,7 @@ def _bfloat16(
         for start, rows in float_slices(tensor, source.readings, shape[1]):
             yield name, start * shape[1] * 2, bfloat16_bits(rows)
 
-    return Output({name: TensorSpec("BF16", shape)}, pieces)
+    return one_by_one({name: TensorSpec("BF16", shape)}, pieces)
 
 
 def _affine(
@@ -156,7 +157,7 @@ def _affine(
         f"{module}.scales": grid_spec,
         f"{module}.biases": grid_spec,
     }
-    return Output(specs, pieces)
+    return one_by_one(specs, pieces)
 
 
 def _stock_config(config: Mapping[str, Any], args: Gemma4Config) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from ..quant import codec
+from ..quant.coder import Coder
 from ..quant.packing import BLOCK, Codes
 from ..quant.tables import centroids, error_energy
 from ..source.coded import CodedTensor
@@ -28,7 +28,7 @@ from .quantize import (
     Fidelity,
     Report,
     count_strong_means,
-    encode_slices,
+    encode,
     float_slices,
     report_class,
 )
@@ -75,6 +75,11 @@ def _energy(bits: int) -> float:
     return error_energy(centroids(TABLE, bits))
 
 
+@cache
+def _coder(bits: int) -> Coder:
+    return Coder(centroids(TABLE, bits))
+
+
 @dataclass
 class Leftover:
     """A 16-bit matrix that is coded as it is written; `fidelity` grows with it."""
@@ -91,13 +96,15 @@ class Leftover:
     def reading(self) -> Reading:
         return Reading("msb", TABLE, centroids(TABLE, self.bits), "coded as it was written")
 
-    def slices(self) -> Iterator[tuple[int, Codes, NDArray[np.float16]]]:
-        """Code some rows at a time: the first row, codes [n, K], norms [n, K/128]."""
-        values = centroids(TABLE, self.bits)
-        for part in encode_slices(self.tensor, values):
-            decoded = codec.decode(part.codes, part.norms, values)
-            self.fidelity.add(part.weight, decoded[:, : self.tensor.shape[1]])
-            yield part.start, part.codes, part.norms
+    def coded_rows(self, start: int, stop: int) -> tuple[Codes, NDArray[np.float16]]:
+        """Code some rows: codes [n, K], norms [n, K/128].
+
+        Raises: CheckpointError for weights that are not finite or too large for the norms.
+        """
+        weight = self.tensor.float_rows(start, stop)
+        coded = encode(self.tensor.name, weight, _coder(self.bits))
+        self.fidelity.add(weight.size, coded.energies)
+        return coded.codes, coded.norms
 
 
 @dataclass

@@ -1,12 +1,17 @@
 """A folder being written: tensors in pieces, shards, their index and JSON.
 
 Knows nothing of what a tensor means; `convert` and `export` say what there is to write. Nothing
-here is whole before the folder gets its name (atomic).
+here is whole before the folder gets its name (atomic). Slices are made on threads, a few ahead of
+what is written, and written in order.
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +28,23 @@ from ..source.detect import Reading
 from ..source.repository import PlainTensor
 
 SHARD_BYTES = 5 * 10**9
-_SLICE_BYTES = 1 << 26
+_SLICE_BYTES = 1 << 24
+_MOST_THREADS = 4  # each holds a slice
 _HEADER_BYTES = 256  # of a tensor in a file's header, at most
 
 Piece = tuple[str, int, NDArray[Any]]
 """A part of a tensor: its name, the offset in bytes, what to put there."""
 
+Slice = Callable[[], Iterable[Piece]]
+"""Makes the pieces of some rows, on whatever thread."""
+
 
 @dataclass(frozen=True)
 class Output:
-    """Tensors that are made together, and lie in one file: headers, and pieces when asked."""
+    """Tensors that are made together, and lie in one file: headers, and slices when asked."""
 
     specs: Mapping[str, TensorSpec]
-    pieces: Callable[[], Iterator[Piece]]
+    slices: Callable[[], Iterator[Slice]]
 
     @property
     def nbytes(self) -> int:
@@ -51,7 +60,7 @@ def row_slices(rows: int, row_bytes: int) -> Iterator[tuple[int, int]]:
 
 def whole(name: str, spec: TensorSpec, array: NDArray[Any]) -> Output:
     """Plan a small tensor that is in memory."""
-    return Output({name: spec}, lambda: iter([(name, 0, array)]))
+    return Output({name: spec}, lambda: iter([lambda: [(name, 0, array)]]))
 
 
 def copy_of(name: str, tensor: PlainTensor) -> Output:
@@ -65,7 +74,12 @@ def copy_of(name: str, tensor: PlainTensor) -> Output:
         for start, stop in row_slices(tensor.spec.shape[0], row_bytes):
             yield name, start * row_bytes, tensor.rows(start, stop)
 
-    return Output({name: tensor.spec}, pieces)
+    return one_by_one({name: tensor.spec}, pieces)
+
+
+def one_by_one(specs: Mapping[str, TensorSpec], pieces: Callable[[], Iterator[Piece]]) -> Output:
+    """Plan tensors whose pieces are made in the thread that writes, as MLX's have to be."""
+    return Output(specs, lambda: (partial(list, [piece]) for piece in pieces()))
 
 
 def float_slices(
@@ -73,13 +87,22 @@ def float_slices(
 ) -> Iterator[tuple[int, NDArray[np.float32]]]:
     """Yield a table some rows at a time, each slice with its first row's number."""
     for start, stop in row_slices(tensor.shape[0], 16 * columns):
-        if isinstance(tensor, PlainTensor):
-            yield start, tensor.float_rows(start, stop)
-            continue
-        reading = readings[tensor.name]
-        codes = tensor.rows(start, stop, reading.order)
-        weight = codec.decode(codes, tensor.norms[start:stop], reading.centroids)
-        yield start, weight[:, :columns]
+        yield start, float_rows(tensor, readings, columns, start, stop)
+
+
+def float_rows(
+    tensor: CodedTensor | PlainTensor,
+    readings: Mapping[str, Reading],
+    columns: int,
+    start: int,
+    stop: int,
+) -> NDArray[np.float32]:
+    """Return some rows of a table, decoded if they are coded."""
+    if isinstance(tensor, PlainTensor):
+        return tensor.float_rows(start, stop)
+    reading = readings[tensor.name]
+    codes = tensor.rows(start, stop, reading.order)
+    return codec.decode(codes, tensor.norms[start:stop], reading.centroids)[:, :columns]
 
 
 def _shards(outputs: list[Output]) -> list[list[Output]]:
@@ -123,11 +146,29 @@ def write_file(
 ) -> list[Run]:
     """Write one file, as its pieces come, and return its checksums."""
     specs = {name: spec for output in outputs for name, spec in output.specs.items()}
+    slices = (each for output in outputs for each in output.slices())
     with TensorWriter(path, specs, metadata) as writer:
-        for output in outputs:
-            for name, at, piece in output.pieces():
+        for pieces in _made(slices):
+            for name, at, piece in pieces:
                 progress.update(writer.write(name, piece, at))
     return writer.runs.listed()
+
+
+def _made(slices: Iterator[Slice]) -> Iterator[Iterable[Piece]]:
+    """Make slices on threads, few ahead, and yield them in order."""
+    threads = min(_MOST_THREADS, os.cpu_count() or 1)
+    ahead: deque[Future[Iterable[Piece]]] = deque()
+    with ThreadPoolExecutor(threads, "slice") as pool:
+        try:
+            for each in slices:
+                ahead.append(pool.submit(each))
+                if len(ahead) > threads:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            for future in ahead:
+                future.cancel()
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:

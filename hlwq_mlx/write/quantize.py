@@ -8,8 +8,9 @@ N rows, K columns padded to blocks.
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,12 +23,14 @@ from ..disk.atomic import building, require_room
 from ..disk.tensorfile import TensorSpec, TensorWriter
 from ..errors import CheckpointError, RequestError, ShapeError
 from ..quant import codec
-from ..quant.packing import BLOCK, Codes, pack
+from ..quant.coder import Coded, Coder, Energies, energies_of
+from ..quant.packing import BLOCK, pack
 from ..quant.tables import centroids
 from ..source.repository import TABLE_KEY, PlainTensor, Source
 from ..source.rules import Rule
 
 _SLICE_WEIGHTS = 1 << 21
+_CACHED_BLOCKS = 1 << 10
 _MEAN_SIGMA = 4.0  # where the published tables end
 MEAN_SHARE = 0.01  # of a Gaussian's blocks 0.006 % go beyond
 
@@ -42,40 +45,40 @@ class Encoder:
 
 @dataclass
 class Fidelity:
-    """How close decoded weights are to the original ones."""
+    """How close decoded weights are to the original ones.
 
-    weights: int = 0
-    _squares: float = 0.0
-    _decoded_squares: float = 0.0
-    _products: float = 0.0
+    Sums are rounded once, so that the order in which threads add to them does not matter.
+    """
 
-    def add(self, weight: NDArray[np.float32], decoded: NDArray[np.float32]) -> None:
-        """Add a slice of both, in float64."""
-        original, other = weight.astype(np.float64).ravel(), decoded.astype(np.float64).ravel()
-        self.weights += weight.size
-        self._squares += float(original @ original)
-        self._decoded_squares += float(other @ other)
-        self._products += float(original @ other)
+    _parts: list[tuple[int, Energies]] = field(default_factory=list)
+
+    def add(self, weights: int, energies: Energies) -> None:
+        """Add the energies of so many weights."""
+        self._parts.append((weights, energies))
 
     def __add__(self, other: "Fidelity") -> "Fidelity":
         """Pool two sets of weights."""
-        return Fidelity(
-            self.weights + other.weights,
-            self._squares + other._squares,
-            self._decoded_squares + other._decoded_squares,
-            self._products + other._products,
-        )
+        return Fidelity(self._parts + other._parts)
+
+    @property
+    def weights(self) -> int:
+        return sum(weights for weights, _ in self._parts)
 
     @property
     def cos_sim(self) -> float:
-        norms = math.sqrt(self._squares * self._decoded_squares)
-        return self._products / norms if norms else 1.0
+        squares, decoded, errors = self._sums()
+        norms = math.sqrt(squares * decoded)
+        return (squares + decoded - errors) / (2 * norms) if norms else 1.0
 
     @property
     def relative_error(self) -> float:
         """Root of the error energy over the energy of the weights."""
-        error = max(0.0, self._squares - 2 * self._products + self._decoded_squares)
-        return math.sqrt(error / self._squares) if self._squares else 0.0
+        squares, _, errors = self._sums()
+        return math.sqrt(max(0.0, errors) / squares) if squares else 0.0
+
+    def _sums(self) -> Energies:
+        energies = [Energies(0.0, 0.0, 0.0), *(each for _, each in self._parts)]
+        return Energies(*map(math.fsum, zip(*energies, strict=True)))
 
 
 @dataclass
@@ -109,8 +112,7 @@ class Slice(NamedTuple):
 
     start: int
     weight: NDArray[np.float32]
-    codes: Codes
-    norms: NDArray[np.float16]
+    coded: Coded
 
 
 def write_published(source: Source, rule: Rule, output: Path, encoder: Encoder) -> Report:
@@ -166,11 +168,10 @@ def _write_coded(
     values = centroids(encoder.table, bits)
     fidelity = report.classes.setdefault((report_class(tensor.name), bits), Fidelity())
     for part in encode_slices(tensor, values, encoder.refits):
-        packed = pack(part.codes, bits, "msb")
-        writer.write(f"{key}__norms", part.norms, part.start * blocks * 2)
+        packed = pack(part.coded.codes, bits, "msb")
+        writer.write(f"{key}__norms", part.coded.norms, part.start * blocks * 2)
         writer.write(f"{key}__packed", packed, part.start * blocks * BLOCK * bits // 8)
-        decoded = codec.decode(part.codes, part.norms, values)
-        fidelity.add(part.weight, decoded[:, : tensor.shape[1]])
+        fidelity.add(part.weight.size, part.coded.energies)
         far_blocks += count_strong_means(part.weight)
         progress.update(part.weight.size * tensor.spec.item_bytes)
     share = far_blocks / (N * blocks)
@@ -200,16 +201,32 @@ def encode_slices(
 ) -> Iterator[Slice]:
     """Code a matrix some rows at a time.
 
+    Raises: as `encode`.
+    """
+    coder = partial(_refitted, values, refits) if refits else Coder(values)
+    for start, weight in float_slices(tensor):
+        yield Slice(start, weight, encode(tensor.name, weight, coder))
+
+
+def encode(
+    name: str, weight: NDArray[np.float32], coder: Callable[[NDArray[np.float32]], Coded]
+) -> Coded:
+    """Code some rows of a tensor.
+
     Raises: CheckpointError for weights that are not finite or too large for the norms.
     """
-    for start, weight in float_slices(tensor):
-        try:
-            codes, norms = codec.encode(weight, values, refits)
-        except ShapeError as problem:
-            raise CheckpointError(
-                f"[{tensor.name}] needed weights that can be coded, got these: {problem}"
-            ) from problem
-        yield Slice(start, weight, codes, norms)
+    try:
+        return coder(weight)
+    except ShapeError as problem:
+        raise CheckpointError(
+            f"[{name}] needed weights that can be coded, got these: {problem}"
+        ) from problem
+
+
+def _refitted(values: NDArray[np.float32], refits: int, weight: NDArray[np.float32]) -> Coded:
+    codes, norms = codec.encode(weight, values, refits)
+    decoded = codec.decode(codes, norms, values)[:, : weight.shape[1]]
+    return Coded(codes, norms, energies_of(weight, decoded))
 
 
 def count_strong_means(weight: NDArray[np.float32]) -> int:
@@ -217,12 +234,16 @@ def count_strong_means(weight: NDArray[np.float32]) -> int:
 
     That coordinate of a block is its sum over its norm, where others are about N(0, 1).
     """
-    N, columns = weight.shape
-    padded = np.zeros((N, -(-columns // BLOCK) * BLOCK))
-    padded[:, :columns] = weight
-    blocks = padded.reshape(-1, BLOCK)
-    norms = np.sqrt(np.einsum("bk,bk->b", blocks, blocks))
-    return int((np.abs(blocks.sum(axis=1)) > _MEAN_SIGMA * norms).sum())
+    columns = weight.shape[1]
+    if columns % BLOCK:
+        weight = np.pad(weight, ((0, 0), (0, -columns % BLOCK)))
+    blocks = weight.reshape(-1, BLOCK)
+    count = 0
+    for start in range(0, len(blocks), _CACHED_BLOCKS):
+        wide = blocks[start : start + _CACHED_BLOCKS].astype(np.float64)
+        norms = np.sqrt(np.einsum("bk,bk->b", wide, wide))
+        count += int(np.count_nonzero(np.abs(wide.sum(axis=1)) > _MEAN_SIGMA * norms))
+    return count
 
 
 def report_class(name: str) -> str:

@@ -18,6 +18,7 @@ from hlwq_mlx.disk.jsonfile import read_json
 from hlwq_mlx.disk.tensorfile import TensorFile, TensorSpec, TensorWriter
 from hlwq_mlx.errors import CheckpointError, RequestError, SourceError
 from hlwq_mlx.quant import codec
+from hlwq_mlx.quant.coder import energies_of
 from hlwq_mlx.quant.tables import centroids
 from hlwq_mlx.quantize import add_variant, main
 from hlwq_mlx.source import locate, rules
@@ -187,7 +188,7 @@ def test_fidelity_is_what_it_says():
     weight = rng.standard_normal((8, 128)).astype(np.float32)
     other = (weight + 0.1 * rng.standard_normal((8, 128))).astype(np.float32)
     whole, parts = Fidelity(), Fidelity()
-    whole.add(weight, other)
+    whole.add(weight.size, energies_of(weight, other))
     for start in range(0, 8, 3):
         parts += slice_fidelity(weight[start : start + 3], other[start : start + 3])
     wanted = np.linalg.norm(weight - other) / np.linalg.norm(weight)
@@ -199,7 +200,7 @@ def test_fidelity_is_what_it_says():
 
 def slice_fidelity(weight, other):
     part = Fidelity()
-    part.add(weight, other)
+    part.add(weight.size, energies_of(weight, other))
     return part
 
 
