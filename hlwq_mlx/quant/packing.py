@@ -16,6 +16,7 @@ N rows, K columns (a multiple of 128).
 """
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Literal, get_args
 
 import numpy as np
@@ -243,11 +244,9 @@ def _unpack_stream(flat: Codes, bits: int, count: int, order: BitOrder) -> Codes
 def _squeeze(words: NDArray[np.uint64], bits: int) -> NDArray[np.uint64]:
     """Return the 8 bytes of each word as 8 neighbouring fields of `bits` bits, the lowest first."""
     fields = words
-    for count in (1, 2, 4):
-        low = np.uint64(_field_mask(count, bits))
-        high = np.uint64(_field_mask(count, bits) << count * bits)
-        upper = fields >> np.uint64(count * (8 - bits))
-        upper &= high
+    for low, gap, taken in reversed(_steps(bits)):
+        upper = fields >> gap
+        upper &= low << taken
         fields = fields & low
         fields |= upper
     return fields
@@ -255,20 +254,27 @@ def _squeeze(words: NDArray[np.uint64], bits: int) -> NDArray[np.uint64]:
 
 def _spread(fields: NDArray[np.uint64], bits: int) -> NDArray[np.uint64]:
     """Undo `_squeeze`; bits above those of the 8 fields do not matter."""
-    for count in (4, 2, 1):
-        low = np.uint64(_field_mask(count, bits))
-        high = np.uint64(_field_mask(count, bits) << 8 * count)
-        upper = fields << np.uint64(count * (8 - bits))
-        upper &= high
+    for low, gap, taken in _steps(bits):
+        upper = fields << gap
+        upper &= low << (gap + taken)
         fields = fields & low
         fields |= upper
     return fields
 
 
-def _field_mask(count: int, bits: int) -> int:
-    """Return a word whose lower halves, of every 2 * count bytes, begin with count * bits ones."""
-    ones = (1 << count * bits) - 1
-    return sum(ones << at for at in range(0, 64, 16 * count))
+@cache
+def _steps(bits: int) -> tuple[tuple[np.uint64, np.uint64, np.uint64], ...]:
+    """Return how 2, 4 and 8 parts of a word move apart.
+
+    Each step has a mask of the lower part of every pair, how far the upper part moves, and how many
+    bits a part takes.
+    """
+    steps = []
+    for count in (4, 2, 1):
+        taken = count * bits
+        low = sum(((1 << taken) - 1) << at for at in range(0, 64, 16 * count))
+        steps.append((np.uint64(low), np.uint64(8 * count - taken), np.uint64(taken)))
+    return tuple(steps)
 
 
 def _check_order(where: str, bits: int, order: str) -> None:

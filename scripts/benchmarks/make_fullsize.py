@@ -124,10 +124,9 @@ def distribution(name: str, shape: Shape) -> tuple[float, float]:
 
 
 def tensors(
-    settings: dict[str, Any], variant: str, draw: Draw
+    settings: dict[str, Any], rule: rules.Rule, draw: Draw
 ) -> tuple[dict[str, tuple[TensorSpec, Pieces]], dict[str, tuple[TensorSpec, Pieces]]]:
     """List what goes to codes.safetensors and to bf16.safetensors."""
-    _, rule = rules.variant_rule(variant)
     coded: dict[str, tuple[TensorSpec, Pieces]] = {}
     plain: dict[str, tuple[TensorSpec, Pieces]] = {}
     for name, shape in published.tensors(settings).items():
@@ -166,11 +165,16 @@ def write(path: Path, contents: dict[str, tuple[TensorSpec, Pieces]]) -> None:
     partial.rename(path)
 
 
-def make(root: Path, variant: str, settings: dict[str, Any]) -> Path:
-    """Write the repository, or what it still lacks, and return the variant's folder."""
+def make(
+    root: Path, variant: str, settings: dict[str, Any], rule: rules.Rule | None = None
+) -> Path:
+    """Write the repository, or what it still lacks, and return the variant's folder.
+
+    Without a rule of what is coded it is the published variant's.
+    """
     folder = root / variant
     folder.mkdir(parents=True, exist_ok=True)
-    coded, plain = tensors(settings, variant, Draw())
+    coded, plain = tensors(settings, rule or rules.variant_rule(variant)[1], Draw())
     write(folder / "codes.safetensors", coded)
     write(folder / "bf16.safetensors", plain)
     is_whole = settings["text_config"]["vocab_size"] == len(real_tokenizer.read_vocabulary())
