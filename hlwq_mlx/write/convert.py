@@ -8,10 +8,11 @@ spells our folder's tensor names is `checkpoint`.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -49,6 +50,7 @@ from .output import (
 )
 
 _NAMED = 3
+LEFTOVERS_KEY = "leftovers"
 
 
 @dataclass
@@ -85,12 +87,41 @@ class Summary:
         yield from (f"warning: {warning}" for warning in self.warnings)
 
 
-def convert(source: Source, output: Path, choice: str = leftovers.KEEP) -> Summary:
-    """Convert a source into the folder `output`, which must not exist yet.
+@dataclass
+class Conversion:
+    """What will be converted and how, before anything is written."""
+
+    config: dict[str, Any]
+    tensors: Tensors  # that some layer reads, but for the table of rows
+    coded: leftovers.Coded
+    plain: Mapping[str, PlainTensor]
+    plan: leftovers.Plan
+    table: CodedTensor | PlainTensor | None
+    row_columns: int
+    identity: str
+    summary: Summary
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What every file of weights states."""
+        return {identity.METADATA_KEY: self.identity}
+
+    def manifest(self, variant: str | None, templates: Iterable[str]) -> dict[str, Any]:
+        """Return the manifest, but for what the leftovers lost."""
+        done = {name: (tensor, tensor.reading) for name, tensor in self.plan.chosen.items()}
+        manifest = make_manifest(variant, {**self.coded, **done})
+        return manifest | {
+            LEFTOVERS_KEY: {},
+            identity.MANIFEST_KEY: self.identity,
+            TEMPLATES_KEY: list(templates),
+        }
+
+
+def prepare(source: Source, choice: str) -> Conversion:
+    """Check a source, find out how it is read, and choose what to code.
 
     `choice` is one of leftovers.CHOICES.
-    Raises: SourceError when `output` exists; CheckpointError when the source does not fit its
-    config; DeviceError when the disk is too small; what copy_side_files raises for those files.
+    Raises: CheckpointError when the source does not fit its config.
     """
     config, tensors, unread = fit(source)
     for name in unread:
@@ -105,37 +136,58 @@ def convert(source: Source, output: Path, choice: str = leftovers.KEEP) -> Summa
     coded = _coded(tensors, source.readings)
     plain = {name: tensor for name, tensor in tensors.items() if isinstance(tensor, PlainTensor)}
     plan = leftovers.make_plan(choice, coded, plain)
-    outputs = _plan(coded, plain, plan.chosen)
-    rows: list[Output] = []
-    if table is not None:
-        width = row_width(Gemma4Config.from_dict(config))
-        rows = [_row_table(table, source.readings, width, plan.row_bits)]
-    everything = [*outputs, *rows]
     coding = {name: leftover.bits for name, leftover in plan.chosen.items()}
     stated = {"config": config, "leftovers": coding, "row_bits": plan.row_bits}
     found = tensors | ({} if table is None else {ROW_TABLE: table})
     own = identity.identify(stated, found, source.readings)
-    metadata = {identity.METADATA_KEY: own}
+    columns = row_width(Gemma4Config.from_dict(config))
+    _count(summary, coded, plain, plan)
+    return Conversion(config, tensors, coded, plain, plan, table, columns, own, summary)
+
+
+def convert(source: Source, output: Path, choice: str = leftovers.KEEP) -> Summary:
+    """Convert a source into the folder `output`, which must not exist yet.
+
+    `choice` is one of leftovers.CHOICES.
+    Raises: SourceError when `output` exists; CheckpointError when the source does not fit its
+    config; DeviceError when the disk is too small; what copy_side_files raises for those files.
+    """
+    made = prepare(source, choice)
+    plan, summary = made.plan, made.summary
+    outputs = shard_outputs(made.coded, made.plain, plan.chosen)
+    rows: list[Output] = []
+    if made.table is not None:
+        rows = [row_table(made.table, source.readings, made.row_columns, plan.row_bits)]
+    everything = [*outputs, *rows]
     with building(output) as folder, bytes_bar(everything, "convert") as progress:
         copied = copy_side_files(source, folder)  # what is damaged there is told before the work
         require_room(folder, total_bytes(everything))
-        written = write_shards(folder, outputs, progress, metadata)
+        written = write_shards(folder, outputs, progress, made.metadata)
         if rows:
-            version = {ple.VERSION_KEY: ple.CODED} if plan.row_bits == 8 else {}
             path = folder / ROW_STORE
-            written[path.name] = write_file(path, rows, progress, metadata | version)
+            metadata = made.metadata | row_version(plan.row_bits)
+            written[path.name] = write_file(path, rows, progress, metadata)
         summary.warnings += copied.warnings
-        done = {name: (tensor, tensor.reading) for name, tensor in plan.chosen.items()}
-        manifest = make_manifest(source.variant, {**coded, **done})
-        manifest |= {"leftovers": plan.manifest(), identity.MANIFEST_KEY: own}
-        manifest[TEMPLATES_KEY] = list(copied.templates)
-        write_json(folder / "config.json", config | {"quantization_config": manifest})
+        manifest = made.manifest(source.variant, copied.templates)
+        write_config(folder, made.config, manifest, plan)
         checksums.write(folder, written)
         summary.written_bytes = sum(path.stat().st_size for path in folder.iterdir())
-    _count(summary, coded, plain, plan)
     summary.row_store_bytes = total_bytes(rows)
-    summary.token_bytes = _token_bytes(tensors, outputs)
+    summary.token_bytes = token_bytes(made.tensors, outputs)
     return summary
+
+
+def row_version(bits: int) -> dict[str, str]:
+    """Return what the row store's metadata state of its version."""
+    return {ple.VERSION_KEY: ple.CODED} if bits == 8 else {}
+
+
+def write_config(
+    folder: Path, config: dict[str, Any], manifest: dict[str, Any], plan: leftovers.Plan
+) -> None:
+    """Write config.json with the manifest, once it is known what the leftovers lost."""
+    manifest = manifest | {LEFTOVERS_KEY: plan.manifest()}
+    write_json(folder / "config.json", config | {"quantization_config": manifest})
 
 
 def _count(
@@ -155,7 +207,7 @@ def _count(
     summary.plan = plan
 
 
-def _token_bytes(tensors: Tensors, outputs: list[Output]) -> tuple[int, int]:
+def token_bytes(tensors: Tensors, outputs: list[Output]) -> tuple[int, int]:
     """Sum what one token reads of the text model, before and after; the table is the head too."""
     before = sum(
         tensor.spec.nbytes
@@ -199,7 +251,7 @@ def _coded(
     }
 
 
-def _plan(
+def shard_outputs(
     coded: leftovers.Coded, plain: Mapping[str, PlainTensor], chosen: Mapping[str, Leftover]
 ) -> list[Output]:
     """List what goes to the shards."""
@@ -276,7 +328,7 @@ def _packed(name: str, rows: Codes, start: int, N: int, bits: int) -> list[Piece
     return [(name, at, plane) for at, plane in planes]
 
 
-def _row_table(
+def row_table(
     tensor: CodedTensor | PlainTensor, readings: Mapping[str, Reading], columns: int, bits: int
 ) -> Output:
     """Plan the row store: rows of 8 bits, a copy of a 16-bit table, or a coded table in float16.
