@@ -65,6 +65,39 @@ def scratch(output: Path) -> Iterator[Path]:
         ) from problem
 
 
+def resumable_folder(output: Path) -> Path:
+    """Return where `resumable` keeps what is not finished."""
+    return output.parent / f".{output.name}.unfinished"
+
+
+@contextmanager
+def resumable(output: Path) -> Iterator[Path]:
+    """Yield a folder beside `output` that stays when the block is stopped, and goes when it ends.
+
+    Raises: SourceError when `output` exists or another process is at work on it; DeviceError when
+    the disk does not take what the block writes.
+    """
+    require_new(output)
+    folder = resumable_folder(output)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _opened(folder) as handle:
+            try:
+                _lock(handle)
+            except BlockingIOError as problem:
+                raise SourceError(
+                    f"[output] needed {folder} for itself, got another process at work on it. "
+                    "Wait for that one, or choose another --output."
+                ) from problem
+            yield folder
+            shutil.rmtree(folder, ignore_errors=True)
+    except OSError as problem:
+        raise DeviceError(
+            f"[output] needed to write {output}, got {failures.cause(problem)}. "
+            f"{failures.advice(problem)}"
+        ) from problem
+
+
 def require_room(folder: Path, size: int) -> None:
     """Refuse to begin what the disk cannot hold; `folder` is what `building` yields.
 
@@ -92,7 +125,7 @@ def place(path: Path, output: Path) -> None:
     except OSError:
         require_new(output)
         raise
-    _flush(output.parent)
+    flush(output.parent)
 
 
 def _flush_all(path: Path) -> None:
@@ -100,10 +133,10 @@ def _flush_all(path: Path) -> None:
     if path.is_dir():
         for inner in path.iterdir():
             _flush_all(inner)
-    _flush(path)
+    flush(path)
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
     """Flush a file's bytes, or a folder's names, to the disk."""
     with _opened(path) as handle:
         try:

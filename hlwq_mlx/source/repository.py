@@ -6,7 +6,7 @@ folder and variant a user means is for `locate`. Nothing is written and no tenso
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -83,13 +83,18 @@ class Source:
         variant: str | None = None,
         bit_order: BitOrder | None = None,
         table: str | None = None,
+        files: Sequence[str] | None = None,
     ) -> None:
+        """Open all files of weights, or those that `files` names."""
         self.folder = folder
         self.variant = variant
         self.root = folder if is_there(folder / "config.json") else folder.parent
         self._bit_order = bit_order
         self._table = table
-        self._files = [TensorFile(path) for path in self._weight_paths()]
+        self._files = [
+            TensorFile(path)
+            for path in (self._weight_paths() if files is None else [folder / f for f in files])
+        ]
 
     @property
     def coded(self) -> dict[str, CodedTensor]:

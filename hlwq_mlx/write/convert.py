@@ -70,21 +70,33 @@ class Summary:
 
     def lines(self) -> Iterator[str]:
         """Return the summary as lines for a person."""
+        yield from self._kinds()
+        if self.row_store_bytes:
+            yield f"row store {ROW_STORE}: {format_bytes(self.row_store_bytes)}, stays on disk"
+        yield from self._left_out()
+        before, after = map(format_bytes, self.token_bytes)
+        yield f"weights that a token reads: {before} before, {after} after"
+        before, after = format_bytes(self.source_bytes), format_bytes(self.written_bytes)
+        yield f"on disk: {before} before, {after} after"
+        yield from (f"warning: {warning}" for warning in self.warnings)
+
+    def notes(self) -> Iterator[str]:
+        """Return what is known before anything is written."""
+        yield from self._kinds()
+        yield from self._left_out()
+        yield from (f"warning: {warning}" for warning in self.warnings)
+
+    def _kinds(self) -> Iterator[str]:
         yield from self.evidence
         for bits, (tensors, weights) in sorted(self.coded.items()):
             yield f"coded at {bits} bits: {tensors} tensors, {weights:,} weights"
         yield from self.plan.lines()
         for dtype, (tensors, size) in sorted(self.plain.items()):
             yield f"kept as {dtype}: {tensors} tensors, {format_bytes(size)}"
-        if self.row_store_bytes:
-            yield f"row store {ROW_STORE}: {format_bytes(self.row_store_bytes)}, stays on disk"
+
+    def _left_out(self) -> Iterator[str]:
         if self.left_out:
             yield f"left out: {self.left_out} tensors that no layer reads (KV-shared layers)"
-        before, after = map(format_bytes, self.token_bytes)
-        yield f"weights that a token reads: {before} before, {after} after"
-        before, after = format_bytes(self.source_bytes), format_bytes(self.written_bytes)
-        yield f"on disk: {before} before, {after} after"
-        yield from (f"warning: {warning}" for warning in self.warnings)
 
 
 @dataclass
@@ -258,15 +270,15 @@ def shard_outputs(
     outputs: list[Output] = []
     for name in sorted(coded.keys() | plain.keys()):
         if name in coded:
-            outputs += _repacked(name, *coded[name])
+            outputs += repacked(name, *coded[name])
         elif name in chosen:
-            outputs.append(_newly_coded(name, chosen[name]))
+            outputs.append(newly_coded(name, chosen[name]))
         else:
             outputs.append(copy_of(name, plain[name]))
     return outputs
 
 
-def _repacked(name: str, tensor: CodedTensor, reading: Reading) -> list[Output]:
+def repacked(name: str, tensor: CodedTensor, reading: Reading) -> list[Output]:
     """Plan a tensor whose codes are there."""
     N, K = tensor.shape[0], tensor.padded_columns
     names, codes, norms, table = _coded_specs(name, N, K, tensor.bits)
@@ -283,7 +295,7 @@ def _repacked(name: str, tensor: CodedTensor, reading: Reading) -> list[Output]:
     ]
 
 
-def _newly_coded(name: str, leftover: Leftover) -> Output:
+def newly_coded(name: str, leftover: Leftover) -> Output:
     """Plan a tensor that is coded as it is written."""
     N, blocks = leftover.tensor.shape[0], leftover.blocks
     names, codes, norms, table = _coded_specs(name, N, blocks * BLOCK, leftover.bits)

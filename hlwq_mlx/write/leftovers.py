@@ -136,7 +136,7 @@ class Plan:
 
     def lines(self) -> Iterator[str]:
         """Return what was done as lines for a person; none when nothing was."""
-        if self.chosen:
+        if self.report.classes:
             yield (
                 f"leftovers, {self.choice}: coded with the {TABLE} table; the variant's own codes "
                 f"have a relative error of {self.own**0.5:.5f}"

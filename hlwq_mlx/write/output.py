@@ -105,18 +105,18 @@ def float_rows(
     return codec.decode(codes, tensor.norms[start:stop], reading.centroids)[:, :columns]
 
 
-def _shards(outputs: list[Output]) -> list[list[Output]]:
+def shards(outputs: list[Output]) -> list[list[Output]]:
     """Split outputs, in order, into shards that stay below the limit where an output allows it."""
-    shards: list[list[Output]] = [[]]
+    cut: list[list[Output]] = [[]]
     size = 0
     for output in outputs:
         file_bytes = output.nbytes + _HEADER_BYTES * len(output.specs)
-        if shards[-1] and size + file_bytes > SHARD_BYTES:
-            shards.append([])
+        if cut[-1] and size + file_bytes > SHARD_BYTES:
+            cut.append([])
             size = 0
-        shards[-1].append(output)
+        cut[-1].append(output)
         size += file_bytes
-    return shards
+    return cut
 
 
 def write_shards(
@@ -127,10 +127,10 @@ def write_shards(
 ) -> dict[str, list[Run]]:
     """Write the shards and their index; return the checksums of the shards."""
     written: dict[str, list[Run]] = {}
-    shards = _shards(outputs)
+    files = shards(outputs)
     weight_map: dict[str, str] = {}
-    for number, shard in enumerate(shards, start=1):
-        file_name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+    for number, shard in enumerate(files, start=1):
+        file_name = f"model-{number:05d}-of-{len(files):05d}.safetensors"
         written[file_name] = write_file(folder / file_name, shard, progress, metadata)
         weight_map |= {name: file_name for output in shard for name in output.specs}
     index = {"metadata": {"total_size": total_bytes(outputs)}, "weight_map": weight_map}

@@ -66,17 +66,18 @@ class Fidelity:
 
     @property
     def cos_sim(self) -> float:
-        squares, decoded, errors = self._sums()
+        squares, decoded, errors = self.sums()
         norms = math.sqrt(squares * decoded)
         return (squares + decoded - errors) / (2 * norms) if norms else 1.0
 
     @property
     def relative_error(self) -> float:
         """Root of the error energy over the energy of the weights."""
-        squares, _, errors = self._sums()
+        squares, _, errors = self.sums()
         return math.sqrt(max(0.0, errors) / squares) if squares else 0.0
 
-    def _sums(self) -> Energies:
+    def sums(self) -> Energies:
+        """Return all energies together."""
         energies = [Energies(0.0, 0.0, 0.0), *(each for _, each in self._parts)]
         return Energies(*map(math.fsum, zip(*energies, strict=True)))
 

@@ -1,0 +1,291 @@
+"""Convert so that each file of a source can be deleted once nothing needs it any more.
+
+Every file that is written depends on as few files of the source as can be. A job beside the output
+states all that is still to be done, so that a run that was stopped goes on with the next file, and
+needs neither the hub nor what was deleted. A file of the source goes when everything that is made
+of it is on the disk and the job says so. The tensors are those that `convert` writes; shards are
+cut elsewhere.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from ..disk import atomic
+from ..disk.jsonfile import read_json
+from ..disk.tensorfile import TensorFile
+from ..errors import SourceError
+from ..folder import checksums
+from ..folder.names import INDEX_NAME, ROW_TABLE
+from ..folder.rows import FILE_NAME as ROW_STORE
+from ..folder.side_files import copy_side_files
+from ..quant.coder import Energies
+from ..source.coded import CodedTensor, parse_key
+from ..source.detect import Reading
+from ..source.repository import PlainTensor, Source
+from . import convert, leftovers
+from .leftovers import Leftover
+from .output import Output, copy_of, shards, total_bytes, write_file, write_json
+from .quantize import Fidelity, report_class
+
+_JOB = "job.json"
+_FOLDER = "folder"
+
+Record = dict[str, Any]
+"""A file to be written: its name, what it is made of, and, once it is there, its checksums."""
+
+
+@dataclass
+class Job:
+    """What a conversion still has to do, as it is kept on disk."""
+
+    work: Path
+    state: dict[str, Any]
+
+    @property
+    def folder(self) -> Path:
+        """The folder that will be the output."""
+        return self.work / _FOLDER
+
+    @property
+    def records(self) -> list[Record]:
+        return list(self.state["records"])
+
+    def save(self) -> None:
+        """Write the job; whoever reads it finds the old one or this."""
+        temporary = self.work / f"{_JOB}.new"
+        temporary.write_text(json.dumps(self.state), encoding="utf-8")
+        atomic.place(temporary, self.work / _JOB)
+
+    def source(self, names: list[str]) -> Source:
+        """Open some files of the source."""
+        return Source(Path(self.state["source"]), self.state["variant"], files=names)
+
+    def spent(self) -> list[Path]:
+        """Return the files of the source that nothing needs any more."""
+        needed = {
+            name for record in self.records if record["runs"] is None for name in record["sources"]
+        }
+        return [
+            Path(self.state["source"], name) for name in self.state["files"] if name not in needed
+        ]
+
+
+def run(
+    request: Mapping[str, Any],
+    output: Path,
+    open_source: Callable[[], Source],
+    discard: Callable[[Path], None],
+) -> Iterator[str]:
+    """Convert into the new folder `output`, and yield what was done as lines for a person.
+
+    `request` is what was asked for, `choice` of leftovers included: a run that was stopped is only
+    gone on with for the same. `open_source` is not called then.
+    Raises: SourceError when `output` exists, or another run or request is under way; as `convert`.
+    """
+    with atomic.resumable(output) as work:
+        job = _find(work, request) or _begin(work, request, open_source())
+        total = sum(record["bytes"] for record in job.records)
+        with tqdm(total=total, unit="B", unit_scale=True, desc="convert", mininterval=0.5) as bar:
+            for record in job.records:
+                if record["runs"] is None:
+                    _write(job, record, bar)
+                    job.save()
+                else:
+                    bar.update(record["bytes"])
+                for path in job.spent():
+                    discard(path)
+        plan = _plan_of(job)
+        _finish(job, plan, output)
+    yield from job.state["lines"]
+    yield from plan.lines()
+
+
+def is_begun(output: Path) -> bool:
+    """Return whether a run for this output was stopped, so that nothing need be downloaded."""
+    return (atomic.resumable_folder(output) / _JOB).exists()
+
+
+def _find(work: Path, request: Mapping[str, Any]) -> Job | None:
+    """Return the job of a run that was stopped.
+
+    Raises: SourceError when it was asked for something else.
+    """
+    if not (work / _JOB).exists():
+        return None
+    state = read_json(work / _JOB)
+    if state["request"] != request:
+        raise SourceError(
+            f"[output] needed the request that {work} was begun with, {state['request']}, got "
+            f"{dict(request)}. Repeat that one, or remove the folder to begin anew."
+        )
+    return Job(work, state)
+
+
+def _begin(work: Path, request: Mapping[str, Any], source: Source) -> Job:
+    """Find out what there is to do, and write it down."""
+    folder = work / _FOLDER
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    made = convert.prepare(source, request["choice"])
+    copied = copy_side_files(source, folder)
+    made.summary.warnings += copied.warnings
+    tensors = made.tensors | ({} if made.table is None else {ROW_TABLE: made.table})
+    readings = {
+        name: _spelled(source.readings[tensor.name])
+        for name, tensor in tensors.items()
+        if isinstance(tensor, CodedTensor)
+    }
+    state: dict[str, Any] = {
+        "request": dict(request),
+        "source": str(source.folder),
+        "variant": source.variant,
+        "files": [path.name for path in source.weight_files],
+        "config": made.config,
+        "manifest": made.manifest(source.variant, copied.templates),
+        "metadata": made.metadata,
+        "spelled": {name: tensor.name for name, tensor in tensors.items()},
+        "readings": readings,
+        "bits": {name: leftover.bits for name, leftover in made.plan.chosen.items()},
+        "row_bits": made.plan.row_bits,
+        "row_columns": made.row_columns,
+        "own": made.plan.own,
+        "strong_means": made.plan.report.strong_means,
+        "lines": list(made.summary.notes()),
+    }
+    job = Job(work, state)
+    state["records"] = _records(job, source, sorted(tensors))
+    job.save()
+    return job
+
+
+def _records(job: Job, source: Source, names: list[str]) -> list[Record]:
+    """Cut what is to be written into files; what is made of the smallest files comes first."""
+    homes = _homes(source)
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for name in names:
+        groups.setdefault(homes[job.state["spelled"][name]], []).append(name)
+    sizes = {path.name: path.stat().st_size for path in source.weight_files}
+    found: list[Record] = []
+    for home in sorted(groups, key=lambda home: sum(sizes[name] for name in home)):
+        plain = [name for name in groups[home] if name != ROW_TABLE]
+        outputs = {name: _outputs(job, source, name) for name in plain}
+        owner = {id(output): name for name, made in outputs.items() for output in made}
+        for shard in shards([output for made in outputs.values() for output in made]):
+            members = list(dict.fromkeys(owner[id(output)] for output in shard))
+            found.append(_record(home, members, shard))
+        if ROW_TABLE in groups[home]:
+            record = _record(home, [ROW_TABLE], _outputs(job, source, ROW_TABLE))
+            found.append(record | {"name": ROW_STORE})
+    numbered = [record for record in found if record["name"] != ROW_STORE]
+    for number, record in enumerate(numbered, start=1):
+        record["name"] = f"model-{number:05d}-of-{len(numbered):05d}.safetensors"
+    return found
+
+
+def _record(home: tuple[str, ...], tensors: list[str], outputs: list[Output]) -> Record:
+    return {
+        "name": "",
+        "sources": list(home),
+        "tensors": tensors,
+        "stored": [name for output in outputs for name in output.specs],
+        "bytes": total_bytes(outputs),
+        "runs": None,
+        "energies": [],
+    }
+
+
+def _homes(source: Source) -> dict[str, tuple[str, ...]]:
+    """Return in which files each tensor of a source lies."""
+    homes: dict[str, set[str]] = {}
+    for path in source.weight_files:
+        for name in TensorFile(path).specs:
+            key = parse_key(name)
+            homes.setdefault(key.tensor if key else name, set()).add(path.name)
+    return {name: tuple(sorted(files)) for name, files in homes.items()}
+
+
+def _outputs(job: Job, source: Source, name: str, leftover: Leftover | None = None) -> list[Output]:
+    """Plan one tensor, as the job says that it is written."""
+    state, spelled = job.state, job.state["spelled"][name]
+    tensor: CodedTensor | PlainTensor = (source.coded | source.plain)[spelled]
+    if name == ROW_TABLE:
+        readings = {spelled: _reading(state, name)} if isinstance(tensor, CodedTensor) else {}
+        return [convert.row_table(tensor, readings, state["row_columns"], state["row_bits"])]
+    if isinstance(tensor, CodedTensor):
+        return convert.repacked(name, tensor, _reading(state, name))
+    if name in state["bits"]:
+        leftover = leftover or Leftover(tensor, state["bits"][name], Fidelity())
+        return [convert.newly_coded(name, leftover)]
+    return [copy_of(name, tensor)]
+
+
+def _write(job: Job, record: Record, bar: "tqdm[Any]") -> None:
+    """Write one file, to the disk, and note its checksums and what its leftovers lost."""
+    path = job.folder / record["name"]
+    path.unlink(missing_ok=True)  # of a run that was stopped
+    source = job.source(record["sources"])
+    new: dict[str, Leftover] = {
+        name: Leftover(source.plain[job.state["spelled"][name]], bits, Fidelity())
+        for name, bits in job.state["bits"].items()
+        if name in record["tensors"]
+    }
+    outputs = [
+        output
+        for name in record["tensors"]
+        for output in _outputs(job, source, name, new.get(name))
+        if output.specs.keys() <= set(record["stored"])
+    ]
+    metadata = job.state["metadata"]
+    if record["name"] == ROW_STORE:
+        metadata = metadata | convert.row_version(job.state["row_bits"])
+    record["runs"] = write_file(path, outputs, bar, metadata)
+    record["energies"] = [
+        (report_class(name), leftover.bits, leftover.fidelity.weights, *leftover.fidelity.sums())
+        for name, leftover in new.items()
+    ]
+    atomic.flush(path)
+
+
+def _plan_of(job: Job) -> leftovers.Plan:
+    """Return what was done with the leftovers."""
+    plan = leftovers.Plan(job.state["request"]["choice"], job.state["own"])
+    plan.report.strong_means = [(name, share) for name, share in job.state["strong_means"]]
+    for record in job.records:
+        for kind, bits, weights, *energies in record["energies"]:
+            fidelity = plan.report.classes.setdefault((kind, bits), Fidelity())
+            fidelity.add(weights, Energies(*energies))
+    return plan
+
+
+def _finish(job: Job, plan: leftovers.Plan, output: Path) -> None:
+    """Write the small files and give the folder its name."""
+    folder, state = job.folder, job.state
+    weights = [record for record in job.records if record["name"] != ROW_STORE]
+    index = {
+        "metadata": {"total_size": sum(record["bytes"] for record in weights)},
+        "weight_map": {name: record["name"] for record in weights for name in record["stored"]},
+    }
+    write_json(folder / INDEX_NAME, index)
+    convert.write_config(folder, state["config"], state["manifest"], plan)
+    (folder / checksums.FILE_NAME).unlink(missing_ok=True)
+    checksums.write(folder, {record["name"]: record["runs"] for record in job.records})
+    atomic.place(folder, output)
+
+
+def _spelled(reading: Reading) -> list[Any]:
+    return [
+        *(reading.order, reading.table, reading.evidence),
+        [float(value) for value in reading.centroids],
+    ]
+
+
+def _reading(state: Mapping[str, Any], name: str) -> Reading:
+    order, table, evidence, values = state["readings"][name]
+    return Reading(order, table, np.array(values, dtype=np.float32), evidence)
