@@ -2,11 +2,16 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from . import cli
+from .errors import RequestError
 from .quant.packing import BIT_ORDERS
 from .quant.tables import CENTROIDS
+
+if TYPE_CHECKING:
+    from .source.repository import Source
 
 TABLES = {name.split("_")[0]: name for name in CENTROIDS}
 
@@ -42,6 +47,17 @@ def make_parser() -> argparse.ArgumentParser:
         "unchanged; small codes them as coarsely as the variant, and per-layer-embedding rows at "
         "8 bits, for Macs with 8 GB (default: auto)",
     )
+    parser.add_argument(
+        "--discard-source",
+        action="store_true",
+        help="of a model on the hub, delete each downloaded file of weights once nothing needs it "
+        "any more; a run that was stopped goes on where it was",
+    )
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="begin with --discard-source even if the disk seems too small",
+    )
     return parser
 
 
@@ -49,21 +65,60 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parse, convert, print the summary."""
     arguments = make_parser().parse_args(argv)
     from .disk import atomic
-    from .source.locate import find
-    from .source.repository import Source
-    from .write import convert
 
     atomic.require_new(arguments.output)
-    folder, variant = find(arguments.model, arguments.variant)
-    opened = Source(
-        folder,
-        variant,
-        bit_order=None if arguments.bit_order == "auto" else arguments.bit_order,
-        table=TABLES.get(arguments.centroids),
-    )
-    for line in convert.convert(opened, arguments.output, arguments.leftovers).lines():
+    for line in _discarding(arguments) if arguments.discard_source else _keeping(arguments):
         cli.note(line)
     cli.result(str(arguments.output))
+
+
+def _opened(arguments: argparse.Namespace) -> "Source":
+    """Find a source, downloading it if need be, and open it."""
+    from .source.locate import find
+    from .source.repository import Source
+
+    folder, variant = find(arguments.model, arguments.variant)
+    bit_order = None if arguments.bit_order == "auto" else arguments.bit_order
+    return Source(folder, variant, bit_order, TABLES.get(arguments.centroids))
+
+
+def _keeping(arguments: argparse.Namespace) -> Iterator[str]:
+    """Convert, and leave the source as it is."""
+    from .write import convert
+
+    return convert.convert(_opened(arguments), arguments.output, arguments.leftovers).lines()
+
+
+def _discarding(arguments: argparse.Namespace) -> Iterator[str]:
+    """Convert a model on the hub file by file, deleting what is no longer needed.
+
+    Raises: RequestError for a source that was not downloaded; DeviceError when the disk is too
+    small.
+    """
+    from .memory.disk import disk_need
+    from .source import hub
+    from .source.locate import find_local
+    from .write import staged
+
+    if find_local(arguments.model, arguments.variant) is not None:
+        raise RequestError(
+            f"[--discard-source] needed a model on the hub, got {arguments.model}, a folder of "
+            "your own, which is never deleted. Leave the option out."
+        )
+    if not staged.is_begun(arguments.output):
+        found = hub.read_headers(arguments.model, arguments.variant)
+        need = disk_need(found, arguments.leftovers, is_discarded=True)
+        cli.note(need.line(hub.cache_folder(), arguments.output))
+        if not arguments.force:
+            need.require(hub.cache_folder(), arguments.output)
+    request = {
+        "model": arguments.model,
+        "variant": arguments.variant,
+        "choice": arguments.leftovers,
+        "bit_order": arguments.bit_order,
+        "centroids": arguments.centroids,
+    }
+    return staged.run(request, arguments.output, lambda: _opened(arguments), hub.discard)
 
 
 if __name__ == "__main__":

@@ -118,10 +118,10 @@ def take(model: str, variant: str | None = None) -> Inventory:
 
         found = hub.read_headers(model, variant)
         origin = f"{model}/{CONFIG}"
-        return _of_source(found.variant, found.config, found.headers, origin)
+        return of_headers(found.variant, found.config, found.headers, origin)
     opened = Source(*local)
     headers = [TensorFile(path).specs for path in opened.weight_files]
-    return _of_source(local[1], opened.config, headers, str(opened.config_path))
+    return of_headers(local[1], opened.config, headers, str(opened.config_path))
 
 
 def is_at_hand(model: str, variant: str | None = None) -> bool:
@@ -250,7 +250,7 @@ def _is_shape(entry: Entry, expected: Shape) -> bool:
     return entry.shape in (expected, (expected[0], padded))
 
 
-def _of_source(
+def of_headers(
     variant: str | None, config: Mapping[str, Any], headers: Iterable[Specs], origin: str
 ) -> Inventory:
     with naming(origin):

@@ -167,12 +167,25 @@ def is_cached(model: str, variant: str | None) -> bool:
     return _find_cached(repository, variant) is not None
 
 
+class Weights(NamedTuple):
+    """A file of weights on the hub: its bytes, those that are not here yet, and its header."""
+
+    size: int
+    missing: int
+    specs: dict[str, TensorSpec]
+
+
 class Headers(NamedTuple):
-    """A variant's config, and one mapping of its tensors' headers for each file of weights."""
+    """A variant's config and its files of weights."""
 
     variant: str | None
     config: dict[str, Any]
-    headers: list[dict[str, TensorSpec]]
+    weights: list[Weights]
+
+    @property
+    def headers(self) -> list[dict[str, TensorSpec]]:
+        """One mapping of tensors' headers for each file of weights."""
+        return [file.specs for file in self.weights]
 
 
 def read_headers(model: str, variant: str | None) -> Headers:
@@ -184,8 +197,8 @@ def read_headers(model: str, variant: str | None) -> Headers:
     repository, variant = split_model(model, variant)
     try:
         info = find_repository(repository)
-        files = [file.rfilename for file in info.siblings or ()]
-        variant = choose_variant(repository, files, variant)
+        files = {file.rfilename: file for file in info.siblings or ()}
+        variant = choose_variant(repository, list(files), variant)
         wanted = _require_model(repository, wanted_files(files, variant))
         _require_small(info, "config.json")
         url = hf_hub_url(info.id, "config.json", revision=info.sha)
@@ -193,9 +206,13 @@ def read_headers(model: str, variant: str | None) -> Headers:
             url, headers=build_hf_headers(), follow_redirects=True, timeout=_patience()
         )
         hf_raise_for_status(answer)
-        headers = [_header(info, name) for name in wanted if fnmatchcase(name, "*.safetensors")]
+        weights = [
+            Weights(files[name].size or 0, _missing(info.id, files[name]), _header(info, name))
+            for name in wanted
+            if fnmatchcase(name, "*.safetensors")
+        ]
         config = parse_json(answer.content, "config.json", info.id)
-        return Headers(variant, config, headers)
+        return Headers(variant, config, weights)
     except (httpx.HTTPError, HFValidationError, OSError) as problem:
         raise _explain(repository, problem) from problem
 
@@ -250,14 +267,8 @@ def _bring(repository: str, info: ModelInfo, variant: str | None) -> tuple[Path,
 
 def _require_room(repository: str, files: list[RepoSibling]) -> None:
     """Check that the disk has room for a download before it begins."""
-    needed = 0
-    for file in files:
-        blob = resume.blob_path(repository, file)
-        if blob is None or blob.exists():
-            continue
-        partial = resume.partial_path(blob)
-        needed += (file.size or 0) - (partial.stat().st_size if partial.exists() else 0)
-    folder = Path(constants.HF_HUB_CACHE).absolute()
+    needed = sum(_missing(repository, file) for file in files)
+    folder = cache_folder()
     there = next(path for path in (folder, *folder.parents) if path.exists())
     free = shutil.disk_usage(there).free
     if needed > free:
@@ -265,6 +276,44 @@ def _require_room(repository: str, files: list[RepoSibling]) -> None:
             f"[{repository}] needed {format_bytes(needed)} in {folder}, got {format_bytes(free)} "
             "of free space. Free some, or set HF_HOME to a folder on a larger disk."
         )
+
+
+def _missing(repository: str, file: RepoSibling) -> int:
+    """Return how many bytes of a file are not on this machine, as far as the hub tells."""
+    blob = resume.blob_path(repository, file)
+    if blob is None or blob.exists():
+        return 0
+    partial = resume.partial_path(blob)
+    return (file.size or 0) - (partial.stat().st_size if partial.exists() else 0)
+
+
+def cache_folder() -> Path:
+    """Return where huggingface_hub keeps what it has brought."""
+    return Path(constants.HF_HUB_CACHE).absolute()
+
+
+def discard(path: Path) -> None:
+    """Delete a file of a downloaded repository from the hub's cache; one that is gone is no error.
+
+    The bytes stay while another revision in the cache has them too.
+    Raises: SourceError for a file that is not in the cache, which is not ours to delete.
+    """
+    cache = cache_folder().resolve()
+    folder = next((each for each in path.parents if each.parent.resolve() == cache), None)
+    if folder is None:
+        raise SourceError(
+            f"[--discard-source] needed a file below {cache}, got {path}. Only what was "
+            "downloaded is deleted."
+        )
+    blob = path.resolve()
+    others = (
+        other
+        for other in (folder / "snapshots").rglob(path.name)
+        if other != path and other.resolve() == blob
+    )
+    if path.is_symlink() and cache in blob.parents and not any(others):
+        blob.unlink(missing_ok=True)
+    path.unlink(missing_ok=True)
 
 
 def _find_cached(repository: str, variant: str | None) -> tuple[Path, str | None] | None:

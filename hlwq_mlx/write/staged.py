@@ -137,8 +137,9 @@ def _begin(work: Path, request: Mapping[str, Any], source: Source) -> Job:
     copied = copy_side_files(source, folder)
     made.summary.warnings += copied.warnings
     tensors = made.tensors | ({} if made.table is None else {ROW_TABLE: made.table})
+    tables: list[list[float]] = []
     readings = {
-        name: _spelled(source.readings[tensor.name])
+        name: _spelled(source.readings[tensor.name], tables)
         for name, tensor in tensors.items()
         if isinstance(tensor, CodedTensor)
     }
@@ -152,6 +153,7 @@ def _begin(work: Path, request: Mapping[str, Any], source: Source) -> Job:
         "metadata": made.metadata,
         "spelled": {name: tensor.name for name, tensor in tensors.items()},
         "readings": readings,
+        "tables": tables,
         "bits": {name: leftover.bits for name, leftover in made.plan.chosen.items()},
         "row_bits": made.plan.row_bits,
         "row_columns": made.row_columns,
@@ -279,13 +281,15 @@ def _finish(job: Job, plan: leftovers.Plan, output: Path) -> None:
     atomic.place(folder, output)
 
 
-def _spelled(reading: Reading) -> list[Any]:
-    return [
-        *(reading.order, reading.table, reading.evidence),
-        [float(value) for value in reading.centroids],
-    ]
+def _spelled(reading: Reading, tables: list[list[float]]) -> list[Any]:
+    """Return a reading as JSON has it; tables are listed once."""
+    values = [float(value) for value in reading.centroids]
+    if values not in tables:
+        tables.append(values)
+    return [reading.order, reading.table, reading.evidence, tables.index(values)]
 
 
 def _reading(state: Mapping[str, Any], name: str) -> Reading:
-    order, table, evidence, values = state["readings"][name]
-    return Reading(order, table, np.array(values, dtype=np.float32), evidence)
+    order, table, evidence, number = state["readings"][name]
+    values = np.array(state["tables"][number], dtype=np.float32)
+    return Reading(order, table, values, evidence)
