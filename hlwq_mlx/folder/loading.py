@@ -40,6 +40,16 @@ def load_folder(folder: Folder) -> Model:
 
     Raises: CheckpointError listing all that is missing, damaged, extra or of another shape.
     """
+    model = map_folder(folder)
+    prepare(model)
+    return model
+
+
+def map_folder(folder: Folder) -> Model:
+    """Return a converted folder's model, whose weights are read when they are first used.
+
+    Raises: as `load_folder`.
+    """
     _ = folder.manifest  # a folder of another format is refused as that, not by its config
     _check_depths(folder)
     model = Model(folder.args, resources(folder))
@@ -48,7 +58,6 @@ def load_folder(folder: Folder) -> Model:
         lambda name: not (name.startswith(TOWER_PREFIXES) or model.is_dead(name)),
     )
     model.eval()
-    prepare(model)
     return model
 
 
@@ -102,17 +111,27 @@ def prepare(model: nn.Module) -> None:
 
     Where kernels run, layers that share an input become one first, and the model no checkpoint any
     more. Goes layer by layer, so that what is only passed through, as weights before their cast, is
-    never there for more than one layer. A bar shows when it takes longer than a moment.
     """
-    if device.has_metal():
-        for block in tqdm(fuse.blocks(model), desc="fuse", unit=" blocks", delay=_PATIENCE_S):
-            fuse.fuse(block)
-    layers = tree_flatten(model.leaf_modules(), is_leaf=nn.Module.is_module)
-    for _, layer in tqdm(layers, desc="prepare", unit=" layers", delay=_PATIENCE_S):
-        mx.eval(layer.parameters())
-        if isinstance(layer, CodedLayer):
-            layer.prepare()
-    mx.eval(model.parameters())
+    total = _bytes_of(model)
+    with tqdm(
+        total=total, unit="B", unit_scale=True, desc="load", delay=_PATIENCE_S, mininterval=0.5
+    ) as bar:
+        if device.has_metal():
+            for block in fuse.blocks(model):
+                bar.update(sum(_bytes_of(layer) for layer in fuse.fuse(block)))
+        layers = tree_flatten(model.leaf_modules(), is_leaf=nn.Module.is_module)
+        for _, layer in layers:
+            mx.eval(layer.parameters())
+            if isinstance(layer, CodedLayer):
+                layer.prepare()
+            if not isinstance(layer, fuse.JOINED):  # those were read when they were joined
+                bar.update(_bytes_of(layer))
+        mx.eval(model.parameters())
+        bar.update(total - bar.n)  # what is in no layer, and centroids that joined layers share
+
+
+def _bytes_of(module: nn.Module) -> int:
+    return sum(array.nbytes for _, array in tree_flatten(module.parameters()))
 
 
 def cast(weights: Mapping[str, mx.array]) -> dict[str, mx.array]:

@@ -273,7 +273,7 @@ def dequantize(matrix: CodedMatrix) -> mx.array:
     Raises: ShapeError when an array does not fit the others.
     """
     matrix.check("codec.dequantize")
-    return hadamard(_rotated_rows(_planes(matrix), matrix.norms, matrix))
+    return hadamard(_rotated_rows(planes(matrix), matrix.norms, matrix))
 
 
 def embed(ids: mx.array, matrix: CodedMatrix) -> mx.array:
@@ -285,8 +285,8 @@ def embed(ids: mx.array, matrix: CodedMatrix) -> mx.array:
     matrix.check("codec.embed")
     check_ids("codec.embed", ids)
     flat = ids.reshape(-1)
-    planes = [plane[flat] for plane in _planes(matrix)]
-    rows = hadamard(_rotated_rows(planes, matrix.norms[flat], matrix))
+    picked = [plane[flat] for plane in planes(matrix)]
+    rows = hadamard(_rotated_rows(picked, matrix.norms[flat], matrix))
     return rows.reshape(*ids.shape, rows.shape[-1])
 
 
@@ -296,7 +296,7 @@ def rotated_weight(matrix: CodedMatrix) -> mx.array:
     Shapes and Raises: as `dequantize`.
     """
     matrix.check("codec.rotated_weight")
-    return _rotated_rows(_planes(matrix), matrix.norms, matrix)
+    return _rotated_rows(planes(matrix), matrix.norms, matrix)
 
 
 def check_product(where: str, x: mx.array, K: int) -> None:
@@ -328,20 +328,20 @@ def _check_activation(where: str, x: mx.array) -> None:
 def _product(where: str, x: mx.array, matrix: CodedMatrix) -> mx.array:
     matrix.check(where)
     check_product(where, x, matrix.shape[1])
-    weight = _rotated_rows(_planes(matrix), matrix.norms, matrix)
+    weight = _rotated_rows(planes(matrix), matrix.norms, matrix)
     return (x.astype(mx.float32) @ weight.T).astype(x.dtype)
 
 
-def _planes(matrix: CodedMatrix) -> list[mx.array]:
+def planes(matrix: CodedMatrix) -> list[mx.array]:
     """Split P32 into its planes, each [N, K/32, words of a unit]."""
     N, units = matrix.codes.shape[0], matrix.codes.shape[1] // matrix.bits
     flat = matrix.codes.reshape(-1)
-    planes, start = [], 0
+    found, start = [], 0
     for width in p32_plane_widths(matrix.bits):
         stop = start + N * units * width
-        planes.append(flat[start:stop].reshape(N, units, width))
+        found.append(flat[start:stop].reshape(N, units, width))
         start = stop
-    return planes
+    return found
 
 
 def _rotated_rows(planes: list[mx.array], norms: mx.array, matrix: CodedMatrix) -> mx.array:

@@ -8,15 +8,15 @@ elsewhere numbers change by rounding at most.
 """
 
 import mlx.core as mx
-import numpy as np
 from mlx import nn
 
+from .codec import planes
 from .layers import CodedLayer, HLWQGateUp, HLWQLinear, HLWQRows
 from .ops import Ops, fused_ops
-from .packing import concatenate_p32
 
 GATE_UP = ("gate_proj", "up_proj")
 QKV = ("q_proj", "k_proj", "v_proj")
+JOINED = (HLWQGateUp, HLWQRows)
 # The modules that tell a block's operations their widths.
 RESIDUAL_NORM = "input_layernorm"
 GELU_MUL = ("down_proj", "per_layer_projection")
@@ -31,16 +31,16 @@ def blocks(model: nn.Module) -> list[nn.Module]:
     ]
 
 
-def fuse(block: nn.Module) -> int:
-    """Join the layers of a block, give it fused operations, and return how many joins were made.
+def fuse(block: nn.Module) -> list[CodedLayer]:
+    """Join the layers of a block, give it fused operations, and return what was joined.
 
     `gate_up` joins gate and up; `qkv` joins q, k and, if there is one, v. The block's own code uses
     them where it has them. Layers that are not coded, or differ in width or table, stay apart.
     """
-    joined = _fuse_gate_up(block) + _fuse_qkv(block)
+    joined = _fuse_gate_up(block), _fuse_qkv(block)
     if _has_ops(block):
         block.ops = _ops_for(block)
-    return joined
+    return [layer for layer in joined if layer is not None]
 
 
 def _has_ops(module: nn.Module) -> bool:
@@ -58,26 +58,28 @@ def _ops_for(block: nn.Module) -> Ops:
     )
 
 
-def _fuse_gate_up(block: nn.Module) -> bool:
+def _fuse_gate_up(block: nn.Module) -> HLWQGateUp | None:
     parts = [block[name] for name in GATE_UP if name in block]
     if not _are_alike(parts) or parts[0].output_dims != parts[1].output_dims:
-        return False
+        return None
     gate = parts[0]
-    block.gate_up = HLWQGateUp(gate.columns, gate.output_dims, gate.code_bits)
-    _fill(block.gate_up, parts)
+    joined = HLWQGateUp(gate.columns, gate.output_dims, gate.code_bits)
+    _fill(joined, parts)
     _remove(block, GATE_UP)
-    return True
+    block.gate_up = joined
+    return joined
 
 
-def _fuse_qkv(block: nn.Module) -> bool:
+def _fuse_qkv(block: nn.Module) -> HLWQRows | None:
     parts = [block[name] for name in QKV if name in block]
     if not _are_alike(parts):
-        return False
+        return None
     heights = [part.output_dims for part in parts]
-    block.qkv = HLWQRows(parts[0].columns, heights, parts[0].code_bits)
-    _fill(block.qkv, parts)
+    joined = HLWQRows(parts[0].columns, heights, parts[0].code_bits)
+    _fill(joined, parts)
     _remove(block, QKV)
-    return True
+    block.qkv = joined
+    return joined
 
 
 def _are_alike(parts: list[nn.Module]) -> bool:
@@ -94,8 +96,14 @@ def _are_alike(parts: list[nn.Module]) -> bool:
 
 
 def _fill(joined: CodedLayer, parts: list[HLWQLinear]) -> None:
-    words = [np.asarray(part.codes) for part in parts]
-    joined.codes = mx.array(concatenate_p32(words, joined.code_bits))
+    # Planes run over all rows, so those of a width go below each other.
+    moved = [
+        plane
+        for same in zip(*(planes(part.matrix) for part in parts), strict=True)
+        for plane in same
+    ]
+    words = parts[0].codes.shape[1]
+    joined.codes = mx.concatenate([plane.reshape(-1) for plane in moved]).reshape(-1, words)
     joined.norms = mx.concatenate([part.norms for part in parts])
     joined.centroids = parts[0].centroids
     mx.eval(joined.parameters())  # now, so that the parts can go

@@ -15,7 +15,6 @@ P32 keeps exactly `bits` bits per weight and makes every load an aligned 4, 8 or
 N rows, K columns (a multiple of 128).
 """
 
-from collections.abc import Sequence
 from functools import cache
 from typing import Literal, get_args
 
@@ -181,30 +180,6 @@ def unpack_p32(words: Words, bits: int, row_start: int = 0, row_count: int | Non
     stream = unpack(gathered.view(np.uint8), bits, units * UNIT, "lsb")
     quads = stream.view(np.uint32).reshape(-1, 4, 8).swapaxes(1, 2)
     return np.ascontiguousarray(quads).view(np.uint8).reshape(row_count, columns)
-
-
-def concatenate_p32(matrices: Sequence[Words], bits: int) -> Words:
-    """Put the rows of coded matrices below each other; planes run over all rows, so words move.
-
-    Shapes: uint32 [N, K*bits/32] each, of one K -> [sum of N, K*bits/32].
-    Raises: ShapeError when they differ in width.
-    """
-    columns = {words.shape[1:] for words in matrices}
-    if len(columns) != 1 or any(words.dtype != np.uint32 for words in matrices):
-        raise ShapeError(
-            f"[packing.concatenate_p32] needed uint32 words [N, K*{bits}/32] of one K, got "
-            f"{', '.join(f'{words.dtype} {words.shape}' for words in matrices)}. "
-            "Concatenate matrices that share their input."
-        )
-    planes = [_split_planes(words, bits) for words in matrices]
-    moved = [plane for same_plane in zip(*planes, strict=True) for plane in same_plane]
-    return np.concatenate(moved).reshape(-1, *columns.pop())
-
-
-def _split_planes(words: Words, bits: int) -> list[Words]:
-    units = words.size // bits
-    ends = np.cumsum([units * width for width in p32_plane_widths(bits)])
-    return np.split(words.reshape(-1), ends[:-1])
 
 
 def _pack_stream(flat: Codes, bits: int, order: BitOrder) -> Codes:

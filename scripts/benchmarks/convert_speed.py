@@ -8,8 +8,9 @@ bits, and one whose are in 16 bits. The first is repacked; the second is coded a
 copied (--leftovers keep). Beside each stands `cp` of the source's weights. Both ways end when the
 disk has everything. Loading stands beside reading the converted files; the page cache is emptied
 of them before either, or not (warm). Contenders take turns; medians of a few turns. MB are of the
-source's weights, of the converted ones where something is loaded. Core seconds are the
-process's own, of all threads.
+source's weights, of the converted ones where something is loaded: the weights alone, with layers
+joined as on Metal, or all, which without Metal includes making images of 8 bits. Core seconds are
+the process's own, of all threads.
 """
 
 import argparse
@@ -95,8 +96,22 @@ def read(folder: Path) -> None:
                     pass
 
 
+def load_weights(folder: Path) -> None:
+    """Load the weights and join the layers that share an input, as on Metal."""
+    import mlx.core as mx
+
+    from hlwq_mlx.folder import loading
+    from hlwq_mlx.folder.folder import Folder
+    from hlwq_mlx.quant import fuse
+
+    model = loading.map_folder(Folder.open(folder))
+    for block in fuse.blocks(model):
+        fuse.fuse(block)
+    mx.eval(model.parameters())
+
+
 def load(folder: Path) -> None:
-    """Load the model, in MLX on the CPU where there is no Metal."""
+    """Load the model; without Metal that makes images of 8 bits too."""
     from hlwq_mlx.folder import loading
 
     loading.load(folder)
@@ -144,23 +159,28 @@ def conversions(work: Path, sources: dict[str, Path], turns: int) -> Iterator[di
 
 
 def loads(work: Path, turns: int) -> Iterator[dict[str, Any]]:
-    """Measure loading of what was converted beside reading it."""
+    """Measure loading of what was converted beside reading it, whole and as a Mac does."""
     for name in ("codes-keep", "plain-auto"):
         folder = work / f"converted-{name}"
         size = sum(path.stat().st_size for path in folder.glob("model*.safetensors"))
-        for state in ("cold", "warm"):
-
-            def cleared(work: Callable[[Path], None], folder: Path, state: str) -> None:
-                if state == "cold":
-                    for path in weights_of(folder):
-                        forget(path)
-                work(folder)
-
+        ways = {"weights, cold": load_weights, "weights, warm": load_weights, "all, warm": load}
+        for way, loader in ways.items():
+            before = forget_all if way.endswith("cold") else keep
             contenders = {
-                "read": lambda folder=folder, state=state: cleared(read, folder, state),
-                "ours": lambda folder=folder, state=state: cleared(load, folder, state),
+                "read": lambda: (before(folder), read(folder)),  # noqa: B023 (used at once)
+                "ours": lambda: (before(folder), loader(folder)),  # noqa: B023
             }
-            yield row(f"load {name}, {state}", size, in_turns(contenders, turns))
+            yield row(f"load {name}: {way}", size, in_turns(contenders, turns))
+
+
+def forget_all(folder: Path) -> None:
+    """Empty the page cache of a folder's weights."""
+    for path in weights_of(folder):
+        forget(path)
+
+
+def keep(folder: Path) -> None:
+    """Leave the page cache as it is."""
 
 
 def row(kind: str, size: int, taken: dict[str, Measured]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from hlwq_mlx.quant import device as computer
 from hlwq_mlx.quant.backends import metal
 from hlwq_mlx.quant.fuse import blocks, fuse
 from hlwq_mlx.quant.layers import HLWQLinear, pad_table
-from hlwq_mlx.quant.packing import pack_p32
+from hlwq_mlx.quant.packing import pack_p32, unpack_p32
 from hlwq_mlx.quant.tables import centroids
 
 
@@ -72,7 +72,7 @@ def fuse_all(*parts):
     """Fuse what is in a model of these parts; count it."""
     model = nn.Module()
     model.layers = list(parts)
-    return sum(map(fuse, blocks(model)))
+    return sum(len(fuse(block)) for block in blocks(model))
 
 
 def test_a_fused_block_computes_the_same():
@@ -154,3 +154,15 @@ def test_plain_layers_stay_apart():
     block = mlp()
     block.gate_proj = nn.Linear(200, 96, bias=False)
     assert fuse_all(block, MLP(8, 8)) == 0
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_joined_rows_are_those_of_the_parts(bits):
+    """Of every width, since planes of the parts lie apart."""
+    block = MLP(200, 96)
+    block.gate_proj, block.up_proj = (linear(200, 96, bits, seed=seed) for seed in (0, 1))
+    block.down_proj = linear(96, 200, seed=2)
+    parts = [unpack_p32(np.array(each.codes), bits) for each in (block.gate_proj, block.up_proj)]
+    (joined,) = fuse(block)
+    codes = unpack_p32(np.array(joined.codes), bits)
+    np.testing.assert_array_equal(codes, np.concatenate(parts))

@@ -4,7 +4,6 @@ from pairwise import in_turn
 
 from hlwq_mlx.errors import ShapeError
 from hlwq_mlx.quant.packing import (
-    concatenate_p32,
     p32_plane_offsets,
     p32_plane_widths,
     p32_planes,
@@ -231,21 +230,3 @@ def test_misuse_is_refused(call, message):
     with pytest.raises(ShapeError) as caught:
         call()
     assert str(caught.value) == message
-
-
-@pytest.mark.parametrize("bits", range(1, 9))
-def test_concatenated_rows_are_the_rows(bits):
-    rng = np.random.default_rng(bits)
-    parts = [rng.integers(0, 1 << bits, (n, 256), dtype=np.uint8) for n in (3, 1, 5)]
-    words = concatenate_p32([pack_p32(part, bits) for part in parts], bits)
-    np.testing.assert_array_equal(words, pack_p32(np.concatenate(parts), bits))
-
-
-def test_only_rows_of_one_width_are_concatenated():
-    narrow, wide = np.zeros((2, 16), np.uint32), np.zeros((2, 32), np.uint32)
-    with pytest.raises(
-        ShapeError, match=r"needed uint32 words \[N, K\*4/32\] of one K, got uint32"
-    ):
-        concatenate_p32([narrow, wide], 4)
-    with pytest.raises(ShapeError, match=r"one K, got uint32 \(2, 16\), int64 \(2, 16\)"):
-        concatenate_p32([narrow, narrow.astype(np.int64)], 4)
