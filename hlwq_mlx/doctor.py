@@ -114,7 +114,7 @@ def examine(model: str, variant: str | None, settings: "Settings", choice: str) 
     from .memory import inventory
     from .memory.machine import describe, this_machine
     from .memory.verdict import judge
-    from .source.locate import local_path
+    from .source.locate import find_local, local_path
 
     found = inventory.take(model, variant)
     for line in contents(found):
@@ -122,6 +122,9 @@ def examine(model: str, variant: str | None, settings: "Settings", choice: str) 
     folder = Folder.find(local_path(model))
     if folder is not None:
         loading.require_loadable(folder)
+    elif find_local(model, variant) is None:
+        for line in disk_lines(model, variant, choice):
+            cli.result(line)
     for oddity in side_files.examine(model, variant):
         cli.result(f"odd: {oddity}")
     machine = this_machine(Path.cwd())
@@ -135,6 +138,19 @@ def examine(model: str, variant: str | None, settings: "Settings", choice: str) 
     for line in verdict.lines():
         cli.result(line)
     return verdict.is_fit
+
+
+def disk_lines(model: str, variant: str | None, choice: str) -> Iterator[str]:
+    """Yield what converting a model on the hub needs of the disk that this folder is on."""
+    from pathlib import Path
+
+    from .memory.disk import disk_need
+    from .source import hub
+
+    found = hub.read_headers(model, variant)
+    for way, is_discarded in (("convert", False), ("convert --discard-source", True)):
+        need = disk_need(found, choice, is_discarded=is_discarded)
+        yield f"{way}: {need.line(hub.cache_folder(), Path.cwd())}"
 
 
 def contents(found: "Inventory") -> Iterator[str]:
