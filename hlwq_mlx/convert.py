@@ -118,7 +118,7 @@ def _discarding(arguments: argparse.Namespace) -> Iterator[str]:
         "bit_order": arguments.bit_order,
         "centroids": arguments.centroids,
     }
-    return staged.run(request, arguments.output, lambda: _opened(arguments), hub.discard)
+    return staged.run(request, arguments.output, lambda: _opened(arguments), hub.discard, hub.take)
 
 
 if __name__ == "__main__":

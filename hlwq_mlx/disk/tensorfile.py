@@ -7,7 +7,7 @@ piece. It knows nothing of what a tensor means.
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from ..errors import CheckpointError, DeviceError
 from . import failures
 from .finite import find_not_finite
-from .runs import Runs
+from .runs import Run, Runs
 
 DTYPES: Mapping[str, type[np.generic]] = {
     "BF16": np.uint16,  # numpy has no bfloat16: its bits
@@ -110,6 +110,30 @@ class TensorFile:
         return raw.view(DTYPES[spec.dtype]).reshape(spec.shape)
 
 
+class CutFile(TensorFile):
+    """A file of which one matrix is still there, or its first rows.
+
+    `start` is the byte where the matrix begins. Rows that were cut off are not in its view.
+    """
+
+    def __init__(self, path: Path, name: str, spec: TensorSpec, start: int) -> None:
+        self.path = path
+        self.metadata = {}
+        self.specs = {name: spec}
+        self._data_start, self._offsets = start, {name: 0}
+        self._map = np.memmap(path, dtype=np.uint8, mode="r")
+
+    def view(self, name: str) -> NDArray[Any]:
+        """Return the rows that are there."""
+        spec, start = self.specs[name], self.start(name)
+        row_bytes = spec.nbytes // spec.shape[0]
+        rows = min(spec.shape[0], (self._map.size - start) // row_bytes)
+        raw = self._map[start : start + rows * row_bytes]
+        if start % spec.item_bytes:
+            raw = raw.copy()
+        return raw.view(DTYPES[spec.dtype]).reshape(rows, *spec.shape[1:])
+
+
 class TensorWriter:
     """Write a safetensors file whose tensors arrive in pieces and in any order.
 
@@ -125,9 +149,11 @@ class TensorWriter:
         path: Path,
         specs: Mapping[str, TensorSpec],
         metadata: Mapping[str, str] | None = None,
+        done: Sequence[Run] = (),
     ) -> None:
+        """Begin a new file, or go on with one whose runs `done` are on the disk."""
         self.path = path
-        self.runs = Runs()
+        self.runs = Runs(done)
         self._specs = specs
         header: dict[str, Any] = {"__metadata__": {"format": "mlx", **(metadata or {})}}
         self._offsets: dict[str, int] = {}
@@ -147,12 +173,13 @@ class TensorWriter:
         self._data_start = 8 + len(text)
         self._size = self._data_start + position
         try:
-            self._file = path.open("xb", buffering=0)
+            self._file = path.open("r+b" if done else "xb", buffering=0)
         except OSError as problem:
             raise self._disk_error(problem) from problem
         try:
-            self._put(0, len(text).to_bytes(8, "little") + text)
-            self._file.truncate(self._size)
+            if not done:
+                self._put(0, len(text).to_bytes(8, "little") + text)
+                self._file.truncate(self._size)
         except OSError as problem:
             self._file.close()
             raise self._disk_error(problem) from problem

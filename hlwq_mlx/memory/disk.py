@@ -1,20 +1,23 @@
 """What a conversion from the hub needs of the disk at most, by the headers of the files.
 
 Without --discard-source that is the whole source and the whole output. With it, a file of the
-source goes when all that is made of it is written (write/staged).
+source goes when all that is made of it is written, and the table of rows moves (write/staged).
 """
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..disk.sizes import format_bytes
+from ..disk.tensorfile import TensorSpec
 from ..errors import DeviceError
+from ..folder.names import ROW_TABLE
 from ..source.coded import parse_key
 from ..write.check import canonical_name
+from ..write.staged import MOVED_BYTES
 from .inventory import Inventory, as_converted, of_headers
 
 if TYPE_CHECKING:
@@ -76,11 +79,12 @@ def disk_need(found: "Headers", choice: str, *, is_discarded: bool) -> DiskNeed:
     if not is_discarded:
         return DiskNeed(source, output, source + output, here)
     held, written, together = source, _SPARE_BYTES, 0
-    sizes = [file.size for file in found.weights]
-    for size, new in sorted(zip(sizes, made, strict=True)):
-        written += new
+    for file, new in sorted(zip(found.weights, made, strict=True), key=lambda each: each[0].size):
+        moved = _table_bytes(file.specs)  # of it only a part is twice on the disk
+        written += new - moved + min(moved, MOVED_BYTES)
         together = max(together, held + written)
-        held -= size
+        written += moved - min(moved, MOVED_BYTES)
+        held -= file.size
     return DiskNeed(source, output, together, here)
 
 
@@ -93,6 +97,11 @@ def _made(found: "Headers", converted: Inventory) -> Sequence[int]:
         names = {canonical_name(key.tensor if key else name) for name, key in keys.items()}
         made.append(sum(sizes.pop(name, 0) for name in names))
     return made
+
+
+def _table_bytes(specs: Mapping[str, TensorSpec]) -> int:
+    """Return the bytes of the table of rows, if it lies there uncoded."""
+    return sum(spec.nbytes for name, spec in specs.items() if canonical_name(name) == ROW_TABLE)
 
 
 def _existing(folder: Path) -> Path:

@@ -5,6 +5,7 @@ says in one line what went wrong. A model is named `owner/name` or `owner/name/P
 were renamed from PolarQuant to HLWQ, and either name finds them.
 """
 
+import errno
 import logging
 import shutil
 from collections.abc import Iterable
@@ -298,6 +299,36 @@ def discard(path: Path) -> None:
     The bytes stay while another revision in the cache has them too.
     Raises: SourceError for a file that is not in the cache, which is not ours to delete.
     """
+    blob = _sole_blob(path)
+    if blob is not None:
+        blob.unlink(missing_ok=True)
+    path.unlink(missing_ok=True)
+
+
+def take(path: Path, target: Path) -> bool:
+    """Move a file of a downloaded repository out of the hub's cache, and return whether it went.
+
+    It stays when another revision has its bytes too, or `target` is on another disk.
+    Raises: as `discard`.
+    """
+    blob = _sole_blob(path) or path
+    if blob == path and path.is_symlink():
+        return False
+    try:
+        blob.rename(target)
+    except OSError as problem:
+        if problem.errno != errno.EXDEV:
+            raise
+        return False
+    path.unlink(missing_ok=True)
+    return True
+
+
+def _sole_blob(path: Path) -> Path | None:
+    """Return where a file's bytes are in the cache; None when they are elsewhere, or others' too.
+
+    Raises: SourceError for a file that is not in the cache.
+    """
     cache = cache_folder().resolve()
     folder = next((each for each in path.parents if each.parent.resolve() == cache), None)
     if folder is None:
@@ -311,9 +342,8 @@ def discard(path: Path) -> None:
         for other in (folder / "snapshots").rglob(path.name)
         if other != path and other.resolve() == blob
     )
-    if path.is_symlink() and cache in blob.parents and not any(others):
-        blob.unlink(missing_ok=True)
-    path.unlink(missing_ok=True)
+    is_sole = path.is_symlink() and cache in blob.parents and not any(others)
+    return blob if is_sole else None
 
 
 def _find_cached(repository: str, variant: str | None) -> tuple[Path, str | None] | None:

@@ -348,6 +348,14 @@ def row_table(
     float16 rounds a decoded value by at most 2**-11 of itself, or 2**-25, below what its codes
     lost. A source that does not tell how far it is padded is cut to `columns`.
     """
+    specs, pieces = row_pieces(tensor, readings, columns, bits)
+    return Output(specs, lambda: _sliced(tensor.shape[0], 16 * columns, pieces))
+
+
+def row_pieces(
+    tensor: CodedTensor | PlainTensor, readings: Mapping[str, Reading], columns: int, bits: int
+) -> tuple[dict[str, TensorSpec], Callable[[int, int], list[Piece]]]:
+    """Return what the row store holds, as `row_table`, and what makes it of some rows."""
     name = ROW_TABLE
     N = tensor.shape[0]
     if bits == 8:
@@ -361,14 +369,15 @@ def row_table(
             at = start * scales.shape[1] * scales.item_bytes
             return [(name, start * columns, row_codes), (scales_name, at, row_scales)]
 
-        specs = {name: codes, scales_name: scales}
-        return Output(specs, lambda: _sliced(N, 16 * columns, coded))
+        return {name: codes, scales_name: scales}, coded
     if isinstance(tensor, PlainTensor):
-        return copy_of(name, tensor)
+        row_bytes = tensor.spec.nbytes // N
+        return {name: tensor.spec}, lambda start, stop: [
+            (name, start * row_bytes, tensor.rows(start, stop))
+        ]
 
     def decoded(start: int, stop: int) -> list[Piece]:
         rows = float_rows(tensor, readings, columns, start, stop)
         return [(name, start * columns * 2, rows.astype(np.float16))]
 
-    specs = {name: TensorSpec("F16", (N, columns))}
-    return Output(specs, lambda: _sliced(N, 16 * columns, decoded))
+    return {name: TensorSpec("F16", (N, columns))}, decoded

@@ -5,9 +5,13 @@ states all that is still to be done, so that a run that was stopped goes on with
 needs neither the hub nor what was deleted. A file of the source goes when everything that is made
 of it is on the disk and the job says so. The tensors are those that `convert` writes; shards are
 cut elsewhere.
+
+The table of rows is half of a model. Where it lies uncoded in a file that nothing else needs any
+more, it moves from its end: some rows are written, and then cut off the file.
 """
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -19,7 +23,7 @@ from tqdm import tqdm
 
 from ..disk import atomic
 from ..disk.jsonfile import read_json
-from ..disk.tensorfile import TensorFile
+from ..disk.tensorfile import CutFile, TensorFile, TensorSpec, TensorWriter
 from ..errors import SourceError
 from ..folder import checksums
 from ..folder.names import INDEX_NAME, ROW_TABLE
@@ -31,11 +35,13 @@ from ..source.detect import Reading
 from ..source.repository import PlainTensor, Source
 from . import convert, leftovers
 from .leftovers import Leftover
-from .output import Output, copy_of, shards, total_bytes, write_file, write_json
+from .output import Output, copy_of, row_slices, shards, total_bytes, write_file, write_json
 from .quantize import Fidelity, report_class
 
 _JOB = "job.json"
 _FOLDER = "folder"
+_TABLE = "rows.source"  # the file that the table of rows moves from
+MOVED_BYTES = 1 << 28  # at once, and so twice on the disk
 
 Record = dict[str, Any]
 """A file to be written: its name, what it is made of, and, once it is there, its checksums."""
@@ -67,6 +73,20 @@ class Job:
         """Open some files of the source."""
         return Source(Path(self.state["source"]), self.state["variant"], files=names)
 
+    def can_move(self, record: Record, take: Callable[[Path, Path], bool]) -> bool:
+        """Return whether a file is the row store, and its table alone needs the file it lies in.
+
+        That file lies beside the job then.
+        """
+        if "table" not in record:
+            return False
+        (name,) = record["sources"]
+        others = (each for each in self.records if each is not record and each["runs"] is None)
+        if any(name in each["sources"] for each in others):
+            return False
+        target = self.work / _TABLE
+        return target.exists() or take(Path(self.state["source"], name), target)
+
     def spent(self) -> list[Path]:
         """Return the files of the source that nothing needs any more."""
         needed = {
@@ -82,11 +102,13 @@ def run(
     output: Path,
     open_source: Callable[[], Source],
     discard: Callable[[Path], None],
+    take: Callable[[Path, Path], bool],
 ) -> Iterator[str]:
     """Convert into the new folder `output`, and yield what was done as lines for a person.
 
     `request` is what was asked for, `choice` of leftovers included: a run that was stopped is only
-    gone on with for the same. `open_source` is not called then.
+    gone on with for the same. `open_source` is not called then. `discard` deletes a file of the
+    source; `take` moves one to a path, or returns False.
     Raises: SourceError when `output` exists, or another run or request is under way; as `convert`.
     """
     with atomic.resumable(output) as work:
@@ -94,11 +116,13 @@ def run(
         total = sum(record["bytes"] for record in job.records)
         with tqdm(total=total, unit="B", unit_scale=True, desc="convert", mininterval=0.5) as bar:
             for record in job.records:
-                if record["runs"] is None:
+                if record["runs"] is not None:
+                    bar.update(record["bytes"])
+                elif job.can_move(record, take):
+                    _move_rows(job, record, bar)
+                else:
                     _write(job, record, bar)
                     job.save()
-                else:
-                    bar.update(record["bytes"])
                 for path in job.spent():
                     discard(path)
         plan = _plan_of(job)
@@ -184,7 +208,13 @@ def _records(job: Job, source: Source, names: list[str]) -> list[Record]:
             found.append(_record(home, members, shard))
         if ROW_TABLE in groups[home]:
             record = _record(home, [ROW_TABLE], _outputs(job, source, ROW_TABLE))
-            found.append(record | {"name": ROW_STORE})
+            record["name"] = ROW_STORE
+            table = source.plain.get(job.state["spelled"][ROW_TABLE])
+            if table is not None:
+                start, spec = table.file.start(table.name), table.spec
+                record["table"] = {"start": start, "dtype": spec.dtype, "shape": spec.shape}
+                record |= {"left": spec.shape[0], "moved": []}
+            found.append(record)
     numbered = [record for record in found if record["name"] != ROW_STORE]
     for number, record in enumerate(numbered, start=1):
         record["name"] = f"model-{number:05d}-of-{len(numbered):05d}.safetensors"
@@ -253,6 +283,34 @@ def _write(job: Job, record: Record, bar: "tqdm[Any]") -> None:
         for name, leftover in new.items()
     ]
     atomic.flush(path)
+
+
+def _move_rows(job: Job, record: Record, bar: "tqdm[Any]") -> None:
+    """Write the row store from its end, and cut what is written off the file of its table."""
+    path, target = job.work / _TABLE, job.folder / record["name"]
+    table = record["table"]
+    spec = TensorSpec(table["dtype"], tuple(table["shape"]))
+    row_bytes = spec.nbytes // spec.shape[0]
+    tensor = PlainTensor(ROW_TABLE, CutFile(path, ROW_TABLE, spec, table["start"]), spec)
+    bits = job.state["row_bits"]
+    specs, pieces = convert.row_pieces(tensor, {}, job.state["row_columns"], bits)
+    if not record["moved"]:
+        target.unlink(missing_ok=True)
+    bar.update(record["bytes"] * (spec.shape[0] - record["left"]) // spec.shape[0])
+    metadata = job.state["metadata"] | convert.row_version(bits)
+    with TensorWriter(target, specs, metadata, [tuple(run) for run in record["moved"]]) as writer:
+        while record["left"]:
+            os.truncate(path, table["start"] + record["left"] * row_bytes)
+            first = max(0, record["left"] - max(1, MOVED_BYTES // row_bytes))
+            for start, stop in row_slices(record["left"] - first, 8 * row_bytes):
+                for name, at, piece in pieces(first + start, first + stop):
+                    bar.update(writer.write(name, piece, at))
+            atomic.flush(target)
+            record["left"], record["moved"] = first, writer.runs.listed()
+            job.save()
+    record["runs"] = record["moved"]
+    job.save()
+    path.unlink()
 
 
 def _plan_of(job: Job) -> leftovers.Plan:
