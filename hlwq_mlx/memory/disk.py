@@ -6,24 +6,23 @@ source goes when all that is made of it is written, and the table of rows moves 
 
 import os
 import shutil
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..disk.sizes import format_bytes
-from ..disk.tensorfile import TensorSpec
 from ..errors import DeviceError
+from ..folder.folder import CONFIG
 from ..folder.names import ROW_TABLE
 from ..source.coded import parse_key
+from ..write import staged
 from ..write.check import canonical_name
-from ..write.staged import MOVED_BYTES
 from .inventory import Inventory, as_converted, of_headers
 
 if TYPE_CHECKING:
     from ..source.hub import Headers
 
-_SPARE_BYTES = 1 << 28  # tokenizer, index, checksums, and what a header does not show
+SPARE_BYTES = 1 << 28  # tokenizer, index, checksums, and what a header does not show
 
 
 @dataclass(frozen=True)
@@ -72,36 +71,39 @@ def disk_need(found: "Headers", choice: str, *, is_discarded: bool) -> DiskNeed:
     """Return what converting a model on the hub needs; `choice` is one of leftovers.CHOICES."""
     here = sum(file.size - file.missing for file in found.weights)
     source = sum(file.size for file in found.weights)
-    made = _made(
-        found, as_converted(of_headers(found.variant, found.config, found.headers, ""), choice)
-    )
-    output = sum(made) + _SPARE_BYTES
+    inventory = of_headers(found.variant, found.config, found.headers, CONFIG)
+    made = _made(found, as_converted(inventory, choice))
+    output = SPARE_BYTES + sum(each.shards + each.rows for each in made)
     if not is_discarded:
         return DiskNeed(source, output, source + output, here)
-    held, written, together = source, _SPARE_BYTES, 0
-    for file, new in sorted(zip(found.weights, made, strict=True), key=lambda each: each[0].size):
-        moved = _table_bytes(file.specs)  # of it only a part is twice on the disk
-        written += new - moved + min(moved, MOVED_BYTES)
-        together = max(together, held + written)
-        written += moved - min(moved, MOVED_BYTES)
+    held, written, together = source, SPARE_BYTES, 0
+    for file, each in sorted(zip(found.weights, made, strict=True), key=lambda it: it[0].size):
+        twice = min(each.rows, staged.MOVED_BYTES) if each.is_moved else each.rows
+        together = max(together, held + written + each.shards + twice)
+        written += each.shards + each.rows
         held -= file.size
     return DiskNeed(source, output, together, here)
 
 
-def _made(found: "Headers", converted: Inventory) -> Sequence[int]:
-    """Return the bytes that are made of each file of the source."""
+class _Made(NamedTuple):
+    """What is made of a file: bytes of shards and of the row store, which may move."""
+
+    shards: int
+    rows: int
+    is_moved: bool
+
+
+def _made(found: "Headers", converted: Inventory) -> list[_Made]:
     sizes = {entry.name: entry.stored_bytes for entry in converted.entries}
     made = []
     for file in found.weights:
         keys = {name: parse_key(name) for name in file.specs}
         names = {canonical_name(key.tensor if key else name) for name, key in keys.items()}
-        made.append(sum(sizes.pop(name, 0) for name in names))
+        rows = sizes.pop(ROW_TABLE, 0) if ROW_TABLE in names else 0
+        shards = sum(sizes.pop(name, 0) for name in names)
+        is_plain = any(canonical_name(name) == ROW_TABLE for name in file.specs)
+        made.append(_Made(shards, rows, is_plain))
     return made
-
-
-def _table_bytes(specs: Mapping[str, TensorSpec]) -> int:
-    """Return the bytes of the table of rows, if it lies there uncoded."""
-    return sum(spec.nbytes for name, spec in specs.items() if canonical_name(name) == ROW_TABLE)
 
 
 def _existing(folder: Path) -> Path:

@@ -15,10 +15,12 @@ import tiny
 from huggingface_hub import constants
 
 from hlwq_mlx import cli, convert
+from hlwq_mlx.disk import atomic
 from hlwq_mlx.disk.jsonfile import read_json
 from hlwq_mlx.disk.tensorfile import TensorFile
 from hlwq_mlx.errors import SourceError
 from hlwq_mlx.folder import checksums, loading
+from hlwq_mlx.memory import disk
 from hlwq_mlx.source import hub
 from hlwq_mlx.write import staged
 
@@ -99,6 +101,7 @@ KILLED = """
 import os, signal, sys
 from hlwq_mlx import cli, convert
 from hlwq_mlx.disk import atomic
+from hlwq_mlx.memory import disk
 from hlwq_mlx.source import hub
 from hlwq_mlx.write import staged
 moment, number, *arguments = sys.argv[1:]
@@ -224,3 +227,27 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_fetched(
     assert cli.run(convert.main, arguments(tmp_path / "out")) == 2
     assert cli.run(convert.main, arguments(tmp_path / "out", "--force")) == 0
     check(tmp_path / "out", wanted)
+
+
+@pytest.mark.parametrize("choice", ["auto", "small"])
+def test_the_disk_never_holds_more_than_was_said(server, tmp_path, monkeypatch, choice):
+    spare = sum(
+        len(content) for name, content in server.repositories[NAME].items() if "PQ" not in name
+    )
+    spare = 3 * spare + 100_000  # root files in the cache and the output, and the job
+    monkeypatch.setattr(staged, "MOVED_BYTES", 100 * 512)
+    monkeypatch.setattr(disk, "SPARE_BYTES", spare)
+    need = disk.disk_need(hub.read_headers(NAME, "PQ5"), choice, is_discarded=True)
+    plain = disk.disk_need(hub.read_headers(NAME, "PQ5"), choice, is_discarded=False)
+    assert need.together < plain.together
+    held = []
+
+    def watched(path, flush=atomic.flush):
+        flush(path)
+        there = [each.lstat() for each in tmp_path.rglob("*") if not each.is_symlink()]
+        held.append(sum(min(each.st_size, 512 * each.st_blocks) for each in there))
+
+    monkeypatch.setattr(atomic, "flush", watched)
+    assert cli.run(convert.main, arguments(tmp_path / "out", "--leftovers", choice)) == 0
+    assert need.together - 2 * spare < max(held) < need.together
+    assert len(held) > 20
