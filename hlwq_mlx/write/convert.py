@@ -70,7 +70,9 @@ class Summary:
 
     def lines(self) -> Iterator[str]:
         """Return the summary as lines for a person."""
-        yield from self._kinds()
+        yield from self._coded_kinds()
+        yield from self.plan.lines()
+        yield from self._plain_kinds()
         if self.row_store_bytes:
             yield f"row store {ROW_STORE}: {format_bytes(self.row_store_bytes)}, stays on disk"
         yield from self._left_out()
@@ -81,16 +83,18 @@ class Summary:
         yield from (f"warning: {warning}" for warning in self.warnings)
 
     def notes(self) -> Iterator[str]:
-        """Return what is known before anything is written."""
-        yield from self._kinds()
+        """Return what is known before anything is written, of leftovers nothing."""
+        yield from self._coded_kinds()
+        yield from self._plain_kinds()
         yield from self._left_out()
         yield from (f"warning: {warning}" for warning in self.warnings)
 
-    def _kinds(self) -> Iterator[str]:
+    def _coded_kinds(self) -> Iterator[str]:
         yield from self.evidence
         for bits, (tensors, weights) in sorted(self.coded.items()):
             yield f"coded at {bits} bits: {tensors} tensors, {weights:,} weights"
-        yield from self.plan.lines()
+
+    def _plain_kinds(self) -> Iterator[str]:
         for dtype, (tensors, size) in sorted(self.plain.items()):
             yield f"kept as {dtype}: {tensors} tensors, {format_bytes(size)}"
 

@@ -89,6 +89,8 @@ def test_the_source_goes_and_the_output_is_that_of_a_plain_conversion(
     assert said.out == f"{tmp_path / 'out'}\n"
     assert "disk: " in said.err
     assert "coded at 5 bits: 21 tensors" in said.err
+    (line,) = [line for line in said.err.splitlines() if line.startswith("mlp.gate_proj ")]
+    assert float(line.split()[-1]) > 0  # what was lost, once it is known
     check(tmp_path / "out", wanted)
     names, sizes = cached()
     assert names == set()
