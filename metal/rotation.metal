@@ -6,14 +6,21 @@
 
 namespace hlwq {
 
+// A step of the transform across lanes, on values of float or float4: of two lanes whose numbers
+// differ in bit `h`, one gets the sum, the other the difference. One FMA, and exact.
+template <typename V>
+METAL_FUNC V butterfly(V v, uint lane, ushort h) {
+  const float sign = (lane & uint(h)) != 0u ? -1.0f : 1.0f;
+  return fma(v, V(sign), simd_shuffle_xor(v, h));
+}
+
 // 128 values of a simdgroup, four neighbours a lane.
 METAL_FUNC float4 wht_simdgroup(float4 v, uint lane) {
   v = float4(v.x + v.y, v.x - v.y, v.z + v.w, v.z - v.w);
   v = float4(v.x + v.z, v.y + v.w, v.x - v.z, v.y - v.w);
   HLWQ_UNROLL
   for (ushort h = 1; h < 32; h <<= 1) {
-    const float4 other = simd_shuffle_xor(v, h);
-    v = (lane & uint(h)) != 0u ? other - v : other + v;
+    v = butterfly(v, lane, h);
   }
   return v;
 }
@@ -37,8 +44,7 @@ METAL_FUNC void wht_quad(thread float* v, uint lane) {
   for (ushort h = 1; h < 4; h <<= 1) {
     HLWQ_UNROLL
     for (int t = 0; t < 32; t++) {
-      const float other = simd_shuffle_xor(v[t], h);
-      v[t] = (lane & uint(h)) != 0u ? other - v[t] : other + v[t];
+      v[t] = butterfly(v[t], lane, h);
     }
   }
 }
