@@ -12,12 +12,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from metal_host.toolchain import INCLUDE
+from scripts.kernels.kernel_mutants import ROOT
 
 from .listing import Counts, read
 from .programs import Program
 
 HERE = Path(__file__).parent
+LIBRARY = ROOT / "tests" / "metal_host" / "include" / "msl"
 ASAHI_CLC = "build/b/src/asahi/clc/asahi_clc"
 
 CLANG = [
@@ -55,7 +56,7 @@ def workplace(folder: Path) -> Iterator[Path]:
     """Make a folder that the compiler sees, with the Metal library's part in it."""
     with TemporaryDirectory(dir=folder / "root" / "tmp") as name:
         shutil.copy(HERE / "agx_msl.h", name)
-        shutil.copytree(INCLUDE / "msl", Path(name) / "msl")
+        shutil.copytree(LIBRARY, Path(name) / "msl")
         yield Path(name)
 
 
