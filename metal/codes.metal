@@ -16,10 +16,10 @@ METAL_FUNC void load_unit(const device uint* codes, uint units, uint unit, threa
   HLWQ_UNROLL
   for (int a = 0; a < QUADS; a++) {
     const uint4 v = ((const device uint4*)codes)[unit * uint(QUADS) + uint(a)];
-    words[4 * a] = v.x;
-    words[4 * a + 1] = v.y;
-    words[4 * a + 2] = v.z;
-    words[4 * a + 3] = v.w;
+    HLWQ_UNROLL
+    for (int i = 0; i < 4; i++) {
+      words[4 * a + i] = v[i];
+    }
   }
   if (PAIRS == 1) {
     const uint2 v = ((const device uint2*)codes)[units * uint(2 * QUADS) + unit];
@@ -58,6 +58,13 @@ METAL_FUNC void fill_table(
   }
 }
 
+// A pair of halves is loaded as 32 bits at once, whose size the GPU scales the index by.
+METAL_FUNC float2 load_pair(const threadgroup half2* table, uint index) {
+  return float2(as_type<half2>(((const threadgroup uint*)table)[index]));
+}
+
+METAL_FUNC float2 load_pair(const threadgroup float2* table, uint index) { return table[index]; }
+
 // Codes 4*quad .. 4*quad+3 of a unit as centroids. `ends` are both centroids of a 1-bit table.
 template <int B, typename E>
 METAL_FUNC void decode4(
@@ -71,9 +78,9 @@ METAL_FUNC void decode4(
   } else if (B <= 3) {
     HLWQ_UNROLL
     for (int t = 0; t < 2; t++) {
-      const vec<E, 2> pair = table[field<B, 2 * B>(words, 2 * quad + t)];
-      c[2 * t] = float(pair.x);
-      c[2 * t + 1] = float(pair.y);
+      const float2 pair = load_pair(table, field<B, 2 * B>(words, 2 * quad + t));
+      c[2 * t] = pair.x;
+      c[2 * t + 1] = pair.y;
     }
   } else {
     const threadgroup E* single = (const threadgroup E*)table;

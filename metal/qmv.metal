@@ -80,8 +80,9 @@ METAL_FUNC void qmv(
       }
       HLWQ_UNROLL
       for (int m = 0; m < TOKENS; m++) {
-        const uint at = min(token + uint(m), M - 1u) * K + column + uint(16 * quad);
-        const float4 a = load4(&x[at]);
+        // The start is the same for all lanes, and so costs none of them an addition.
+        const device T* start = x + 16 * quad;
+        const float4 a = load4(&start[min(token + uint(m), M - 1u) * K + column]);
         HLWQ_UNROLL
         for (int r = 0; r < ROWS; r++) {
           unit_sums[r][m] = multiply4(c[r], a, unit_sums[r][m]);

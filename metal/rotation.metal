@@ -7,11 +7,12 @@
 namespace hlwq {
 
 // A step of the transform across lanes, on values of float or float4: of two lanes whose numbers
-// differ in bit `h`, one gets the sum, the other the difference. One FMA, and exact.
+// differ in `bit`, one gets the sum, the other the difference. One FMA, and exact; of a choice
+// between 1 and -1, compilers make another choice and an addition.
 template <typename V>
-METAL_FUNC V butterfly(V v, uint lane, ushort h) {
-  const float sign = (lane & uint(h)) != 0u ? -1.0f : 1.0f;
-  return fma(v, V(sign), simd_shuffle_xor(v, h));
+METAL_FUNC V butterfly(V v, uint lane, uint bit) {
+  const float sign = as_type<float>(0x3f800000u | ((lane >> bit) << 31));
+  return fma(v, V(sign), simd_shuffle_xor(v, ushort(1 << bit)));
 }
 
 // 128 values of a simdgroup, four neighbours a lane.
@@ -19,8 +20,8 @@ METAL_FUNC float4 wht_simdgroup(float4 v, uint lane) {
   v = float4(v.x + v.y, v.x - v.y, v.z + v.w, v.z - v.w);
   v = float4(v.x + v.z, v.y + v.w, v.x - v.z, v.y - v.w);
   HLWQ_UNROLL
-  for (ushort h = 1; h < 32; h <<= 1) {
-    v = butterfly(v, lane, h);
+  for (uint bit = 0; bit < 5; bit++) {
+    v = butterfly(v, lane, bit);
   }
   return v;
 }
@@ -41,10 +42,10 @@ METAL_FUNC void wht_quad(thread float* v, uint lane) {
     }
   }
   HLWQ_UNROLL
-  for (ushort h = 1; h < 4; h <<= 1) {
+  for (uint bit = 0; bit < 2; bit++) {
     HLWQ_UNROLL
     for (int t = 0; t < 32; t++) {
-      v[t] = butterfly(v[t], lane, h);
+      v[t] = butterfly(v[t], lane, bit);
     }
   }
 }

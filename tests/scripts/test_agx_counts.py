@@ -118,10 +118,10 @@ def test_goals_fail_one_by_one():
     one = programs.qmv(5, programs.usual_tile(5, 1)).name
     most = programs.qmv(5, programs.usual_tile(5, 5)).name
     for name, worse, goal in [
-        (one, counted(10), "5 bits, slots: below MLX's"),
-        (most, counted(13), "5 bits, 5 tokens: at most 85% of the budget"),
-        (most, counted(1, spills=1), "5 bits: no spill at any tile"),
-        (most, counted(1, simdgroups=23), "5 bits: 24 simdgroups a core at any tile"),
+        (one, counted(10), "5-bit, slots: below MLX's"),
+        (most, counted(13), "5-bit, 5 tokens: at most 85% of the budget"),
+        (most, counted(1, spills=1), "5-bit: no spill at any tile"),
+        (most, counted(1, simdgroups=23), "5-bit: 24 simdgroups a core at any tile"),
     ]:
         failed = [text for text, _, holds in goals.findings(fine | {name: worse}) if not holds]
         assert failed == [goal]

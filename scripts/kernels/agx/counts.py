@@ -129,12 +129,12 @@ def print_budgets(counted: dict[str, Counts]) -> None:
         if not all(cells.values()):
             continue
         print(f"\nShare of a chip's issue budget, {tokens} token{'s' * (tokens > 1)} a pass:\n")
-        print(head("chip", *(f"{bits} bits" for bits in cells)))
+        print(head("chip", *(f"{bits}-bit" for bits in cells)))
         for chip in CHIPS:
             used = [c.cost / chip.budget(bits) for bits, c in cells.items() if c]
             print(row([f"{chip.name}, {chip.cores} cores", *(f"{share:.0%}" for share in used)]))
     print(f"\nBudget of {M1.name} with {M1.cores} cores, slots a weight: ", end="")
-    print(", ".join(f"{bits} bits {M1.budget(bits):.1f}" for bits in programs.WIDTHS))
+    print(", ".join(f"{bits}-bit {M1.budget(bits):.1f}" for bits in programs.WIDTHS))
 
 
 def main() -> int:

@@ -116,7 +116,8 @@ def mlx_library() -> str:
 
 def qmv(bits: int, tile: kernels.Tile, x: str = "float", *, is_geglu: bool = False) -> Program:
     name = "geglu" if is_geglu else "qmv"
-    shape = f"{bits} bits, {tile.rows} rows, {tile.lanes} lanes, {tile.tokens} tokens"
+    tokens = f"{tile.tokens} token{'s' * (tile.tokens > 1)}"
+    shape = f"{bits}-bit, {tile.rows} rows, {tile.lanes} lanes, {tokens}"
     return Program(
         f"{name} {shape}" + (f", {x}" if x != "float" else ""),
         "qmv",
@@ -142,7 +143,7 @@ def affine(bits: int, x: str = "half") -> Program:
     power = bits & (bits - 1) == 0
     values = (1 if bits <= 2 else 2) * (UNIT // bits if power else 4 if bits == 6 else 8)
     return Program(
-        f"MLX affine {bits} bits, {x}",
+        f"MLX affine {bits}-bit, {x}",
         "",
         {"bits": bits},
         x,
@@ -174,21 +175,19 @@ def products(bits: Iterable[int], tiles: Sequence[kernels.Tile] = ()) -> Iterato
 def others() -> Iterator[Program]:
     """Our other kernels; qmm has matrices of a simdgroup, which Mesa has no instruction for."""
     for bits in WIDTHS:
-        for tokens in (1, 2):
-            yield qmv(bits, usual_tile(bits, tokens), is_geglu=True)
+        yield from (qmv(bits, tile, is_geglu=True) for tile in chosen_tiles(bits))
         for x in ("half", "bfloat"):
             yield qmv(bits, usual_tile(bits, 1), x)
         options: dict[str, str | int] = {"B": bits}
         for back, kind in ((1, "dequantize"), (0, "rotated_weight")):
             both = {**options, "BACK": back}
-            yield Program(f"{kind} {bits} bits", "dequantize", both, "", "half", (128, 1), UNIT)
-        yield Program(f"embed {bits} bits", "embed", options, "", "float", (128, 1), UNIT)
+            yield Program(f"{kind} {bits}-bit", "dequantize", both, "", "half", (128, 1), UNIT)
+        yield Program(f"embed {bits}-bit", "embed", options, "", "float", (128, 1), UNIT)
     for x in TYPES:
         yield Program(f"hadamard {x}", "hadamard", {}, x, "float", (128, 1))
         yield Program(f"gelu_mul {x}", "gelu_mul", {}, x, x, (128, 1))
         for columns in (2560, kernels.LONGEST_RESIDUAL):
-            blocks = -(-columns // (128 * kernels.RESIDUAL_SIMDGROUPS))
-            simdgroups = -(-columns // (128 * blocks))
+            simdgroups, blocks = kernels.residual_tile(columns)
             sizes = {"SIMDGROUPS": simdgroups, "BLOCKS": blocks, "NORMED": 1}
             name = f"residual_norm {columns} columns, {x}"
             yield Program(name, "residual_norm", dict(sizes), x, x, (32 * simdgroups, 1))
