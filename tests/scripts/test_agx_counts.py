@@ -2,6 +2,7 @@
 
 import json
 
+import metal_host
 import pytest
 
 from hlwq_mlx.quant.bodies import BODIES
@@ -96,6 +97,18 @@ def test_every_tile_of_the_chooser_is_counted_and_every_kernel_but_qmm():
         for tokens in range(1, 6):
             assert programs.usual_tile(bits, tokens) in programs.chosen_tiles(bits)
     assert {program.group for program in asked if program.kernel == "qmv"} == {(32, 4)}
+
+
+def test_a_program_is_the_text_of_the_kernel_and_an_entry():
+    if reason := metal_host.missing():
+        pytest.skip(reason)
+    ours = programs.qmv(5, programs.usual_tile(5, 2)).text()
+    assert "METAL_FUNC" not in ours
+    assert "__local vec<E, 2> tables[SIMDGROUPS * hlwq::table_size(B)];" in ours
+    assert "constexpr int B = 5;" in ours and "constexpr int TOKENS = 2;" in ours
+    theirs = programs.affine(5).text()
+    assert "void qmv_fast_impl(" in theirs and "qmv_fast_impl<half, 64, 5>" in theirs
+    assert "simdgroup_matrix" not in theirs
 
 
 def test_what_is_kept_is_read_again(tmp_path):

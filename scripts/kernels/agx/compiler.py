@@ -5,6 +5,7 @@ its own under the folder, so it needs root.
 """
 
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -65,7 +66,7 @@ def compile_program(folder: Path, work: Path, program: Program) -> tuple[str, st
 
     Raises: RuntimeError with what a compiler said where one refuses.
     """
-    source = work / f"{abs(hash(program.name))}.clcpp"
+    source = work / (re.sub(r"\W+", "_", program.name) + ".clcpp")
     source.write_text('#include "agx_msl.h"\n' + program.text())
     bitcode, spirv = source.with_suffix(".bc").name, source.with_suffix(".spv").name
     contraction = "fast" if program.is_mlx else "off"
