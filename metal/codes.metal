@@ -7,7 +7,8 @@
 
 namespace hlwq {
 
-// The words of one unit, from up to three planes of `units` units each.
+// The words of one unit, from up to three planes of `units` units each. Indices of 32 bits, for the
+// GPU adds them to an array's start at no cost; sums of pointers have 64 and take instructions.
 template <int B>
 METAL_FUNC void load_unit(const device uint* codes, uint units, uint unit, thread uint* words) {
   constexpr int QUADS = B / 4;
@@ -15,18 +16,18 @@ METAL_FUNC void load_unit(const device uint* codes, uint units, uint unit, threa
   HLWQ_UNROLL
   for (int a = 0; a < QUADS; a++) {
     const uint4 v = ((const device uint4*)codes)[unit * uint(QUADS) + uint(a)];
-    words[4 * a] = v.x;
-    words[4 * a + 1] = v.y;
-    words[4 * a + 2] = v.z;
-    words[4 * a + 3] = v.w;
+    HLWQ_UNROLL
+    for (int i = 0; i < 4; i++) {
+      words[4 * a + i] = v[i];
+    }
   }
   if (PAIRS == 1) {
-    const uint2 v = ((const device uint2*)(codes + units * uint(4 * QUADS)))[unit];
+    const uint2 v = ((const device uint2*)codes)[units * uint(2 * QUADS) + unit];
     words[4 * QUADS] = v.x;
     words[4 * QUADS + PAIRS] = v.y;
   }
   if ((B & 1) == 1) {
-    words[B - 1] = (codes + units * uint(B - 1))[unit];
+    words[B - 1] = codes[units * uint(B - 1) + unit];
   }
 }
 
@@ -57,28 +58,35 @@ METAL_FUNC void fill_table(
   }
 }
 
-// Codes 8*part .. 8*part+7 of a unit as centroids. `ends` are both centroids of a 1-bit table.
+// A pair of halves is loaded as 32 bits at once, whose size the GPU scales the index by.
+METAL_FUNC float2 load_pair(const threadgroup half2* table, uint index) {
+  return float2(as_type<half2>(((const threadgroup uint*)table)[index]));
+}
+
+METAL_FUNC float2 load_pair(const threadgroup float2* table, uint index) { return table[index]; }
+
+// Codes 4*quad .. 4*quad+3 of a unit as centroids. `ends` are both centroids of a 1-bit table.
 template <int B, typename E>
-METAL_FUNC void decode8(
-    const thread uint* words, int part, const threadgroup vec<E, 2>* table, float2 ends,
+METAL_FUNC void decode4(
+    const thread uint* words, int quad, const threadgroup vec<E, 2>* table, float2 ends,
     thread float* c) {
   if (B == 1) {
     HLWQ_UNROLL
-    for (int t = 0; t < 8; t++) {
-      c[t] = (words[0] & (1u << (8 * part + t))) != 0u ? ends.y : ends.x;
+    for (int t = 0; t < 4; t++) {
+      c[t] = (words[0] & (1u << (4 * quad + t))) != 0u ? ends.y : ends.x;
     }
   } else if (B <= 3) {
     HLWQ_UNROLL
-    for (int t = 0; t < 4; t++) {
-      const vec<E, 2> pair = table[field<B, 2 * B>(words, 4 * part + t)];
-      c[2 * t] = float(pair.x);
-      c[2 * t + 1] = float(pair.y);
+    for (int t = 0; t < 2; t++) {
+      const float2 pair = load_pair(table, field<B, 2 * B>(words, 2 * quad + t));
+      c[2 * t] = pair.x;
+      c[2 * t + 1] = pair.y;
     }
   } else {
     const threadgroup E* single = (const threadgroup E*)table;
     HLWQ_UNROLL
-    for (int t = 0; t < 8; t++) {
-      c[t] = float(single[field<B, B>(words, 8 * part + t)]);
+    for (int t = 0; t < 4; t++) {
+      c[t] = float(single[field<B, B>(words, 4 * quad + t)]);
     }
   }
 }

@@ -23,8 +23,8 @@ METAL_FUNC void decode_unit(
   const float scale = float(norms[unit >> 2]) * (BACK ? 1.0f / 128.0f : INV_SQRT_BLOCK);
   const float2 ends = float2(centroids[0], centroids[1]);
   HLWQ_UNROLL
-  for (int part = 0; part < 4; part++) {
-    decode8<B, float>(words, part, table, ends, v + 8 * part);
+  for (int quad = 0; quad < 8; quad++) {
+    decode4<B, float>(words, quad, table, ends, v + 4 * quad);
   }
   if (BACK) {
     wht_quad(v, lane);

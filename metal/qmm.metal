@@ -41,7 +41,8 @@ METAL_FUNC void stage_weights(
     const thread uint* words, int part, const threadgroup float2* table, float2 ends, float scale,
     uint row, uint quarter, threadgroup half* tile) {
   float c[8];
-  decode8<B, float>(words, part, table, ends, c);
+  decode4<B, float>(words, 2 * part, table, ends, c);
+  decode4<B, float>(words, 2 * part + 1, table, ends, c + 4);
   HLWQ_UNROLL
   for (int t = 0; t < 8; t++) {
     const uint column = uint(16 * (t / 4) + t % 4) + 4u * quarter;

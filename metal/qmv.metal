@@ -18,23 +18,12 @@
 
 namespace hlwq {
 
-// Eight centroids of one row times their columns of x, for each token.
-template <int TOKENS>
-METAL_FUNC void multiply8(const thread float* c, const thread float4* xs, thread float* sums) {
-  HLWQ_UNROLL
-  for (int m = 0; m < TOKENS; m++) {
-    const float4 a = xs[2 * m];
-    const float4 b = xs[2 * m + 1];
-    float sum = sums[m];
-    sum = fma(c[0], a.x, sum);
-    sum = fma(c[1], a.y, sum);
-    sum = fma(c[2], a.z, sum);
-    sum = fma(c[3], a.w, sum);
-    sum = fma(c[4], b.x, sum);
-    sum = fma(c[5], b.y, sum);
-    sum = fma(c[6], b.z, sum);
-    sums[m] = fma(c[7], b.w, sum);
-  }
+// `sum` plus four centroids times their columns of x.
+METAL_FUNC float multiply4(const thread float* c, float4 x, float sum) {
+  sum = fma(c[0], x.x, sum);
+  sum = fma(c[1], x.y, sum);
+  sum = fma(c[2], x.z, sum);
+  return fma(c[3], x.w, sum);
 }
 
 template <typename E, int B, int ROWS, int LANES, int SIMDGROUPS, int TOKENS, bool GEGLU,
@@ -83,19 +72,21 @@ METAL_FUNC void qmv(
       }
     }
     HLWQ_UNROLL
-    for (int part = 0; part < 4; part++) {
-      float4 xs[2 * TOKENS];
-      HLWQ_UNROLL
-      for (int m = 0; m < TOKENS; m++) {
-        const device T* p = x + min(token + uint(m), M - 1u) * K + column + uint(32 * part);
-        xs[2 * m] = load4(p);
-        xs[2 * m + 1] = load4(p + 16);
-      }
+    for (int quad = 0; quad < 8; quad++) {
+      float c[ROWS][4];
       HLWQ_UNROLL
       for (int r = 0; r < ROWS; r++) {
-        float c[8];
-        decode8<B, E>(words[r], part, table, ends, c);
-        multiply8<TOKENS>(c, xs, unit_sums[r]);
+        decode4<B, E>(words[r], quad, table, ends, c[r]);
+      }
+      HLWQ_UNROLL
+      for (int m = 0; m < TOKENS; m++) {
+        // The start is the same for all lanes, and so costs none of them an addition.
+        const device T* start = x + 16 * quad;
+        const float4 a = load4(&start[min(token + uint(m), M - 1u) * K + column]);
+        HLWQ_UNROLL
+        for (int r = 0; r < ROWS; r++) {
+          unit_sums[r][m] = multiply4(c[r], a, unit_sums[r][m]);
+        }
       }
     }
     HLWQ_UNROLL

@@ -6,14 +6,22 @@
 
 namespace hlwq {
 
+// A step of the transform across lanes, on values of float or float4: of two lanes whose numbers
+// differ in `bit`, one gets the sum, the other the difference. One FMA, and exact; of a choice
+// between 1 and -1, compilers make another choice and an addition.
+template <typename V>
+METAL_FUNC V butterfly(V v, uint lane, uint bit) {
+  const float sign = as_type<float>(0x3f800000u | ((lane >> bit) << 31));
+  return fma(v, V(sign), simd_shuffle_xor(v, ushort(1 << bit)));
+}
+
 // 128 values of a simdgroup, four neighbours a lane.
 METAL_FUNC float4 wht_simdgroup(float4 v, uint lane) {
   v = float4(v.x + v.y, v.x - v.y, v.z + v.w, v.z - v.w);
   v = float4(v.x + v.z, v.y + v.w, v.x - v.z, v.y - v.w);
   HLWQ_UNROLL
-  for (ushort h = 1; h < 32; h <<= 1) {
-    const float4 other = simd_shuffle_xor(v, h);
-    v = (lane & uint(h)) != 0u ? other - v : other + v;
+  for (uint bit = 0; bit < 5; bit++) {
+    v = butterfly(v, lane, bit);
   }
   return v;
 }
@@ -34,11 +42,10 @@ METAL_FUNC void wht_quad(thread float* v, uint lane) {
     }
   }
   HLWQ_UNROLL
-  for (ushort h = 1; h < 4; h <<= 1) {
+  for (uint bit = 0; bit < 2; bit++) {
     HLWQ_UNROLL
     for (int t = 0; t < 32; t++) {
-      const float other = simd_shuffle_xor(v[t], h);
-      v[t] = (lane & uint(h)) != 0u ? other - v[t] : other + v[t];
+      v[t] = butterfly(v[t], lane, bit);
     }
   }
 }

@@ -25,10 +25,13 @@ FLOATING = (mx.float32, mx.float16, mx.bfloat16)
 MIN_ENTRIES = 8  # Metal passes shorter arrays in another address space
 SMALLEST = MIN_ENTRIES * BLOCK
 
-RESIDUAL_SIMDGROUPS = 8  # of the threadgroup that holds a row, at most
-RESIDUAL_BLOCKS = 8  # of a row that one simdgroup holds, at most
-LONGEST_RESIDUAL = BLOCK * RESIDUAL_SIMDGROUPS * RESIDUAL_BLOCKS
+RESIDUAL_SIMDGROUPS = 8  # of the threadgroup that holds a row; 16 where these hold too many blocks
+RESIDUAL_BLOCKS = (
+    4  # of a row that one simdgroup holds, at most: 8, unrolled, pass a cache of 12 KB
+)
+LONGEST_RESIDUAL = BLOCK * 16 * RESIDUAL_BLOCKS
 
+_WIDEST_OF_FOUR_ROWS = {1: 8, 2: 5, 3: 2}  # bits, by tokens: registers hold no more
 _LANES = 32  # threads of a simdgroup
 _GROUP = 128  # threads of a threadgroup
 
@@ -46,17 +49,18 @@ class Tile(NamedTuple):
 
 
 def qmv_tile(bits: int, M: int, N: int, K: int) -> Tile:
-    """Return a tile, by a model of the M1; nothing here was measured.
+    """Return a tile, by counts of the M1's instructions and registers; nothing here was timed.
 
-    With more rows a lane, more rows share a load of x. But they take registers, which more tokens
-    need too, and where N is small they leave cores idle. Lanes must divide the units of a row.
+    With more rows a lane, more rows share a load of x, but registers hold fewer simdgroups: 24 of
+    them keep a core busy. Where N is small, many rows would leave cores idle. Lanes must divide the
+    units of a row. Source: scripts/kernels/agx/counts.py.
     """
     lanes = next(lanes for lanes in (16, 8, 4) if K // UNIT % lanes == 0)
     tokens = M if M <= 5 else -(-M // 2)
-    rows = 8 if bits <= 3 else 4
-    if tokens > 1:
-        rows //= 2
-    if N < 1024 or tokens > 2:
+    rows = 4 if bits <= _WIDEST_OF_FOUR_ROWS.get(tokens, 0) else 2
+    if bits == tokens == 1:
+        rows = 8
+    if N < 1024:
         rows = 2
     return Tile(rows, lanes, 4, tokens)
 
@@ -287,14 +291,13 @@ def residual_norm(
     M, K = rows.shape
     following = weight if next_weight is None else next_weight
     is_fitting = update.shape == x.shape and weight.shape == following.shape == (K,)
-    blocks = -(-K // (BLOCK * RESIDUAL_SIMDGROUPS))
-    if not is_fitting or scale.size != 1 or blocks > RESIDUAL_BLOCKS:
+    if not is_fitting or scale.size != 1 or K > LONGEST_RESIDUAL:
         raise ShapeError(
             "[kernels.residual_norm] needed an update of x's shape, weights [K], a scale [1] and K "
             f"up to {LONGEST_RESIDUAL}, got {x.shape}, {update.shape}, {weight.shape}, "
             f"{following.shape} and {scale.shape}. Use codec.residual_norm for longer rows."
         )
-    simdgroups = -(-K // (BLOCK * blocks))
+    simdgroups, blocks = residual_tile(K)
     h, normed, y = _run(
         "residual_norm",
         (rows, updates, weight, following, scale.reshape(1), epsilon),
@@ -304,6 +307,12 @@ def residual_norm(
         outputs=[((M, K), x.dtype), ((M, K), x.dtype), ((M, K), dtype)],
     )
     return h.reshape(x.shape), normed.reshape(x.shape), y.reshape(x.shape)
+
+
+def residual_tile(K: int) -> tuple[int, int]:
+    """Return the simdgroups of a row, and the blocks of 128 that each of them holds at most."""
+    blocks = min(RESIDUAL_BLOCKS, -(-K // (BLOCK * RESIDUAL_SIMDGROUPS)))
+    return -(-K // (BLOCK * blocks)), blocks
 
 
 def can_rotate(K: int) -> bool:
