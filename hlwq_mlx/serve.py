@@ -137,8 +137,11 @@ def serve(arguments: argparse.Namespace) -> None:
     """Serve the model that the arguments name."""
     from .server import listen, start
 
-    bound = listen.bind(arguments.host, arguments.port)  # first: loading takes long
-    with start.application(arguments) as started:
+    # The socket first: what is wrong with it is told before the model is loaded.
+    with (
+        listen.bind(arguments.host, arguments.port) as bound,
+        start.application(arguments) as started,
+    ):
         cli.note(f"Listening at {listen.address(bound)}, Ctrl-C ends.")
         listen.run(started.app, bound, started.drain, arguments.drain + PATIENCE_S)
 

@@ -20,6 +20,7 @@ from ..errors import DeviceError
 BACKLOG = 1024
 KEEP_ALIVE_S = 75
 OLLAMA_PORT = 11434
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class PatientProtocol(H11Protocol):
@@ -67,12 +68,12 @@ class Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Within the block, let SIGINT and SIGTERM drain the server."""
+        """Within the block, let SIGINT, SIGTERM and SIGHUP drain the server, if they are heeded."""
         if threading.current_thread() is not threading.main_thread():
             yield  # as in a test: only the main thread may listen for signals
             return
-        numbers = (signal.SIGINT, signal.SIGTERM)
-        before = {number: signal.signal(number, self.handle_exit) for number in numbers}
+        heeded = [each for each in SIGNALS if signal.getsignal(each) is not signal.SIG_IGN]
+        before = {number: signal.signal(number, self.handle_exit) for number in heeded}
         try:
             yield
         finally:
@@ -107,7 +108,7 @@ def _taken(host: str, port: int, problem: Exception) -> DeviceError:
 
 
 def run(app: ASGIApp, bound: socket.socket, drain: Callable[[], object], patience_s: float) -> None:
-    """Serve until SIGINT or SIGTERM; then call `drain`, which ends the answers under way.
+    """Serve until a signal ends it; then call `drain`, which ends the answers under way.
 
     Connections that are still open after `patience_s` are closed.
     Raises: DeviceError when another program that had bound the port, too, listens there by now.

@@ -66,7 +66,7 @@ def test_another_bound_may_be_given(tmp_path):
 
 
 def test_a_directory_is_named(tmp_path):
-    with pytest.raises(SourceError, match=r"needed a file, got a folder at "):
+    with pytest.raises(SourceError, match=r"needed a regular file, got a folder at "):
         read_json(tmp_path)
 
 

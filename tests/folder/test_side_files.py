@@ -186,10 +186,13 @@ def test_a_damaged_file_of_a_converted_folder_is_named(name, content, message, c
     assert_one_line(capsys, name, message)
 
 
+PORT = {"serve": ("--port", "0")}  # any free one
+
+
 @pytest.mark.parametrize("verb", ["chat", "serve", "doctor"])
 def test_every_command_opens_a_converted_folder_so(verb, converted, capsys):
     put(converted, "chat_template.jinja", RECURSION.encode())
-    assert run(verb, "--model", str(converted)) == 2
+    assert run(verb, "--model", str(converted), *PORT.get(verb, ())) == 2
     assert_one_line(capsys, "chat_template.jinja", "got RecursionError")
 
 
@@ -359,6 +362,6 @@ def test_code_put_into_a_converted_folder_is_not_run(name, canary, converted, ca
     for other in CODE.keys() - {name}:
         put(converted, other, (demo.folder() / other).read_bytes() if other in KEPT else b"{}")
     for verb in ("generate", "chat", "serve", "doctor"):
-        assert run(verb, "--model", str(converted)) == 2
+        assert run(verb, "--model", str(converted), *PORT.get(verb, ())) == 2
         assert_one_line(capsys, name, "Nothing in a model folder is executed")
     assert sys.stdin.tell() == 0

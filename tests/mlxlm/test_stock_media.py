@@ -16,7 +16,6 @@ from served import served
 
 from hlwq_mlx import library
 from hlwq_mlx.dialog import template
-from hlwq_mlx.dialog.parts import Medium
 from hlwq_mlx.errors import RequestError
 from hlwq_mlx.prompt import prepare
 
@@ -62,7 +61,7 @@ def test_the_hook_makes_the_embeddings_that_we_make(stock, files, prepared):
 def test_the_hook_takes_no_files_and_counts(stock):
     _, _, processor = stock
     with pytest.raises(RequestError, match="got a file name or something unknown"):
-        processor("<|image|>", images=[Medium("image", "/etc/hostname")])
+        processor("<|image|>", images=["/etc/hostname"])
     with pytest.raises(RequestError, match=r"needed one image for each <\|image\|>, got 1 for 0\."):
         processor("Well?", images=[tiny_media.picture()])
 

@@ -51,7 +51,9 @@ def claude(server):
 
 @pytest.fixture(scope="module")
 def llama(server):
-    return ollama.Client(host=server.url)
+    client = ollama.Client(host=server.url)
+    yield client
+    client._client.close()
 
 
 def chat(gpt, messages, **options):
