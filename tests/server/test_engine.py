@@ -27,6 +27,7 @@ class Job:
     task: Task
     cached: int = 0
     is_ready: bool = False
+    share: float = 1.0
 
 
 @dataclass
