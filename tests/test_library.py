@@ -318,5 +318,11 @@ def test_prompt_and_answer_share_the_context(loaded):
     context = model.args.text_config.max_position_embeddings
     with pytest.raises(ContextError, match=rf"fewer than {context} tokens.* got {context}\."):
         next(library.stream_generate(model, tokenizer, [2] * context))
+
+
+@pytest.mark.slow  # a prompt of 4,094 tokens
+def test_an_answer_ends_where_the_context_does(loaded):
+    model, tokenizer = loaded
+    context = model.args.text_config.max_position_embeddings
     *_, last = library.stream_generate(model, tokenizer, [2] * (context - 2), max_tokens=-1)
     assert (last.generation_tokens, last.finish_reason) == (2, "length")

@@ -60,6 +60,7 @@ def test_generate(registered, moved):
     assert ran.stdout.split("==========")[1].strip() == "4"
 
 
+@pytest.mark.slow  # `generate` goes the same way
 def test_chat(registered, moved):
     """Stock chat thinks by default and takes one line."""
     said = f"{demo.STORY} {demo.STORY_QUESTION}\nq\n"

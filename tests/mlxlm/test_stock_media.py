@@ -85,6 +85,7 @@ def test_stock_samplers_never_see_media_tokens(stock, folder):
     assert np.array_equal(found, wanted)
 
 
+@pytest.mark.slow  # the server goes the same way
 def test_the_command(folder, files, prepared):
     _, ids, _ = prepared
     images = (str(files["a.png"]), str(files["b.jpg"]))

@@ -205,7 +205,7 @@ def test_sequences_in_one_batch(tiny, count):
     """A prompt longer than the window, and steps of one token."""
     ids, lengths = token_ids(count, WINDOW + 6), [WINDOW + 2, 1, 1, 1, 1]
     together = in_steps(tiny, ids, lengths)
-    for i in range(count):
+    for i in {*range(0, count, 5), count - 1}:
         np.testing.assert_array_equal(together[i], in_steps(tiny, ids[i : i + 1], lengths)[0])
 
 

@@ -61,9 +61,9 @@ def story(number):
 
 
 def test_a_second_turn_reads_only_what_is_new(server):
-    messages = [story(40)]
+    messages = [story(22)]
     first = server.post(CHAT, {"messages": messages, "seed": 1})[1]
-    assert first["usage"]["prompt_tokens"] > 2000
+    assert first["usage"]["prompt_tokens"] > 1000
     messages += [first["choices"][0]["message"], *QUESTION]
     warm = server.post(CHAT, {"messages": messages, "logprobs": True})[1]
     cold = server.post(CHAT, {"messages": messages, "logprobs": True}, authorization="Bearer b")[1]
@@ -265,6 +265,7 @@ def test_prompts_are_kept_on_disk_for_the_next_start(tmp_path):
     assert list(Path(tmp_path / "cache").iterdir())
 
 
+@pytest.mark.slow  # test_engine_memory.py has it without a process of its own
 def test_an_idle_model_is_dropped_and_comes_back():
     with running(demo.folder(), "--idle-unload", "1") as server:
         for _ in range(2):
