@@ -78,7 +78,7 @@ def raise_all(problems: Iterable[str]) -> None:
 
 @contextmanager
 def naming(path: object) -> Iterator[None]:
-    """Name the config file beside the key or the tensor that an error of the block is about."""
+    """Put the config file before the key or the tensor that an error of the block is about."""
     try:
         yield
     except (ConfigError, CheckpointError, SourceError) as problem:

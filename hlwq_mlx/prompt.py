@@ -6,7 +6,7 @@ A tower is loaded only when the prompt holds a medium for it. L positions, H hid
 
 import hashlib
 import itertools
-from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -110,9 +110,8 @@ def embedding_steps(
         pieces = features.get(medium.mark)
         if pieces is None:
             made = []
-            for piece in medium.pieces:
-                made.append(_features(model, piece))
-                mx.eval(made[-1])
+            for each in _encoded(model, medium.pieces):
+                made.append(each)
                 yield None
             pieces = tuple(made)
             features.put(medium.mark, pieces)
@@ -286,14 +285,13 @@ def with_features(
     total = sum(len(each.pieces) for each in media)
     done = 0
     on_media(done, total)
-    for span, pieces, mark in media:
+    for medium in media:
         features = []
-        for piece in pieces:
-            features.append(_features(model, piece))
-            mx.eval(features[-1])  # at once, or the activations of all media would be in memory
+        for each in _encoded(model, medium.pieces):
+            features.append(each)
             done += 1
             on_media(done, total)
-        seen.append(PreparedMedium(span, tuple(features), mark))
+        seen.append(medium._replace(pieces=tuple(features)))
     return seen
 
 
@@ -311,6 +309,14 @@ def embed_with_media(model: Model, ids: Sequence[int], media: Sequence[PreparedM
     )
     mx.eval(x)
     return x
+
+
+def _encoded(model: Model, pieces: Iterable[Patches | Mel | mx.array]) -> Iterator[mx.array]:
+    """Yield the features of pieces, each as soon as it is encoded."""
+    for piece in pieces:
+        features = _features(model, piece)
+        mx.eval(features)  # at once, or the activations of all media would be in memory
+        yield features
 
 
 def _features(model: Model, piece: Patches | Mel | mx.array) -> mx.array:

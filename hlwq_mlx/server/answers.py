@@ -12,8 +12,8 @@ from ..dialog.stop import StopStrings
 from .events import Call, Content, Event, Reason, Thought, TokenScore
 
 
-class RawReader:
-    """Reads an answer to a raw prompt: all of it is text."""
+class _Reader:
+    """What all readers do: take a token's text, and end at the first stop string."""
 
     reasoning_tokens = 0
 
@@ -22,20 +22,28 @@ class RawReader:
         self._content = _Content(stops)
 
     @property
-    def is_over(self) -> bool:
-        """Whether a stop string was found."""
-        return self._content.stop is not None
-
-    @property
     def stop(self) -> str | None:
         """The stop string that was found."""
         return self._content.stop
 
-    def add(self, token: int, score: TokenScore | None) -> list[Event]:
-        """Take a token and return the events that are certain now."""
+    def _text(self, token: int, score: TokenScore | None) -> str:
+        """Take a token and return what it adds to the text."""
         self._detokenizer.add_token(token)
         self._content.scored(score)
-        return self._content.feed(self._detokenizer.last_segment)
+        return self._detokenizer.last_segment
+
+
+class RawReader(_Reader):
+    """Reads an answer to a raw prompt: all of it is text."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether a stop string was found."""
+        return self.stop is not None
+
+    def add(self, token: int, score: TokenScore | None) -> list[Event]:
+        """Take a token and return the events that are certain now."""
+        return self._content.feed(self._text(token, score))
 
     def finish(self) -> list[Event]:
         """Return the rest at the end of the answer."""
@@ -49,7 +57,7 @@ class RawReader:
         return "stop" if self.is_over else ended
 
 
-class ChatReader:
+class ChatReader(_Reader):
     """Reads an answer to messages, by the model's grammar.
 
     With `single_call` it is over behind the first call. A call that cannot be read is content, so
@@ -64,30 +72,21 @@ class ChatReader:
         in_thought: bool,
         single_call: bool = False,
     ) -> None:
-        self._detokenizer = detokenizer
+        super().__init__(detokenizer, stops)
         self._parser = grammar.AnswerParser(in_thought=in_thought)
-        self._content = _Content(stops)
         self._single_call = single_call
         self._calls = 0
         self._unread = 0  # tokens of which no event has come yet
-        self.reasoning_tokens = 0
 
     @property
     def is_over(self) -> bool:
         """Whether nothing more belongs to the answer."""
         return self.stop is not None or (self._single_call and self._calls > 0)
 
-    @property
-    def stop(self) -> str | None:
-        """The stop string that was found."""
-        return self._content.stop
-
     def add(self, token: int, score: TokenScore | None) -> list[Event]:
         """Take a token and return the events that are certain now."""
-        self._detokenizer.add_token(token)
-        self._content.scored(score)
+        text = self._text(token, score)
         self._unread += 1
-        text = self._detokenizer.last_segment
         events = self._read(self._parser.feed(text))
         if any(marker in text for marker in grammar.MARKERS):
             self._content.drop_scores()  # those of a marker, and of a thought's name before it
@@ -121,10 +120,10 @@ class ChatReader:
             self._unread = 0
         return events
 
-    def _other(self, event: grammar.Thought | grammar.ToolCall) -> Event:
-        if isinstance(event, grammar.Thought):
+    def _other(self, event: Thought | grammar.ToolCall) -> Event:
+        if isinstance(event, Thought):
             self.reasoning_tokens += self._unread
-            return Thought(event.text)
+            return event
         index, self._calls = self._calls, self._calls + 1
         return Call(index, f"call_{secrets.token_hex(8)}", event.name, event.arguments)
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ..dialog.grammar import Thought as Thought
 from ..errors import HLWQError
 
 Reason = Literal["stop", "length", "tool_calls"]
@@ -53,13 +54,6 @@ class Begun:
 @dataclass(frozen=True)
 class Waiting:
     """Nothing new; written in a dialect's own form so that no client gives up."""
-
-
-@dataclass(frozen=True)
-class Thought:
-    """A piece of what the model thinks before it answers."""
-
-    text: str
 
 
 @dataclass(frozen=True)

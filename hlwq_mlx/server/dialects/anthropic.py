@@ -27,6 +27,7 @@ from .fields import (
     Texts,
     TopK,
     Unserved,
+    given,
     read_fields,
     refuse,
 )
@@ -121,7 +122,6 @@ def read(body: JSON) -> ChatRequest:
     asked = read_fields(MessagesBody, body)
     tools = tools_of(asked.tools)
     wanted = asked.output_config.format or asked.output_format
-    filters = {"temp": asked.temperature, "top_p": asked.top_p, "top_k": asked.top_k}
     return ChatRequest(
         model=asked.model,
         messages=messages_of(asked.system, [turn.model_dump() for turn in asked.messages]),
@@ -129,7 +129,7 @@ def read(body: JSON) -> ChatRequest:
         tool_choice=read_choice(asked.tool_choice.in_openai_form(), tools),
         parallel_calls=not asked.tool_choice.disable_parallel_tool_use,
         thinking=asked.thinking.type != "disabled",
-        sampling={name: value for name, value in filters.items() if value is not None},
+        sampling=given(temp=asked.temperature, top_p=asked.top_p, top_k=asked.top_k),
         max_tokens=asked.max_tokens,
         stop=asked.stop_sequences,
         schema=wanted.definition if wanted else None,

@@ -20,6 +20,7 @@ from pydantic import (
 )
 
 from ...errors import RequestError
+from ..request import Penalties
 
 JSON = Mapping[str, Any]
 SEEDS = 1 << 63
@@ -103,6 +104,40 @@ class Body(BaseModel):
         if not isinstance(value, Mapping):
             return value
         return {key: each for key, each in value.items() if each is not None}
+
+
+class Chosen(Body):
+    """How tokens are chosen, as OpenAI's endpoints and Ollama's name it."""
+
+    temperature: Temperature | None = None
+    top_p: Share | None = None
+    top_k: TopK | None = None
+    min_p: Share | None = None
+    presence_penalty: Addend = 0.0
+    frequency_penalty: Addend = 0.0
+    seed: Integer | None = None
+    stop: Texts = Field(default_factory=list)
+
+    def chosen(self, repetition: float) -> dict[str, Any]:
+        """Return the fields of a ChatRequest that these decide; 0 is no `repetition` penalty."""
+        return {
+            "sampling": given(
+                temp=self.temperature,
+                top_p=self.top_p,
+                top_k=None if self.top_k is None else max(self.top_k, 0),
+                min_p=self.min_p,
+            ),
+            "penalties": Penalties(
+                repetition or 1.0, self.presence_penalty, self.frequency_penalty
+            ),
+            "seed": reduced_seed(self.seed),
+            "stop": self.stop,
+        }
+
+
+def given(**options: Any) -> dict[str, Any]:
+    """Return the options that a client gave."""
+    return {name: value for name, value in options.items() if value is not None}
 
 
 Checked = TypeVar("Checked", bound=Body)

@@ -12,26 +12,20 @@ from datetime import UTC, datetime
 from reprlib import repr as brief
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator
 
 from ...errors import HLWQError, RequestError
 from ..errors import describe
 from ..events import Done, TokenScore
-from ..request import Penalties
 from .dialect import JSON, Meta
 from .fields import (
-    Addend,
     Alternatives,
     Body,
+    Chosen,
     Flag,
     Integer,
     Repetition,
-    Share,
-    Temperature,
-    Texts,
-    TopK,
     Unserved,
-    reduced_seed,
     refuse,
 )
 from .openai_form import Form, picture_part
@@ -68,19 +62,11 @@ def _as_think(value: Any) -> Any:
 Think = Annotated[bool, BeforeValidator(_as_think)]
 
 
-class Options(Body):
+class Options(Chosen):
     """How an answer is chosen."""
 
-    temperature: Temperature | None = None
-    top_p: Share | None = None
-    top_k: TopK | None = None
-    min_p: Share | None = None
     repeat_penalty: Repetition = 1.0
-    presence_penalty: Addend = 0.0
-    frequency_penalty: Addend = 0.0
-    seed: Integer | None = None
     num_predict: Integer = -1
-    stop: Texts = Field(default_factory=list)
 
 
 class Asked(Body):
@@ -101,21 +87,10 @@ class Asked(Body):
         Raises: RequestError that names the field at fault.
         """
         options = self.options
-        filters = {
-            "temp": options.temperature,
-            "top_p": options.top_p,
-            "top_k": None if options.top_k is None else max(options.top_k, 0),
-            "min_p": options.min_p,
-        }
         return {
+            **options.chosen(options.repeat_penalty),
             "model": self.model,
-            "sampling": {name: value for name, value in filters.items() if value is not None},
-            "penalties": Penalties(
-                options.repeat_penalty or 1.0, options.presence_penalty, options.frequency_penalty
-            ),
-            "seed": reduced_seed(options.seed),
             "max_tokens": options.num_predict if options.num_predict > 0 else None,
-            "stop": options.stop,
             "schema": read_format(self.format),
             "logprobs": self.top_logprobs if self.logprobs else None,
             "thinking": self.think,

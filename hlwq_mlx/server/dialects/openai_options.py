@@ -9,23 +9,18 @@ from pydantic import AliasChoices, Field
 from ...errors import HLWQError
 from ..errors import describe
 from ..events import Done, Event, Failed, Usage, Waiting
-from ..request import ChatRequest, Penalties
+from ..request import ChatRequest
 from .fields import (
     JSON,
-    Addend,
     Bias,
     Body,
+    Chosen,
     Flag,
     Integer,
     MaxTokens,
     Repetition,
-    Share,
-    Temperature,
-    Texts,
-    TopK,
     Unserved,
     limit,
-    reduced_seed,
 )
 
 STREAM_TYPE = "text/event-stream"
@@ -64,22 +59,14 @@ class StreamOptions(Body):
     include_usage: Flag = False
 
 
-class Options(Body):
+class Options(Chosen):
     """Options that chat and raw completions share."""
 
     model: str = ""
-    temperature: Temperature | None = None
-    top_p: Share | None = None
-    top_k: TopK | None = None
-    min_p: Share | None = None
     repetition_penalty: Repetition = Field(
         1.0, validation_alias=AliasChoices("repetition_penalty", "repeat_penalty")
     )
-    presence_penalty: Addend = 0.0
-    frequency_penalty: Addend = 0.0
     logit_bias: Bias = Field(default_factory=dict)
-    seed: Integer | None = None
-    stop: Texts = Field(default_factory=list)
     n: Integer = Field(1, ge=1, le=MOST_CHOICES)
     max_tokens: MaxTokens | None = None
     stream: Flag = False
@@ -87,23 +74,11 @@ class Options(Body):
 
     def shared(self) -> dict[str, Any]:
         """Return the fields of a ChatRequest that these options decide."""
-        top_k = None if self.top_k is None else max(self.top_k, 0)
-        filters = {
-            "temp": self.temperature,
-            "top_p": self.top_p,
-            "top_k": top_k,
-            "min_p": self.min_p,
-        }
         return {
+            **self.chosen(self.repetition_penalty),
             "model": self.model,
-            "sampling": {name: value for name, value in filters.items() if value is not None},
-            "penalties": Penalties(
-                self.repetition_penalty or 1.0, self.presence_penalty, self.frequency_penalty
-            ),
             "logit_bias": self.logit_bias,
-            "seed": reduced_seed(self.seed),
             "max_tokens": limit(self.max_tokens),
-            "stop": self.stop,
             "count": self.n,
             "is_streamed": self.stream,
             "with_usage": self.stream_options.include_usage if self.stream else True,

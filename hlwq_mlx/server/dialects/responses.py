@@ -24,6 +24,7 @@ from .fields import (
     Share,
     Temperature,
     Unserved,
+    given,
     read_fields,
     refuse,
 )
@@ -110,7 +111,6 @@ def read(body: JSON) -> ChatRequest:
     tools, choice = read_allowed(asked.tool_choice, _offered(asked.tools, asked.input))
     messages = messages_of(asked.instructions, asked.input)
     effort = asked.reasoning.effort
-    filters = {"temp": asked.temperature, "top_p": asked.top_p}
     wants_scores = asked.top_logprobs is not None or SCORES in asked.include
     return ChatRequest(
         model=asked.model,
@@ -119,7 +119,7 @@ def read(body: JSON) -> ChatRequest:
         tool_choice=choice,
         parallel_calls=asked.parallel_tool_calls,
         thinking=None if effort is None else effort not in NO_THOUGHT,
-        sampling={name: value for name, value in filters.items() if value is not None},
+        sampling=given(temp=asked.temperature, top_p=asked.top_p),
         max_tokens=asked.max_output_tokens,
         schema=asked.text.schema_wanted(),
         logprobs=(asked.top_logprobs or 0) if wants_scores else None,
