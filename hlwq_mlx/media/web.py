@@ -41,13 +41,12 @@ def connect(address: tuple[str, int], *options: Any) -> socket.socket:
 
 
 class _Public(HTTPConnection):
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self._create_connection = connect
+    def connect(self) -> None:
+        self.sock = connect((self.host, self.port), self.timeout)
 
 
 class _PublicTLS(HTTPSConnection, _Public):
-    pass
+    """Encrypts what `_Public` connects, which comes next in the order of its bases."""
 
 
 class _PublicHTTPHandler(urllib.request.HTTPHandler):

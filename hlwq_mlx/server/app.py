@@ -57,7 +57,7 @@ def make_app(site: Site) -> ASGIApp:
     listed = routes(site)
     inner = Starlette(
         routes=listed,
-        exception_handlers={HTTPException: partial(_not_routed, site)},
+        exception_handlers={HTTPException: _not_routed},
     )
     known = {route.path for route in listed}
 
@@ -75,7 +75,7 @@ def routes(site: Site) -> list[Route]:
     chat = answering(site, openai_chat)
     texts = answering(site, openai_completions)
     return [
-        _get("/", partial(_home, site)),
+        _get("/", _home),
         _get("/health", partial(watch.health, site)),
         _get("/metrics", partial(watch.measure, site)),
         _get("/props", partial(watch.facts, site)),
@@ -113,15 +113,16 @@ def dialect_of(path: str) -> Dialect:
     return anthropic if path.startswith("/v1/messages") else openai_chat
 
 
-async def _not_routed(site: Site, request: Request, problem: HTTPException) -> Response:
+async def _not_routed(request: Request, problem: Exception) -> Response:
     """Answer a path that there is not, or a method that it does not take."""
+    assert isinstance(problem, HTTPException)  # it is registered for no other
     path = request.url.path
     needed = "a path of this server" if problem.status_code == 404 else "another method"
     said = f"[{path[:80]}] needed {needed}, got {request.method}. See the README for what there is."
     return refusal(dialect_of(path), Refused(problem.status_code, said))
 
 
-async def _home(site: Site, request: Request) -> Response:
+async def _home(request: Request) -> Response:
     """Show the page to a browser, and Ollama's line to a program."""
     if "text/html" in request.headers.get("accept", ""):
         return await _page(PAGE / "index.html", request)

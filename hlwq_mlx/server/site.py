@@ -74,8 +74,12 @@ class Site:
         constraints = await unless_gone(request, constraints_for(chat, ready, self.vocabulary))
         answers = self.service.submit(chat, ready, constraints, request.scope[KEY])
         if chat.is_streamed:
-            return Stream(written(answers, dialect, chat, meta), dialect.stream_type, {})
-        wholes = await unless_gone(request, answers.wholes())
+            pieces = written(answers, dialect, chat, meta)
+            return Stream(pieces, dialect.stream_type, answers.cancel)
+        try:
+            wholes = await unless_gone(request, answers.wholes())
+        finally:
+            answers.cancel()  # a client may leave before the first event is waited for
         return respond(dialect.whole(chat, wholes, meta))
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any, TypeVar
 
 from starlette.requests import Request
@@ -18,16 +18,20 @@ class Gone(Exception):
 
 
 class Stream(Response):
-    """A response whose bytes come from an iterator, which is closed when the client leaves."""
+    """A response whose bytes come from an iterator, which is closed when the client leaves.
+
+    `at_end` is called in any case: an iterator that was never begun is closed without a trace.
+    """
 
     def __init__(
-        self, pieces: AsyncGenerator[bytes], media_type: str, headers: Mapping[str, str]
+        self, pieces: AsyncGenerator[bytes], media_type: str, at_end: Callable[[], None]
     ) -> None:
         self._pieces = pieces
+        self._at_end = at_end
         self.status_code = 200
         self.background = None
         self.media_type = media_type
-        self.init_headers(HEADERS | dict(headers))
+        self.init_headers(HEADERS)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the pieces, unless the client leaves first."""
@@ -42,6 +46,7 @@ class Stream(Response):
             for task in (sending, leaving):
                 task.cancel()
             await asyncio.gather(sending, leaving, return_exceptions=True)
+            self._at_end()
 
     async def _send(self, send: Send) -> None:
         start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
