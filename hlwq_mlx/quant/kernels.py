@@ -26,9 +26,8 @@ MIN_ENTRIES = 8  # Metal passes shorter arrays in another address space
 SMALLEST = MIN_ENTRIES * BLOCK
 
 RESIDUAL_SIMDGROUPS = 8  # of the threadgroup that holds a row; 16 where these hold too many blocks
-RESIDUAL_BLOCKS = (
-    4  # of a row that one simdgroup holds, at most: 8, unrolled, pass a cache of 12 KB
-)
+# Of a row that one simdgroup holds, at most: 8, unrolled, do not fit a cache of 12 KB.
+RESIDUAL_BLOCKS = 4
 LONGEST_RESIDUAL = BLOCK * 16 * RESIDUAL_BLOCKS
 
 _WIDEST_OF_FOUR_ROWS = {1: 8, 2: 5, 3: 2}  # bits, by tokens: registers hold no more
