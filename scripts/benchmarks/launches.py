@@ -24,6 +24,7 @@ from mlx_lm.models import gemma4_text
 
 from hlwq_mlx.gemma4.model import Model, ModelArgs, Resources
 from hlwq_mlx.quant import device, fuse, selftest
+from hlwq_mlx.quant.chips import chips
 from hlwq_mlx.quant.tables import centroids
 from hlwq_mlx.source.rules import Rule
 from scripts.benchmarks.shapes import e4b_config
@@ -199,7 +200,7 @@ def standing_in() -> Iterator[Counter[str]]:
             (mx.fast, "metal_kernel", metal_kernel),
             (mx, "dequantize", dequantize),
             (device, "has_metal", lambda: True),
-            (device, "chip", lambda: device.CHIPS[13]),
+            (device, "chip", lambda: chips()["M1"]),
             (device, "activation_dtype", lambda: DTYPE),
             (selftest, "passes", lambda *case: True),
             (selftest, "passes_on", lambda *case: True),

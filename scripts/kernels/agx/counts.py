@@ -27,7 +27,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from hlwq_mlx.quant.kernels import Tile
+from hlwq_mlx.quant.chips import Tile
 from scripts.kernels.agx import compiler, goals, programs
 from scripts.kernels.agx.chips import CHIPS, M1
 from scripts.kernels.agx.listing import Counts
@@ -65,7 +65,7 @@ def count_all(folder: Path, asked: Sequence[Program]) -> dict[str, Counts]:
         return {program.name: counts for program, counts in zip(asked, counted, strict=True)}
 
 
-def load(path: Path) -> dict[str, Counts]:
+def load(path: Path = KEPT) -> dict[str, Counts]:
     return {name: Counts(**counts) for name, counts in json.loads(path.read_text()).items()}
 
 
