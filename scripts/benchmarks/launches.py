@@ -112,11 +112,26 @@ def stock_model(config: dict[str, Any], bits: int | None, dtype: mx.Dtype) -> An
 
 def count_ours(rule: Rule) -> Counter[str]:
     """Count a token of our model on an M1, coded by a rule."""
+    return _count(_fused(rule))
+
+
+def count_passes(rule: Rule, most: int) -> list[int]:
+    """Count the launches of passes of 1, 2, .. `most` tokens of our model on an M1.
+
+    Of several tokens, attention's results are copied from heads to positions, once a layer.
+    """
+    model = _fused(rule)
+    counts = [total(_count(model, tokens)) for tokens in range(1, most + 1)]
+    copies = model.args.text_config.num_hidden_layers
+    return [counts[0], *(count + copies for count in counts[1:])]
+
+
+def _fused(rule: Rule) -> Model:
     model = coded_model(e4b_config(**SMALL), rule, DTYPE)
     with standing_in():
         for block in fuse.blocks(model):
             fuse.fuse(block)
-    return _count(model)
+    return model
 
 
 def count_stock(bits: int | None) -> Counter[str]:
@@ -131,8 +146,8 @@ def total(launches: Counter[str]) -> int:
     return sum(launches.values())
 
 
-def _count(model: Any) -> Counter[str]:
-    """Count launches by primitive; those of a stand-in carry its name."""
+def _count(model: Any, tokens: int = 1) -> Counter[str]:
+    """Count launches of a pass by primitive; those of a stand-in carry its name."""
     cache = model.make_cache()
     for entry, (heads, width) in zip(cache, _key_shapes(), strict=True):
         for length in (WINDOW + 4, 1):  # then a ring buffer is as it is from there on
@@ -140,7 +155,7 @@ def _count(model: Any) -> Counter[str]:
             mx.eval(entry.update_and_fetch(keys, keys))
     mx.eval([entry.state for entry in cache])
     with standing_in() as names:
-        logits = model(mx.array([[1]]), cache=cache)
+        logits = model(mx.array([[1] * tokens]), cache=cache)
         states = [part for entry in cache for part in entry.state if isinstance(part, mx.array)]
         dot = io.StringIO()
         mx.export_to_dot(dot, logits, *states)
