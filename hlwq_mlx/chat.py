@@ -299,7 +299,7 @@ def talk(arguments: argparse.Namespace, conversation: Conversation) -> None:
     if arguments.seed is not None:
         mx.random.seed(arguments.seed)
 
-    session = library.Session()
+    session = cli.session_for(model, settings)
 
     def stream(prompt: Rendered) -> Iterator[Any]:
         return library.stream_generate(

@@ -1,6 +1,14 @@
 """Shared by the commands: options, their meaning, printing, and the boundary around a command."""
 
-from .arguments import answer_options, content_of, folder_for, load_for, settings_for, tuned
+from .arguments import (
+    answer_options,
+    content_of,
+    folder_for,
+    load_for,
+    session_for,
+    settings_for,
+    tuned,
+)
 from .boundary import (
     EXIT_ERROR,
     EXIT_INTERRUPTED,
@@ -74,6 +82,7 @@ __all__ = [
     "result",
     "run",
     "seed",
+    "session_for",
     "settings_for",
     "text",
     "tuned",
