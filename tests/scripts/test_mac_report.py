@@ -156,6 +156,7 @@ def test_without_metal_one_line_says_so(tmp_path, monkeypatch, capsys):
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(mx.metal.is_available(), reason="would run everything")
 def test_the_command_runs_from_anywhere(tmp_path):
     ran = subprocess.run(
