@@ -5,7 +5,6 @@ from .arguments import (
     content_of,
     folder_for,
     load_for,
-    session_for,
     settings_for,
     tuned,
 )
@@ -82,7 +81,6 @@ __all__ = [
     "result",
     "run",
     "seed",
-    "session_for",
     "settings_for",
     "text",
     "tuned",

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from ..engine.sampling import Sampling
     from ..folder.folder import Folder
     from ..gemma4.model import Model
-    from ..library import Session
     from ..memory.need import Settings
 
 
@@ -107,18 +106,3 @@ def load_for(
     tokenizer = side_files.open_tokenizer(folder)  # first, so that damage is found before the work
     recommended = Sampling.from_generation_config(folder.generation)
     return loading.load_folder(folder), tokenizer, recommended.override(**given)
-
-
-def session_for(model: "Model", settings: "Settings") -> "Session":
-    """Return a conversation's state, which takes no more memory than the model leaves.
-
-    One conversation always has room, since reading it again for every turn is worse.
-    """
-    from ..engine.prefix_cache import MAX_BYTES
-    from ..folder.folder import Folder
-    from ..library import Session
-    from ..memory.verdict import plan
-
-    assert model.resources.folder is not None  # it was loaded from one
-    verdict = plan(Folder.open(model.resources.folder), settings)
-    return Session(max(verdict.needed.kv, min(MAX_BYTES, verdict.spare_bytes)))

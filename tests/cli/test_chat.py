@@ -354,7 +354,7 @@ def test_a_session_takes_what_the_model_leaves(monkeypatch):
     for limit, kept in ((1, kv), (1 << 40, MAX_BYTES)):
         described = replace(machine, limit_bytes=limit)
         monkeypatch.setattr(verdict, "this_machine", lambda folder, found=described: found)
-        assert cli.session_for(model, settings).max_bytes == kept
+        assert chat.session_for(model, settings).max_bytes == kept
 
 
 def test_chat_with_the_demo(tmp_path, monkeypatch, capsys):
