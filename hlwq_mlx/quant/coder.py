@@ -24,8 +24,8 @@ _CELLS = 1 << 16
 _REACH = 11.32
 _SCALE = _CELLS / (2 * _REACH)
 # What float32 may be wrong by, in whatever order the products sum: a value is the sum of 8 sums of
-# 16, off by 22 * 2**-24 of all magnitudes, which are at most 8**0.5 * 4 norms: 1.5e-5. The factor of
-# a block, its product and the cell's number add 2**-24 of 11.32 each, and 2**-8 cells.
+# 16, off by 22 * 2**-24 of all magnitudes, at most 8**0.5 * 4 norms: 1.5e-5. The factor of a block,
+# its product and the cell's number add 2**-24 of 11.32 each, and 2**-8 cells.
 _TOLERANCE = 2e-5
 
 
@@ -173,12 +173,14 @@ class _Buffers(NamedTuple):
 
     @classmethod
     def of(cls, blocks: int) -> "_Buffers":
-        return cls(
-            *(np.empty((blocks, BLOCK), kind) for kind in (np.float64, "f4", "f4", np.uint16))
-        )
+        shape = blocks, BLOCK
+        wide = np.empty(shape, dtype=np.float64)
+        rotated, position = np.empty((2, *shape), dtype=np.float32)
+        return cls(wide, rotated, position, np.empty(shape, dtype=np.uint16))
 
     def first(self, blocks: int) -> "_Buffers":
-        return _Buffers(*(buffer[:blocks] for buffer in self))
+        wide, rotated, position, found = (buffer[:blocks] for buffer in self)
+        return _Buffers(wide, rotated, position, found)
 
 
 def _lengths(blocks: NDArray[np.float32], wide: NDArray[np.float64]) -> NDArray[np.float64]:

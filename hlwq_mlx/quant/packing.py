@@ -60,7 +60,7 @@ def pack(codes: Codes, bits: int, order: BitOrder) -> Codes:
         halves = flat.reshape(-1, 2, BLOCK // 2)
         nibbles: Codes = halves[:, 0] | halves[:, 1] << np.uint8(4)
         return nibbles.reshape(-1)
-    return _pack_stream(flat, bits, order)
+    return flat if bits == 8 else _pack_stream(flat, bits, order)
 
 
 def unpack(buffer: Codes, bits: int, count: int, order: BitOrder) -> Codes:
@@ -83,7 +83,7 @@ def unpack(buffer: Codes, bits: int, count: int, order: BitOrder) -> Codes:
         _check_half("packing.unpack", count)
         nibbles = flat.reshape(-1, BLOCK // 2)
         return np.stack((nibbles & 15, nibbles >> 4), axis=1).reshape(-1)
-    return _unpack_stream(flat, bits, count, order)
+    return flat if bits == 8 else _unpack_stream(flat, bits, count, order)
 
 
 def p32_plane_widths(bits: int) -> tuple[int, ...]:
