@@ -92,11 +92,12 @@ class Coder:
         codes = np.empty(blocks.shape, dtype=np.uint8)
         norms = np.empty(len(blocks), dtype=np.float16)
         sums = np.zeros(len(Energies._fields))
-        buffers = _Buffers.of(min(len(blocks), _CHUNK_BLOCKS))
+        buffers = _Buffers(min(len(blocks), _CHUNK_BLOCKS))
         for start in range(0, len(blocks), _CHUNK_BLOCKS):
             part = slice(start, start + _CHUNK_BLOCKS)
             chunk = blocks[part]
-            sums += self._chunk(chunk, codes[part], norms[part], buffers.first(len(chunk)))
+            buffers.keep(len(chunk))  # the last one may be smaller
+            sums += self._chunk(chunk, codes[part], norms[part], buffers)
         coded = Coded(codes.reshape(N, -1), norms.reshape(N, nb), Energies(*sums.tolist()))
         return self._without_padding(coded, columns) if columns % BLOCK else coded
 
@@ -163,24 +164,19 @@ class Coder:
         return coded._replace(energies=Energies(weights, decoded - extra, errors - extra))
 
 
-class _Buffers(NamedTuple):
+class _Buffers:
     """Room for what is computed of n blocks, each [n, 128], which chunks use in turn."""
 
-    wide: NDArray[np.float64]
-    rotated: NDArray[np.float32]
-    position: NDArray[np.float32]
-    found: NDArray[np.uint16]
-
-    @classmethod
-    def of(cls, blocks: int) -> "_Buffers":
+    def __init__(self, blocks: int) -> None:
         shape = blocks, BLOCK
-        wide = np.empty(shape, dtype=np.float64)
-        rotated, position = np.empty((2, *shape), dtype=np.float32)
-        return cls(wide, rotated, position, np.empty(shape, dtype=np.uint16))
+        self.wide = np.empty(shape, dtype=np.float64)
+        self.rotated, self.position = np.empty((2, *shape), dtype=np.float32)
+        self.found = np.empty(shape, dtype=np.uint16)
 
-    def first(self, blocks: int) -> "_Buffers":
-        wide, rotated, position, found = (buffer[:blocks] for buffer in self)
-        return _Buffers(wide, rotated, position, found)
+    def keep(self, blocks: int) -> None:
+        """Keep the room of the first blocks alone."""
+        self.wide, self.rotated = self.wide[:blocks], self.rotated[:blocks]
+        self.position, self.found = self.position[:blocks], self.found[:blocks]
 
 
 def _lengths(blocks: NDArray[np.float32], wide: NDArray[np.float64]) -> NDArray[np.float64]:
