@@ -5,6 +5,7 @@ layers run that share keys and values. This module never sees text.
 L prompt length, V vocabulary.
 """
 
+import math
 from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -15,9 +16,10 @@ import mlx.core as mx
 from ..gemma4.model import Model
 from .decoding import Chooser, Decoding
 from .finite import require_finite
+from .overlap import make_step
 from .prefix_cache import PrefixCache
 from .request import Prepared, Request
-from .step import Chosen, Outcome, PlainStep, Row, start_row
+from .step import Chosen, Outcome, Row, start_row
 
 
 def generate_tokens(
@@ -47,7 +49,8 @@ def generate_tokens(
                 keys.append(chosen.token)
                 yield chosen
         except GeneratorExit:  # the caller stopped early, and may go on with the same conversation
-            prefixes.keep(keys, caches, caches[0].offset)
+            if not row.is_broken:
+                prefixes.keep(keys, caches, caches[0].offset)
             raise
         prefixes.keep(keys, caches, caches[0].offset)
 
@@ -64,7 +67,9 @@ def begin_row(
     `on_chunk` gets each part of the prompt as soon as the caches hold it.
     """
     chooser = make_chooser(model, Decoding(request.sampling), request.prompt.ids)
-    return start_row(caches, prefill(model, request, caches, begin, on_chunk), chooser)
+    left = math.inf if request.max_tokens == -1 else request.max_tokens
+    row = Row(caches, -1, chooser, request.stop_ids, left)
+    return row, start_row(row, prefill(model, request, caches, begin, on_chunk))
 
 
 def make_chooser(model: Model, decoding: Decoding, prompt: Sequence[int]) -> Chooser:
@@ -78,7 +83,7 @@ def make_chooser(model: Model, decoding: Decoding, prompt: Sequence[int]) -> Cho
 
 def _decode(model: Model, request: Request, row: Row, first: Chosen) -> Iterator[Chosen]:
     """Yield the first token and those that follow, up to the request's end."""
-    step = PlainStep(model)
+    step = make_step(model)
     pending: Outcome = [first]
     count = 0
     while True:

@@ -5,6 +5,7 @@ every row's answer is the one that it would have alone. All calls come from one 
 MLX.
 """
 
+import math
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,9 +21,10 @@ from ..gemma4.model import Model
 from .answer import chunks, inseparable, make_chooser, read_chunk
 from .decoding import Chooser
 from .finite import require_finite
+from .overlap import make_step
 from .prefix_cache import Match, PrefixCache
 from .request import PREFILL_STEP, Prepared
-from .step import Chosen, PlainStep, Row, start_row
+from .step import Chosen, Row, start_row
 from .task import Task, Token
 
 # Yields None after each piece of reading; returns the caches, and the logits behind the prompt.
@@ -66,7 +68,7 @@ class Worker:
         self.model = model
         self.prefixes = prefixes or PrefixCache(partial(model.make_cache, caching), 0)
         self._prefill_step = prefill_step
-        self._step = PlainStep(model)
+        self._step = make_step(model)
 
     def begin(self, task: Task) -> Job:
         """Find what is known of the prompt."""
@@ -85,11 +87,12 @@ class Worker:
             return []
         except StopIteration as end:
             caches, logits = end.value
+        left = math.inf if job.task.max_tokens == -1 else job.task.max_tokens - len(job.answer)
+        last = job.answer[-1] if job.answer else -1
+        job.row = Row(caches, last, job.chooser, job.task.stop_ids, left)
         if job.answer:  # it was read again
-            job.row = Row(caches, job.answer[-1], job.chooser)
             return []
-        job.row, chosen = start_row(caches, logits, job.chooser)
-        return [self._token(job, chosen)]
+        return [self._token(job, start_row(job.row, logits))]
 
     def step(self, jobs: Sequence[Job]) -> list[list[Token] | Exception]:
         """Decode ready jobs, as many tokens each as a step brings."""
@@ -107,7 +110,7 @@ class Worker:
 
     def end(self, job: Job) -> None:
         """Keep a prompt with its answer, which the next prompt may begin with."""
-        if job.row is not None:
+        if job.row is not None and not job.row.is_broken:
             keys = [*job.task.keys, *job.answer]
             caches = job.row.caches
             self.prefixes.keep(keys, caches, caches[0].offset, job.task.salt)

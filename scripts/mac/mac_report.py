@@ -31,6 +31,7 @@ import mlx.core as mx
 
 from hlwq_mlx.quant import device as computer
 from hlwq_mlx.quant import selftest
+from hlwq_mlx.quant.chips import chips
 from scripts.mac import mac_steps
 
 TESTS = Path(__file__).parents[2] / "tests"
@@ -164,7 +165,7 @@ def rehearsing() -> Iterator[None]:
         with (
             device(Checks(is_watched=False)),
             mock.patch.object(computer, "has_metal", lambda: True),
-            mock.patch.object(computer, "chip", lambda: computer.CHIPS[13]),
+            mock.patch.object(computer, "chip", lambda: chips()["M1"]),
         ):
             yield
     finally:

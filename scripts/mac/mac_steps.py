@@ -21,7 +21,7 @@ from hlwq_mlx import library
 from hlwq_mlx.quant import codec, device, kernels, ops, selftest
 from hlwq_mlx.quant.backends import metal
 from hlwq_mlx.quant.backends.base import reference, reference_geglu
-from hlwq_mlx.quant.kernels import Tile
+from hlwq_mlx.quant.chips import Tile
 from hlwq_mlx.quant.matrix import CodedMatrix
 from hlwq_mlx.quant.packing import UNIT
 from hlwq_mlx.source import model_card
