@@ -15,6 +15,7 @@ P32 keeps exactly `bits` bits per weight and makes every load an aligned 4, 8 or
 N rows, K columns (a multiple of 128).
 """
 
+from collections.abc import Iterable
 from functools import cache
 from typing import Any, Literal, get_args
 
@@ -35,7 +36,7 @@ Words = NDArray[np.uint32]
 _GROUP = 8  # codes that fill whole bytes at every width
 _CHUNK_GROUPS = 1 << 13  # a chunk's temporaries stay in the second-level cache
 _BLOCK_GROUPS = BLOCK // _GROUP
-_CHUNK_BLOCKS = 1 << 11
+_CHUNK_BLOCKS = 1 << 12
 
 
 def pack(codes: Codes, bits: int, order: BitOrder) -> Codes:
@@ -164,7 +165,7 @@ def stream_planes(stream: Codes, bits: int, order: BitOrder) -> tuple[Words, ...
         _exchange_quads(halves[:, 0], halves[:, 1], spare.reshape(4, 2, 2, n)[:, 0], bits)
         # In order msb the first quad of a group is its upper one.
         quarters = halves[:, ::-1] if order == "msb" else halves
-        _store_units(quarters.swapaxes(1, 2).reshape(4, 4, n), bits, [p[part] for p in planes])
+        _store_units(quarters, bits, [plane[part] for plane in planes])
     return tuple(plane.reshape(-1) for plane in planes)
 
 
@@ -337,28 +338,43 @@ def _exchange_quads(
 def _store_units(groups: NDArray[Any], bits: int, planes: list[Words]) -> None:
     """Write the units of some blocks, each of 4 groups, into the planes.
 
-    Shapes: groups [4, 4 units, n] -> each plane [n, 4 units, width].
+    Shapes: groups [4, 2 p, 2 h, n] -> each plane [n, 4 units, width].
     """
+    units = [(2 * h + p, p, h) for p, h in np.ndindex(2, 2)]
     if groups.itemsize == bits:  # no word holds parts of two groups
         targets = planes[0].view(groups.dtype)
-        for unit, at in np.ndindex(4, 4):
-            targets[:, unit, at] = groups[at, unit]
+        for at in range(4):
+            for unit, p, h in units:
+                targets[:, unit, at] = groups[at, p, h]
         return
-    words, done = groups.astype(np.uint64), 0
+    words, done = groups.astype(np.uint64, copy=False), 0
     total, part = np.empty((2, *words.shape[1:]), dtype=np.uint64)
     for plane in planes:
         size = min(64, 32 * plane.shape[2])  # two words at once where a load has two
         targets = plane.view(f"<u{size // 8}")
         for column in range(targets.shape[2]):
-            total.fill(0)
-            for at, group in zip(range(-done, 32 * bits, 8 * bits), words, strict=False):
-                if -8 * bits < at < size:
-                    shift = np.left_shift if at > 0 else np.right_shift
-                    total |= shift(group, np.uint64(abs(at)), out=part)
+            first, *others = _parts_within(words, 8 * bits, done, size)
+            _shift(*first, total)
+            for other in others:
+                total |= _shift(*other, part)
             found = total.view(targets.dtype)[..., :: 64 // size]
-            for unit in range(4):  # all at once would go through memory the wrong way
-                targets[:, unit, column] = found[unit]
+            for unit, p, h in units:  # all at once would go through memory the wrong way
+                targets[:, unit, column] = found[p, h]
             done += size
+
+
+def _parts_within(
+    groups: Iterable[NDArray[np.uint64]], group_bits: int, start: int, size: int
+) -> list[tuple[NDArray[np.uint64], int]]:
+    """Return the groups of a stream of which `size` bits from `start` on hold a part, and where."""
+    placed = [(group, number * group_bits - start) for number, group in enumerate(groups)]
+    return [(group, at) for group, at in placed if -group_bits < at < size]
+
+
+def _shift(values: NDArray[np.uint64], places: int, out: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    shift = np.left_shift if places > 0 else np.right_shift
+    shift(values, np.uint64(abs(places)), out=out)
+    return out
 
 
 def _check_order(where: str, bits: int, order: str) -> None:
