@@ -49,19 +49,19 @@ class SharedKV(NamedTuple):
     def attend(self, queries: mx.array) -> mx.array:
         """Mix the values by a float32 softmax of unscaled scores.
 
-        All scores of a call may be in memory at once, and every query scores the keys that any of
-        them sees, so many queries go block by block.
+        The scores of a block are in memory at once, and each of its queries scores every key that
+        any of them sees, so many queries go block by block.
         Shapes: queries [B, heads, L, D], normed and rotated -> [B, heads, L, D].
         """
         B, heads, L, _ = queries.shape
         K = self._key_count()
         step = 1 if L <= FEW else min(BLOCK, max(1, SCORES // (B * heads * K)))
-        blocks = [
-            self._rows(start, min(start + step, L), K - L)._attend(
-                queries[:, :, start : start + step]
-            )
-            for start in range(0, L, step)
-        ]
+        blocks = []
+        for start in range(0, L, step):
+            part = self._rows(start, min(start + step, L), K - L)
+            blocks.append(part._attend(queries[:, :, start : start + step]))
+            if B * heads * L * K > SCORES:
+                mx.eval(blocks[-1])  # or all blocks' scores could be in memory at once
         return blocks[0] if len(blocks) == 1 else mx.concatenate(blocks, axis=2)
 
     def _key_count(self) -> int:

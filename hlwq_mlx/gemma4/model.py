@@ -22,7 +22,7 @@ from .config import FLAT, Gemma4Config
 from .features import insert_features
 from .late_rows import LateRows
 from .masks import Mask, attention_masks
-from .text import AfterLayer, Filled, Shared, TextModel, nothing, one_behind
+from .text import AfterLayer, Filled, Shared, TextModel, nothing
 from .towers.config import AUDIO, VISION
 from .towers.tower import TOWER_PREFIXES, Tower, no_tower
 
@@ -206,7 +206,11 @@ class Model(nn.Module):
         return self._logits(begun, mx.async_eval)[:, -1]
 
     def decode_late(
-        self, inputs: mx.array, rows: LateRows | None, cache: Sequence[Any]
+        self,
+        inputs: mx.array,
+        rows: LateRows | None,
+        cache: Sequence[Any],
+        after_layer: AfterLayer = nothing,
     ) -> mx.array:
         """Score the next token of each row as `decode` does, from tokens that may be under way.
 
@@ -217,7 +221,7 @@ class Model(nn.Module):
         x = self.model.language_model.embed(inputs)
         array = None if rows is None else rows.array
         start = Start(x.astype(self._dtype), array, cache, None)
-        return self._logits(self._run(start))[:, -1]
+        return self._logits(self._run(start, after_layer), after_layer)[:, -1]
 
     def late_rows(self, sequences: int) -> LateRows | None:
         """Return what stands for the rows of a token of each sequence; None if there are none."""
@@ -338,11 +342,15 @@ class Model(nn.Module):
         return Pass(x, per_layer, shared)
 
     def _fill(self, start: Start) -> Filled:
-        """Run the same layers, two at once in memory, the last as far as its keys and values."""
+        """Run the same layers, the last one as far as its keys and values.
+
+        Each is evaluated before the next one is built, or the activations of all could be in memory
+        at once: MLX gives back what a GPU used when all that it was handed together is done.
+        """
         making = slice(self.args.text_config.first_shared - 1)
         per_layer = self._per_layer(start.x, start.rows, making)
         return self.model.language_model.fill_caches(
-            start.x, per_layer, self._masks(start), start.cache, one_behind()
+            start.x, per_layer, self._masks(start), start.cache, mx.eval
         )
 
     def _per_layer(

@@ -32,21 +32,6 @@ def scaled(x: mx.array, factor: float) -> mx.array:
     return (x.astype(mx.float32) * factor).astype(x.dtype)
 
 
-def one_behind() -> AfterLayer:
-    """Return what begins with each layer, and waits for the one before it.
-
-    So the activations of two layers are in memory at most, and the device is never idle.
-    """
-    begun: list[mx.array] = []
-
-    def wait(x: mx.array) -> None:
-        mx.async_eval(x)
-        mx.eval(begun)
-        begun[:] = [x]
-
-    return wait
-
-
 class Filled(NamedTuple):
     """A pass whose keys and values are cached, before the last layer that made some attends.
 
