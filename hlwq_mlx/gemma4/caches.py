@@ -23,6 +23,7 @@ GROUP_SIZES = (32, 64, 128)
 SINKS = 4  # first positions that a bounded cache never drops
 STEP = 256  # positions by which a buffer grows
 DROPPED_SHARE = 8  # a full bounded cache drops an eighth at once: a drop copies all that is left
+SPARE = 8  # positions that `rewind` can drop: more than one pass reads of a draft
 
 Arrays = tuple[mx.array, ...]
 
@@ -110,9 +111,10 @@ class _Buffer:
             array[:, :, self._stop : stop] = more
         self._stop = stop
 
-    def held(self) -> Arrays:
-        """Return what is held, oldest first."""
-        return tuple(array[:, :, self._start : self._stop] for array in self.arrays)
+    def held(self, most: int | None = None) -> Arrays:
+        """Return what is held, oldest first, or the last `most` positions of it."""
+        start = self._start if most is None else max(self._start, self._stop - most)
+        return tuple(array[:, :, start : self._stop] for array in self.arrays)
 
     def keep_last(self, count: int) -> None:
         """Drop all but the last positions."""
@@ -131,6 +133,10 @@ class _Buffer:
             for arrays in zip(*parts, strict=True)
         )
         self._start, self._stop = 0, count
+
+    def drop_last(self, count: int) -> None:
+        """Drop the last `count` positions; the next ones are written over them."""
+        self._stop -= count
 
     def drop(self, first: int, count: int) -> None:
         """Drop `count` positions behind the `first` ones."""
@@ -190,10 +196,26 @@ class FullCache:
 
         Shapes: [1, heads, L, D] -> [1, heads, held, D].
         """
-        self._buffer.append((keys, values))
-        self.offset += keys.shape[2]
+        self._take((keys, values))
+        return self.peek()
+
+    def peek(self) -> tuple[Any, Any]:
+        """Return all that the next query sees but its own, as `update_and_fetch` does."""
         held = self._buffer.held()
         return held[0], held[1]
+
+    @property
+    def room(self) -> int:
+        """How many positions one update takes just as so many updates of one would."""
+        return SPARE
+
+    def rewind(self, count: int) -> None:
+        """Drop the last `count` positions, as if they had never been taken.
+
+        At least one position of the last update stays, and at most SPARE are dropped.
+        """
+        self._buffer.drop_last(count)
+        self.offset -= count
 
     def snapshot(self, start: int, end: int) -> Arrays | None:
         """Copy what a cache of the first `end` positions holds, or None when it is forgotten.
@@ -213,9 +235,13 @@ class FullCache:
         self._buffer.fill(snapshots)
         self.offset = end
 
+    def _take(self, new: Arrays) -> None:
+        self._buffer.append(new)
+        self.offset += new[0].shape[2]
+
 
 class SlidingCache(FullCache):
-    """The last positions: those that the next query sees, without its own."""
+    """The last positions: those that the next query sees, without its own, and some to rewind."""
 
     snapshots_join = False
 
@@ -229,8 +255,15 @@ class SlidingCache(FullCache):
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[Any, Any]:
         """Take new positions and return them behind the window of the first."""
-        self._buffer.keep_last(self._window - 1)
-        return super().update_and_fetch(keys, values)
+        self._buffer.keep_last(self._window - 1 + SPARE)
+        self._take((keys, values))
+        held = self._buffer.held(self._window - 1 + keys.shape[2])
+        return held[0], held[1]
+
+    def peek(self) -> tuple[Any, Any]:
+        """Return the window of the next query, without its own position."""
+        held = self._buffer.held(self._window - 1)
+        return held[0], held[1]
 
     def snapshot(self, start: int, end: int) -> Arrays | None:
         """Copy the window of the position behind `end`, or None when it is forgotten."""
@@ -255,6 +288,12 @@ class BoundedCache(FullCache):
             self._buffer.drop(SINKS, min(count, droppable))
         return super().update_and_fetch(keys, values)
 
+    @property
+    def room(self) -> int:
+        """As FullCache's: up to where it is full, or up to where it is full again."""
+        left = self.max_size - len(self)
+        return min(SPARE, left if left > 0 else max(1, self.max_size // DROPPED_SHARE))
+
     def snapshot(self, start: int, end: int) -> Arrays | None:
         """Copy what is remembered at `end`, or None when it no longer is what it was there."""
         if len(self) == self.offset:
@@ -277,8 +316,11 @@ class CodedCache(FullCache):
             for array in (keys, values)
             for part in mx.quantize(array, group_size=self.group_size, bits=self.bits)
         ]
-        self._buffer.append(tuple(coded))
-        self.offset += keys.shape[2]
+        self._take(tuple(coded))
+        return self.peek()
+
+    def peek(self) -> tuple[Any, Any]:
+        """Return all positions: twice codes, scales and biases."""
         held = self._buffer.held()
         return held[:3], held[3:]
 
