@@ -212,7 +212,7 @@ class FullCache:
     def rewind(self, count: int) -> None:
         """Drop the last `count` positions, as if they had never been taken.
 
-        At least one position of the last update stays, and at most SPARE are dropped.
+        `room` bounds them, and at least one position of the last update stays.
         """
         self._buffer.drop_last(count)
         self.offset -= count
@@ -346,6 +346,15 @@ class Rows:
     def make_mask(self, length: int, /, *, return_array: bool, window_size: int | None) -> Mask:
         """Return the mask of the sequences: caches of one layer all have the same kind."""
         return self.entries[0].make_mask(length, return_array=return_array, window_size=window_size)
+
+
+def rewind(caches: Sequence[Any], length: int) -> None:
+    """Drop all positions behind the first `length`, as if they had never been taken.
+
+    At least one position of the last update stays, which had no more than there was `room` for.
+    """
+    for entry in caches:
+        entry.rewind(entry.offset - length)
 
 
 def make_caches(config: TextConfig, caching: Caching) -> list[Any]:
