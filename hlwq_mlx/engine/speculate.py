@@ -2,10 +2,10 @@
 
 The pass reads a row's last token and the drafted ones. At each position the row's own chooser
 chooses as it would alone, from the same scores, with the same key; so long as it chooses what was
-drafted, the next position is read already. The rest is dropped from the caches. So an answer is the
-plain one token for token, a sampled one too. This is rejection sampling of the exact distribution:
-a drafted token d is accepted with the probability p(d) that the model gives it, and where it is not,
-the token is one drawn from p without d.
+drafted, the next position is read already. The rest is dropped from the caches. So an answer is
+the plain one token for token, a sampled one too. This is rejection sampling of the exact
+distribution: a drafted token d is accepted with the probability p(d) that the model gives it, and
+where it is not, the token is drawn from p without d; and it makes no difference how d was found.
 
 It holds bit for bit where a product gives a row the same bits among a few others (see
 quant.backends) and each query attends as it would alone (see gemma4.attention).
@@ -69,7 +69,7 @@ class DraftingStep:
         """Read a row's token and what was drafted behind it; keep what its chooser agrees to."""
         start, length = row.caches[0].offset, len(drafts) + 1
         hidden, logits = self._model.check(mx.array([[row.token, *drafts]]), row.caches)
-        own, scores = mx.split(logits, length), score(logits)
+        own, scores = [*mx.split(logits, length)], score(logits)
         ids = row.chooser.ahead(own)
         mx.eval(hidden, own, scores, ids)
         found: list[Chosen] = []
@@ -81,9 +81,11 @@ class DraftingStep:
                 if row.token != draft or not course.left:
                     break
         except Exception as problem:  # noqa: BLE001 - a constraint's own, of any kind
+            if not found:
+                return problem
             course.problem = problem
-        kept = max(1, len(found))
+        kept = len(found)  # the row's token, and drafts that were accepted
         rewind(row.caches, start + kept)
         course.hidden = start + kept, hidden[:, kept - 1 : kept]
-        course.pace.learn(len(drafts), max(0, len(found) - 1), self._cost)
-        return found or course.problem
+        course.pace.learn(len(drafts), len(found) - 1, self._cost)
+        return found

@@ -119,7 +119,7 @@ def test_every_chunking_reads_the_same_embeddings(variant, prefill_step):
     model = oracle_model(variant)
     embeddings = features_for(model, SHOWN)
     found = answer(model, SHOWN, embeddings, max_tokens=STEPS, prefill_step=prefill_step)
-    tokens, scores = zip(*found, strict=True)
+    tokens, scores, _ = zip(*found, strict=True)
     assert list(tokens) == greedy_by_hand(model, SHOWN, embeddings)
     wanted = log_probabilities(model, SHOWN, embeddings)
     assert np.abs(np.array(scores[0]) - wanted).max() < TOLERANCE

@@ -1,19 +1,17 @@
 """Drafts change how many passes an answer takes and nothing else, bit for bit."""
 
-import mlx.core as mx
 import numpy as np
 import pytest
 import tiny
-from test_worker import Bench, Even
+from test_worker import Even
 
-from hlwq_mlx.engine.answer import generate_tokens, make_chooser, prefill
+from hlwq_mlx.engine.answer import make_chooser, prefill
 from hlwq_mlx.engine.decoding import Decoding
 from hlwq_mlx.engine.draft import Course
 from hlwq_mlx.engine.request import Prepared, Request
 from hlwq_mlx.engine.sampling import Sampling
 from hlwq_mlx.engine.speculate import DraftingStep
 from hlwq_mlx.engine.step import PlainStep, start_row
-from hlwq_mlx.engine.task import Task
 from hlwq_mlx.gemma4.caches import WHOLE, Caching
 
 PROMPT = [2, *np.random.default_rng(3).integers(7, 320, 20).tolist()]
@@ -91,9 +89,7 @@ def test_a_drafted_answer_is_the_plain_one(model, caching, how):
     """Past the window, with shared keys: tokens, scores and caches, bit for bit."""
     wanted, plain_passes, plain = decode(model, PlainStep(model), DECODINGS[how](), caching)
     drafter = Prompter([each.token for each in wanted])
-    found, passes, caches = decode(
-        model, DraftingStep(model, drafter), DECODINGS[how](), caching
-    )
+    found, passes, caches = decode(model, DraftingStep(model, drafter), DECODINGS[how](), caching)
     assert_same(found, wanted)
     assert_same_caches(caches, plain)
     assert passes < plain_passes or caching.max_kv_size == 6
