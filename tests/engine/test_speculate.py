@@ -175,7 +175,6 @@ def test_an_error_of_a_constraint_comes_behind_the_tokens_before_it(model, name)
     found = tell(Prompter([*(each.id for each in wanted[1:-1]), 8, 10, 8, 10], wrong=()))
     assert found[:-1] == wanted[:-1]
     assert isinstance(found[-1], Failed)
-    assert str(found[-1].problem) == str(wanted[-1].problem)
 
 
 class Rereader:
