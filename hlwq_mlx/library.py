@@ -220,8 +220,8 @@ def _answer(
     """Turn tokens into pieces of text, up to the answer's end."""
     text = AnswerText(tokenizer.detokenizer, stops)
     clock = _Clock(len(request.prompt.ids))
-    for token, scores in tokens:
-        clock.tick()
+    for token, scores, is_drafted in tokens:
+        clock.tick(is_drafted=is_drafted)
         if token in request.stop_ids:
             yield clock.response(text.finish(), token, scores, "stop")
             return
@@ -240,11 +240,14 @@ class _Clock:
 
     def __init__(self, prompt_tokens: int) -> None:
         self._prompt_tokens = prompt_tokens
-        self.tokens = 0
+        self.tokens = self._passes = 0
+        self._is_drafted = False
         self._prompt_s = 0.0
         self._begun = time.perf_counter()
 
-    def tick(self) -> None:
+    def tick(self, *, is_drafted: bool) -> None:
+        self._is_drafted = is_drafted
+        self._passes += not is_drafted
         if not self.tokens:  # the time up to the first token is the prompt's
             now = time.perf_counter()
             self._prompt_s, self._begun = now - self._begun, now
@@ -257,7 +260,7 @@ class _Clock:
             text=text,
             token=token,
             logprobs=scores,
-            from_draft=False,
+            from_draft=self._is_drafted,
             prompt_tokens=self._prompt_tokens,
             prompt_tps=self._prompt_tokens / self._prompt_s,
             generation_tokens=self.tokens,

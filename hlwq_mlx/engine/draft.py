@@ -2,15 +2,18 @@
 
 A proposal never changes an answer, only how many passes it takes (see speculate). This module knows
 no drafter.
-H hidden size.
+L tokens of prompt and answer, H hidden size.
 """
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Container, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
+
+from .pace import Pace
 
 
 class Seen(NamedTuple):
@@ -20,7 +23,7 @@ class Seen(NamedTuple):
     answer; the caches hold all but the last one, which is chosen but not read yet. `caches` are
     those of the layers that make keys and values; `peek` returns what they hold.
     `hidden` is the model's output behind its final norm at the last position that the caches hold,
-    from which the last token was chosen; None where the drafter needs none, or it is not known.
+    from which the last token was chosen; None where the drafter needs none.
     Shapes: ids [L], hidden [1, 1, H].
     """
 
@@ -36,8 +39,11 @@ class Drafter(Protocol):
     token costs, in passes of the model.
     """
 
-    needs_hidden: bool
-    cost: float
+    @property
+    def needs_hidden(self) -> bool: ...
+
+    @property
+    def cost(self) -> float: ...
 
     def draft(self, seen: Seen, count: int) -> Sequence[int] | mx.array:
         """Return at most `count` tokens that may follow, or none.
@@ -47,3 +53,45 @@ class Drafter(Protocol):
         Shapes: -> int [k], k <= count.
         """
         ...
+
+
+class Course:
+    """An answer's tokens with the prompt's keys before them, and what is known for drafting.
+
+    The answer ends with the first token of `ends`, or when no token is `left`; -1 is no limit.
+    `hidden` is the hidden state with the length of caches that it belongs to.
+    """
+
+    def __init__(self, keys: Sequence[int], ends: Container[int], left: int) -> None:
+        self._ids = np.array(keys, dtype=np.int64)
+        self._length = len(keys)
+        self._ends = ends
+        self._left = left if left >= 0 else sys.maxsize
+        self.hidden: tuple[int, mx.array] | None = None
+        self.pace = Pace()
+        self.problem: Exception | None = None  # that the next step tells of
+
+    @property
+    def ids(self) -> NDArray[np.int64]:
+        """Keys and tokens so far: a view."""
+        return self._ids[: self._length]
+
+    @property
+    def left(self) -> int:
+        """How many tokens the answer may still have: none behind one that ends it."""
+        return 0 if int(self._ids[self._length - 1]) in self._ends else self._left
+
+    def take(self, token: int) -> None:
+        """Add a token to the answer."""
+        if self._length == len(self._ids):
+            self._ids = np.concatenate([self._ids, np.zeros_like(self._ids)])
+        self._ids[self._length] = token
+        self._length += 1
+        self._left -= 1
+        self.pace.take()
+
+    def seen(self, caches: Sequence[Any]) -> Seen:
+        """Return the answer as a drafter sees it."""
+        length = caches[0].offset
+        known = self.hidden is not None and self.hidden[0] == length
+        return Seen(self.ids, caches, self.hidden[1] if known and self.hidden else None)

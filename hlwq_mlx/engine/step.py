@@ -16,25 +16,31 @@ from ..gemma4.caches import Rows
 from ..gemma4.model import Model
 from ..quant.backends.choose import steady_rows
 from .decoding import Chooser
+from .draft import Course
 
 
 @dataclass
 class Row:
-    """A sequence being answered: its caches, and its last token, which they do not hold yet."""
+    """A sequence being answered: its caches, and its last token, which they do not hold yet.
+
+    Only a row with its course can be drafted.
+    """
 
     caches: list[Any]
     token: int
     chooser: Chooser
+    course: Course | None = None
 
 
 class Chosen(NamedTuple):
-    """A token and the log probabilities it was chosen from.
+    """A token and the log probabilities it was chosen from; a drafted one took no pass of its own.
 
     Shapes: scores float32 [V].
     """
 
     token: int
     scores: mx.array
+    is_drafted: bool = False
 
 
 # What a step made of a row: its next tokens, or what its own chooser raised.
@@ -71,15 +77,17 @@ def score(logits: mx.array) -> list[mx.array]:
     return [*mx.split(scores.flatten(), len(logits))]
 
 
-def start_row(caches: list[Any], logits: mx.array, chooser: Chooser) -> tuple[Row, Chosen]:
+def start_row(
+    caches: list[Any], logits: mx.array, chooser: Chooser, course: Course | None = None
+) -> tuple[Row, Chosen]:
     """Choose the token behind a prompt that the caches hold.
 
     Shapes: logits float32 [1, V].
     """
     token, [scores] = chooser(logits), score(logits)
     mx.eval(token, scores)
-    row = Row(caches, -1, chooser)
-    return row, _accept(row, token, scores)
+    row = Row(caches, -1, chooser, course)
+    return row, accept(row, token, scores)
 
 
 class PlainStep:
@@ -105,11 +113,13 @@ class PlainStep:
         return [Rows(entries) for entries in zip(*(row.caches for row in rows), strict=True)]
 
 
-def _accept(row: Row, token: mx.array, scores: mx.array) -> Chosen:
-    """Take a row's next token, which is evaluated."""
+def accept(row: Row, token: mx.array, scores: mx.array, *, is_drafted: bool = False) -> Chosen:
+    """Take a row's next token."""
     row.token = int(np.array(token)[0])
     row.chooser.accept(row.token)
-    return Chosen(row.token, scores)
+    if row.course is not None:
+        row.course.take(row.token)
+    return Chosen(row.token, scores, is_drafted)
 
 
 def _try_choose(logits: mx.array, chooser: Chooser) -> mx.array | Exception:
@@ -123,6 +133,6 @@ def _try_accept(row: Row, token: mx.array | Exception, scores: mx.array) -> Outc
     if isinstance(token, Exception):
         return token
     try:
-        return [_accept(row, token, scores)]
+        return [accept(row, token, scores)]
     except Exception as problem:  # noqa: BLE001 - a constraint's own, of any kind
         return problem

@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 from ..errors import CheckpointError, RequestError
 from ..gemma4.caches import WHOLE, Caching
 from ..gemma4.model import Model
-from .answer import chunks, inseparable, make_chooser, read_chunk
+from .answer import chunks, inseparable, make_chooser, make_step, read_chunk
 from .decoding import Chooser
+from .draft import Course, Drafter
 from .finite import require_finite
 from .prefix_cache import Match, PrefixCache
-from .request import PREFILL_STEP, Prepared
-from .step import Chosen, PlainStep, Row, start_row
+from .request import PREFILL_STEP, Prepared, room_for_answer
+from .step import Chosen, Row, start_row
 from .task import Task, Token
 
 # Yields None after each piece of reading; returns the caches, and the logits behind the prompt.
@@ -38,6 +39,7 @@ class Job:
 
     task: Task
     chooser: Chooser
+    course: Course
     cached: int
     reading: Reading
     share: float = 1.0
@@ -62,11 +64,12 @@ class Worker:
         prefixes: PrefixCache | None = None,
         caching: Caching = WHOLE,
         prefill_step: int = PREFILL_STEP,
+        drafter: Drafter | None = None,
     ) -> None:
         self.model = model
         self.prefixes = prefixes or PrefixCache(partial(model.make_cache, caching), 0)
         self._prefill_step = prefill_step
-        self._step = PlainStep(model)
+        self._step = make_step(model, drafter)
 
     def begin(self, task: Task) -> Job:
         """Find what is known of the prompt."""
@@ -76,7 +79,7 @@ class Worker:
         share = 1.0 if _has_media(task, match.length) else min(1.0, unread / self._prefill_step)
         # At once, because other jobs may drive out what was found.
         reading = self._read(task, match, match.restore())
-        return Job(task, chooser, match.length, reading, share)
+        return Job(task, chooser, self._course(task), match.length, reading, share)
 
     def advance(self, job: Job) -> list[Token]:
         """Do one piece of reading; behind the last one, choose the first token."""
@@ -86,9 +89,9 @@ class Worker:
         except StopIteration as end:
             caches, logits = end.value
         if job.answer:  # it was read again
-            job.row = Row(caches, job.answer[-1], job.chooser)
+            job.row = Row(caches, job.answer[-1], job.chooser, job.course)
             return []
-        job.row, chosen = start_row(caches, logits, job.chooser)
+        job.row, chosen = start_row(caches, logits, job.chooser, job.course)
         return [self._token(job, chosen)]
 
     def step(self, jobs: Sequence[Job]) -> list[list[Token] | Exception]:
@@ -129,6 +132,11 @@ class Worker:
     def kept_bytes(self) -> int:
         """Bytes of the prefixes that are kept."""
         return self.prefixes.nbytes
+
+    def _course(self, task: Task) -> Course:
+        context = self.model.args.text_config.max_position_embeddings
+        left = room_for_answer(len(task.keys), task.max_tokens, context)
+        return Course(task.keys, task.stop_ids, left)
 
     def _read(self, task: Task, match: Match, caches: list[Any]) -> Reading:
         """Read what is not known of a prompt, and keep what other prompts may begin with."""
@@ -179,7 +187,7 @@ class Worker:
 
     def _token(self, job: Job, chosen: Chosen) -> Token:
         """Take a token of an answer and return it as plain values."""
-        require_finite(self.model, *chosen)
+        require_finite(self.model, chosen.token, chosen.scores)
         job.answer.append(chosen.token)
         scores = np.array(chosen.scores, copy=False)
         top = likeliest(scores, job.task.top_logprobs or 0)

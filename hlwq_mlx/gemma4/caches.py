@@ -23,7 +23,7 @@ GROUP_SIZES = (32, 64, 128)
 SINKS = 4  # first positions that a bounded cache never drops
 STEP = 256  # positions by which a buffer grows
 DROPPED_SHARE = 8  # a full bounded cache drops an eighth at once: a drop copies all that is left
-SPARE = 8  # positions that `rewind` can drop: more than one pass reads of a draft
+ANY = 1 << 30  # positions
 
 Arrays = tuple[mx.array, ...]
 
@@ -91,11 +91,12 @@ class _Buffer:
     """Arrays that grow at their end and lose positions at their front.
 
     Every array is [1, heads, positions, width]. It grows by `STEP` positions at once, so that most
-    appends write in place.
+    appends write in place; `spare` more than needed, so that a window of whole steps does too.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, spare: int = 0) -> None:
         self.arrays: Arrays = ()
+        self._spare = spare
         self._start = self._stop = 0
 
     def __len__(self) -> int:
@@ -148,7 +149,8 @@ class _Buffer:
 
     def _make_room(self, new: Arrays, length: int) -> None:
         held, count = self.held() or new, len(self)
-        self.arrays = tuple(_zeros(array, _capacity(count + length)) for array in new)
+        capacity = _capacity(count + length + self._spare)
+        self.arrays = tuple(_zeros(array, capacity) for array in new)
         for array, old in zip(self.arrays, held, strict=True):
             array[:, :, :count] = old[:, :, :count]
         self._start, self._stop = 0, count
@@ -207,12 +209,12 @@ class FullCache:
     @property
     def room(self) -> int:
         """How many positions one update takes just as so many updates of one would."""
-        return SPARE
+        return ANY
 
     def rewind(self, count: int) -> None:
         """Drop the last `count` positions, as if they had never been taken.
 
-        At least one position of the last update stays, and at most SPARE are dropped.
+        `room` bounds them, and at least one position of the last update stays.
         """
         self._buffer.drop_last(count)
         self.offset -= count
@@ -241,13 +243,17 @@ class FullCache:
 
 
 class SlidingCache(FullCache):
-    """The last positions: those that the next query sees, without its own, and some to rewind."""
+    """The last positions: those that the next query sees, without its own.
+
+    What an update brings stays behind them until the next one, so that it can be rewound.
+    """
 
     snapshots_join = False
 
     def __init__(self, window: int) -> None:
         super().__init__()
         self._window = window
+        self._buffer = _Buffer(spare=1)
 
     def make_mask(self, length: int, /, *, return_array: bool, window_size: int | None) -> Mask:
         """Return a causal mask that sees no farther back than the window."""
@@ -255,9 +261,9 @@ class SlidingCache(FullCache):
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[Any, Any]:
         """Take new positions and return them behind the window of the first."""
-        self._buffer.keep_last(self._window - 1 + SPARE)
+        self._buffer.keep_last(self._window - 1)
         self._take((keys, values))
-        held = self._buffer.held(self._window - 1 + keys.shape[2])
+        held = self._buffer.held()
         return held[0], held[1]
 
     def peek(self) -> tuple[Any, Any]:
@@ -292,7 +298,7 @@ class BoundedCache(FullCache):
     def room(self) -> int:
         """As FullCache's: up to where it is full, or up to where it is full again."""
         left = self.max_size - len(self)
-        return min(SPARE, left if left > 0 else max(1, self.max_size // DROPPED_SHARE))
+        return left if left > 0 else max(1, self.max_size // DROPPED_SHARE)
 
     def snapshot(self, start: int, end: int) -> Arrays | None:
         """Copy what is remembered at `end`, or None when it no longer is what it was there."""
@@ -346,6 +352,15 @@ class Rows:
     def make_mask(self, length: int, /, *, return_array: bool, window_size: int | None) -> Mask:
         """Return the mask of the sequences: caches of one layer all have the same kind."""
         return self.entries[0].make_mask(length, return_array=return_array, window_size=window_size)
+
+
+def rewind(caches: Sequence[Any], length: int) -> None:
+    """Drop all positions behind the first `length`, as if they had never been taken.
+
+    At least one position of the last update stays, which had no more than there was `room` for.
+    """
+    for entry in caches:
+        entry.rewind(entry.offset - length)
 
 
 def make_caches(config: TextConfig, caching: Caching) -> list[Any]:
