@@ -2,12 +2,13 @@
 
 import json
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 from oracle import FOLDER
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from hlwq_mlx.gemma4.drafter import Drafter
 from hlwq_mlx.gemma4.drafter_config import DrafterConfig
@@ -37,3 +38,11 @@ def drafter(head: str = "ordered") -> Drafter:
     made = Drafter(DrafterConfig.from_dict(settings(head)))
     made.load_weights([(k, mx.array(v)) for k, v in weights(head).items()], strict=True)
     return made
+
+
+def write(root: Path, head: str = "ordered", **changes: Any) -> Path:
+    """Write the drafter as transformers does, with keys of its config.json changed."""
+    root.mkdir(parents=True)
+    (root / "config.json").write_text(json.dumps(settings(head) | changes))
+    save_file(weights(head), root / "model.safetensors")
+    return root
