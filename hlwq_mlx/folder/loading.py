@@ -15,6 +15,7 @@ from tqdm import tqdm
 from ..disk.tensorfile import TensorFile, TensorSpec
 from ..errors import CheckpointError, naming, raise_all
 from ..gemma4.drafter import Drafter
+from ..gemma4.drafter_config import require_fit
 from ..gemma4.model import Model, Resources
 from ..gemma4.towers.tower import TOWER_PREFIXES, Tower, make_tower, no_tower, prefixes
 from ..quant import device, fuse
@@ -63,9 +64,9 @@ def map_folder(folder: Folder) -> Model:
 
 
 def require_loadable(folder: Folder) -> None:
-    """Check from headers alone that a folder's model, rows and towers can be loaded.
+    """Check from headers alone that a folder's model, rows, towers and drafter can be loaded.
 
-    Raises: as `load_folder` and `load_tower`.
+    Raises: as `load_folder`, `load_tower` and `require_drafter`.
     """
     _ = folder.manifest
     _check_depths(folder)
@@ -82,6 +83,8 @@ def require_loadable(folder: Folder) -> None:
         specs = {name: spec for name, spec in folder.specs.items() if name.startswith(mine)}
         if specs:
             check_weights(make_tower(folder.args, kind), specs, folder)
+    if folder.drafter is not None:
+        require_drafter(folder.drafter, folder)
 
 
 def load_drafter(folder: DrafterFolder) -> Drafter:
@@ -98,11 +101,12 @@ def load_drafter(folder: DrafterFolder) -> Drafter:
     return drafter
 
 
-def require_drafter(folder: DrafterFolder) -> None:
-    """Check from headers alone that a drafter can be loaded.
+def require_drafter(folder: DrafterFolder, model: Folder) -> None:
+    """Check from headers alone that a drafter can be loaded and fits a model.
 
-    Raises: as `load_drafter`.
+    Raises: as `load_drafter` and `require_fit`.
     """
+    require_fit(folder.args, model.args.text_config)
     _ = folder.manifest
     _check_depths(folder)
     require_own_shards(folder)
