@@ -5,6 +5,7 @@ layers run that share keys and values. This module never sees text.
 L prompt length, V vocabulary.
 """
 
+import math
 from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -19,8 +20,8 @@ from .draft import Course, Drafter
 from .finite import require_finite
 from .prefix_cache import PrefixCache
 from .request import Prepared, Request
-from .speculate import DraftingStep
-from .step import Chosen, Outcome, PlainStep, Row, Step, start_row
+from .speculate import make_step
+from .step import Chosen, Outcome, Row, Step, start_row
 
 
 def generate_tokens(
@@ -53,8 +54,10 @@ def generate_tokens(
                 keys.append(chosen.token)
                 yield chosen
         except GeneratorExit:  # the caller stopped early, and may go on with the same conversation
-            rewind(caches, len(keys) - 1)  # a pass may have brought more tokens than were taken
-            prefixes.keep(keys, caches, caches[0].offset)
+            if not row.is_broken:
+                # A pass may have brought more tokens than were taken.
+                rewind(caches, min(len(keys), caches[0].offset))
+                prefixes.keep(keys, caches, caches[0].offset)
             raise
         prefixes.keep(keys, caches, caches[0].offset)
 
@@ -71,14 +74,10 @@ def begin_row(
     `on_chunk` gets each part of the prompt as soon as the caches hold it.
     """
     chooser = make_chooser(model, Decoding(request.sampling), request.prompt.ids)
-    keys = request.prompt.keys or request.prompt.ids
-    course = Course(keys, request.stop_ids, request.max_tokens)
-    return start_row(caches, prefill(model, request, caches, begin, on_chunk), chooser, course)
-
-
-def make_step(model: Model, drafter: Drafter | None) -> Step:
-    """Return the step that answers take: with drafts, where there is a drafter."""
-    return PlainStep(model) if drafter is None else DraftingStep(model, drafter)
+    left = math.inf if request.max_tokens == -1 else request.max_tokens
+    course = Course(request.prompt.keys or request.prompt.ids)
+    row = Row(caches, -1, chooser, request.stop_ids, left, course=course)
+    return row, start_row(row, prefill(model, request, caches, begin, on_chunk))
 
 
 def make_chooser(model: Model, decoding: Decoding, prompt: Sequence[int]) -> Chooser:

@@ -5,8 +5,7 @@ no drafter.
 L tokens of prompt and answer, H hidden size.
 """
 
-import sys
-from collections.abc import Container, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 import mlx.core as mx
@@ -58,28 +57,14 @@ class Drafter(Protocol):
 class Course:
     """An answer's tokens with the prompt's keys before them, and what is known for drafting.
 
-    The answer ends with the first token of `ends`, or when no token is `left`; -1 is no limit.
-    `hidden` is the hidden state with the length of caches that it belongs to.
+    `hidden` is the hidden state, with the length of caches that it belongs to.
     """
 
-    def __init__(self, keys: Sequence[int], ends: Container[int], left: int) -> None:
+    def __init__(self, keys: Sequence[int]) -> None:
         self._ids = np.array(keys, dtype=np.int64)
         self._length = len(keys)
-        self._ends = ends
-        self._left = left if left >= 0 else sys.maxsize
         self.hidden: tuple[int, mx.array] | None = None
         self.pace = Pace()
-        self.problem: Exception | None = None  # that the next step tells of
-
-    @property
-    def ids(self) -> NDArray[np.int64]:
-        """Keys and tokens so far: a view."""
-        return self._ids[: self._length]
-
-    @property
-    def left(self) -> int:
-        """How many tokens the answer may still have: none behind one that ends it."""
-        return 0 if int(self._ids[self._length - 1]) in self._ends else self._left
 
     def take(self, token: int) -> None:
         """Add a token to the answer."""
@@ -87,11 +72,10 @@ class Course:
             self._ids = np.concatenate([self._ids, np.zeros_like(self._ids)])
         self._ids[self._length] = token
         self._length += 1
-        self._left -= 1
         self.pace.take()
 
     def seen(self, caches: Sequence[Any]) -> Seen:
         """Return the answer as a drafter sees it."""
-        length = caches[0].offset
-        known = self.hidden is not None and self.hidden[0] == length
-        return Seen(self.ids, caches, self.hidden[1] if known and self.hidden else None)
+        known = self.hidden is not None and self.hidden[0] == caches[0].offset
+        hidden = self.hidden[1] if known and self.hidden else None
+        return Seen(self._ids[: self._length], caches, hidden)

@@ -22,43 +22,50 @@ from ..gemma4.caches import rewind
 from ..gemma4.model import Model
 from ..quant.device import has_metal
 from ..quant.layers import rows_of_a_pass
+from . import overlap
 from .draft import Course, Drafter
-from .step import Chosen, Outcome, PlainStep, Row, accept, score
+from .step import Chosen, Outcome, Row, Step, UnderWay, accept, score, take
 
 # What one more row costs a pass, in passes.
 ROW_COST = {True: 0.05, False: 0.15}  # by whether there is Metal
 
 
-class DraftingStep:
-    """Several tokens for a lone row; rows of a batch get one each, without drafts."""
+def make_step(model: Model, drafter: Drafter | None) -> Step:
+    """Return the step that answers take: with drafts, where there is a drafter."""
+    step = overlap.make_step(model)
+    return step if drafter is None else DraftingStep(model, drafter, step)
 
-    def __init__(self, model: Model, drafter: Drafter) -> None:
-        self._plain = PlainStep(model)
-        self.width = self._plain.width
+
+class DraftingStep:
+    """Several tokens for a lone row; rows of a batch get one each, by a step without drafts."""
+
+    def __init__(self, model: Model, drafter: Drafter, plain: Step) -> None:
+        self.width = plain.width
         self._model = model
         self._drafter = drafter
+        self._plain = plain
         self._cost = ROW_COST[has_metal()] + drafter.cost
-        self._most = rows_of_a_pass(model) - 1
+        self._rows = rows_of_a_pass(model)
         self._vocab = model.args.text_config.vocab_size
         self._never = frozenset(model.args.media_token_ids)
 
     def __call__(self, rows: Sequence[Row]) -> list[Outcome]:
         """Check drafts of a lone row, or read the token of each."""
         course = rows[0].course
-        if len(rows) > 1 or course is None:
+        if len(rows) > 1 or course is None or rows[0].is_broken:
             return self._plain(rows)
         [row] = rows
-        if course.problem is not None:
-            return [course.problem]
-        most = min([self._most + 1, course.left, *(entry.room for entry in row.caches)]) - 1
-        count = course.pace.count(most, self._cost)
+        most = min([self._rows, row.left, *(entry.room for entry in row.caches)]) - 1
+        count = course.pace.count(int(most), self._cost)
         if count < 1:
             return self._plain(rows)
         seen = course.seen(row.caches)
         if self._drafter.needs_hidden and seen.hidden is None:
-            return [self._check(row, course, [])]
+            return take(rows) if row.under_way else [self._check(row, course, [])]
         drafts = self._usable(self._drafter.draft(seen, count))
-        return [self._check(row, course, drafts)] if drafts else self._plain(rows)
+        if not drafts:
+            return self._plain(rows)
+        return take(rows) if row.under_way else [self._check(row, course, drafts)]
 
     def _usable(self, drafts: Sequence[int] | mx.array) -> list[int]:
         """Return drafts up to the first that the model never chooses, which it could not read."""
@@ -78,12 +85,12 @@ class DraftingStep:
                 at = len(found)
                 id = ids[at] if at < len(ids) else row.chooser(each)
                 found.append(accept(row, id, given, is_drafted=at > 0))
-                if row.token != draft or not course.left:
+                if row.token != draft or row.is_over:
                     break
         except Exception as problem:  # noqa: BLE001 - a constraint's own, of any kind
             if not found:
                 return problem
-            course.problem = problem
+            row.under_way = UnderWay(problem, given)  # the next step tells of it
         kept = len(found)  # the row's token, and drafts that were accepted
         rewind(row.caches, start + kept)
         course.hidden = start + kept, hidden[:, kept - 1 : kept]

@@ -1,11 +1,13 @@
 """One step of the engine: rows with their caches in, one or more tokens a row out.
 
-A row is a sequence whose last token is chosen but not cached yet, with what chooses its next token.
-Batching, drafting and several machines fit behind the protocol `Step`. This module never sees text.
+A row is a sequence whose last token is chosen, with what chooses its next token. Batching, working
+ahead (overlap.py), drafting and several machines fit behind the protocol `Step`. This module never
+sees text.
 R rows, V vocabulary.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -19,19 +21,6 @@ from .decoding import Chooser
 from .draft import Course
 
 
-@dataclass
-class Row:
-    """A sequence being answered: its caches, and its last token, which they do not hold yet.
-
-    Only a row with its course can be drafted.
-    """
-
-    caches: list[Any]
-    token: int
-    chooser: Chooser
-    course: Course | None = None
-
-
 class Chosen(NamedTuple):
     """A token and the log probabilities it was chosen from; a drafted one took no pass of its own.
 
@@ -41,6 +30,55 @@ class Chosen(NamedTuple):
     token: int
     scores: mx.array
     is_drafted: bool = False
+
+
+class UnderWay(NamedTuple):
+    """A row's next token, which MLX may still be computing, or what its own chooser raised.
+
+    Shapes: token [1], scores float32 [V].
+    """
+
+    token: mx.array | Exception
+    scores: mx.array
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether a token was chosen."""
+        return isinstance(self.token, mx.array)
+
+
+@dataclass
+class Row:
+    """A sequence being answered: its caches, its last token, and what chooses the next.
+
+    The answer is over with a token of `stop_ids`, or when none are `left`. The caches do not hold
+    the last token yet; while a step that reads it is `under_way`, they do. An exception there is
+    what ended the row. Only a row with its course can be drafted.
+    """
+
+    caches: list[Any]
+    token: int
+    chooser: Chooser
+    stop_ids: Collection[int] = ()
+    left: float = math.inf
+    under_way: UnderWay | Exception | None = None
+    course: Course | None = None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the last token ends the answer."""
+        return self.token in self.stop_ids or self.left < 1
+
+    @property
+    def chosen(self) -> UnderWay:
+        """What is under way."""
+        assert isinstance(self.under_way, UnderWay)
+        return self.under_way
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether the row was ended by an exception, so that its caches are of no use."""
+        return isinstance(self.under_way, Exception)
 
 
 # What a step made of a row: its next tokens, or what its own chooser raised.
@@ -77,17 +115,14 @@ def score(logits: mx.array) -> list[mx.array]:
     return [*mx.split(scores.flatten(), len(logits))]
 
 
-def start_row(
-    caches: list[Any], logits: mx.array, chooser: Chooser, course: Course | None = None
-) -> tuple[Row, Chosen]:
-    """Choose the token behind a prompt that the caches hold.
+def start_row(row: Row, logits: mx.array) -> Chosen:
+    """Choose the first token of a row, behind a prompt that its caches hold.
 
     Shapes: logits float32 [1, V].
     """
-    token, [scores] = chooser(logits), score(logits)
+    token, [scores] = row.chooser(logits), score(logits)
     mx.eval(token, scores)
-    row = Row(caches, -1, chooser, course)
-    return row, accept(row, token, scores)
+    return accept(row, token, scores)
 
 
 class PlainStep:
@@ -99,23 +134,66 @@ class PlainStep:
 
     def __call__(self, rows: Sequence[Row]) -> list[Outcome]:
         """Read each row's token and choose the next."""
-        caches = rows[0].caches if len(rows) == 1 else self._together(rows)
-        logits = self._model.decode(mx.array([[row.token] for row in rows]), caches)
-        scores = score(logits)
-        # An operation that serves all rows costs little more than one that serves a single row.
-        own = mx.split(logits, len(rows))
-        ids = [_try_choose(each, row.chooser) for each, row in zip(own, rows, strict=True)]
-        # Where a chooser raised, the row's caches are whole all the same, and so are the others'.
-        mx.eval(scores, [id for id in ids if not isinstance(id, Exception)])
-        return [_try_accept(*each) for each in zip(rows, ids, scores, strict=True)]
+        fresh = [row for row in rows if row.under_way is None]
+        if fresh:
+            choose(fresh, read(self._model, fresh))
+        return take(rows)
 
-    def _together(self, rows: Sequence[Row]) -> list[Rows]:
-        return [Rows(entries) for entries in zip(*(row.caches for row in rows), strict=True)]
+
+def read(model: Model, rows: Sequence[Row]) -> mx.array:
+    """Read each row's token; the work begins while the graph is built.
+
+    Shapes: -> float32 [R, V].
+    """
+    return model.decode(mx.array([[row.token] for row in rows]), together(rows))
+
+
+def together(rows: Sequence[Row]) -> list[Any]:
+    """Return the caches of rows as those of one step."""
+    if len(rows) == 1:
+        return rows[0].caches
+    return [Rows(entries) for entries in zip(*(row.caches for row in rows), strict=True)]
+
+
+def choose(rows: Sequence[Row], logits: mx.array) -> None:
+    """Choose each row's next token, and let MLX begin; it is under way from then on.
+
+    Shapes: logits float32 [R, V].
+    """
+    scores = score(logits)
+    # An operation that serves all rows costs little more than one that serves a single row.
+    own = mx.split(logits, len(rows))
+    ids = [_try_choose(each, row.chooser) for each, row in zip(own, rows, strict=True)]
+    # Where a chooser raised, the row's caches are whole all the same, and so are the others'.
+    mx.async_eval([id for id in ids if not isinstance(id, Exception)], scores)
+    for row, id, each in zip(rows, ids, scores, strict=True):
+        row.under_way = UnderWay(id, each)
+
+
+def take(rows: Sequence[Row]) -> list[Outcome]:
+    """Wait for the tokens that are under way, and take them.
+
+    Raises: what MLX raises while it computes, before any row has changed.
+    """
+    mx.eval([row.chosen.token for row in rows if row.chosen.is_sound])
+    return [_take(row) for row in rows]
+
+
+def _take(row: Row) -> Outcome:
+    (token, scores), row.under_way = row.chosen, None
+    if isinstance(token, Exception):
+        return token
+    try:
+        return [accept(row, token, scores)]
+    except Exception as problem:  # noqa: BLE001 - a constraint's own, of any kind
+        row.under_way = problem
+        return problem
 
 
 def accept(row: Row, token: mx.array, scores: mx.array, *, is_drafted: bool = False) -> Chosen:
     """Take a row's next token."""
     row.token = int(np.array(token)[0])
+    row.left -= 1
     row.chooser.accept(row.token)
     if row.course is not None:
         row.course.take(row.token)
@@ -125,14 +203,5 @@ def accept(row: Row, token: mx.array, scores: mx.array, *, is_drafted: bool = Fa
 def _try_choose(logits: mx.array, chooser: Chooser) -> mx.array | Exception:
     try:
         return chooser(logits)
-    except Exception as problem:  # noqa: BLE001 - a constraint's own, of any kind
-        return problem
-
-
-def _try_accept(row: Row, token: mx.array | Exception, scores: mx.array) -> Outcome:
-    if isinstance(token, Exception):
-        return token
-    try:
-        return [accept(row, token, scores)]
     except Exception as problem:  # noqa: BLE001 - a constraint's own, of any kind
         return problem

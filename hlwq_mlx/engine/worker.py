@@ -5,6 +5,7 @@ every row's answer is the one that it would have alone. All calls come from one 
 MLX.
 """
 
+import math
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,12 +18,13 @@ from numpy.typing import NDArray
 from ..errors import CheckpointError, RequestError
 from ..gemma4.caches import WHOLE, Caching
 from ..gemma4.model import Model
-from .answer import chunks, inseparable, make_chooser, make_step, read_chunk
+from .answer import chunks, inseparable, make_chooser, read_chunk
 from .decoding import Chooser
 from .draft import Course, Drafter
 from .finite import require_finite
 from .prefix_cache import Match, PrefixCache
-from .request import PREFILL_STEP, Prepared, room_for_answer
+from .request import PREFILL_STEP, Prepared
+from .speculate import make_step
 from .step import Chosen, Row, start_row
 from .task import Task, Token
 
@@ -79,7 +81,7 @@ class Worker:
         share = 1.0 if _has_media(task, match.length) else min(1.0, unread / self._prefill_step)
         # At once, because other jobs may drive out what was found.
         reading = self._read(task, match, match.restore())
-        return Job(task, chooser, self._course(task), match.length, reading, share)
+        return Job(task, chooser, Course(task.keys), match.length, reading, share)
 
     def advance(self, job: Job) -> list[Token]:
         """Do one piece of reading; behind the last one, choose the first token."""
@@ -88,11 +90,12 @@ class Worker:
             return []
         except StopIteration as end:
             caches, logits = end.value
+        left = math.inf if job.task.max_tokens == -1 else job.task.max_tokens - len(job.answer)
+        last = job.answer[-1] if job.answer else -1
+        job.row = Row(caches, last, job.chooser, job.task.stop_ids, left, course=job.course)
         if job.answer:  # it was read again
-            job.row = Row(caches, job.answer[-1], job.chooser, job.course)
             return []
-        job.row, chosen = start_row(caches, logits, job.chooser, job.course)
-        return [self._token(job, chosen)]
+        return [self._token(job, start_row(job.row, logits))]
 
     def step(self, jobs: Sequence[Job]) -> list[list[Token] | Exception]:
         """Decode ready jobs, as many tokens each as a step brings."""
@@ -110,7 +113,7 @@ class Worker:
 
     def end(self, job: Job) -> None:
         """Keep a prompt with its answer, which the next prompt may begin with."""
-        if job.row is not None:
+        if job.row is not None and not job.row.is_broken:
             keys = [*job.task.keys, *job.answer]
             caches = job.row.caches
             self.prefixes.keep(keys, caches, caches[0].offset, job.task.salt)
@@ -132,11 +135,6 @@ class Worker:
     def kept_bytes(self) -> int:
         """Bytes of the prefixes that are kept."""
         return self.prefixes.nbytes
-
-    def _course(self, task: Task) -> Course:
-        context = self.model.args.text_config.max_position_embeddings
-        left = room_for_answer(len(task.keys), task.max_tokens, context)
-        return Course(task.keys, task.stop_ids, left)
 
     def _read(self, task: Task, match: Match, caches: list[Any]) -> Reading:
         """Read what is not known of a prompt, and keep what other prompts may begin with."""

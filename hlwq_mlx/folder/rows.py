@@ -155,7 +155,8 @@ def _read(table: _Rows, scales: _Rows | None, ids: Sequence[int]) -> mx.array:
     if scales is not None:
         return mx.array(decode_rows(table(ids), scales(ids)))
     rows = mx.array(table(ids))
-    return rows.view(mx.bfloat16) if table.dtype == "BF16" else rows
+    # Not on the GPU's stream, where it would wait for what is under way.
+    return rows.view(mx.bfloat16, stream=mx.cpu) if table.dtype == "BF16" else rows
 
 
 def _find_plain(path: Path, specs: Mapping[str, TensorSpec]) -> str:

@@ -8,9 +8,10 @@ that stock mlx-lm can bring its own.
 B batch, L new positions, D head dimensions.
 """
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import mlx.core as mx
 
@@ -87,6 +88,19 @@ class Cache(Protocol):
         ...
 
 
+class Mark(NamedTuple):
+    """What a cache held at a moment.
+
+    It keeps the arrays as they were: drop it before later ones are evaluated, or MLX, which appends
+    in place where nobody holds the earlier array, copies them.
+    """
+
+    offset: int
+    arrays: Arrays
+    start: int
+    stop: int
+
+
 class _Buffer:
     """Arrays that grow at their end and lose positions at their front.
 
@@ -108,9 +122,11 @@ class _Buffer:
         if not self.arrays or self._stop + length > self.arrays[0].shape[2]:
             self._make_room(new, length)
         stop = self._stop + length
-        for array, more in zip(self.arrays, new, strict=True):
+        # Of a copy of the handle, so that a mark keeps what was: the memory is the same.
+        grown = tuple(copy.copy(array) for array in self.arrays)
+        for array, more in zip(grown, new, strict=True):
             array[:, :, self._stop : stop] = more
-        self._stop = stop
+        self.arrays, self._stop = grown, stop
 
     def held(self, most: int | None = None) -> Arrays:
         """Return what is held, oldest first, or the last `most` positions of it."""
@@ -138,6 +154,14 @@ class _Buffer:
     def drop_last(self, count: int) -> None:
         """Drop the last `count` positions; the next ones are written over them."""
         self._stop -= count
+
+    def mark(self, offset: int) -> Mark:
+        """Return what is held, beside the offset that belongs to it."""
+        return Mark(offset, self.arrays, self._start, self._stop)
+
+    def undo(self, mark: Mark) -> None:
+        """Hold what was held at a mark."""
+        _, self.arrays, self._start, self._stop = mark
 
     def drop(self, first: int, count: int) -> None:
         """Drop `count` positions behind the `first` ones."""
@@ -218,6 +242,15 @@ class FullCache:
         """
         self._buffer.drop_last(count)
         self.offset -= count
+
+    def mark(self) -> Mark:
+        """Return what `undo` needs to take back updates that were not evaluated."""
+        return self._buffer.mark(self.offset)
+
+    def undo(self, mark: Mark) -> None:
+        """Become what the cache was at a mark."""
+        self._buffer.undo(mark)
+        self.offset = mark.offset
 
     def snapshot(self, start: int, end: int) -> Arrays | None:
         """Copy what a cache of the first `end` positions holds, or None when it is forgotten.

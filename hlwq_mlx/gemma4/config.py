@@ -154,6 +154,11 @@ class TextConfig:
         """Index of the first layer that attends to another layer's keys and values."""
         return self.num_hidden_layers - self.num_kv_shared_layers
 
+    @property
+    def per_layer_width(self) -> int:
+        """Width of a row of the per-layer table, 0 if there is none."""
+        return self.num_hidden_layers * self.hidden_size_per_layer_input
+
     def layer(self, index: int) -> LayerConfig:
         """Return one layer's config, by the rules for its type, sharing and width."""
         is_full = self.layer_types[index] == FULL

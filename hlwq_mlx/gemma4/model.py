@@ -20,6 +20,7 @@ from ..quant.layers import code_modules
 from .caches import WHOLE, Caching, make_caches
 from .config import FLAT, Gemma4Config
 from .features import insert_features
+from .late_rows import LateRows
 from .masks import attention_masks
 from .text import AfterLayer, Shared, TextModel, nothing
 from .towers.config import AUDIO, VISION
@@ -214,6 +215,38 @@ class Model(nn.Module):
         hidden = self._hidden(begun, mx.async_eval)
         return hidden, self.model.language_model.logits(hidden)[0]
 
+    def decode_late(
+        self, inputs: mx.array, rows: LateRows | None, cache: Sequence[Any]
+    ) -> mx.array:
+        """Score the next token of each row as `decode` does, from tokens that may be under way.
+
+        Nothing waits for them, and they are not checked: they are what a chooser chose. `rows`, of
+        `late_rows`, are to be filled before anything is evaluated, which is why all coded layers
+        have to be lazy (quant.layers.is_lazy). Shapes: inputs int [B, 1] -> float32 [B, V].
+        """
+        x = self.model.language_model.embed(inputs)
+        array = None if rows is None else rows.array
+        return self._logits(self._run(x, array, cache, None))[:, -1]
+
+    def late_rows(self, sequences: int) -> LateRows | None:
+        """Return what stands for the rows of a token of each sequence; None if there are none."""
+        width = self.args.text_config.per_layer_width
+        return LateRows(sequences, width) if width else None
+
+    def read_rows(self, ids: np.ndarray) -> mx.array:
+        """Read rows of the per-layer table.
+
+        Shapes: ids int [B, L], none of a soft token -> [B, L, N * d].
+        Raises: ShapeError when they are of another width; CheckpointError when there are none.
+        """
+        rows, width = self.resources.rows(ids), self.args.text_config.per_layer_width
+        if rows.shape != (*ids.shape, width):
+            raise ShapeError(
+                f"[model.rows] needed rows of shape {(*ids.shape, width)}, got {rows.shape}. "
+                "Give the row store of this model's embed_tokens_per_layer."
+            )
+        return rows
+
     def prefill(
         self,
         inputs: mx.array,
@@ -292,9 +325,24 @@ class Model(nn.Module):
                 f"{(*ids.shape, self.args.text_config.hidden_size)}, got {x.shape}. "
                 "Give one embedding for each id."
             )
+        rows = self.read_rows(hard) if self.args.text_config.per_layer_width else None
+        return self._run(x, rows, entries, is_vision, after_layer)
+
+    def _run(
+        self,
+        x: mx.array,
+        rows: mx.array | None,
+        entries: Sequence[Any],
+        is_vision: np.ndarray | None,
+        after_layer: AfterLayer = nothing,
+    ) -> Pass:
+        """Run the layers that make keys and values: x [B, L, H], rows [B, L, N * d]."""
+        text, config = self.model.language_model, self.args.text_config
         x = x.astype(text.dtype)
-        per_layer = self._per_layer(x, hard)
-        masks = attention_masks(self.args.text_config, entries, ids.shape[1], is_vision)
+        per_layer: Sequence[mx.array | None] = [None] * config.num_hidden_layers
+        if rows is not None:
+            per_layer = text.per_layer_inputs(x, rows)
+        masks = attention_masks(config, entries, x.shape[1], is_vision)
         x, shared = text.run_kv_layers(x, per_layer, masks, entries, after_layer)
         return Pass(x, per_layer, shared)
 
@@ -338,16 +386,3 @@ class Model(nn.Module):
                 "got one that ends on a soft token. End the chunk behind the block."
             )
         return is_vision if is_vision.any() else None
-
-    def _per_layer(self, x: mx.array, hard: np.ndarray) -> Sequence[mx.array | None]:
-        config = self.args.text_config
-        N, d = config.num_hidden_layers, config.hidden_size_per_layer_input
-        if not d:
-            return [None] * N
-        rows = self.resources.rows(hard)
-        if rows.shape != (*hard.shape, N * d):
-            raise ShapeError(
-                f"[model.rows] needed rows of shape {(*hard.shape, N * d)}, got {rows.shape}. "
-                "Give the row store of this model's embed_tokens_per_layer."
-            )
-        return self.model.language_model.per_layer_inputs(x, rows)

@@ -137,7 +137,7 @@ def activation_bytes(config: TextConfig, settings: Settings, item_bytes: int) ->
     """
     S = min(settings.prefill_step, settings.context)
     H, wide = config.hidden_size, config.intermediate_size
-    inputs = S * config.num_hidden_layers * config.hidden_size_per_layer_input
+    inputs = S * config.per_layer_width
     scores = min(SCORES, config.num_attention_heads * S * _positions(settings))
     copies = 2 if settings.caching.kv_bits is None else 3
     stages = (

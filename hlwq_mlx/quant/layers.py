@@ -176,7 +176,7 @@ def rows_of_a_pass(model: nn.Module) -> int:
     for module in model.modules():
         if isinstance(module, CodedLayer):
             weights[module.code_bits] += module.norms.size
-    return choose.rows_of_a_pass(max(weights, key=weights.__getitem__, default=8))
+    return choose.PASS_ROWS[max(weights, key=weights.__getitem__, default=8)]
 
 
 def code_modules(model: nn.Module, manifest: Mapping[str, Any]) -> None:

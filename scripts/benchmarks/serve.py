@@ -31,7 +31,8 @@ import mlx.core as mx
 from hlwq_mlx import library
 from hlwq_mlx.engine.answer import make_chooser
 from hlwq_mlx.engine.decoding import Decoding
-from hlwq_mlx.engine.step import PlainStep, Row, start_row
+from hlwq_mlx.engine.overlap import make_step
+from hlwq_mlx.engine.step import Row, start_row
 from hlwq_mlx.folder import side_files
 from hlwq_mlx.folder.folder import Folder
 from hlwq_mlx.gemma4.model import Model
@@ -158,7 +159,7 @@ class Bare:
 
     def __init__(self, model: Model, tokenizer: Any, words: Words) -> None:
         self._model, self._tokenizer, self._words = model, tokenizer, words
-        self._step = PlainStep(model)
+        self._step = make_step(model)
 
     def rate(self, count: int, tokens: int) -> float:
         """Return the tokens per second of so many rows."""
@@ -175,7 +176,9 @@ class Bare:
         logits = self._model.prefill(mx.array([ids]), caches)[:, -1]
         decoding = Decoding(logit_bias={self._words.token: BIAS})
         chooser = make_chooser(self._model, decoding, ids)
-        return start_row(caches, logits, chooser)[0]
+        row = Row(caches, -1, chooser)
+        start_row(row, logits)
+        return row
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from .dense import Dense
 DENSE_WEIGHTS = 1 << 22  # 16 MiB in float32
 
 # Rows of x a pass, by width, that an M1 multiplies while memory delivers the weights: counted, and
-# held by scripts/kernels/agx. A CPU multiplies row by row at any width.
+# held by scripts/kernels/agx.
 PASS_ROWS = {1: 1, 2: 3, 3: 4, 4: 5, 5: 5, 6: 5, 7: 5, 8: 5}
 
 Rows = Callable[[mx.array], mx.array]
@@ -71,11 +71,6 @@ def prepare_stock(matrix: CodedMatrix) -> Product:
 def steady_rows() -> int:
     """Return among how many rows a row of any product has the bits that it has alone."""
     return FEW_ROWS if device.has_metal() else DECODED_ROWS - 1
-
-
-def rows_of_a_pass(bits: int) -> int:
-    """Return how many rows of x a product takes while it waits for a weight of that width."""
-    return PASS_ROWS[bits] if device.has_metal() else max(PASS_ROWS.values())
 
 
 def prepared_bytes(weights: int, *, has_kernels: bool) -> int:
