@@ -77,7 +77,7 @@ class Row:
 
     @property
     def is_broken(self) -> bool:
-        """Whether the row was ended by an exception, so that its caches are of no use."""
+        """Whether what is under way raised, so that the caches are of no use."""
         return isinstance(self.under_way, Exception)
 
 
@@ -137,6 +137,7 @@ class PlainStep:
         fresh = [row for row in rows if row.under_way is None]
         if fresh:
             choose(fresh, read(self._model, fresh))
+        wait(rows)
         return take(rows)
 
 
@@ -170,12 +171,16 @@ def choose(rows: Sequence[Row], logits: mx.array) -> None:
         row.under_way = UnderWay(id, each)
 
 
-def take(rows: Sequence[Row]) -> list[Outcome]:
-    """Wait for the tokens that are under way, and take them.
+def wait(rows: Sequence[Row]) -> None:
+    """Wait for the tokens that are under way.
 
-    Raises: what MLX raises while it computes, before any row has changed.
+    Raises: what MLX raises while it computes.
     """
     mx.eval([row.chosen.token for row in rows if row.chosen.is_sound])
+
+
+def take(rows: Sequence[Row]) -> list[Outcome]:
+    """Take the tokens that were waited for."""
     return [_take(row) for row in rows]
 
 
@@ -186,7 +191,6 @@ def _take(row: Row) -> Outcome:
     try:
         return [accept(row, token, scores)]
     except Exception as problem:  # noqa: BLE001 - a constraint's own, of any kind
-        row.under_way = problem
         return problem
 
 

@@ -21,6 +21,7 @@ from .masks import Causal, Mask
 from .rope import rotate, wavelengths
 
 SCORES = 1 << 25  # of one attention at once: 64 MiB in 16 bits
+BLOCK = 128  # queries of one attention at once: more score more keys that only some of them see
 FEW = 8  # queries that attend one by one, so that each sums as it would alone
 
 
@@ -48,12 +49,13 @@ class SharedKV(NamedTuple):
     def attend(self, queries: mx.array) -> mx.array:
         """Mix the values by a float32 softmax of unscaled scores.
 
-        All scores of a call may be in memory at once, so many queries go block by block.
+        All scores of a call may be in memory at once, and every query scores the keys that any of
+        them sees, so many queries go block by block.
         Shapes: queries [B, heads, L, D], normed and rotated -> [B, heads, L, D].
         """
         B, heads, L, _ = queries.shape
         K = self._key_count()
-        step = 1 if L <= FEW else max(1, SCORES // (B * heads * K))
+        step = 1 if L <= FEW else min(BLOCK, max(1, SCORES // (B * heads * K)))
         blocks = [
             self._rows(start, min(start + step, L), K - L)._attend(
                 queries[:, :, start : start + step]
@@ -69,19 +71,18 @@ class SharedKV(NamedTuple):
     def _rows(self, start: int, stop: int, cached: int) -> "SharedKV":
         """Return the keys and values for queries `start` to `stop`.
 
-        Under a causal mask, keys that none of them sees are cut off. The mask keeps its form, since
-        the last key is still the last query's own.
+        Keys that none of them sees are cut off, if the mask tells.
         """
         if self.mask is None:
             return self
-        if not isinstance(self.mask, Causal):
+        if isinstance(self.mask, mx.array):
             return self._replace(mask=self.mask[..., start:stop, :])
-        span = self.mask.span(start, stop, cached)
+        span, mask = self.mask.part(start, stop, cached)
         if span == slice(0, self._key_count()):
-            return self
+            return self._replace(mask=mask)
         seen = (..., span, slice(None))
         keys, values = tree_map(lambda array: array[seen], (self.keys, self.values))
-        return self._replace(keys=keys, values=values)
+        return self._replace(keys=keys, values=values, mask=mask)
 
     def _attend(self, queries: mx.array) -> mx.array:
         L, K = queries.shape[2], self._key_count()

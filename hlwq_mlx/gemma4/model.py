@@ -216,7 +216,11 @@ class Model(nn.Module):
         return hidden, self.model.language_model.logits(hidden)[0]
 
     def decode_late(
-        self, inputs: mx.array, rows: LateRows | None, cache: Sequence[Any]
+        self,
+        inputs: mx.array,
+        rows: LateRows | None,
+        cache: Sequence[Any],
+        after_layer: AfterLayer = nothing,
     ) -> mx.array:
         """Score the next token of each row as `decode` does, from tokens that may be under way.
 
@@ -226,7 +230,8 @@ class Model(nn.Module):
         """
         x = self.model.language_model.embed(inputs)
         array = None if rows is None else rows.array
-        return self._logits(self._run(x, array, cache, None))[:, -1]
+        begun = self._run(x, array, cache, None, after_layer)
+        return self._logits(begun, after_layer)[:, -1]
 
     def late_rows(self, sequences: int) -> LateRows | None:
         """Return what stands for the rows of a token of each sequence; None if there are none."""

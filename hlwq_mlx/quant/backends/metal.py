@@ -19,7 +19,8 @@ import mlx.core as mx
 
 from .. import codec, device, kernels, ops, selftest
 from ..activation import Activation, Input
-from ..kernels import QMV_ROWS, Tile
+from ..chips import Tile
+from ..kernels import QMV_ROWS
 from ..matrix import CodedMatrix
 from .base import Product, reference, reference_geglu
 
