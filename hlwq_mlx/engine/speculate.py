@@ -24,7 +24,7 @@ from ..quant.device import has_metal
 from ..quant.layers import rows_of_a_pass
 from . import overlap
 from .draft import Course, Drafter
-from .step import Chosen, Outcome, Row, Step, UnderWay, accept, score, take
+from .step import Chosen, Outcome, Row, Step, UnderWay, accept, score, take, wait
 
 # What one more row costs a pass, in passes.
 ROW_COST = {True: 0.05, False: 0.15}  # by whether there is Metal
@@ -51,21 +51,30 @@ class DraftingStep:
 
     def __call__(self, rows: Sequence[Row]) -> list[Outcome]:
         """Check drafts of a lone row, or read the token of each."""
-        course = rows[0].course
-        if len(rows) > 1 or course is None or rows[0].is_broken:
+        [row, *others] = rows
+        if others or row.course is None or row.is_broken:
             return self._plain(rows)
-        [row] = rows
+        drafts = self._draft(row, row.course)
+        if drafts is None:
+            return self._plain(rows)
+        if row.under_way is None:
+            return [self._check(row, row.course, drafts)]
+        wait(rows)  # and do not work ahead, so that the next call can check drafts
+        return take(rows)
+
+    def _draft(self, row: Row, course: Course) -> list[int] | None:
+        """Return what to check behind a row's token, or None where none is worth it.
+
+        It is empty where the pass is to tell the hidden state that the drafter needs.
+        """
         most = min([self._rows, row.left, *(entry.room for entry in row.caches)]) - 1
         count = course.pace.count(int(most), self._cost)
         if count < 1:
-            return self._plain(rows)
+            return None
         seen = course.seen(row.caches)
         if self._drafter.needs_hidden and seen.hidden is None:
-            return take(rows) if row.under_way else [self._check(row, course, [])]
-        drafts = self._usable(self._drafter.draft(seen, count))
-        if not drafts:
-            return self._plain(rows)
-        return take(rows) if row.under_way else [self._check(row, course, drafts)]
+            return []
+        return self._usable(self._drafter.draft(seen, count)) or None
 
     def _usable(self, drafts: Sequence[int] | mx.array) -> list[int]:
         """Return drafts up to the first that the model never chooses, which it could not read."""

@@ -53,7 +53,7 @@ class Row:
 
     The answer is over with a token of `stop_ids`, or when none are `left`. The caches do not hold
     the last token yet; while a step that reads it is `under_way`, they do. An exception there is
-    what ended the row. Only a row with its course can be drafted.
+    what that step raised. Only a row with its course can be drafted.
     """
 
     caches: list[Any]
