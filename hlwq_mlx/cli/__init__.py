@@ -1,6 +1,13 @@
 """Shared by the commands: options, their meaning, printing, and the boundary around a command."""
 
-from .arguments import answer_options, content_of, folder_for, load_for, settings_for, tuned
+from .arguments import (
+    answer_options,
+    content_of,
+    folder_for,
+    load_for,
+    settings_for,
+    tuned,
+)
 from .boundary import (
     EXIT_ERROR,
     EXIT_INTERRUPTED,
@@ -18,6 +25,7 @@ from .options import (
     PREFILL_STEP,
     add_answer_args,
     add_conversion_args,
+    add_draft_args,
     add_kv_args,
     add_media_args,
     add_memory_args,
@@ -47,6 +55,7 @@ __all__ = [
     "Screen",
     "add_answer_args",
     "add_conversion_args",
+    "add_draft_args",
     "add_kv_args",
     "add_media_args",
     "add_memory_args",

@@ -308,7 +308,7 @@ def is_odd(tensor: CodedTensor, reading: Reading) -> bool:
     reason to refuse a file. Looks at rows from all over the tensor; too few say nothing.
     """
     rows = np.unique(np.linspace(0, len(tensor.norms) - 1, _SAMPLE_ROWS).astype(int))
-    codes = np.concatenate([tensor.rows(row, row + 1, reading.order) for row in rows])
+    codes = tensor.rows_at(rows, reading.order)
     codes = codes.reshape(-1, BLOCK)[tensor.norms[rows].reshape(-1) > 0]
     if codes.size < _LEAST_CODES:
         return False

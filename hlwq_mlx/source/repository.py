@@ -52,7 +52,9 @@ class PlainTensor:
         """Return rows as float32."""
         raw = self.rows(start, stop)
         if self.spec.dtype == "BF16":
-            return (raw.astype(np.uint32) << 16).view(np.float32)
+            bits = raw.astype(np.uint32)
+            bits <<= np.uint32(16)
+            return bits.view(np.float32)
         return raw.astype(np.float32)
 
 

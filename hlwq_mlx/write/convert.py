@@ -27,7 +27,7 @@ from ..folder.rows import FILE_NAME as ROW_STORE
 from ..folder.side_files import copy_side_files
 from ..gemma4.config import Gemma4Config
 from ..quant.layers import pad_table
-from ..quant.packing import BLOCK, UNIT, Codes, p32_plane_offsets, p32_planes
+from ..quant.packing import BLOCK, UNIT, Words, p32_plane_offsets, p32_planes
 from ..source.coded import CodedTensor
 from ..source.detect import Reading, is_odd
 from ..source.repository import PlainTensor, Source
@@ -288,11 +288,11 @@ def repacked(name: str, tensor: CodedTensor, reading: Reading) -> list[Output]:
     names, codes, norms, table = _coded_specs(name, N, K, tensor.bits)
 
     def pieces(start: int, stop: int) -> list[Piece]:
-        rows = tensor.rows(start, stop, reading.order)
-        return _packed(names.codes, rows, start, N, tensor.bits)
+        planes = tensor.planes(start, stop, reading.order)
+        return _placed(names.codes, planes, p32_plane_offsets(N, start, K, tensor.bits))
 
     return [
-        # Packing holds about eight bytes a code at its peak.
+        # Codes that are not packed take several bytes each on their way.
         Output({names.codes: codes}, lambda: _sliced(N, 8 * K, pieces)),
         whole(names.norms, norms, tensor.norms),
         whole(names.centroids, table, pad_table(reading.centroids)),
@@ -306,7 +306,8 @@ def newly_coded(name: str, leftover: Leftover) -> Output:
 
     def pieces(start: int, stop: int) -> list[Piece]:
         rows, lengths = leftover.coded_rows(start, stop)
-        packed = _packed(names.codes, rows, start, N, leftover.bits)
+        offsets = p32_plane_offsets(N, start, rows.shape[1], leftover.bits)
+        packed = _placed(names.codes, p32_planes(rows, leftover.bits), offsets)
         return [(names.norms, start * blocks * lengths.itemsize, lengths), *packed]
 
     def slices() -> Iterator[Slice]:
@@ -337,11 +338,9 @@ def _coded_specs(
     )
 
 
-def _packed(name: str, rows: Codes, start: int, N: int, bits: int) -> list[Piece]:
-    """Pack some rows into P32, whose planes lie apart."""
-    offsets = p32_plane_offsets(N, start, rows.shape[1], bits)
-    planes = zip(offsets, p32_planes(rows, bits), strict=True)
-    return [(name, at, plane) for at, plane in planes]
+def _placed(name: str, planes: Iterable[Words], offsets: Iterable[int]) -> list[Piece]:
+    """Return the pieces of a tensor of codes: the planes of some rows, which lie apart."""
+    return [(name, at, plane) for at, plane in zip(offsets, planes, strict=True)]
 
 
 def row_table(

@@ -25,6 +25,7 @@ from mlx_lm.models import gemma4_text
 
 from hlwq_mlx.gemma4.model import Model, ModelArgs, Resources
 from hlwq_mlx.quant import device, fuse, selftest
+from hlwq_mlx.quant.chips import chips
 from hlwq_mlx.quant.tables import centroids
 from hlwq_mlx.source.rules import Rule
 from scripts.benchmarks.shapes import e4b_config
@@ -112,11 +113,26 @@ def stock_model(config: dict[str, Any], bits: int | None, dtype: mx.Dtype) -> An
 
 def count_ours(rule: Rule) -> Counter[str]:
     """Count a token of our model on an M1, coded by a rule."""
+    return _count(_fused(rule))
+
+
+def count_passes(rule: Rule, most: int) -> list[int]:
+    """Count the launches of passes of 1, 2, .. `most` tokens of our model on an M1.
+
+    Of several tokens, attention's results are copied from heads to positions, once a layer.
+    """
+    model = _fused(rule)
+    counts = [total(_count(model, tokens)) for tokens in range(1, most + 1)]
+    copies = model.args.text_config.num_hidden_layers
+    return [counts[0], *(count + copies for count in counts[1:])]
+
+
+def _fused(rule: Rule) -> Model:
     model = coded_model(e4b_config(**SMALL), rule, DTYPE)
     with standing_in():
         for block in fuse.blocks(model):
             fuse.fuse(block)
-    return _count(model)
+    return model
 
 
 def count_stock(bits: int | None) -> Counter[str]:
@@ -131,8 +147,8 @@ def total(launches: Counter[str]) -> int:
     return sum(launches.values())
 
 
-def _count(model: Any) -> Counter[str]:
-    """Count launches by primitive; those of a stand-in carry its name."""
+def _count(model: Any, tokens: int = 1) -> Counter[str]:
+    """Count launches of a pass by primitive; those of a stand-in carry its name."""
     cache = model.make_cache()
     for entry, (heads, width) in zip(cache, _key_shapes(), strict=True):
         for length in (WINDOW + 4, 1):  # then a ring buffer is as it is from there on
@@ -140,7 +156,7 @@ def _count(model: Any) -> Counter[str]:
             mx.eval(entry.update_and_fetch(keys, keys))
     mx.eval([entry.state for entry in cache])
     with standing_in() as names:
-        logits = model(mx.array([[1]]), cache=cache)
+        logits = model(mx.array([[1] * tokens]), cache=cache)
         states = [part for entry in cache for part in entry.state if isinstance(part, mx.array)]
         dot = io.StringIO()
         mx.export_to_dot(dot, logits, *states)
@@ -207,7 +223,7 @@ def standing_in() -> Iterator[Counter[str]]:
             (mx.fast, "metal_kernel", metal_kernel),
             (mx, "dequantize", dequantize),
             (device, "has_metal", lambda: True),
-            (device, "chip", lambda: device.CHIPS[13]),
+            (device, "chip", lambda: chips()["M1"]),
             (device, "activation_dtype", lambda: DTYPE),
             (selftest, "passes", lambda *case: True),
             (selftest, "passes_on", lambda *case: True),

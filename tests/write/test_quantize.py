@@ -46,7 +46,8 @@ def test_published_files_are_reproduced(variant, original, tmp_path):
 def test_slices_do_not_change_a_byte(original, tmp_path, monkeypatch):
     rule = variant_rule("PQ5")[1]
     write_published(original, rule, tmp_path / "whole", Encoder())
-    monkeypatch.setattr("hlwq_mlx.write.quantize._SLICE_WEIGHTS", 300)
+    monkeypatch.setattr("hlwq_mlx.write.quantize._SLICE_WEIGHTS", 300)  # of plain tensors
+    monkeypatch.setattr("hlwq_mlx.write.output._SLICE_BYTES", 16 * 300)
     write_published(original, rule, tmp_path / "sliced", Encoder())
     for name in ("codes.safetensors", "bf16.safetensors"):
         sliced = (tmp_path / "sliced" / name).read_bytes()
