@@ -49,8 +49,9 @@ def answer(model, prompt, *, keys=(), steps=STEPS, prefix=None, **options):
         on_prefill=lambda done, total: begins.append(done),
         **options,
     )
-    ids, scores = zip(*generate_tokens(model, request, prefix), strict=True)
-    return Answer(list(ids), np.array(mx.stack(scores)), begins[0])
+    found = [*generate_tokens(model, request, prefix)]
+    scores = mx.stack([each.scores for each in found])
+    return Answer([each.token for each in found], np.array(scores), begins[0])
 
 
 def require_same(found, wanted, tolerance=TOLERANCE):
