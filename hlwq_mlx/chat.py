@@ -16,7 +16,7 @@ import urllib.parse
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import cli
 from .dialog.conversation import Conversation
@@ -25,6 +25,11 @@ from .dialog.parts import URL_SCHEMES
 from .dialog.readable import readable
 from .dialog.template import Rendered
 from .errors import RequestError
+
+if TYPE_CHECKING:
+    from .gemma4.model import Model
+    from .library import Session
+    from .memory.need import Settings
 
 MAX_TOKENS = 2048
 PROMPT, MORE, RESULT = ">>> ", "... ", "result> "
@@ -300,7 +305,7 @@ def talk(arguments: argparse.Namespace, conversation: Conversation) -> None:
     if arguments.seed is not None:
         mx.random.seed(arguments.seed)
 
-    session = library.Session()
+    session = session_for(model, settings)
 
     def stream(prompt: Rendered) -> Iterator[Any]:
         return library.stream_generate(
@@ -316,6 +321,21 @@ def talk(arguments: argparse.Namespace, conversation: Conversation) -> None:
     reader = cli.line_reader()
     screen = cli.Screen(is_terminal=sys.stderr.isatty())
     Chat(conversation, tokenizer, stream, reader, screen, arguments.media, session.forget).run()
+
+
+def session_for(model: "Model", settings: "Settings") -> "Session":
+    """Return a conversation's state, which takes no more memory than the model leaves.
+
+    One conversation always has room, since reading it again for every turn is worse.
+    """
+    from .engine.prefix_cache import MAX_BYTES
+    from .folder.folder import Folder
+    from .library import Session
+    from .memory.verdict import plan
+
+    assert model.resources.folder is not None  # it was loaded from one
+    verdict = plan(Folder.open(model.resources.folder), settings)
+    return Session(max(verdict.needed.kv, min(MAX_BYTES, verdict.spare_bytes)))
 
 
 if __name__ == "__main__":

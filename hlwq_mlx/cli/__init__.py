@@ -1,6 +1,13 @@
 """Shared by the commands: options, their meaning, printing, and the boundary around a command."""
 
-from .arguments import answer_options, content_of, folder_for, load_for, settings_for, tuned
+from .arguments import (
+    answer_options,
+    content_of,
+    folder_for,
+    load_for,
+    settings_for,
+    tuned,
+)
 from .boundary import (
     EXIT_ERROR,
     EXIT_INTERRUPTED,

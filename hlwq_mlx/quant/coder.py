@@ -1,15 +1,15 @@
 """Code many rows fast, bit for bit as `codec.encode` defines it.
 
-Blocks stand in columns, so that each butterfly of the transform adds whole rows. It runs in
-float32; a table of cells then gives the code of every value that cannot lie near the midpoint of
-two centroids. The few others are settled in float64, as the definition does; its sums are exact, in
-whatever order, unless weights of one block are more than 2**22 apart (bfloat16: 2**38). No product
-of matrices: threads of numpy's own would wait for those that code other rows.
+The transform of a block is that of 8 by 16 columns, two products in float32 so small that no
+library splits them among threads of its own, which would wait for those that code other rows. A
+table of cells then gives the code of every value that cannot lie near the midpoint of two
+centroids. The few others are settled in float64, as the definition does; its sums are exact, in
+whatever order, unless weights of one block are more than 2**22 apart (bfloat16: 2**38).
 
 N rows, K columns padded to blocks.
 """
 
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,16 +18,25 @@ from ..errors import ShapeError
 from .codec import MIN_NORM, decode
 from .packing import BLOCK, Codes
 
-_Float = TypeVar("_Float", np.float32, np.float64)
-
-_CHUNK_BLOCKS = 1 << 10  # the temporaries of a chunk stay in the second-level cache
+_CHUNK_BLOCKS = 1 << 9  # the temporaries of a chunk stay in the second-level cache
 _CELLS = 1 << 16
 # A block of norm 1 has no coordinate beyond sqrt(128); the last cells take what rounding adds.
 _REACH = 11.32
 _SCALE = _CELLS / (2 * _REACH)
-# What float32 may be wrong by. Seven butterflies err by 7 * 2**-24 of the block's norm, sqrt(128);
-# the factor of a block, its product and the cell's number by 2**-24 of 11.32 each, and 2**-8 cells.
-_TOLERANCE = 1e-5
+# What float32 may be wrong by, in whatever order the products sum: a value is the sum of 8 sums of
+# 16, off by 22 * 2**-24 of all magnitudes, at most 8**0.5 * 4 norms: 1.5e-5. The factor of a block,
+# its product and the cell's number add 2**-24 of 11.32 each, and 2**-8 cells.
+_TOLERANCE = 2e-5
+
+
+def _signs(size: int) -> NDArray[np.float64]:
+    index = np.arange(size)
+    return np.where(np.bitwise_count(index[:, None] & index) & 1, -1.0, 1.0)
+
+
+_SIGNS = _signs(BLOCK)
+_TALL, _WIDE = _signs(8).astype(np.float32), _signs(16).astype(np.float32)
+_PRODUCT_ROWS = 1 << 10  # OpenBLAS splits products of more than 2**18 multiplications
 
 
 class Energies(NamedTuple):
@@ -67,6 +76,7 @@ class Coder:
         )
         # Above the code, a bit says that the cell does not settle it.
         self._cells = (below | (below != above) << 8).astype(np.uint16)
+        self._levels = centroids[below]  # of settled cells
 
     def __call__(self, weight: NDArray[np.float32]) -> Coded:
         """Code a matrix; rows are independent.
@@ -82,31 +92,42 @@ class Coder:
         codes = np.empty(blocks.shape, dtype=np.uint8)
         norms = np.empty(len(blocks), dtype=np.float16)
         sums = np.zeros(len(Energies._fields))
+        buffers = _Buffers(min(len(blocks), _CHUNK_BLOCKS))
         for start in range(0, len(blocks), _CHUNK_BLOCKS):
             part = slice(start, start + _CHUNK_BLOCKS)
-            codes[part], norms[part], energies = self._chunk(blocks[part])
-            sums += energies
+            chunk = blocks[part]
+            buffers.keep(len(chunk))  # the last one may be smaller
+            sums += self._chunk(chunk, codes[part], norms[part], buffers)
         coded = Coded(codes.reshape(N, -1), norms.reshape(N, nb), Energies(*sums.tolist()))
         return self._without_padding(coded, columns) if columns % BLOCK else coded
 
     def _chunk(
-        self, blocks: NDArray[np.float32]
-    ) -> tuple[Codes, NDArray[np.float16], tuple[float, float, float]]:
-        """Code some blocks [n, 128]; return codes [n, 128], norms [n] and the sums of squares."""
-        lengths = _lengths(blocks)
-        rotated = _rotate(blocks, np.float32)
-        position = rotated * (_SCALE / lengths).astype(np.float32)
+        self,
+        blocks: NDArray[np.float32],
+        codes: Codes,
+        norms: NDArray[np.float16],
+        buffers: "_Buffers",
+    ) -> tuple[float, float, float]:
+        """Code some blocks [n, 128] into codes [n, 128] and norms [n]; return sums of squares."""
+        lengths = _lengths(blocks, buffers.wide)
+        rotated, position = buffers.rotated, buffers.position
+        _rotate(blocks, position, rotated)
+        np.multiply(rotated, (_SCALE / lengths).astype(np.float32)[:, None], out=position)
         position += np.float32(_CELLS // 2)
-        found = np.take(self._cells, position.astype(np.intp), mode="clip")
-        codes = found.astype(np.uint8)
-        self._settle(codes.reshape(-1), np.flatnonzero(found > 255), position, blocks, lengths)
-        norms = lengths.astype(np.float16)
-        decoded = np.take(self._centroids, codes, mode="clip")
-        decoded *= norms.astype(np.float32)
+        cells = buffers.wide.view(np.int64)
+        np.copyto(cells, position, casting="unsafe")
+        np.take(self._cells, cells, out=buffers.found, mode="clip")
+        np.copyto(codes, buffers.found, casting="unsafe")
+        places = np.flatnonzero(buffers.found > 255)
+        flat = codes.reshape(-1)
+        self._settle(flat, places, position.reshape(-1), blocks, lengths)
+        norms[:] = lengths
+        decoded = np.take(self._levels, cells, out=position, mode="clip")
+        decoded.reshape(-1)[places] = self._centroids[flat[places]]
+        decoded *= norms.astype(np.float32)[:, None]
         rotated -= decoded
         # The unscaled transform multiplies squares by 128.
-        sums = (float(lengths @ lengths), _squares(decoded) / BLOCK, _squares(rotated) / BLOCK)
-        return codes.T, norms, sums
+        return float(lengths @ lengths), _squares(decoded) / BLOCK, _squares(rotated) / BLOCK
 
     def _settle(
         self,
@@ -116,23 +137,23 @@ class Coder:
         blocks: NDArray[np.float32],
         lengths: NDArray[np.float64],
     ) -> None:
-        """Code the values at `places` of [128, n], in float64 where float32 cannot tell.
+        """Code the values at `places` of [n * 128], in float64 where float32 cannot tell.
 
         A value half way between two centroids takes the lower code.
         """
-        values = (position.reshape(-1)[places].astype(np.float64) - _CELLS // 2) / _SCALE
+        values = (position[places].astype(np.float64) - _CELLS // 2) / _SCALE
         below = codes[places]
         midpoint = self._midpoints[below]
-        codes[places] += values > midpoint
+        codes[places] = below + (values > midpoint)
         beyond = self._midpoints[below.astype(np.intp) + 1]  # in the same cell if the table is odd
         is_near = (np.abs(values - midpoint) <= _TOLERANCE) | (values + _TOLERANCE >= beyond)
         near = places[is_near]
-        if not near.size:
-            return
-        row, column = np.divmod(near, len(blocks))
-        chosen, among = np.unique(column, return_inverse=True)
-        exact = _rotate(blocks[chosen], np.float64)[row, among] / lengths[column]
-        codes[near] = np.searchsorted(self._midpoints[:-2], exact)
+        block, column = np.divmod(near, BLOCK)
+        for part in range(0, near.size, _CHUNK_BLOCKS):  # every value, where all of them are ties
+            rows, signs = (each[part : part + _CHUNK_BLOCKS] for each in (block, column))
+            exact = np.einsum("ik,ik->i", blocks[rows].astype(np.float64), _SIGNS[signs])
+            found = np.searchsorted(self._midpoints[:-2], exact / lengths[rows])
+            codes[near[part : part + _CHUNK_BLOCKS]] = found
 
     def _without_padding(self, coded: Coded, columns: int) -> Coded:
         """Take what the padding columns decode to, which is never read, out of the energies."""
@@ -143,9 +164,24 @@ class Coder:
         return coded._replace(energies=Energies(weights, decoded - extra, errors - extra))
 
 
-def _lengths(blocks: NDArray[np.float32]) -> NDArray[np.float64]:
+class _Buffers:
+    """Room for what is computed of n blocks, each [n, 128], which chunks use in turn."""
+
+    def __init__(self, blocks: int) -> None:
+        shape = blocks, BLOCK
+        self.wide = np.empty(shape, dtype=np.float64)
+        self.rotated, self.position = np.empty((2, *shape), dtype=np.float32)
+        self.found = np.empty(shape, dtype=np.uint16)
+
+    def keep(self, blocks: int) -> None:
+        """Keep the room of the first blocks alone."""
+        self.wide, self.rotated = self.wide[:blocks], self.rotated[:blocks]
+        self.position, self.found = self.position[:blocks], self.found[:blocks]
+
+
+def _lengths(blocks: NDArray[np.float32], wide: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the norms of blocks, as the definition computes them."""
-    wide = blocks.astype(np.float64)
+    np.copyto(wide, blocks)
     lengths: NDArray[np.float64] = np.maximum(np.sqrt(np.einsum("bk,bk->b", wide, wide)), MIN_NORM)
     if not (lengths <= np.finfo(np.float16).max).all():
         raise ShapeError(
@@ -155,20 +191,17 @@ def _lengths(blocks: NDArray[np.float32]) -> NDArray[np.float64]:
     return lengths
 
 
-def _rotate(blocks: NDArray[np.float32], dtype: type[_Float]) -> NDArray[_Float]:
-    """Apply the unscaled Walsh-Hadamard transform: blocks [n, 128] -> [128, n]."""
-    n = len(blocks)
-    values = np.ascontiguousarray(blocks.T, dtype=dtype)
-    other = np.empty_like(values)
-    step = 1
-    while step < BLOCK:
-        pairs, sums = (array.reshape(-1, 2, step, n) for array in (values, other))
-        np.add(pairs[:, 0], pairs[:, 1], out=sums[:, 0])
-        np.subtract(pairs[:, 0], pairs[:, 1], out=sums[:, 1])
-        values, other, step = other, values, 2 * step
-    return values
+def _rotate(
+    blocks: NDArray[np.float32], spare: NDArray[np.float32], rotated: NDArray[np.float32]
+) -> None:
+    """Apply the unscaled Walsh-Hadamard transform: blocks [n, 128] -> rotated [n, 128]."""
+    source, half = blocks.reshape(-1, 16), spare.reshape(-1, 16)
+    for start in range(0, len(source), _PRODUCT_ROWS):
+        part = slice(start, start + _PRODUCT_ROWS)
+        np.matmul(source[part], _WIDE, out=half[part])
+    np.matmul(_TALL, spare.reshape(-1, 8, 16), out=rotated.reshape(-1, 8, 16))
 
 
 def _squares(rows: NDArray[np.float32]) -> float:
     """Sum squares, in float64 from row to row."""
-    return float(np.einsum("kb,kb->k", rows, rows).sum(dtype=np.float64))
+    return float(np.einsum("bk,bk->b", rows, rows).sum(dtype=np.float64))

@@ -3,38 +3,18 @@
 Kernels and backends are chosen elsewhere, from what these functions return.
 """
 
-import re
-from typing import NamedTuple
+from functools import cache
 
 import mlx.core as mx
 
-
-class Chip(NamedTuple):
-    """A generation of GPUs.
-
-    Up to qmm_rows rows of x, qmm is faster than decoding the weight for `mx.matmul`: a weight
-    decoded costs the same for one row as for a thousand, and qmm decodes it for every 32 rows.
-    """
-
-    activations: mx.Dtype
-    qmm_rows: int
+from .chips import Chip, chip_named
 
 
-# By the number in the architecture's name, applegpu_g13g for M1 to applegpu_g17s for M5. M1 and M2
-# have no bfloat16; M5 has matrix units, which `mx.matmul` uses. From a model, nothing measured.
-CHIPS = {
-    13: Chip(mx.float16, 512),
-    14: Chip(mx.float16, 512),
-    15: Chip(mx.bfloat16, 512),
-    16: Chip(mx.bfloat16, 512),
-    17: Chip(mx.bfloat16, 8),
-}
-
-
+@cache
 def chip() -> Chip:
-    """Return the chip's entry of CHIPS; the newest one for a chip that is not in it."""
-    found = re.fullmatch(r"applegpu_g(\d+).*", str(mx.device_info().get("architecture")))
-    return CHIPS.get(int(found[1]) if found else 0, CHIPS[max(CHIPS)])
+    """Return what is chosen by this machine's chip."""
+    info = mx.device_info()
+    return chip_named(str(info.get("device_name")), str(info.get("architecture")))
 
 
 def has_metal() -> bool:

@@ -10,13 +10,14 @@ M rows of x, N rows and K columns of the coded matrix.
 
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any, NamedTuple, TypedDict, Unpack
+from typing import Any, TypedDict, Unpack
 
 import mlx.core as mx
 
 from ..errors import ShapeError
-from . import codec
+from . import codec, device
 from .bodies import BODIES
+from .chips import Tile
 from .matrix import CodedMatrix
 from .packing import BLOCK, UNIT
 
@@ -30,7 +31,6 @@ RESIDUAL_SIMDGROUPS = 8  # of the threadgroup that holds a row; 16 where these h
 RESIDUAL_BLOCKS = 4
 LONGEST_RESIDUAL = BLOCK * 16 * RESIDUAL_BLOCKS
 
-_WIDEST_OF_FOUR_ROWS = {1: 8, 2: 5, 3: 2}  # bits, by tokens: registers hold no more
 _LANES = 32  # threads of a simdgroup
 _GROUP = 128  # threads of a threadgroup
 
@@ -38,30 +38,14 @@ Options = Sequence[tuple[str, bool | int | mx.Dtype]]
 Size = tuple[int, int, int]
 
 
-class Tile(NamedTuple):
-    """The tile of qmv: rows a lane, lanes a row, simdgroups a threadgroup, rows of x at once."""
-
-    rows: int
-    lanes: int
-    simdgroups: int
-    tokens: int
-
-
 def qmv_tile(bits: int, M: int, N: int, K: int) -> Tile:
-    """Return a tile, by counts of the M1's instructions and registers; nothing here was timed.
+    """Return the tile of this machine's chip.
 
     With more rows a lane, more rows share a load of x, but registers hold fewer simdgroups: 24 of
     them keep a core busy. Where N is small, many rows would leave cores idle. Lanes must divide the
-    units of a row. Source: scripts/kernels/agx/counts.py.
+    units of a row. Source: scripts/kernels/agx/counts.py; nothing was timed.
     """
-    lanes = next(lanes for lanes in (16, 8, 4) if K // UNIT % lanes == 0)
-    tokens = M if M <= 5 else -(-M // 2)
-    rows = 4 if bits <= _WIDEST_OF_FOUR_ROWS.get(tokens, 0) else 2
-    if bits == tokens == 1:
-        rows = 8
-    if N < 1024:
-        rows = 2
-    return Tile(rows, lanes, 4, tokens)
+    return device.chip().tile(bits, M, N, K)
 
 
 class KernelOptions(TypedDict, total=False):

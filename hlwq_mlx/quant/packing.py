@@ -15,8 +15,9 @@ P32 keeps exactly `bits` bits per weight and makes every load an aligned 4, 8 or
 N rows, K columns (a multiple of 128).
 """
 
+from collections.abc import Iterable
 from functools import cache
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +35,8 @@ Words = NDArray[np.uint32]
 
 _GROUP = 8  # codes that fill whole bytes at every width
 _CHUNK_GROUPS = 1 << 13  # a chunk's temporaries stay in the second-level cache
+_BLOCK_GROUPS = BLOCK // _GROUP
+_CHUNK_BLOCKS = 1 << 12
 
 
 def pack(codes: Codes, bits: int, order: BitOrder) -> Codes:
@@ -58,7 +61,7 @@ def pack(codes: Codes, bits: int, order: BitOrder) -> Codes:
         halves = flat.reshape(-1, 2, BLOCK // 2)
         nibbles: Codes = halves[:, 0] | halves[:, 1] << np.uint8(4)
         return nibbles.reshape(-1)
-    return _pack_stream(flat, bits, order)
+    return flat if bits == 8 else _pack_stream(flat, bits, order)
 
 
 def unpack(buffer: Codes, bits: int, count: int, order: BitOrder) -> Codes:
@@ -81,7 +84,7 @@ def unpack(buffer: Codes, bits: int, count: int, order: BitOrder) -> Codes:
         _check_half("packing.unpack", count)
         nibbles = flat.reshape(-1, BLOCK // 2)
         return np.stack((nibbles & 15, nibbles >> 4), axis=1).reshape(-1)
-    return _unpack_stream(flat, bits, count, order)
+    return flat if bits == 8 else _unpack_stream(flat, bits, count, order)
 
 
 def p32_plane_widths(bits: int) -> tuple[int, ...]:
@@ -119,7 +122,6 @@ def p32_planes(codes: Codes, bits: int) -> tuple[Words, ...]:
     Raises: ShapeError for codes that are not uint8 [N, K], K not a multiple of 128, or a code that
     does not fit `bits`.
     """
-    widths = p32_plane_widths(bits)
     _check_bytes("packing.p32_planes", "codes", codes)
     if codes.ndim != 2:
         raise ShapeError(
@@ -127,14 +129,44 @@ def p32_planes(codes: Codes, bits: int) -> tuple[Words, ...]:
             "Reshape them to rows."
         )
     _check_columns("packing.p32_planes", codes.shape[1])
-    # Four neighbouring codes move together, so the reordering moves words, not bytes.
-    quads = np.ascontiguousarray(codes).view(np.uint32).reshape(-1, 8, 4)
-    units = np.ascontiguousarray(quads.swapaxes(1, 2)).view(np.uint8)
-    words = pack(units, bits, "lsb").view("<u4").reshape(-1, bits)
-    edges = np.cumsum(widths)[:-1]
-    return tuple(
-        np.ascontiguousarray(plane).reshape(-1) for plane in np.split(words, edges, axis=1)
-    )
+    return stream_planes(pack(codes, bits, "lsb"), bits, "lsb")
+
+
+def stream_planes(stream: Codes, bits: int, order: BitOrder) -> tuple[Words, ...]:
+    """Lay whole blocks of a stream that `pack` made out in P32; no code is taken out of it.
+
+    Of 128 columns k = 16*i + 8*h + 4*p + c, quarter 2*h + p owns k. Quads of four codes (c) move as
+    they are; the two of a group (p) part, and meet those of the next group of their half (h).
+
+    Shapes: stream uint8 [blocks * 16 * bits] -> planes as `p32_planes` returns them.
+    Raises: ShapeError for order `half`, or a stream that ends within a block.
+    """
+    _check_order("packing.stream_planes", bits, order)
+    _check_bytes("packing.stream_planes", "a stream", stream)
+    block_bytes = BLOCK * bits // 8
+    if order == "half" or stream.size % block_bytes:
+        raise ShapeError(
+            f"[packing.stream_planes] needed blocks of {block_bytes} bytes in order msb or lsb, "
+            f"got {stream.size} bytes in {order}. Unpack the codes, and use p32_planes."
+        )
+    order = "lsb" if bits == 8 else order  # whole bytes have none
+    flat, blocks = stream.reshape(-1), stream.size // block_bytes
+    planes = [np.empty((blocks, 4, width), dtype="<u4") for width in p32_plane_widths(bits)]
+    count = min(blocks, _CHUNK_BLOCKS)
+    groups, other = np.empty((2, _BLOCK_GROUPS, count), dtype=_group_type(bits))
+    for start in range(0, blocks, _CHUNK_BLOCKS):
+        part = slice(start, min(start + _CHUNK_BLOCKS, blocks))
+        n = part.stop - start
+        chunk, spare = groups[:, :n], other[:, :n]
+        _read_groups(flat[start * block_bytes : part.stop * block_bytes], bits, order, chunk)
+        if order == "msb":
+            _reverse_quads(chunk, spare, bits)
+        halves = chunk.reshape(4, 2, 2, n)  # i // 2, i % 2, h
+        _exchange_quads(halves[:, 0], halves[:, 1], spare.reshape(4, 2, 2, n)[:, 0], bits)
+        # In order msb the first quad of a group is its upper one.
+        quarters = halves[:, ::-1] if order == "msb" else halves
+        _store_units(quarters, bits, [plane[part] for plane in planes])
+    return tuple(plane.reshape(-1) for plane in planes)
 
 
 def pack_p32(codes: Codes, bits: int) -> Words:
@@ -252,6 +284,97 @@ def _steps(bits: int) -> tuple[tuple[np.uint64, np.uint64, np.uint64], ...]:
         low = sum(((1 << taken) - 1) << at for at in range(0, 64, 16 * count))
         steps.append((np.uint64(low), np.uint64(8 * count - taken), np.uint64(taken)))
     return tuple(steps)
+
+
+@cache
+def _group_type(bits: int) -> np.dtype[Any]:
+    """Return the smallest unsigned integers that hold a group."""
+    return np.dtype(f"<u{1 << (bits - 1).bit_length()}")
+
+
+def _read_groups(raw: Codes, bits: int, order: BitOrder, groups: NDArray[Any]) -> None:
+    """Read each group of some blocks as a number: -> [16, n]; above its bits there may be others.
+
+    A number reaches past its group's own bytes: in order msb, whose first byte is the highest, to
+    those before it.
+    """
+    size = groups.itemsize
+    padded = np.zeros(raw.size + 2 * size, dtype=np.uint8)
+    padded[size : size + raw.size] = raw
+    kind, at = (f">u{size}", bits) if order == "msb" else (f"<u{size}", size)
+    strides = (bits, BLOCK * bits // 8)
+    np.copyto(groups, np.ndarray(groups.shape, kind, padded.data, at, strides))
+
+
+def _reverse_quads(groups: NDArray[Any], spare: NDArray[Any], bits: int) -> None:
+    """Turn the four codes of each half of a group round."""
+    kind = groups.dtype.type
+    for taken in (2 * bits, bits):
+        low = kind(sum(((1 << taken) - 1) << at for at in range(0, 8 * bits, 2 * taken)))
+        np.right_shift(groups, kind(taken), out=spare)
+        spare &= low
+        groups &= low
+        groups <<= kind(taken)
+        groups |= spare
+
+
+def _exchange_quads(
+    first: NDArray[Any], second: NDArray[Any], spare: NDArray[Any], bits: int
+) -> None:
+    """Exchange the upper quads of some groups with the lower quads of others."""
+    kind = first.dtype.type
+    quad = 4 * bits
+    np.right_shift(first, kind(quad), out=spare)
+    spare ^= second
+    spare &= kind((1 << quad) - 1)
+    second ^= spare
+    spare <<= kind(quad)
+    first ^= spare
+    if 2 * quad < 8 * first.itemsize:  # what was read beyond the groups
+        for groups in (first, second):
+            groups &= kind((1 << 2 * quad) - 1)
+
+
+def _store_units(groups: NDArray[Any], bits: int, planes: list[Words]) -> None:
+    """Write the units of some blocks, each of 4 groups, into the planes.
+
+    Shapes: groups [4, 2 p, 2 h, n] -> each plane [n, 4 units, width].
+    """
+    units = [(2 * h + p, p, h) for p, h in np.ndindex(2, 2)]
+    if groups.itemsize == bits:  # no word holds parts of two groups
+        targets = planes[0].view(groups.dtype)
+        for at in range(4):
+            for unit, p, h in units:
+                targets[:, unit, at] = groups[at, p, h]
+        return
+    words, done = groups.astype(np.uint64, copy=False), 0
+    total, part = np.empty((2, *words.shape[1:]), dtype=np.uint64)
+    for plane in planes:
+        size = min(64, 32 * plane.shape[2])  # two words at once where a load has two
+        targets = plane.view(f"<u{size // 8}")
+        for column in range(targets.shape[2]):
+            first, *others = _parts_within(words, 8 * bits, done, size)
+            _shift(*first, total)
+            for other in others:
+                total |= _shift(*other, part)
+            found = total.view(targets.dtype)[..., :: 64 // size]
+            for unit, p, h in units:  # all at once would go through memory the wrong way
+                targets[:, unit, column] = found[p, h]
+            done += size
+
+
+def _parts_within(
+    groups: Iterable[NDArray[np.uint64]], group_bits: int, start: int, size: int
+) -> list[tuple[NDArray[np.uint64], int]]:
+    """Return the groups of a stream of which `size` bits from `start` on hold a part, and where."""
+    placed = [(group, number * group_bits - start) for number, group in enumerate(groups)]
+    return [(group, at) for group, at in placed if -group_bits < at < size]
+
+
+def _shift(values: NDArray[np.uint64], places: int, out: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    shift = np.left_shift if places > 0 else np.right_shift
+    shift(values, np.uint64(abs(places)), out=out)
+    return out
 
 
 def _check_order(where: str, bits: int, order: str) -> None:

@@ -13,7 +13,7 @@ from functools import cache, partial
 import mlx.core as mx
 
 from . import codec
-from .kernels import Tile
+from .chips import Tile
 from .matrix import CodedMatrix
 from .packing import BLOCK, UNIT
 

@@ -11,7 +11,7 @@ from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from ..errors import HLWQError, UnsupportedError
+from ..errors import HLWQError
 from . import watch
 from .dialects import (
     anthropic,
@@ -46,10 +46,6 @@ AUDIO = {
     "transcriptions": openai_audio.transcriptions,
     "translations": openai_audio.translations,
 }
-NO_EMBEDDINGS = (
-    "[embeddings] needed a model that makes embeddings, got Gemma 4, which writes answers. "
-    "Run another server for embeddings."
-)
 
 
 def make_app(site: Site) -> ASGIApp:
@@ -142,13 +138,13 @@ async def _model(site: Site, request: Request) -> Response:
 
 
 async def _no_embeddings(request: Request) -> Response:
-    raise UnsupportedError(NO_EMBEDDINGS)
+    models.refuse_embeddings()
 
 
 async def _count_tokens(site: Site, request: Request) -> Response:
     chat = anthropic.read(await site.json(request))
-    ready = await unless_gone(request, run_in_threadpool(site.prompts.make, chat))
-    return JSONResponse(anthropic.count(len(ready.read.ids)))
+    count = await unless_gone(request, run_in_threadpool(site.prompts.count, chat))
+    return JSONResponse(anthropic.count(count))
 
 
 async def _audio(site: Site, dialect: openai_audio.AudioDialect, request: Request) -> Response:

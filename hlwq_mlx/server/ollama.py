@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from .dialects import ollama_chat, ollama_generate, ollama_models, ollama_options
+from .dialects import models, ollama_chat, ollama_generate, ollama_models, ollama_options
 from .dialects.dialect import JSON
 from .site import Handler, Site, guarded
 
@@ -63,4 +63,4 @@ async def _pull(site: Site, request: Request) -> Response:
 
 
 async def _embed(request: Request) -> Response:
-    return JSONResponse(ollama_models.embed())
+    models.refuse_embeddings()

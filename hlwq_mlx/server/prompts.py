@@ -54,25 +54,35 @@ class PromptMaker:
         Raises: RequestError for what cannot be rendered, read or tokenized; ContextError for what
         is too long; SourceError for media that cannot be fetched.
         """
-        may_think = in_thought = False
-        if request.raw is not None:
-            read = self._raw(request.raw)
-        else:
-            may_think = self.thinking if request.thinking is None else request.thinking
-            rendered = self._render(request, may_think)
-            in_thought = grammar.opens_thought(rendered.text)
-            read = read_prompt(
-                self.args,
-                self.processor,
-                self.tokenizer,
-                rendered,
-                self.access,
-                image_tokens=request.image_tokens,
-            )
+        read, may_think, in_thought = self._read(request)
         asked = -1 if request.max_tokens is None else request.max_tokens
         room = room_for_answer(len(read.ids), asked, self.context)
         is_raw = request.raw is not None
         return Ready(read, room, may_think, in_thought, is_raw, *self._ends(read.ids))
+
+    def count(self, request: ChatRequest) -> int:
+        """Return how many tokens a request's prompt has, which may be more than there is room for.
+
+        Clients ask so that they know what to shorten. Raises: as `make`, but ContextError only for
+        what is too long to be counted.
+        """
+        return len(self._read(request)[0].ids)
+
+    def _read(self, request: ChatRequest) -> tuple[ReadPrompt, bool, bool]:
+        """Return a prompt, whether its answer may think, and whether it begins with a thought."""
+        if request.raw is not None:
+            return self._raw(request.raw), False, False
+        may_think = self.thinking if request.thinking is None else request.thinking
+        rendered = self._render(request, may_think)
+        read = read_prompt(
+            self.args,
+            self.processor,
+            self.tokenizer,
+            rendered,
+            self.access,
+            image_tokens=request.image_tokens,
+        )
+        return read, may_think, grammar.opens_thought(rendered.text)
 
     def _raw(self, raw: str | Sequence[int]) -> ReadPrompt:
         if isinstance(raw, str):

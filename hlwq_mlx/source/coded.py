@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CheckpointError, raise_all
-from ..quant.packing import BLOCK, BitOrder, Codes, unpack
+from ..quant.packing import BLOCK, BitOrder, Codes, Words, p32_planes, stream_planes, unpack
 
 # Longest first, so that `.ct_scaled` is not read as `.ct`.
 _ROLES = (
@@ -88,16 +88,32 @@ class CodedTensor:
 
     def rows(self, start: int, stop: int, order: BitOrder) -> Codes:
         """Read the codes of some rows: uint8 [stop - start, nb * 128]."""
-        row_bytes = self.padded_columns * self.stored_bits // 8
-        piece = np.ascontiguousarray(self.raw[start * row_bytes : stop * row_bytes])
-        count = (stop - start) * self.padded_columns
-        codes = piece if self.stored_bits == 8 else unpack(piece, self.stored_bits, count, order)
+        return self._codes(self._stored[start:stop], order)
+
+    def rows_at(self, rows: NDArray[np.integer], order: BitOrder) -> Codes:
+        """Read the codes of these rows: uint8 [n, nb * 128]."""
+        return self._codes(self._stored[rows], order)
+
+    def planes(self, start: int, stop: int, order: BitOrder) -> tuple[Words, ...]:
+        """Read some rows as they lie in P32 (packing.p32_planes)."""
+        if order != "half" and self.stored_bits == self.bits:
+            return stream_planes(self._stored[start:stop], self.bits, order)
+        return p32_planes(self.rows(start, stop, order), self.bits)
+
+    @property
+    def _stored(self) -> Codes:
+        """The bytes of the codes, row by row."""
+        return self.raw.reshape(self.shape[0], self.padded_columns * self.stored_bits // 8)
+
+    def _codes(self, stored: Codes, order: BitOrder) -> Codes:
+        count = len(stored) * self.padded_columns
+        codes = stored if self.stored_bits == 8 else unpack(stored, self.stored_bits, count, order)
         if codes.size and int(codes.max()) >> self.bits:
             raise CheckpointError(
                 f"[{self.name}] needed codes below {1 << self.bits}, got {codes.max()}. "
                 "The file is damaged; download it again."
             )
-        return codes.reshape(stop - start, self.padded_columns)
+        return codes.reshape(len(stored), self.padded_columns)
 
 
 def gather(

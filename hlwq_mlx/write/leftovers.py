@@ -7,9 +7,9 @@ table (tables.error_energy); what a class really lost is measured as it is writt
 blocks have a strong mean stays as it is: the table cuts that off (spec: data.md, finding 4).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -23,13 +23,13 @@ from ..source.coded import CodedTensor
 from ..source.detect import Reading
 from ..source.repository import PlainTensor
 from ..source.rules import TOWERS, class_of
+from .output import ahead, row_slices
 from .quantize import (
     MEAN_SHARE,
     Fidelity,
     Report,
     count_strong_means,
     encode,
-    float_slices,
     report_class,
 )
 
@@ -159,17 +159,34 @@ def make_plan(choice: str, coded: Coded, plain: Mapping[str, PlainTensor]) -> Pl
     with tqdm(
         total=total, unit="B", unit_scale=True, desc="inspect", delay=_PATIENCE_S
     ) as progress:
-        for name, bits in candidates.items():
-            tensor = plain[name]
-            share = _strong_share(tensor)
-            progress.update(tensor.spec.nbytes)
-            if share > MEAN_SHARE:
-                plan.report.strong_means.append((name, share))
-                continue
-            kind = report_class(name), bits
-            fidelity = plan.report.classes.setdefault(kind, Fidelity())
-            plan.chosen[name] = Leftover(tensor, bits, fidelity)
+        strong = dict.fromkeys(candidates, 0)
+        for name, blocks, size in ahead(_inspections({name: plain[name] for name in candidates})):
+            strong[name] += blocks
+            progress.update(size)
+    for name, bits in candidates.items():
+        tensor = plain[name]
+        share = strong[name] / (tensor.shape[0] * -(-tensor.shape[1] // BLOCK))
+        if share > MEAN_SHARE:
+            plan.report.strong_means.append((name, share))
+            continue
+        kind = report_class(name), bits
+        fidelity = plan.report.classes.setdefault(kind, Fidelity())
+        plan.chosen[name] = Leftover(tensor, bits, fidelity)
     return plan
+
+
+def _inspections(
+    tensors: Mapping[str, PlainTensor],
+) -> Iterator[Callable[[], tuple[str, int, int]]]:
+    """Yield calls that look at some rows: whose, how many strong means they have, their bytes."""
+
+    def inspect(name: str, start: int, stop: int) -> tuple[str, int, int]:
+        rows = tensors[name].float_rows(start, stop)
+        return name, count_strong_means(rows), rows.size * tensors[name].spec.item_bytes
+
+    for name, tensor in tensors.items():
+        for start, stop in row_slices(tensor.shape[0], 4 * tensor.shape[1]):
+            yield partial(inspect, name, start, stop)
 
 
 def width_of(
@@ -190,9 +207,3 @@ def width_of(
     blocks = -(-shape[1] // BLOCK)
     is_smaller = blocks * (BLOCK * bits // 8 + 2) < shape[1] * item_bytes
     return bits if is_smaller else None
-
-
-def _strong_share(tensor: PlainTensor) -> float:
-    """Return which share of a tensor's blocks has a mean that the tables cut off."""
-    blocks = tensor.shape[0] * -(-tensor.shape[1] // BLOCK)
-    return sum(count_strong_means(weight) for _, weight in float_slices(tensor)) / blocks

@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,8 @@ from ..source.repository import PlainTensor
 SHARD_BYTES = 5 * 10**9
 _SLICE_BYTES = 1 << 24
 _MOST_THREADS = 4  # each holds a slice
+_Result = TypeVar("_Result")
+
 _HEADER_BYTES = 256  # of a tensor in a file's header, at most
 
 Piece = tuple[str, int, NDArray[Any]]
@@ -148,26 +150,26 @@ def write_file(
     specs = {name: spec for output in outputs for name, spec in output.specs.items()}
     slices = (each for output in outputs for each in output.slices())
     with TensorWriter(path, specs, metadata) as writer:
-        for pieces in _made(slices):
+        for pieces in ahead(slices):
             for name, at, piece in pieces:
                 progress.update(writer.write(name, piece, at))
     return writer.runs.listed()
 
 
-def _made(slices: Iterator[Slice]) -> Iterator[Iterable[Piece]]:
-    """Make slices on threads, few ahead, and yield them in order."""
+def ahead(calls: Iterable[Callable[[], _Result]]) -> Iterator[_Result]:
+    """Yield what calls return, in their order; a few of them run on threads meanwhile."""
     threads = min(_MOST_THREADS, os.cpu_count() or 1)
-    ahead: deque[Future[Iterable[Piece]]] = deque()
+    under_way: deque[Future[_Result]] = deque()
     with ThreadPoolExecutor(threads, "slice") as pool:
         try:
-            for each in slices:
-                ahead.append(pool.submit(each))
-                if len(ahead) > threads:
-                    yield ahead.popleft().result()
-            while ahead:
-                yield ahead.popleft().result()
+            for call in calls:
+                under_way.append(pool.submit(call))
+                if len(under_way) > threads:
+                    yield under_way.popleft().result()
+            while under_way:
+                yield under_way.popleft().result()
         finally:
-            for future in ahead:
+            for future in under_way:
                 future.cancel()
 
 

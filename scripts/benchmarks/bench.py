@@ -3,7 +3,7 @@
     python scripts/benchmarks/bench.py ops      our CPU paths beside stock MLX, E4B's shapes
     python scripts/benchmarks/bench.py model    E4B's decoder, few layers, beside stock mlx-lm's
     python scripts/benchmarks/bench.py rows     per-layer rows from disk beside a resident table
-    python scripts/benchmarks/bench.py m1       bytes, launches and time on an M1: a model
+    python scripts/benchmarks/bench.py m1       bytes, launches and time on Apple's chips: a model
 
 Codes are random. Contenders take turns within a run and are compared by their medians, because a
 shared machine drifts. Each command prints Markdown and ends with one line of JSON. On a Mac,
@@ -34,7 +34,7 @@ from hlwq_mlx.quant.matrix import CodedMatrix
 from hlwq_mlx.quant.packing import BLOCK, UNIT
 from hlwq_mlx.quant.tables import centroids
 from hlwq_mlx.source import rules
-from scripts.benchmarks import launches, m1, row_reads
+from scripts.benchmarks import launches, m1, pass_tables, row_reads
 
 Contender = Callable[[], Any]
 Clock = Callable[[], float]
@@ -224,10 +224,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--layers", type=int, default=2, help="layers of `model`")
     parser.add_argument("--table-rows", type=int, default=1 << 15, help="rows of `rows`")
+    parser.add_argument(
+        "--host-ms",
+        type=float,
+        default=pass_tables.HOST_MS,
+        help="of `m1`: the host's work between two tokens, where it is not done meanwhile",
+    )
     arguments = parser.parse_args(argv)
     mx.set_default_device(mx.cpu)
     if arguments.what == "m1":
-        found = m1.print_tables()
+        found = m1.print_tables() | pass_tables.print_tables(arguments.host_ms)
     elif arguments.what == "rows":
         print(f"Medians of {arguments.rounds} turns, on {machine()}.\n")
         found = row_reads.bench_rows(arguments.table_rows, arguments.rounds)

@@ -13,6 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from typing import Any
 from unittest import mock
 
@@ -24,6 +25,7 @@ from mlx_lm.models import gemma4_text
 
 from hlwq_mlx.gemma4.model import Model, ModelArgs, Resources
 from hlwq_mlx.quant import device, fuse, selftest
+from hlwq_mlx.quant.chips import chips
 from hlwq_mlx.quant.tables import centroids
 from hlwq_mlx.source.rules import Rule
 from scripts.benchmarks.shapes import e4b_config
@@ -111,11 +113,26 @@ def stock_model(config: dict[str, Any], bits: int | None, dtype: mx.Dtype) -> An
 
 def count_ours(rule: Rule) -> Counter[str]:
     """Count a token of our model on an M1, coded by a rule."""
+    return _count(_fused(rule))
+
+
+def count_passes(rule: Rule, most: int) -> list[int]:
+    """Count the launches of passes of 1, 2, .. `most` tokens of our model on an M1.
+
+    Of several tokens, attention's results are copied from heads to positions, once a layer.
+    """
+    model = _fused(rule)
+    counts = [total(_count(model, tokens)) for tokens in range(1, most + 1)]
+    copies = model.args.text_config.num_hidden_layers
+    return [counts[0], *(count + copies for count in counts[1:])]
+
+
+def _fused(rule: Rule) -> Model:
     model = coded_model(e4b_config(**SMALL), rule, DTYPE)
     with standing_in():
         for block in fuse.blocks(model):
             fuse.fuse(block)
-    return _count(model)
+    return model
 
 
 def count_stock(bits: int | None) -> Counter[str]:
@@ -130,8 +147,8 @@ def total(launches: Counter[str]) -> int:
     return sum(launches.values())
 
 
-def _count(model: Any) -> Counter[str]:
-    """Count launches by primitive; those of a stand-in carry its name."""
+def _count(model: Any, tokens: int = 1) -> Counter[str]:
+    """Count launches of a pass by primitive; those of a stand-in carry its name."""
     cache = model.make_cache()
     for entry, (heads, width) in zip(cache, _key_shapes(), strict=True):
         for length in (WINDOW + 4, 1):  # then a ring buffer is as it is from there on
@@ -139,7 +156,7 @@ def _count(model: Any) -> Counter[str]:
             mx.eval(entry.update_and_fetch(keys, keys))
     mx.eval([entry.state for entry in cache])
     with standing_in() as names:
-        logits = model(mx.array([[1]]), cache=cache)
+        logits = model(mx.array([[1] * tokens]), cache=cache)
         states = [part for entry in cache for part in entry.state if isinstance(part, mx.array)]
         dot = io.StringIO()
         mx.export_to_dot(dot, logits, *states)
@@ -159,6 +176,14 @@ def _key_shapes() -> list[tuple[int, int]]:
     return [(layer.num_key_value_heads, layer.head_dim) for layer in layers]
 
 
+@cache
+def zeros(shape: tuple[int, ...], dtype: mx.Dtype) -> mx.array:
+    """Return zeros that are evaluated, so that a stand-in takes no time of its own."""
+    array = mx.zeros(shape, dtype)
+    mx.eval(array)
+    return array
+
+
 @contextmanager
 def standing_in() -> Iterator[Counter[str]]:
     """Build graphs within the block as on an M1; yield the names of the stand-ins used."""
@@ -168,8 +193,7 @@ def standing_in() -> Iterator[Counter[str]]:
         name: str, inputs: Sequence[Any], outputs: Sequence[tuple[Sequence[int], mx.Dtype]]
     ) -> list[mx.array]:
         names[name] += 1
-        results = [mx.zeros(shape, dtype) for shape, dtype in outputs]
-        mx.eval(results)
+        results = [zeros(tuple(shape), dtype) for shape, dtype in outputs]
         arrays = [array for array in inputs if isinstance(array, mx.array)]
         launched: list[mx.array] = mx.depends(results, arrays)
         return launched
@@ -199,7 +223,7 @@ def standing_in() -> Iterator[Counter[str]]:
             (mx.fast, "metal_kernel", metal_kernel),
             (mx, "dequantize", dequantize),
             (device, "has_metal", lambda: True),
-            (device, "chip", lambda: device.CHIPS[13]),
+            (device, "chip", lambda: chips()["M1"]),
             (device, "activation_dtype", lambda: DTYPE),
             (selftest, "passes", lambda *case: True),
             (selftest, "passes_on", lambda *case: True),

@@ -1,7 +1,8 @@
 """What a token costs an M1 by its bytes and its launches: a model, not a measurement.
 
 Decoding reads every weight once, so the time of a token is at least its bytes over the bandwidth of
-memory; a launch that waits for another costs a little more. Nothing here was timed.
+memory; a launch that waits for another costs a little more. So formats can be compared; what
+arithmetic and several tokens at once cost is in passes.py. Nothing here was timed.
 """
 
 import math
@@ -11,16 +12,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from hlwq_mlx.gemma4.model import ModelArgs
-from hlwq_mlx.quant.packing import BLOCK
 from hlwq_mlx.source import rules
-from scripts.benchmarks import launches
+from scripts.benchmarks import launches, passes
 
 PEAK, SUSTAINED = 68.25e9, 57e9  # bytes a second, of an M1
-LAUNCH_S = 1.65e-6  # others report 1.3 to 2 microseconds for a launch that waits for another
 LAYERS = 42
 COUNTED_BY_HAND = "34, and about 1,600 a token with 4 to 6 Hadamards a layer"
 CONTEXTS = (1024, 8192)
-PLAIN = 2.0  # bytes of bfloat16
 
 Shape = tuple[int, ...]
 Cost = Callable[[str, Shape], float]
@@ -46,15 +44,14 @@ def hlwq(rule: rules.Rule) -> Cost:
     """Codes, and a float16 norm for every block."""
 
     def cost(name: str, shape: Shape) -> float:
-        bits = rule(name, shape)
-        return PLAIN if bits is None else bits / 8 + 2 / BLOCK
+        return passes.bytes_of(rule(name, shape))
 
     return cost
 
 
 def affine(bits: int) -> Cost:
     """mlx-lm's default: groups of 64 with a scale and a bias of 16 bits, in every matrix."""
-    return lambda name, shape: PLAIN if len(shape) == 1 else (bits + 0.5) / 8
+    return lambda name, shape: passes.PLAIN if len(shape) == 1 else (bits + 0.5) / 8
 
 
 def gguf(base: float, better: float) -> Cost:
@@ -149,7 +146,7 @@ def print_tables() -> dict[str, Any]:
     for row in found:
         sizes = " | ".join(f"{gb:.2f}" for gb in row.gb)
         rates = f"{row.rate(PEAK):.1f} | {row.rate(SUSTAINED):.1f}"
-        waited = "–" if row.launches is None else f"{row.rate(SUSTAINED, LAUNCH_S):.1f}"
+        waited = "–" if row.launches is None else f"{row.rate(SUSTAINED, passes.LAUNCH_S):.1f}"
         print(f"| {row.name} | {sizes} | {row.launches or '–'} | {rates} | {waited} |")
     print(
         f"\nRates are for T={CONTEXTS[0]}. What is not coded is 16 bits; keys and values too. The "

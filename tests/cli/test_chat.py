@@ -4,6 +4,7 @@ import io
 import json
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,12 +13,16 @@ import pytest
 import tiny_media
 import tiny_tokenizer
 
-from hlwq_mlx import chat, cli
+from hlwq_mlx import chat, cli, library
 from hlwq_mlx.chat import Chat, find_file, parse_result, read_tools
 from hlwq_mlx.cli import Screen
 from hlwq_mlx.dialog.conversation import Conversation
 from hlwq_mlx.dialog.tokenizer import load_tokenizer
+from hlwq_mlx.engine.prefix_cache import MAX_BYTES
 from hlwq_mlx.errors import RequestError
+from hlwq_mlx.memory import verdict
+from hlwq_mlx.memory.machine import mac
+from hlwq_mlx.memory.need import Settings, kv_bytes
 
 CALLS = "<|tool_call>call:add{a:1}<tool_call|><|tool_call>call:now{}<tool_call|>"
 TOOLS = [{"name": "add", "description": "Adds."}, {"name": "now"}]
@@ -338,6 +343,18 @@ def test_a_turn_reads_what_is_new_alone(tmp_path, monkeypatch, capsys):
     assert first[0] == third[0] == (0, 16)
     assert second[0][0] == 16 + len(("4",))  # <turn|> was chosen, and read by no step
     assert second[-1][0] == second[-1][1] > second[0][0]
+
+
+def test_a_session_takes_what_the_model_leaves(monkeypatch):
+    """Forced into a machine that is too small, a conversation still need not be read again."""
+    settings = Settings(context=100)
+    machine = replace(mac(16, 15), has_metal=False)
+    model, _ = library.load(demo.folder())
+    kv = kv_bytes(model.args.text_config, settings, item_bytes=4)
+    for limit, kept in ((1, kv), (1 << 40, MAX_BYTES)):
+        described = replace(machine, limit_bytes=limit)
+        monkeypatch.setattr(verdict, "this_machine", lambda folder, found=described: found)
+        assert chat.session_for(model, settings).max_bytes == kept
 
 
 def test_chat_with_the_demo(tmp_path, monkeypatch, capsys):

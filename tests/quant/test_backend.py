@@ -144,23 +144,6 @@ def test_activations_are_float32_on_a_cpu_and_bfloat16_on_a_gpu(monkeypatch):
     assert device.activation_dtype() == mx.bfloat16
 
 
-@pytest.mark.parametrize(
-    ("architecture", "dtype", "qmm_rows"),
-    [
-        ("applegpu_g13g", mx.float16, 512),
-        ("applegpu_g14x", mx.float16, 512),
-        ("applegpu_g15d", mx.bfloat16, 512),
-        ("applegpu_g16p", mx.bfloat16, 512),
-        ("applegpu_g17s", mx.bfloat16, 8),
-        ("applegpu_g21x", mx.bfloat16, 8),
-        ("a chip", mx.bfloat16, 8),
-    ],
-)
-def test_chips(architecture, dtype, qmm_rows, monkeypatch):
-    monkeypatch.setattr(mx, "device_info", lambda: {"architecture": architecture})
-    assert device.chip() == device.Chip(dtype, qmm_rows)
-
-
 def test_no_kernels_on_a_cpu(monkeypatch):
     assert not device.has_metal() or mx.default_device() == mx.Device(mx.gpu)
     monkeypatch.setattr(mx.metal, "is_available", lambda: True)

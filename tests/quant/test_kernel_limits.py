@@ -7,7 +7,7 @@ import pytest
 
 from hlwq_mlx.errors import ShapeError
 from hlwq_mlx.quant import kernels
-from hlwq_mlx.quant.kernels import Tile
+from hlwq_mlx.quant.chips import Tile
 from hlwq_mlx.quant.matrix import CodedMatrix
 
 

@@ -3,12 +3,14 @@ import pytest
 from pairwise import in_turn
 
 from hlwq_mlx.errors import ShapeError
+from hlwq_mlx.quant import packing
 from hlwq_mlx.quant.packing import (
     p32_plane_offsets,
     p32_plane_widths,
     p32_planes,
     pack,
     pack_p32,
+    stream_planes,
     unpack,
     unpack_p32,
 )
@@ -102,6 +104,22 @@ def test_pack_p32(bits, shape):
     np.testing.assert_array_equal(words, slow_p32(codes, bits))
     np.testing.assert_array_equal(unpack_p32(words, bits), codes)
     np.testing.assert_array_equal(pack_p32(np.asfortranarray(codes), bits), words)
+
+
+@pytest.mark.parametrize("order", ["msb", "lsb"])
+@pytest.mark.parametrize("bits", WIDTHS)
+def test_a_stream_is_laid_out_as_its_codes_are(bits, order, monkeypatch):
+    monkeypatch.setattr(packing, "_CHUNK_BLOCKS", 4)
+    codes = random_codes(bits, 3, 384)
+    planes = stream_planes(pack(codes, bits, order), bits, order)
+    np.testing.assert_array_equal(np.concatenate(planes), slow_p32(codes, bits).reshape(-1))
+
+
+def test_what_is_no_stream_of_blocks_is_refused():
+    stream = pack(random_codes(4, 2, 128), 4, "half")
+    for wrong, order in ((stream, "half"), (stream[:-1], "msb")):
+        with pytest.raises(ShapeError, match="needed blocks of 64 bytes in order msb or lsb"):
+            stream_planes(wrong, 4, order)
 
 
 @pytest.mark.parametrize("bits", WIDTHS)

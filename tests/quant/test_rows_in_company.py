@@ -21,6 +21,7 @@ from hlwq_mlx.quant.backends import affine, choose
 from hlwq_mlx.quant.backends.affine import Affine
 from hlwq_mlx.quant.backends.base import FEW_ROWS, GateUp
 from hlwq_mlx.quant.backends.dense import Dense
+from hlwq_mlx.quant.chips import chips
 from hlwq_mlx.quant.layers import Linear, pad_table
 from hlwq_mlx.quant.matrix import CodedMatrix
 from hlwq_mlx.quant.tables import centroids
@@ -112,7 +113,7 @@ def on_metal_host():
     """Kernels run in the Metal host as on an M1, without trials."""
     with device(UNWATCHED), pytest.MonkeyPatch.context() as patch:
         patch.setattr(computer, "has_metal", lambda: True)
-        patch.setattr(computer, "chip", lambda: computer.CHIPS[13])
+        patch.setattr(computer, "chip", lambda: chips()["M1"])
         patch.setattr(selftest, "passes", lambda *case: True)
         patch.setattr(selftest, "passes_on", lambda *case: True)
         yield

@@ -14,12 +14,13 @@ from hlwq_mlx.quant.activation import Activation
 from hlwq_mlx.quant.backends import choose, metal
 from hlwq_mlx.quant.backends.base import reference, reference_geglu
 from hlwq_mlx.quant.backends.dense import Dense
+from hlwq_mlx.quant.chips import chips
 from hlwq_mlx.quant.matrix import CodedMatrix
 from hlwq_mlx.quant.selftest import random_matrix
 
 MATRIX = random_matrix(5)
-DECODED = computer.Chip(mx.float16, 8)
-FUSED = computer.Chip(mx.float16, 64)
+DECODED = chips()["M1"]._replace(qmm_rows=8)
+FUSED = chips()["M1"]._replace(qmm_rows=64)
 TOL = 1.5e-3  # tables, tiles and results of float16
 
 

@@ -330,6 +330,8 @@ def test_llama_lists_what_there_is(llama, server):
 
 
 def test_llama_is_told_of_errors(llama):
-    for refused in (lambda: llama.pull("other"), lambda: llama.embed("demo-PQ5", "Hi")):
-        with pytest.raises(ollama.ResponseError):
-            refused()
+    with pytest.raises(ollama.ResponseError, match="needed demo-PQ5"):
+        llama.pull("other")
+    with pytest.raises(ollama.ResponseError, match="embeddings") as refused:
+        llama.embed("demo-PQ5", "Hi")
+    assert refused.value.status_code == 501

@@ -61,9 +61,9 @@ def story(number):
 
 
 def test_a_second_turn_reads_only_what_is_new(server):
-    messages = [story(22)]
+    messages = [story(11)]
     first = server.post(CHAT, {"messages": messages, "seed": 1})[1]
-    assert first["usage"]["prompt_tokens"] > 1000
+    assert first["usage"]["prompt_tokens"] > 512  # more than a chunk
     messages += [first["choices"][0]["message"], *QUESTION]
     warm = server.post(CHAT, {"messages": messages, "logprobs": True})[1]
     cold = server.post(CHAT, {"messages": messages, "logprobs": True}, authorization="Bearer b")[1]
@@ -223,7 +223,9 @@ def test_it_says_so_when_there_is_no_time_for_an_answer():
         assert b"[DONE]" in said or b"the order to end" in said, said[-300:]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_it_can_be_ended_while_it_loads(number):
     with running(demo.folder()) as server:
         server.process.send_signal(number)
@@ -253,7 +255,7 @@ def test_a_port_that_is_taken_is_told_before_the_model_is_loaded():
 
 
 def test_prompts_are_kept_on_disk_for_the_next_start(tmp_path):
-    messages = [story(12)]
+    messages = [story(4)]
     for expected in (False, True):
         options = ("--prompt-cache-dir", str(tmp_path / "cache"))
         with running(demo.folder(), *options) as server:

@@ -84,8 +84,10 @@ def test_the_end_of_the_instructions_is_worth_keeping(maker):
 
 
 def test_what_cannot_fit_is_refused_with_both_numbers(maker):
+    long = [{"role": "user", "content": "a 1 " * 400}]
     with pytest.raises(ContextError, match=rf"fewer than {CONTEXT} tokens.* got 1\d\d\d\."):
-        make(maker, [{"role": "user", "content": "a 1 " * 400}])
+        make(maker, long)
+    assert maker.count(ChatRequest(messages=long)) > CONTEXT
     assert make(maker, QUESTION, max_tokens=10**6).max_tokens < CONTEXT
     assert make(maker, QUESTION, max_tokens=7).max_tokens == 7
 

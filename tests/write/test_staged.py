@@ -141,14 +141,17 @@ elif moment == "finish":
     staged.checksums.write = dying(staged.checksums.write)
 cli.run(convert.main, arguments)
 """
-MOMENTS = [
-    *(("save", 0), ("write", 0), ("write", 1), ("save", 1), ("discard", 0)),
-    *(("save", 3), ("discard", 1), ("take", 0), ("taken", 0), ("cut", 0), ("cut", 1), ("cut", 3)),
-    *(("moved", 0), ("moved", 1), ("moved", 4), ("moved", 5), ("finish", 0)),
+MOMENTS = [("save", 0), ("write", 1), ("discard", 0), ("cut", 1), ("moved", 4)]
+MORE_MOMENTS = [
+    *(("write", 0), ("save", 1), ("save", 3), ("discard", 1), ("take", 0), ("taken", 0)),
+    *(("cut", 0), ("cut", 3), ("moved", 0), ("moved", 1), ("moved", 5), ("finish", 0)),
 ]
 
 
-@pytest.mark.parametrize(("moment", "number"), MOMENTS)
+@pytest.mark.parametrize(
+    ("moment", "number"),
+    [*MOMENTS, *(pytest.param(*each, marks=pytest.mark.slow) for each in MORE_MOMENTS)],
+)
 def test_a_killed_run_is_gone_on_with(server, tmp_path, wanted, moment, number):
     cache = tmp_path / "hub"
     places = {"HF_HOME": str(tmp_path), "HF_HUB_CACHE": str(cache), "HF_TOKEN": ""}

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import mlx.core as mx
 
 from .. import codec, device, kernels
+from ..chips import MOST_TOKENS
 from ..matrix import CodedMatrix
 from ..packing import BLOCK
 from . import metal
@@ -71,6 +72,15 @@ def prepare_stock(matrix: CodedMatrix) -> Product:
 def steady_rows() -> int:
     """Return among how many rows a row of any product has the bits that it has alone."""
     return FEW_ROWS if device.has_metal() else DECODED_ROWS - 1
+
+
+def tokens_a_pass(bits: int) -> int:
+    """Return how many tokens cost about what one does, of a model whose codes have `bits` bits.
+
+    With Metal, as many as the chip multiplies while memory delivers the weights, by counts of
+    instructions or as measured. No count is made for a CPU: there, as many as a tile takes.
+    """
+    return device.chip().tokens_a_pass[bits - 1] if device.has_metal() else MOST_TOKENS
 
 
 def prepared_bytes(weights: int, *, has_kernels: bool) -> int:

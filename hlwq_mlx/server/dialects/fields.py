@@ -5,6 +5,7 @@ or a truth value. What is wrong is one RequestError that names the field.
 """
 
 from collections.abc import Collection, Mapping
+from functools import partial
 from reprlib import repr as brief
 from typing import Annotated, Any, NamedTuple, TypeVar
 
@@ -58,7 +59,7 @@ Texts = Annotated[
 # As the engine's Sampling and Decoding take them, but for clients' other ways to ask for nothing.
 Temperature = Annotated[Number, Field(ge=0, le=100)]
 Share = Annotated[Number, Field(ge=0, le=1)]
-TopK = Annotated[Integer, Field(ge=-1, le=1 << 20)]
+TopK = Annotated[Integer, Field(ge=-1, le=1 << 20), AfterValidator(partial(max, 0))]  # -1 is none
 Repetition = Annotated[Number, Field(ge=0, le=10)]  # 0 is mlx-lm's word for none
 Addend = Annotated[Number, Field(ge=-2, le=2)]
 Bias = dict[
@@ -124,7 +125,7 @@ class Chosen(Body):
             "sampling": given(
                 temp=self.temperature,
                 top_p=self.top_p,
-                top_k=None if self.top_k is None else max(self.top_k, 0),
+                top_k=self.top_k,
                 min_p=self.min_p,
             ),
             "penalties": Penalties(

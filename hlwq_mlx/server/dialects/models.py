@@ -1,11 +1,14 @@
 """The list of models, in one shape for OpenAI's and Anthropic's clients: GET /v1/models.
 
+And what this model cannot do, in every dialect.
+
 Other clients read the context's length under other names: LM Studio's, vLLM's, Anthropic's.
 """
 
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NoReturn
 
+from ...errors import UnsupportedError
 from ..model_card import ModelCard
 from .dialect import JSON
 
@@ -43,3 +46,14 @@ def model(card: ModelCard, name: str = "") -> dict[str, Any]:
         "max_model_len": card.context,
         "max_input_tokens": card.context,
     }
+
+
+def refuse_embeddings() -> NoReturn:
+    """Raise what a request for embeddings gets.
+
+    Raises: UnsupportedError.
+    """
+    raise UnsupportedError(
+        "[embeddings] needed a model that makes embeddings, got Gemma 4, which writes answers. "
+        "Run another server for embeddings."
+    )

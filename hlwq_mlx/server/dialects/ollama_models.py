@@ -7,7 +7,7 @@ Source: the server's specification, sections 2.4 and 2.6.
 
 import math
 
-from ...errors import RequestError, UnsupportedError
+from ...errors import RequestError
 from ..model_card import ModelCard
 from .dialect import JSON
 from .fields import Body, Flag, read_fields
@@ -82,16 +82,6 @@ def pull(card: ModelCard, body: JSON) -> tuple[bytes, bool]:
         )
     stages = ["pulling manifest", "success"] if asked.stream else ["success"]
     return b"".join(line({"status": stage}) for stage in stages), asked.stream
-
-
-def embed() -> JSON:
-    """Refuse /api/embed and /api/embeddings.
-
-    Raises: UnsupportedError always.
-    """
-    raise UnsupportedError(
-        "[model] needed a model of embeddings, got one that writes text. Run such a one too."
-    )
 
 
 def _listed(card: ModelCard) -> Form:

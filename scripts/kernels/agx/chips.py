@@ -25,10 +25,19 @@ class Chip(NamedTuple):
     clock: float
     peak: float
 
+    @property
+    def bandwidth(self) -> float:
+        """Return the bytes a second that memory sustains."""
+        return self.peak * SUSTAINED * 1e9
+
+    @property
+    def issued(self) -> float:
+        """Return the instructions a second that all lanes issue together."""
+        return self.cores * LANES * self.clock * 1e9
+
     def budget(self, bits: int) -> float:
         """Return the issue slots of a lane for a weight of `bits` bits at what memory sustains."""
-        weights = self.peak * SUSTAINED * 8 / (bits + NORM_BITS)
-        return self.cores * LANES * self.clock / weights
+        return self.issued / (self.bandwidth * 8 / (bits + NORM_BITS))
 
 
 M1 = Chip("M1", 8, 1.278, 68.25)

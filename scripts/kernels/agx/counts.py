@@ -8,6 +8,7 @@
         --compare FILE    print before and after side by side; before is counts.json without FILE
         --listing         print the instructions
         --goals           say which goals hold
+        --variant NAME    count the kernels as a variant of scripts/kernels/variants.toml has them
 
 Without the compiler (setup_compiler) it says so in one line and ends with 0.
 
@@ -21,13 +22,15 @@ import json
 import sys
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from fnmatch import fnmatch
 from itertools import product
 from pathlib import Path
 
 from tqdm import tqdm
 
-from hlwq_mlx.quant.kernels import Tile
+from hlwq_mlx.quant.chips import Tile
+from scripts.kernels import variants
 from scripts.kernels.agx import compiler, goals, programs
 from scripts.kernels.agx.chips import CHIPS, M1
 from scripts.kernels.agx.listing import Counts
@@ -65,7 +68,7 @@ def count_all(folder: Path, asked: Sequence[Program]) -> dict[str, Counts]:
         return {program.name: counts for program, counts in zip(asked, counted, strict=True)}
 
 
-def load(path: Path) -> dict[str, Counts]:
+def load(path: Path = KEPT) -> dict[str, Counts]:
     return {name: Counts(**counts) for name, counts in json.loads(path.read_text()).items()}
 
 
@@ -150,10 +153,17 @@ def main() -> int:
     parser.add_argument("--compare", type=Path, metavar="FILE", nargs="?", const=KEPT)
     parser.add_argument("--listing", action="store_true", help="print the instructions as well")
     parser.add_argument("--goals", action="store_true", help="say which goals hold")
+    parser.add_argument("--variant", type=variants.named, metavar="NAME")
     arguments = parser.parse_args()
     if reason := compiler.missing(arguments.folder):
         print(f"counts: skipped, {reason}")
         return 0
+    with variants.texts_of(arguments.variant) if arguments.variant else nullcontext():
+        return run(arguments)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Count what is asked for and print it."""
     asked = chosen(arguments)
     if arguments.listing:
         with compiler.workplace(arguments.folder) as work:

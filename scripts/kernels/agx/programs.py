@@ -20,6 +20,7 @@ from metal_host.toolchain import MLX_INCLUDE, MLX_KERNELS, preprocess
 
 from hlwq_mlx.quant import kernels
 from hlwq_mlx.quant.bodies import BODIES
+from hlwq_mlx.quant.chips import Tile, chips
 
 WIDTHS = range(1, 9)
 MLX_WIDTHS = (1, 2, 3, 4, 5, 6, 8)
@@ -114,7 +115,7 @@ def mlx_library() -> str:
     return rewrite(preprocess(PREAMBLE + constants + "".join(wanted))).text
 
 
-def qmv(bits: int, tile: kernels.Tile, x: str = "float", *, is_geglu: bool = False) -> Program:
+def qmv(bits: int, tile: Tile, x: str = "float", *, is_geglu: bool = False) -> Program:
     name = "geglu" if is_geglu else "qmv"
     tokens = f"{tile.tokens} token{'s' * (tile.tokens > 1)}"
     shape = f"{bits}-bit, {tile.rows} rows, {tile.lanes} lanes, {tokens}"
@@ -155,19 +156,19 @@ def affine(bits: int, x: str = "half") -> Program:
     )
 
 
-def chosen_tiles(bits: int) -> list[kernels.Tile]:
-    """Return every tile that qmv_tile can take at a width."""
+def chosen_tiles(bits: int) -> list[Tile]:
+    """Return every tile that an M1 can take at a width."""
     sizes = itertools.product(range(1, kernels.QMV_ROWS + 1), (256, 4096), (512, 256, 128))
-    tiles = {kernels.qmv_tile(bits, M, N, K) for M, N, K in sizes}
+    tiles = {chips()["M1"].tile(bits, M, N, K) for M, N, K in sizes}
     return sorted(tiles, key=lambda tile: (tile.tokens, -tile.rows, -tile.lanes))
 
 
-def usual_tile(bits: int, tokens: int) -> kernels.Tile:
+def usual_tile(bits: int, tokens: int) -> Tile:
     """Return the tile of a large matrix for so many tokens."""
-    return kernels.qmv_tile(bits, tokens, 4096, 2560)
+    return chips()["M1"].tile(bits, tokens, 4096, 2560)
 
 
-def products(bits: Iterable[int], tiles: Sequence[kernels.Tile] = ()) -> Iterator[Program]:
+def products(bits: Iterable[int], tiles: Sequence[Tile] = ()) -> Iterator[Program]:
     for width in bits:
         yield from (qmv(width, tile) for tile in tiles or chosen_tiles(width))
 

@@ -316,6 +316,7 @@ def test_options_are_read():
     )
     assert request.sampling == {"temp": 0.5, "top_p": 0.9, "top_k": 40}
     assert (request.stop, request.schema, request.thinking) == (["END"], schema, True)
+    assert DIALECT.read(BODY | {"top_k": -1}).sampling == {"top_k": 0}
     assert DIALECT.read(BODY | {"thinking": {"type": "disabled"}}).thinking is False
     assert DIALECT.read(BODY).thinking is False  # who does not ask gets no such blocks
 

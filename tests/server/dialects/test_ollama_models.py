@@ -7,9 +7,8 @@ from dataclasses import replace
 import ollama
 import pytest
 
-from hlwq_mlx.errors import RequestError, UnsupportedError
+from hlwq_mlx.errors import RequestError
 from hlwq_mlx.server.dialects import ollama_models as models
-from hlwq_mlx.server.errors import status_of
 from hlwq_mlx.server.model_card import ModelCard
 
 CARD = ModelCard(
@@ -88,9 +87,3 @@ def test_the_model_itself_is_pulled_at_once(name, key):
 def test_another_model_is_not_pulled(body):
     with pytest.raises(RequestError, match=r"\[model\] needed gemma-4-e4b, got"):
         models.pull(CARD, body)
-
-
-def test_embeddings_are_refused_with_the_reason():
-    with pytest.raises(UnsupportedError, match="embeddings") as caught:
-        models.embed()
-    assert status_of(caught.value) == 501

@@ -1,0 +1,128 @@
+"""What a pass of one or several tokens costs a chip: a model, not a measurement.
+
+A product takes as long as memory delivers its weights, or as long as the chip issues the kernel's
+instructions where that is longer: counts.json of the M1's, at the tiles of the M1. To these come
+keys and values, which every token of a pass reads by itself, launches that wait for one another,
+and the host's work between a token and the next pass, unless it is done meanwhile. Weights of 16
+bits are taken to wait for memory at any number of tokens. Nothing here was timed.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from hlwq_mlx.quant.chips import MOST_TOKENS
+from hlwq_mlx.quant.packing import BLOCK
+from hlwq_mlx.source.rules import Rule
+from scripts.kernels.agx import counts, programs
+from scripts.kernels.agx.chips import Chip
+
+LAUNCH_S = 1.65e-6  # others report 1.3 to 2 microseconds for a launch that waits for another
+SYNC_S = 2e-4  # assumed: the host waits once more, for the drafts
+PLAIN = 2.0  # bytes of a weight of 16 bits
+TOKENS = range(1, MOST_TOKENS + 1)
+
+Shapes = dict[str, tuple[int, ...]]
+Widths = Counter[int | None]
+"""How many weights a pass reads of each width; None: 16 bits."""
+
+
+class Model(NamedTuple):
+    """A model as passes meet it: weights by width, launches by tokens, bytes of keys and values."""
+
+    weights: Widths
+    launches: Sequence[int]
+    kv_bytes: int
+
+    @property
+    def weight_bytes(self) -> float:
+        """Return the bytes of weights that a pass reads."""
+        return sum(count * bytes_of(bits) for bits, count in self.weights.items())
+
+
+class Pass(NamedTuple):
+    """The seconds of a pass: products, of which `waited` for memory, attention, launches, host."""
+
+    products: float
+    waited: float
+    attention: float
+    launches: float
+    host: float
+
+    @property
+    def seconds(self) -> float:
+        """Return the sum."""
+        return self.products + self.attention + self.launches + self.host
+
+
+class Drafter(NamedTuple):
+    """A drafter: what each draft reads and launches; its drafts need one wait of the host."""
+
+    bytes: float
+    launches: int
+
+    def seconds(self, chip: Chip, drafts: int) -> float:
+        """Return what `drafts` drafts take, one after another."""
+        each = self.bytes / chip.bandwidth + self.launches * LAUNCH_S
+        return drafts * each + SYNC_S if drafts else 0.0
+
+
+def bytes_of(bits: int | None) -> float:
+    """Return the bytes of a weight: codes, and a float16 norm for every block."""
+    return PLAIN if bits is None else bits / 8 + 2 / BLOCK
+
+
+def widths(rule: Rule, shapes: Shapes) -> Widths:
+    """Count a model's weights by width."""
+    found: Widths = Counter()
+    for name, shape in shapes.items():
+        found[rule(name, shape)] += math.prod(shape)
+    return found
+
+
+def cost(model: Model, chip: Chip, tokens: int, host_s: float = 0.0) -> Pass:
+    """Return what a pass of so many tokens takes."""
+    waited = products = 0.0
+    for bits, count in model.weights.items():
+        memory = count * bytes_of(bits) / chip.bandwidth
+        waited += memory
+        products += memory if bits is None else max(memory, issue_s(chip, bits, tokens, count))
+    attention = tokens * model.kv_bytes / chip.bandwidth
+    return Pass(products, waited, attention, model.launches[tokens - 1] * LAUNCH_S, host_s)
+
+
+def issue_s(chip: Chip, bits: int, tokens: int, weights: int) -> float:
+    """Return the seconds in which a chip issues a product's instructions."""
+    program = programs.qmv(bits, programs.usual_tile(bits, tokens))
+    return weights * COUNTED[program.name].cost / chip.issued
+
+
+def breaks_even(
+    model: Model, chip: Chip, tokens: int, host_s: float, drafter: Drafter | None
+) -> float:
+    """Return how many tokens a pass has to give, of `tokens` tried, to be as fast as one by one."""
+    drafting = drafter.seconds(chip, tokens - 1) if drafter else 0.0
+    alone = cost(model, chip, 1, host_s).seconds
+    return (cost(model, chip, tokens, host_s).seconds + drafting) / alone
+
+
+def e4b_drafter(context: int) -> Drafter:
+    """Return the drafter that Google publishes for E4B, of 16 bits.
+
+    Four layers of 256 columns with 4 heads, whose keys and values are the model's; of the words it
+    scores 2,048 centroids and then the 4,096 rows that the best 32 of these name. Launches are
+    those of a layer of ours without keys and values, and ten around them.
+    """
+    hidden, inner, backbone, heads = 256, 2048, 2560, 4
+    head_widths = (256, 256, 256, 512)  # of three sliding layers and a full one
+    spans = (512, 512, 512, context)
+    layers = sum(2 * hidden * heads * width + 3 * hidden * inner for width in head_widths)
+    around = hidden * 2 * backbone + backbone * hidden + (2048 + 4096) * hidden
+    keys = sum(
+        2 * 2 * width * min(span, context) for width, span in zip(head_widths, spans, strict=True)
+    )
+    return Drafter(PLAIN * (layers + around + keys), 4 * 14 + 10)
+
+
+COUNTED = counts.load()
