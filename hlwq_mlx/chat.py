@@ -301,6 +301,7 @@ def talk(arguments: argparse.Namespace, conversation: Conversation) -> None:
 
     settings = cli.settings_for(arguments, cli.CONTEXT)
     model, tokenizer, sampling = cli.load_for(arguments, settings)
+    settings = cli.with_chunk(arguments, model, settings)
     if arguments.seed is not None:
         mx.random.seed(arguments.seed)
 
