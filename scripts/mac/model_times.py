@@ -6,6 +6,7 @@ M rows of x, N rows and K columns of a matrix.
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import mlx.core as mx
@@ -20,6 +21,7 @@ from scripts.mac.sizes import Sizes
 
 Row = dict[str, Any]
 
+DRAFTS = ("none", "lookup")
 # E4B's layers: rows and columns of the products of a token in all of them, and how many there are.
 HIDDEN, HEADS, KV_HEADS, WINDOW = 2560, 8, 2, 512
 SLIDING, FULL = 35, 7
@@ -137,7 +139,7 @@ def time_host(sizes: Sizes) -> Iterator[Row]:
 
 
 def answers(model: str, variant: str | None, sizes: Sizes) -> Iterator[Row]:
-    """Convert and load a model and ask it; peak memory is that of each of the three alone."""
+    """Convert and load a model and ask it, without drafts and with; peak memory is each part's."""
     mx.reset_peak_memory()
     begun = time.perf_counter()
     folder = library.converted_folder(model, variant)
@@ -155,20 +157,22 @@ def answers(model: str, variant: str | None, sizes: Sizes) -> Iterator[Row]:
         "peak memory, GB": mx.get_peak_memory() / 1e9,
         "memory in use, GB": mx.get_active_memory() / 1e9,
     }
-    for prompt in sizes.prompts:
+    for prompt, draft in product(sizes.prompts, DRAFTS):
         mx.reset_peak_memory()
         begun = time.perf_counter()
         messages = [{"role": "user", "content": prompt}]
-        pieces = list(
-            library.stream_generate(loaded, tokenizer, messages, max_tokens=sizes.max_tokens)
-        )
+        options = {"max_tokens": sizes.max_tokens, "draft": draft}
+        pieces = list(library.stream_generate(loaded, tokenizer, messages, **options))
+        last = pieces[-1]
         yield {
             "what": prompt,
+            "drafts": draft,
             "s": time.perf_counter() - begun,
             "peak memory, GB": mx.get_peak_memory() / 1e9,
-            "prompt, tokens": pieces[-1].prompt_tokens,
-            "prompt, tokens/s": pieces[-1].prompt_tps,
-            "answer, tokens": pieces[-1].generation_tokens,
-            "answer, tokens/s": pieces[-1].generation_tps,
+            "prompt, tokens": last.prompt_tokens,
+            "prompt, tokens/s": last.prompt_tps,
+            "answer, tokens": last.generation_tokens,
+            "answer, tokens/s": last.generation_tps,
+            "tokens a pass": last.generation_tokens / max(1, last.passes),
             "answer": "".join(piece.text for piece in pieces),
         }
