@@ -44,7 +44,8 @@ class Sizes:
 # For what drafts bring where an answer repeats the prompt.
 QUOTED = (
     "Repeat this text word by word, then say how many sentences it has: Mia has a red kite. The "
-    "kite flies over the green hill. Tom runs to the hill and looks up. Mia lets Tom hold the red kite."
+    "kite flies over the green hill. Tom runs to the hill and looks up. Mia lets Tom hold the red "
+    "kite."
 )
 
 FULL = Sizes(
