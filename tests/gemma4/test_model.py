@@ -171,6 +171,16 @@ def test_prefill_mixes_the_rows_of_layers_that_read_them(monkeypatch, cached):
     assert sorted(mixed) == [(1, 4), (TEXT.shape[1] - cached, 4)]
 
 
+def test_a_model_of_one_layer_reads_a_prompt():
+    settings = config()
+    text = settings["text_config"]
+    text |= {"num_hidden_layers": 1, "num_kv_shared_layers": 0, "layer_types": ["full_attention"]}
+    width = text["hidden_size_per_layer_input"]
+    args = ModelArgs.from_dict(settings)
+    one = Model(args, Resources(lambda ids: mx.ones((*ids.shape, width))))
+    assert_close(one.prefill(TEXT, one.make_cache()), one(TEXT)[:, -1:], 1e-5)
+
+
 def test_a_batch_of_two_is_two_batches():
     both = mx.concatenate([TEXT, mx.flip(TEXT, 1)])
     cache = model().make_cache()
