@@ -173,15 +173,21 @@ def is_lazy(model: nn.Module) -> bool:
     return all(layer.prepare().is_lazy for layer in layers)
 
 
+def coded_weights(model: nn.Module) -> Counter[int]:
+    """Count the coded weights of a model by their width, padding included."""
+    weights: Counter[int] = Counter()
+    for module in model.modules():
+        if isinstance(module, CodedLayer):
+            weights[module.code_bits] += module.norms.size * BLOCK
+    return weights
+
+
 def rows_of_a_pass(model: nn.Module) -> int:
     """Return how many rows of x a pass may have that waits for the weights, not for products.
 
     It is what holds for the width that most of the coded weights have.
     """
-    weights: Counter[int] = Counter()
-    for module in model.modules():
-        if isinstance(module, CodedLayer):
-            weights[module.code_bits] += module.norms.size
+    weights = coded_weights(model)
     return choose.PASS_ROWS[max(weights, key=weights.__getitem__, default=8)]
 
 

@@ -1,6 +1,7 @@
 """Tokens a pass of the demo with drafts, on texts that no training uses.
 
     python scripts/benchmarks/drafts.py                      PQ5, prompt lookup
+    python scripts/benchmarks/drafts.py --draft model        PQ5, the demo's drafter
     python scripts/benchmarks/drafts.py --variants PQ2 PQ3 PQ4 PQ5 PQ8 --count 40
 
 Every answer is made twice in turn, plainly and with drafts, and has to be the same. Stories are
@@ -31,6 +32,7 @@ from hlwq_mlx.engine.request import Prepared, Request
 from hlwq_mlx.engine.speculate import ROW_COST, make_step
 from hlwq_mlx.engine.step import Row, Step, start_row
 from hlwq_mlx.gemma4.model import Model
+from hlwq_mlx.source.layout import DRAFTER
 from scripts.training import demo_exam, tinyworld
 
 LONGEST = 120  # tokens of an answer
@@ -164,7 +166,7 @@ def measure(
         passes += found.passes
         seconds[0] += wanted.seconds
         seconds[1] += found.seconds
-    cost = passes + (ROW_COST[True] + drafter.cost) * counting.drafted
+    cost = passes + (ROW_COST + drafter.cost) * counting.drafted
     return {
         "tokens": tokens,
         "tokens a pass": tokens / passes,
@@ -172,6 +174,13 @@ def measure(
         "here": seconds[0] / seconds[1],
         "M1": tokens / cost,
     }
+
+
+def find(model: Model, way: str) -> Drafter | None:
+    """Return what drafts for the demo in a way of the commands' --draft."""
+    if way == "model":
+        return library.load_drafter(model, library.DEMO / DRAFTER)
+    return find_drafter(way)
 
 
 def coded_demo(variant: str, place: Path) -> str:
@@ -195,7 +204,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for variant in arguments.variants:
             model, tokenizer = library.load(coded_demo(variant, Path(place)))
             for way in arguments.draft:
-                drafter = find_drafter(way)
+                drafter = find(model, way)
                 for kind, texts in TEXTS.items() if drafter is not None else ():
                     numbers = measure(model, tokenizer, drafter, texts, arguments.count)
                     found.append({"variant": variant, "drafts": way, "text": kind, **numbers})

@@ -150,8 +150,7 @@ def eager(monkeypatch):
 
 
 def greedy(model):
-    request = Request(Prepared(PROMPT), max_tokens=5)
-    return [each.token for each in generate_tokens(model, request)]
+    return [each.token for each in generate_tokens(model, Request(Prepared(PROMPT), max_tokens=5))]
 
 
 def test_a_backend_that_evaluates_at_once_gets_its_rows_first(eager, monkeypatch):
