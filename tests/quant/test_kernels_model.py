@@ -87,15 +87,13 @@ def on_kernels(checks):
         names.append(name)
         return built(make, name)
 
-    for known in (selftest.passes, selftest.passes_on):
-        known.cache_clear()
+    selftest.forget()
     with device(checks), pytest.MonkeyPatch.context() as patch:
         patch.setattr(computer, "has_metal", lambda: True)
         patch.setattr(computer, "chip", lambda: chips()["M1"])
         patch.setattr(kernels, "built", counted)
         yield names
-    for known in (selftest.passes, selftest.passes_on):
-        known.cache_clear()
+    selftest.forget()
 
 
 def answer(model, ids):
