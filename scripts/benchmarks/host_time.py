@@ -2,9 +2,10 @@
 
 A model with E4B's 42 layers and small widths, which do not change what the host does, decodes by
 the engine's steps. On Metal's path its kernels and `mx.fast` are stand-ins (see launches.py). Times
-are processor time of the thread that decodes, which other jobs change little, and of this machine;
-the CPU takes each operation that it is handed, where Metal would encode it. Python calls are
-frames; what MLX does in C++ is no frame.
+are processor time of the thread that decodes, and of this machine; the CPU takes each operation
+that it is handed, where Metal would encode it. Python calls are frames, those of stand-ins left
+out, which take part of the time too; what MLX does in C++ is no frame. "The CPU's own" is the path
+of a machine without Metal, in float32.
 
     python scripts/benchmarks/host_time.py [--building]
 """
@@ -142,31 +143,35 @@ def _noting(owner: Any, name: str, *others: Any) -> Iterator[list[float]]:
             setattr(each, name, original)
 
 
-def ours() -> Model:
-    """Make our model, coded as `convert` does by default."""
-    return launches.coded_model(e4b_config(**launches.SMALL), full(), launches.DTYPE)
+def ours(dtype: mx.Dtype) -> Model:
+    """Make our model, all of it coded."""
+    return launches.coded_model(e4b_config(**launches.SMALL), full(), dtype)
+
+
+def stock(dtype: mx.Dtype) -> Any:
+    """Make stock mlx-lm's."""
+    return launches.stock_model(e4b_config(**launches.SMALL), 4, dtype)
 
 
 def paths() -> Iterator[tuple[str, Model, Where]]:
     """Yield our model on Metal's path and on the CPU's own."""
-    model = ours()
+    model = ours(launches.DTYPE)
     with launches.standing_in():
         for block in fuse.blocks(model):
             fuse.fuse(block)
     yield "Metal's path", model, launches.standing_in
-    yield "the CPU's own", ours(), nullcontext
+    yield "the CPU's own", ours(mx.float32), nullcontext
 
 
 def print_building() -> None:
     """Print what building takes, ours and stock mlx-lm's."""
     print("| graph of a token | Python calls | primitives | ms |\n|---|---|---|---|")
-    stock = launches.stock_model(e4b_config(**launches.SMALL), 4, launches.DTYPE)
     with launches.standing_in():
-        print(_line("mlx-lm, Metal's path", build(stock)))
-    print(_line("mlx-lm, the CPU's own", build(stock)))
+        print(_line("mlx-lm, Metal's path", build(stock(launches.DTYPE))))
+    print(_line("mlx-lm, the CPU's own", build(stock(mx.float32))))
     for name, model, where in paths():
         with where():
-            print(_line(f"ours, {name}", build(model)))
+            print(_line(f"ours, {name}", build(model)), flush=True)
 
 
 def print_turns() -> None:
@@ -178,7 +183,7 @@ def print_turns() -> None:
     for name, model, where in paths():
         for make in (PlainStep, OverlappedStep):
             with where():
-                print(_line(f"{make.__name__}, {name}", turns(model, make)))
+                print(_line(f"{make.__name__}, {name}", turns(model, make)), flush=True)
 
 
 def _line(name: str, numbers: tuple[float, ...]) -> str:
