@@ -205,6 +205,16 @@ class Model(nn.Module):
         begun = self._begin(inputs, cache, None, mx.async_eval)
         return self._logits(begun, mx.async_eval)[:, -1]
 
+    def check(self, inputs: mx.array, cache: Sequence[Any]) -> tuple[mx.array, mx.array]:
+        """Score the token behind each of a few positions; return the hidden states behind the norm.
+
+        A few positions score as they would one by one (see attention.FEW).
+        Shapes: inputs int [1, L] -> [1, L, H], float32 [L, V].
+        """
+        begun = self._begin(inputs, cache, None, mx.async_eval)
+        hidden = self._hidden(begun, mx.async_eval)
+        return hidden, self.model.language_model.logits(hidden)[0]
+
     def decode_late(
         self,
         inputs: mx.array,
@@ -365,9 +375,11 @@ class Model(nn.Module):
         return attention_masks(self.args.text_config, start.cache, length, start.is_vision)
 
     def _logits(self, begun: Pass, after_layer: AfterLayer = nothing) -> mx.array:
+        return self.model.language_model.logits(self._hidden(begun, after_layer))
+
+    def _hidden(self, begun: Pass, after_layer: AfterLayer = nothing) -> mx.array:
         text = self.model.language_model
-        x = text.run_shared_layers(begun.x, begun.per_layer, begun.shared, after_layer)
-        return text.logits(x)
+        return text.run_shared_layers(begun.x, begun.per_layer, begun.shared, after_layer)
 
     def _ids(self, inputs: mx.array) -> np.ndarray:
         """The step's ids on the host: the one place that waits for them."""
