@@ -3,8 +3,9 @@
     python scripts/benchmarks/prefill.py --before DIR
 
 DIR is a checkout of the older code, as `git worktree add DIR COMMIT` makes it. The model is random,
-of E4B's kinds of layers, window and heads' counts at a quarter of its widths, which keeps what is
-compared: the keys that are scored for each that is seen, and what is run for one position alone.
+of four layers of E4B's kinds, with its window and counts of heads at a fifth to a quarter of its
+widths, which keeps what is compared: the keys that are scored for each that is seen, and what is
+run for one position alone.
 """
 
 import argparse
@@ -33,8 +34,8 @@ WIDTHS = {
     **{"vocab_size": 256, "vocab_size_per_layer_input": 256, "hidden_size": 512},
     **{"hidden_size_per_layer_input": 64, "intermediate_size": 2048},
     **{"head_dim": 64, "global_head_dim": 128},
-    **{"num_hidden_layers": 10, "num_kv_shared_layers": 4},
-    "layer_types": [*[SLIDING] * 5, FULL, *[SLIDING] * 3, FULL],
+    **{"num_hidden_layers": 4, "num_kv_shared_layers": 2},
+    "layer_types": [SLIDING, FULL, SLIDING, FULL],
 }
 
 
