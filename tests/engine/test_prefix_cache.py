@@ -49,7 +49,7 @@ def answer(model, prompt, *, keys=(), steps=STEPS, prefix=None, **options):
         on_prefill=lambda done, total: begins.append(done),
         **options,
     )
-    ids, scores = zip(*generate_tokens(model, request, prefix), strict=True)
+    ids, scores, _ = zip(*generate_tokens(model, request, prefix), strict=True)
     return Answer(list(ids), np.array(mx.stack(scores)), begins[0])
 
 
@@ -269,7 +269,7 @@ def test_after_an_interruption_the_next_prompt_is_right(model, stop_at):
 def test_an_interrupted_answer_leaves_its_prompt(model):
     prefix = made(model)
     stream = generate_tokens(model, Request(Prepared(FIRST), max_tokens=STEPS), prefix)
-    first, _ = next(stream)
+    first = next(stream).token
     with pytest.raises(KeyboardInterrupt):
         stream.throw(KeyboardInterrupt)
     prompt = [*FIRST, first, *MORE]
