@@ -22,6 +22,7 @@ from .dialog.tokenizer import Tokenizer
 from .engine.answer import generate_tokens
 from .engine.draft import Drafter
 from .engine.drafters import find_drafter
+from .engine.mtp import ModelDrafter
 from .engine.prefix_cache import MAX_BYTES, PrefixCache
 from .engine.request import (
     PREFILL_STEP,
@@ -38,10 +39,12 @@ from .folder import loading, side_files
 from .folder.folder import Folder
 from .gemma4.caches import WHOLE, Caching
 from .gemma4.model import Model
+from .source.layout import DRAFTER
 from .write.cache import CACHE_VARIABLE as CACHE_VARIABLE
 from .write.cache import DEMO as DEMO
 from .write.cache import DEMO_VARIANT as DEMO_VARIANT
 from .write.cache import converted_folder as converted_folder
+from .write.cache import open_drafter
 from .write.cache import open_folder as open_folder
 
 DEFAULT_MAX_TOKENS = 256
@@ -115,6 +118,16 @@ def load_folder(folder: Folder) -> tuple[Model, Tokenizer]:
     """
     tokenizer = side_files.open_tokenizer(folder)  # first, so that damage is found before the work
     return loading.load_folder(folder), tokenizer
+
+
+def load_drafter(model: Model, source: str | Path | None = None) -> ModelDrafter:
+    """Load a drafter for a model, to be given to `generate` and `stream_generate` as `draft`.
+
+    `source` is a hub id or a folder; by default it is `drafter/` within the model's folder.
+    Raises: an HLWQError that says what is missing or does not fit.
+    """
+    beside = (model.resources.folder or Path()) / DRAFTER
+    return ModelDrafter(model, loading.load_drafter(open_drafter(str(source or beside))))
 
 
 def prompt_ids(

@@ -13,6 +13,9 @@ from mlx.utils import tree_flatten
 from tqdm import tqdm
 
 from ..disk.tensorfile import TensorFile, TensorSpec
+from ..engine import draft as engine_draft
+from ..engine import drafters
+from ..engine.mtp import ModelDrafter
 from ..errors import CheckpointError, naming, raise_all
 from ..gemma4.drafter import Drafter
 from ..gemma4.drafter_config import require_fit
@@ -85,6 +88,16 @@ def require_loadable(folder: Folder) -> None:
             check_weights(make_tower(folder.args, kind), specs, folder)
     if folder.drafter is not None:
         require_drafter(folder.drafter, folder)
+
+
+def find_drafter(model: Model, folder: Folder, draft: str | None) -> engine_draft.Drafter | None:
+    """Return what drafts for a model: the drafter of its folder, or what has this name.
+
+    Raises: as `load_drafter`; RequestError when nothing has the name.
+    """
+    if folder.drafter is None:
+        return drafters.find_drafter(draft)
+    return ModelDrafter(model, load_drafter(folder.drafter))
 
 
 def load_drafter(folder: DrafterFolder) -> Drafter:

@@ -345,8 +345,8 @@ def _coded(name: str, roles: Specs, problems: list[str]) -> Entry | None:
     return Entry(name, (rows, count // rows * BLOCK), bits, size)
 
 
-def of_converted(folder: Folder, drafter: DrafterFolder | None = None) -> Inventory:
-    """List what a converted folder holds, and a drafter: the one that is given, or its own.
+def of_converted(folder: Folder) -> Inventory:
+    """List what a converted folder holds, and its drafter.
 
     Raises: SourceError, CheckpointError for files that are missing or damaged.
     """
@@ -356,7 +356,7 @@ def of_converted(folder: Folder, drafter: DrafterFolder | None = None) -> Invent
         shape = (folder.args.text_config.vocab_size_per_layer_input, row_width(folder.args))
         size = sum(spec.nbytes for spec in TensorFile(store).specs.values())
         rows.append(Entry(ROW_TABLE, shape, None, size))
-    beside = drafter or folder.drafter
+    beside = folder.drafter
     return Inventory(
         folder.manifest.get("variant"),
         folder.config,

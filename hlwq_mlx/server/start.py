@@ -16,7 +16,6 @@ from starlette.types import ASGIApp
 
 from .. import cli
 from ..dialog.vocabulary import Vocabulary
-from ..engine.drafters import find_drafter
 from ..engine.feature_cache import FeatureCache
 from ..engine.prefix_cache import PrefixCache
 from ..engine.prefix_disk import PrefixStore, origin_of
@@ -148,7 +147,7 @@ class Room:
 
 
 def _load(
-    folder: Folder, settings: Settings, room: Room, cache_dir: Path | None, draft: str
+    folder: Folder, settings: Settings, room: Room, cache_dir: Path | None, draft: str | None
 ) -> Worker:
     """Load the model, and what was kept of earlier prompts."""
     model = loading.load_folder(folder)
@@ -157,7 +156,8 @@ def _load(
         store = PrefixStore(cache_dir, origin_of(model, identity_of(folder), settings.caching))
     make_caches = partial(model.make_cache, settings.caching)
     prefixes = PrefixCache(make_caches, room.prefix_bytes, store)
-    return Worker(model, prefixes, settings.caching, settings.prefill_step, find_drafter(draft))
+    drafter = loading.find_drafter(model, folder, draft)
+    return Worker(model, prefixes, settings.caching, settings.prefill_step, drafter)
 
 
 def identity_of(folder: Folder) -> str:

@@ -1,6 +1,7 @@
 """Tokens a pass of the demo with drafts, on texts that no training uses.
 
     python scripts/benchmarks/drafts.py                      PQ5, prompt lookup
+    python scripts/benchmarks/drafts.py --draft model        PQ5, the demo's drafter
     python scripts/benchmarks/drafts.py --variants PQ2 PQ3 PQ4 PQ5 PQ8 --count 40
 
 Every answer is made twice in turn, plainly and with drafts, and has to be the same. Stories are
@@ -33,6 +34,7 @@ from hlwq_mlx.engine.step import Row, Step, start_row
 from hlwq_mlx.gemma4.model import Model
 from hlwq_mlx.quant.chips import chips
 from hlwq_mlx.quant.layers import usual_bits
+from hlwq_mlx.source.layout import DRAFTER
 from scripts.training import demo_exam, tinyworld
 
 LONGEST = 120  # tokens of an answer
@@ -178,6 +180,13 @@ def measure(
     }
 
 
+def find(model: Model, way: str) -> Drafter | None:
+    """Return what drafts for the demo in a way of the commands' --draft."""
+    if way == "model":
+        return library.load_drafter(model, library.DEMO / DRAFTER)
+    return find_drafter(way)
+
+
 def coded_demo(variant: str, place: Path) -> str:
     """Code the demo's 16-bit weights as a variant; return the folder's name."""
     output = place / variant
@@ -199,7 +208,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for variant in arguments.variants:
             model, tokenizer = library.load(coded_demo(variant, Path(place)))
             for way in arguments.draft:
-                drafter = find_drafter(way)
+                drafter = find(model, way)
                 for kind, texts in TEXTS.items() if drafter is not None else ():
                     numbers = measure(model, tokenizer, drafter, texts, arguments.count)
                     found.append({"variant": variant, "drafts": way, "text": kind, **numbers})
