@@ -145,12 +145,17 @@ def decoded(x: Input, matrix: CodedMatrix, tile: Tile | None = None) -> mx.array
     rotated = x.rotated(_rotate)
     # Of abs(rotated) there would be a copy.
     most, least = (each(rotated, axis=-1, keepdims=True) for each in (mx.max, mx.min))
-    largest = mx.maximum(mx.maximum(most, -least), 1e-30)
+    largest = _largest(most, least)
     y = _scaled(rotated, largest) @ kernels.rotated_weight(matrix, dtype=mx.float16).T
     return _unscaled(x.dtype)(y, largest)
 
 
 @partial(mx.compile, shapeless=True)  # one pass over memory, where every step would be one
+def _largest(most: mx.array, least: mx.array) -> mx.array:
+    return mx.maximum(mx.maximum(most, -least), 1e-30)
+
+
+@partial(mx.compile, shapeless=True)
 def _scaled(rotated: mx.array, largest: mx.array) -> mx.array:
     return (rotated / largest).astype(mx.float16)
 
