@@ -9,6 +9,7 @@ import oracle
 import pytest
 import tiny
 from mlx.utils import tree_flatten
+from safetensors.numpy import save_file
 
 from hlwq_mlx import quantize
 from hlwq_mlx.disk.tensorfile import TensorFile
@@ -157,3 +158,17 @@ def test_a_damaged_folder_is_refused(source, tmp_path):
     with pytest.raises(CheckpointError, match=r"config\.json.*\n?.*projection"):
         loading.load_drafter(DrafterFolder.open(tmp_path / "out"))
     assert TensorFile(next((tmp_path / "out").glob("*.safetensors"))).specs
+
+
+@pytest.mark.parametrize("id", [320, -1, 1 << 40, 7])
+def test_an_order_with_other_ids_is_refused(tmp_path, id):
+    """Its ids are rows that are read without further question."""
+    root = drafters.write(tmp_path / "source")
+    changed = drafters.weights()
+    order = changed[ORDER].copy()
+    order[order == 5] = id
+    save_file(changed | {ORDER: order}, root / "model.safetensors")
+    convert.convert(Source(root), tmp_path / "out")
+    with pytest.raises(CheckpointError, match="token_ordering") as refusal:
+        loading.load_drafter(DrafterFolder.open(tmp_path / "out"))
+    assert str(tmp_path / "out") in str(refusal.value)
