@@ -302,6 +302,7 @@ def talk(arguments: argparse.Namespace, conversation: Conversation) -> None:
 
     settings = cli.settings_for(arguments, cli.CONTEXT)
     loaded = cli.load_for(arguments, settings)
+    settings = cli.with_chunk(arguments, loaded.model, settings)
     if arguments.seed is not None:
         mx.random.seed(arguments.seed)
 

@@ -7,6 +7,7 @@ from .arguments import (
     load_for,
     settings_for,
     tuned,
+    with_chunk,
 )
 from .boundary import (
     EXIT_ERROR,
@@ -86,6 +87,7 @@ __all__ = [
     "settings_for",
     "text",
     "tuned",
+    "with_chunk",
 ]
 
 # Now, since a command imports other libraries next, and some before `run`.

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import RequestError
 from .console import note, progress
+from .options import PREFILL_STEP
 
 if TYPE_CHECKING:
     from ..dialog.tokenizer import Tokenizer
@@ -68,7 +69,24 @@ def settings_for(arguments: argparse.Namespace, context: int) -> "Settings":
 
     caching = Caching(arguments.kv_bits, arguments.kv_group_size, arguments.max_kv_size)
     has_towers = bool(getattr(arguments, "media", ()))
-    return Settings(context, arguments.prefill_step_size, caching, has_towers)
+    return Settings(context, arguments.prefill_step_size or PREFILL_STEP, caching, has_towers)
+
+
+def with_chunk(arguments: argparse.Namespace, model: "Model", settings: "Settings") -> "Settings":
+    """Return the settings with a chunk as long as the memory allows, unless one was asked for.
+
+    It is for a model that answers one prompt at a time: others would wait for the chunk.
+    """
+    from ..folder.folder import Folder
+    from ..memory.inventory import of_converted
+    from ..memory.machine import this_machine
+    from ..memory.verdict import with_long_chunk
+
+    if arguments.prefill_step_size is not None:
+        return settings
+    assert model.resources.folder is not None  # it was loaded from one
+    folder = Folder.open(model.resources.folder)
+    return with_long_chunk(of_converted(folder), settings, this_machine(folder.path))
 
 
 def folder_for(arguments: argparse.Namespace, settings: "Settings") -> "Folder":

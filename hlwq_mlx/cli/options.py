@@ -139,9 +139,10 @@ def add_kv_args(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     group.add_argument(
         "--prefill-step-size",
         type=count,
-        default=PREFILL_STEP,
         metavar="N",
-        help=f"read a prompt N tokens at a time; fewer need less memory (default: {PREFILL_STEP})",
+        help="read a prompt N tokens at a time; fewer need less memory, and let others wait less "
+        f"(default: {PREFILL_STEP}; where one talks alone on a GPU with memory to spare, up to "
+        "2048)",
     )
     group.add_argument(
         "--kv-bits",

@@ -8,9 +8,9 @@ runs; without Metal a call raises RuntimeError.
 M rows of x, N rows and K columns of the coded matrix.
 """
 
-from collections.abc import Callable, Sequence
-from functools import cache
-from typing import Any, TypedDict, Unpack
+from collections.abc import Callable
+from functools import cache, lru_cache
+from typing import Any, NamedTuple, TypedDict, Unpack
 
 import mlx.core as mx
 
@@ -34,7 +34,7 @@ LONGEST_RESIDUAL = BLOCK * 16 * RESIDUAL_BLOCKS
 _LANES = 32  # threads of a simdgroup
 _GROUP = 128  # threads of a threadgroup
 
-Options = Sequence[tuple[str, bool | int | mx.Dtype]]
+Options = list[tuple[str, Any]]
 Size = tuple[int, int, int]
 
 
@@ -52,12 +52,14 @@ class KernelOptions(TypedDict, total=False):
     """Options of `qmv` and `geglu`, which choose those that are left out.
 
     Sums are float32, rounded once to `dtype`, x's by default. Centroids are rounded to `entries`,
-    float16 by default: float32 is exact and twice the traffic.
+    float16 by default: float32 is exact and twice the traffic. The result has the `leading` axes,
+    x's by default.
     """
 
     dtype: mx.Dtype
     tile: Tile | None
     entries: mx.Dtype
+    leading: tuple[int, ...] | None
 
 
 def qmv(x: mx.array, matrix: CodedMatrix, **options: Unpack[KernelOptions]) -> mx.array:
@@ -90,15 +92,38 @@ def _qmv(
     dtype: mx.Dtype | None = None,
     tile: Tile | None = None,
     entries: mx.Dtype = mx.float16,
+    leading: tuple[int, ...] | None = None,
 ) -> mx.array:
     N, K = matrix.shape
     rows = _rows(where, x, K)
     M = rows.shape[0]
+    plan = _plan_qmv(where, matrix.bits, M, N, K, tile or qmv_tile(matrix.bits, M, N, K), halves)
+    leading = x.shape[:-1] if leading is None else leading
+    (y,) = _run(
+        "qmv",
+        [rows, *matrix.arrays],
+        [("E", entries), *plan.options],
+        grid=plan.grid,
+        group=plan.group,
+        shapes=[(*leading, N // halves)],
+        dtypes=[dtype or x.dtype],
+    )
+    return y
+
+
+class _Plan(NamedTuple):
+    options: Options
+    grid: Size
+    group: Size
+
+
+@lru_cache(1024)
+def _plan_qmv(where: str, bits: int, M: int, N: int, K: int, tile: Tile, halves: int) -> _Plan:
+    """Return how qmv is launched, the same at each token."""
     if not 1 <= M <= QMV_ROWS:
         raise ShapeError(
             f"[{where}] needed 1 to {QMV_ROWS} rows, got {M}. Use qmm, or split the rows."
         )
-    tile = tile or qmv_tile(matrix.bits, M, N, K)
     if K // UNIT % tile.lanes or tile.rows % halves:
         raise ShapeError(
             f"[{where}] needed lanes that divide the {K // UNIT} units of a row, and an even "
@@ -106,12 +131,9 @@ def _qmv(
         )
     outputs_per_group = tile.simdgroups * (_LANES // tile.lanes) * (tile.rows // halves)
     groups = -(-(N // halves) // outputs_per_group)
-    (y,) = _run(
-        "qmv",
-        (rows, *matrix.arrays),
+    return _Plan(
         [
-            ("E", entries),
-            ("B", matrix.bits),
+            ("B", bits),
             ("ROWS", tile.rows),
             ("LANES", tile.lanes),
             ("SIMDGROUPS", tile.simdgroups),
@@ -120,9 +142,7 @@ def _qmv(
         ],
         grid=(_LANES * -(-M // tile.tokens), tile.simdgroups * groups, 1),
         group=(_LANES, tile.simdgroups, 1),
-        outputs=[((M, N // halves), dtype or x.dtype)],
     )
-    return y.reshape(*x.shape[:-1], N // halves)
 
 
 def qmm(x: mx.array, matrix: CodedMatrix, *, dtype: mx.Dtype | None = None) -> mx.array:
@@ -142,14 +162,15 @@ def qmm(x: mx.array, matrix: CodedMatrix, *, dtype: mx.Dtype | None = None) -> m
         raise ShapeError("[kernels.qmm] needed at least one row, got none. Leave the call out.")
     (y,) = _run(
         "qmm",
-        (rows, *matrix.arrays),
+        [rows, *matrix.arrays],
         [("B", matrix.bits)],
         # A threadgroup computes 64 outputs of 32 rows.
         grid=(_GROUP * -(-N // 64), -(-M // 32), 1),
         group=(_GROUP, 1, 1),
-        outputs=[((M, N), dtype or x.dtype)],
+        shapes=[(*x.shape[:-1], N)],
+        dtypes=[dtype or x.dtype],
     )
-    return y.reshape(*x.shape[:-1], N)
+    return y
 
 
 def dequantize(matrix: CodedMatrix, *, dtype: mx.Dtype = mx.float32) -> mx.array:
@@ -177,11 +198,12 @@ def _dequantize(
     N, K = matrix.shape
     (y,) = _run(
         "dequantize",
-        matrix.arrays,
+        [*matrix.arrays],
         [("B", matrix.bits), ("BACK", is_rotated_back)],
         grid=(_whole_groups(N * K // UNIT), 1, 1),
         group=(_GROUP, 1, 1),
-        outputs=[((N, K), dtype)],
+        shapes=[(N, K)],
+        dtypes=[dtype],
     )
     return y
 
@@ -201,13 +223,14 @@ def embed(ids: mx.array, matrix: CodedMatrix, *, dtype: mx.Dtype = mx.float32) -
     K = matrix.shape[1]
     (y,) = _run(
         "embed",
-        (ids.reshape(-1).astype(mx.uint32), *matrix.arrays),
+        [ids.reshape(-1).astype(mx.uint32), *matrix.arrays],
         [("B", matrix.bits)],
         grid=(_whole_groups(ids.size * K // UNIT), 1, 1),
         group=(_GROUP, 1, 1),
-        outputs=[((ids.size, K), dtype)],
+        shapes=[(*ids.shape, K)],
+        dtypes=[dtype],
     )
-    return y.reshape(*ids.shape, K)
+    return y
 
 
 def hadamard(x: mx.array, *, dtype: mx.Dtype | None = None) -> mx.array:
@@ -219,13 +242,14 @@ def hadamard(x: mx.array, *, dtype: mx.Dtype | None = None) -> mx.array:
     rows = _blocks("kernels.hadamard", x)
     (y,) = _run(
         "hadamard",
-        (rows,),
+        [rows],
         [],
         grid=(_whole_groups(x.size // BLOCK * _LANES), 1, 1),
         group=(_GROUP, 1, 1),
-        outputs=[(rows.shape, dtype or x.dtype)],
+        shapes=[x.shape],
+        dtypes=[dtype or x.dtype],
     )
-    return y.reshape(x.shape)
+    return y
 
 
 def gelu_mul(
@@ -233,7 +257,7 @@ def gelu_mul(
 ) -> tuple[mx.array, mx.array]:
     """Return gelu(gate) * up in gate's dtype, and its rotation in `dtype`; float32 inside.
 
-    Shapes: as codec.gelu_mul.
+    Shapes: as codec.gelu_mul, but the rotation is a matrix [M, K].
     Raises: ShapeError when the arrays differ in shape or do not fit the limits of hadamard.metal.
     """
     rows, others = _blocks("kernels.gelu_mul", gate), _blocks("kernels.gelu_mul", up)
@@ -244,13 +268,14 @@ def gelu_mul(
         )
     product, y = _run(
         "gelu_mul",
-        (rows, others),
+        [rows, others],
         [],
         grid=(_whole_groups(gate.size // BLOCK * _LANES), 1, 1),
         group=(_GROUP, 1, 1),
-        outputs=[(rows.shape, gate.dtype), (rows.shape, dtype)],
+        shapes=[gate.shape, rows.shape],
+        dtypes=[gate.dtype, dtype],
     )
-    return product.reshape(gate.shape), y.reshape(gate.shape)
+    return product, y
 
 
 def residual_norm(
@@ -267,11 +292,12 @@ def residual_norm(
 
     Float32 inside; the rotation is rounded once to `dtype`, the others to x's.
 
-    Shapes: as codec.residual_norm.
+    Shapes: as codec.residual_norm, but the rotation is a matrix [M, K].
     Raises: ShapeError when an array does not fit x or the limits of residual_norm.metal.
     """
-    rows, updates = _blocks("kernels.residual_norm", x), _blocks("kernels.residual_norm", update)
-    M, K = rows.shape
+    _check_blocks("kernels.residual_norm", x)
+    _check_blocks("kernels.residual_norm", update)
+    K = x.shape[-1]
     following = weight if next_weight is None else next_weight
     is_fitting = update.shape == x.shape and weight.shape == following.shape == (K,)
     if not is_fitting or scale.size != 1 or K > LONGEST_RESIDUAL:
@@ -283,15 +309,17 @@ def residual_norm(
     simdgroups, blocks = residual_tile(K)
     h, normed, y = _run(
         "residual_norm",
-        (rows, updates, weight, following, scale.reshape(1), epsilon),
+        [x, update, weight, following, scale.reshape(1), epsilon],
         [("SIMDGROUPS", simdgroups), ("BLOCKS", blocks), ("NORMED", next_weight is not None)],
-        grid=(_LANES * simdgroups * M, 1, 1),
+        grid=(_LANES * simdgroups * (x.size // K), 1, 1),
         group=(_LANES * simdgroups, 1, 1),
-        outputs=[((M, K), x.dtype), ((M, K), x.dtype), ((M, K), dtype)],
+        shapes=[x.shape, x.shape, (x.size // K, K)],
+        dtypes=[x.dtype, x.dtype, dtype],
     )
-    return h.reshape(x.shape), normed.reshape(x.shape), y.reshape(x.shape)
+    return h, normed, y
 
 
+@cache
 def residual_tile(K: int) -> tuple[int, int]:
     """Return the simdgroups of a row, and the blocks of 128 that each of them holds at most."""
     blocks = min(RESIDUAL_BLOCKS, -(-K // (BLOCK * RESIDUAL_SIMDGROUPS)))
@@ -316,6 +344,8 @@ def can_address(matrix: CodedMatrix) -> bool:
 
 def check_matrix(where: str, matrix: CodedMatrix) -> None:
     """Raise ShapeError, whose text begins with `where`, for a matrix no kernel is made for."""
+    if "kernels" in matrix.passed:
+        return
     matrix.check(where)
     norms, centroids = matrix.norms, matrix.centroids
     if norms.dtype != mx.float16 or centroids.dtype != mx.float32:
@@ -329,10 +359,13 @@ def check_matrix(where: str, matrix: CodedMatrix) -> None:
             f"2**32 words of codes, got {norms.size * BLOCK}, {centroids.size} and "
             f"{matrix.codes.size}. Use the twin in codec, pad the table, or split the matrix."
         )
+    matrix.passed.add("kernels")
 
 
 def _rows(where: str, x: mx.array, K: int) -> mx.array:
     """Check an activation and return it as a matrix."""
+    if x.ndim == 2 and x.shape[1] == K and x.dtype in FLOATING and x.size < 1 << 32:
+        return x
     codec.check_product(where, x, K)
     if x.dtype not in FLOATING or x.size >= 1 << 32:
         raise ShapeError(
@@ -344,12 +377,16 @@ def _rows(where: str, x: mx.array, K: int) -> mx.array:
 
 def _blocks(where: str, x: mx.array) -> mx.array:
     """Check an activation of whole blocks and return it as a matrix."""
+    _check_blocks(where, x)
+    return x.reshape(-1, x.shape[-1])
+
+
+def _check_blocks(where: str, x: mx.array) -> None:
     if x.dtype not in FLOATING or not x.ndim or x.shape[-1] % BLOCK or not 0 < x.size < 1 << 32:
         raise ShapeError(
             f"[{where}] needed float32, float16 or bfloat16 [..., K], K a multiple of {BLOCK} and "
             f"not empty, got {x.dtype} {x.shape}. Cast it, or pad the last axis with zeros."
         )
-    return x.reshape(-1, x.shape[-1])
 
 
 def _whole_groups(threads: int) -> int:
@@ -358,20 +395,21 @@ def _whole_groups(threads: int) -> int:
 
 def _run(
     name: str,
-    inputs: Sequence[mx.array | float],
+    inputs: list[Any],
     options: Options,
     *,
     grid: Size,
     group: Size,
-    outputs: Sequence[tuple[tuple[int, ...], mx.Dtype]],
+    shapes: list[tuple[int, ...]],
+    dtypes: list[mx.Dtype],
 ) -> list[mx.array]:
     results: list[mx.array] = built(mx.fast.metal_kernel, name)(
-        inputs=list(inputs),
-        template=list(options),
+        inputs=inputs,
+        template=options,
         grid=grid,
         threadgroup=group,
-        output_shapes=[shape for shape, _ in outputs],
-        output_dtypes=[dtype for _, dtype in outputs],
+        output_shapes=shapes,
+        output_dtypes=dtypes,
     )
     return results
 

@@ -35,12 +35,10 @@ class _Made(Generic[T]):
     def __init__(self) -> None:
         self._kept: tuple[CodedMatrix, T] | None = None
 
-    def get(self, make: Callable[[CodedMatrix], T], matrix: CodedMatrix) -> T:
-        """Return `make(matrix)`, or the last result if it was made from these very arrays."""
-        if self._kept is None or any(
-            mine is not other
-            for mine, other in zip(self._kept[0].arrays, matrix.arrays, strict=True)
-        ):
+    def get(self, make: Callable[[CodedMatrix], T], layer: "CodedLayer") -> T:
+        """Return `make(layer.matrix)`, or the last result if it was made from these very arrays."""
+        if self._kept is None or not layer.has(self._kept[0]):
+            matrix = layer.matrix
             self._kept = (matrix, make(matrix))
         return self._kept[1]
 
@@ -63,9 +61,17 @@ class CodedLayer(nn.Module):
         """The parameters as one matrix, the padding columns included."""
         return CodedMatrix(self.codes, self.norms, self.centroids, self.code_bits)
 
+    def has(self, matrix: CodedMatrix) -> bool:
+        """Return whether a matrix is of the layer's very arrays."""
+        return (
+            self["codes"] is matrix.codes
+            and self["norms"] is matrix.norms
+            and self["centroids"] is matrix.centroids
+        )
+
     def prepare(self) -> Product:
         """Return the product, made now unless it was made from these very parameters."""
-        return self._product.get(choose.prepare, self.matrix)
+        return self._product.get(choose.prepare, self)
 
     def _multiply(self, x: Input) -> mx.array:
         activation = Activation.of(x)
@@ -118,7 +124,7 @@ class HLWQEmbedding(CodedLayer):
         return super().prepare()
 
     def _look_up(self) -> choose.Rows:
-        return self._rows.get(choose.prepare_rows, self.matrix)
+        return self._rows.get(choose.prepare_rows, self)
 
 
 class HLWQRows(CodedLayer):
@@ -145,7 +151,7 @@ class HLWQGateUp(CodedLayer):
 
     def prepare(self) -> Product:
         """Return the product that applies the gate to its own result."""
-        return self._product.get(choose.prepare_gate_up, self.matrix)
+        return self._product.get(choose.prepare_gate_up, self)
 
 
 class Linear(nn.Linear):
@@ -167,15 +173,21 @@ def is_lazy(model: nn.Module) -> bool:
     return all(layer.prepare().is_lazy for layer in layers)
 
 
+def coded_weights(model: nn.Module) -> Counter[int]:
+    """Count the coded weights of a model by their width, padding included."""
+    weights: Counter[int] = Counter()
+    for module in model.modules():
+        if isinstance(module, CodedLayer):
+            weights[module.code_bits] += module.norms.size * BLOCK
+    return weights
+
+
 def rows_of_a_pass(model: nn.Module) -> int:
     """Return how many rows of x a pass may have that waits for the weights, not for products.
 
     It is what holds for the width that most of the coded weights have.
     """
-    weights: Counter[int] = Counter()
-    for module in model.modules():
-        if isinstance(module, CodedLayer):
-            weights[module.code_bits] += module.norms.size
+    weights = coded_weights(model)
     return choose.PASS_ROWS[max(weights, key=weights.__getitem__, default=8)]
 
 

@@ -166,7 +166,7 @@ def measure(
         passes += found.passes
         seconds[0] += wanted.seconds
         seconds[1] += found.seconds
-    cost = passes + (ROW_COST[True] + drafter.cost) * counting.drafted
+    cost = passes + (ROW_COST + drafter.cost) * counting.drafted
     return {
         "tokens": tokens,
         "tokens a pass": tokens / passes,

@@ -101,7 +101,7 @@ def on_kernels(checks):
 def answer(model, ids):
     """The greedy tokens of an answer, after a prefill in two chunks."""
     made = generate_tokens(model, Request(Prepared(ids), max_tokens=TOKENS, prefill_step=12))
-    return [token for token, _ in made]
+    return [each.token for each in made]
 
 
 def test_the_demo_gives_the_same_tokens_on_the_kernels(variant):
