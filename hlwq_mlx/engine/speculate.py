@@ -20,8 +20,9 @@ import numpy as np
 
 from ..gemma4.caches import rewind
 from ..gemma4.model import Model
+from ..quant.backends.choose import tokens_a_pass
 from ..quant.device import has_metal
-from ..quant.layers import coded_weights, rows_of_a_pass
+from ..quant.layers import coded_weights, usual_bits
 from . import overlap
 from .draft import Course, Drafter
 from .step import Chosen, Outcome, Row, Step, UnderWay, accept, score, take, wait
@@ -46,7 +47,10 @@ def row_cost(model: Model) -> float:
 
 
 class DraftingStep:
-    """Several tokens for a lone row; rows of a batch get one each, by a step without drafts."""
+    """Several tokens for a lone row; rows of a batch get one each, by a step without drafts.
+
+    A pass reads `most_tokens` at most.
+    """
 
     def __init__(self, model: Model, drafter: Drafter, plain: Step) -> None:
         self.width = plain.width
@@ -54,7 +58,7 @@ class DraftingStep:
         self._drafter = drafter
         self._plain = plain
         self._cost = row_cost(model) + drafter.cost
-        self._rows = rows_of_a_pass(model)
+        self.most_tokens = tokens_a_pass(usual_bits(model))
         self._vocab = model.args.text_config.vocab_size
         self._never = frozenset(model.args.media_token_ids)
 
@@ -76,7 +80,7 @@ class DraftingStep:
 
         It is empty where the pass is to tell the hidden state that the drafter needs.
         """
-        most = min([self._rows, row.left, *(entry.room for entry in row.caches)]) - 1
+        most = min([self.most_tokens, row.left, *(entry.room for entry in row.caches)]) - 1
         count = course.pace.count(int(most), self._cost)
         if count < 1:
             return None

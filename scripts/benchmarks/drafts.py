@@ -29,9 +29,11 @@ from hlwq_mlx.engine.decoding import Decoding
 from hlwq_mlx.engine.draft import Course, Drafter, Seen
 from hlwq_mlx.engine.drafters import find_drafter
 from hlwq_mlx.engine.request import Prepared, Request
-from hlwq_mlx.engine.speculate import ROW_COST, make_step
+from hlwq_mlx.engine.speculate import ROW_COST, DraftingStep, make_step
 from hlwq_mlx.engine.step import Row, Step, start_row
 from hlwq_mlx.gemma4.model import Model
+from hlwq_mlx.quant.chips import chips
+from hlwq_mlx.quant.layers import usual_bits
 from hlwq_mlx.source.layout import DRAFTER
 from scripts.training import demo_exam, tinyworld
 
@@ -156,6 +158,8 @@ def measure(
     """
     counting = Counting(drafter)
     plain, drafted = make_step(model, None), make_step(model, counting)
+    assert isinstance(drafted, DraftingStep)
+    drafted.most_tokens = chips()["M1"].tokens_a_pass[usual_bits(model) - 1]
     tokens = passes = 0
     seconds = [0.0, 0.0]
     for asked, told in texts(count):
