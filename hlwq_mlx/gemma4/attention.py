@@ -212,7 +212,9 @@ class Attention(nn.Module):
         B, L, _ = queries.shape
         queries = rotate(self.q_norm(self._heads(queries)), self._waves, shared.offset)
         out = shared.attend(queries)
-        return self.o_proj(out.transpose(0, 2, 1, 3).reshape(B, L, -1))
+        # A single position needs no transpose: its heads are one behind the other either way.
+        out = out if L == 1 else out.transpose(0, 2, 1, 3)
+        return self.o_proj(out.reshape(B, L, -1))
 
     def _projections(self, h: Input) -> tuple[mx.array, mx.array, mx.array]:
         """Queries, keys and values, each [B, L, heads * D]; values may be the keys."""
@@ -226,4 +228,6 @@ class Attention(nn.Module):
     def _heads(self, x: mx.array) -> mx.array:
         """[B, L, heads * D] -> [B, heads, L, D]"""
         B, L, _ = x.shape
+        if L == 1:
+            return x.reshape(B, -1, 1, self.head_dim)
         return x.reshape(B, L, -1, self.head_dim).transpose(0, 2, 1, 3)

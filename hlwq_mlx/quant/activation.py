@@ -48,16 +48,14 @@ class Activation:
     def rotated_rows(self, rotate: Rotate) -> mx.array:
         """Return what `rotated` does as a matrix [M, K]."""
         if self._rotated is None:
-            padded = self._padded()
-            self._rotated = rotate(padded.reshape(-1, padded.shape[-1]))
-        if self._rotated.ndim != 2:
-            return self._rotated.reshape(-1, self._rotated.shape[-1])
-        return self._rotated
+            self._rotated = rotate(_rows(self._padded()))
+        return self._rotated if self._rotated.ndim == 2 else _rows(self._rotated)
 
     def _padded(self) -> mx.array:
         padding = -self.columns % BLOCK
-        widths = [(0, 0)] * (self.plain.ndim - 1) + [(0, padding)]
-        return mx.pad(self.plain, widths) if padding else self.plain
+        if not padding:
+            return self.plain
+        return mx.pad(self.plain, [(0, 0)] * (self.plain.ndim - 1) + [(0, padding)])
 
     def check(self, where: str, K: int) -> None:
         """Raise ShapeError, whose text begins with `where`, when x does not fit K columns."""
@@ -65,3 +63,8 @@ class Activation:
         if padded == K and self.dtype in _FLOATING:
             return
         codec.check_product(where, self.plain, self.columns if padded == K else K)
+
+
+def _rows(x: mx.array) -> mx.array:
+    """Return x as a matrix."""
+    return x if x.ndim == 2 else x.reshape(-1, x.shape[-1])

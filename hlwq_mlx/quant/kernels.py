@@ -8,6 +8,7 @@ runs; without Metal a call raises RuntimeError.
 M rows of x, N rows and K columns of the coded matrix.
 """
 
+import math
 from collections.abc import Callable
 from functools import cache, lru_cache
 from typing import Any, NamedTuple, TypedDict, Unpack
@@ -97,12 +98,13 @@ def _qmv(
     N, K = matrix.shape
     rows = _rows(where, x, K)
     M = rows.shape[0]
-    plan = _plan_qmv(where, matrix.bits, M, N, K, tile or qmv_tile(matrix.bits, M, N, K), halves)
+    tile = tile or qmv_tile(matrix.bits, M, N, K)
+    plan = _plan_qmv(where, matrix.bits, M, N, K, tile, halves, entries)
     leading = x.shape[:-1] if leading is None else leading
     (y,) = _run(
         "qmv",
         [rows, *matrix.arrays],
-        [("E", entries), *plan.options],
+        plan.options,
         grid=plan.grid,
         group=plan.group,
         shapes=[(*leading, N // halves)],
@@ -118,7 +120,9 @@ class _Plan(NamedTuple):
 
 
 @lru_cache(1024)
-def _plan_qmv(where: str, bits: int, M: int, N: int, K: int, tile: Tile, halves: int) -> _Plan:
+def _plan_qmv(
+    where: str, bits: int, M: int, N: int, K: int, tile: Tile, halves: int, entries: mx.Dtype
+) -> _Plan:
     """Return how qmv is launched, the same at each token."""
     if not 1 <= M <= QMV_ROWS:
         raise ShapeError(
@@ -133,6 +137,7 @@ def _plan_qmv(where: str, bits: int, M: int, N: int, K: int, tile: Tile, halves:
     groups = -(-(N // halves) // outputs_per_group)
     return _Plan(
         [
+            ("E", entries),
             ("B", bits),
             ("ROWS", tile.rows),
             ("LANES", tile.lanes),
@@ -295,31 +300,56 @@ def residual_norm(
     Shapes: as codec.residual_norm, but the rotation is a matrix [M, K].
     Raises: ShapeError when an array does not fit x or the limits of residual_norm.metal.
     """
-    _check_blocks("kernels.residual_norm", x)
-    K = x.shape[-1]
     following = weight if next_weight is None else next_weight
-    is_like = update.shape == x.shape and update.dtype in FLOATING
-    is_fitting = is_like and weight.shape == following.shape == (K,)
-    if not is_fitting or scale.size != 1 or K > LONGEST_RESIDUAL:
-        raise ShapeError(
-            "[kernels.residual_norm] needed an update of x's shape, weights [K], a scale [1] and K "
-            f"up to {LONGEST_RESIDUAL}, got {x.shape}, {update.shape}, {weight.shape}, "
-            f"{following.shape} and {scale.shape}. Use codec.residual_norm for longer rows."
-        )
-    simdgroups, blocks = residual_tile(K)
+    plan = _plan_residual_norm(
+        (x.shape, update.shape, weight.shape, following.shape, scale.shape),
+        (x.dtype, update.dtype),
+        next_weight is not None,
+    )
     h, normed, y = _run(
         "residual_norm",
-        [x, update, weight, following, scale.reshape(1), epsilon],
-        [("SIMDGROUPS", simdgroups), ("BLOCKS", blocks), ("NORMED", next_weight is not None)],
-        grid=(_LANES * simdgroups * (x.size // K), 1, 1),
-        group=(_LANES * simdgroups, 1, 1),
-        shapes=[x.shape, x.shape, (x.size // K, K)],
+        [x, update, weight, following, scale, epsilon],
+        plan.options,
+        grid=plan.grid,
+        group=plan.group,
+        shapes=[x.shape, x.shape, plan.rows],
         dtypes=[x.dtype, x.dtype, dtype],
     )
     return h, normed, y
 
 
-@cache
+class _ResidualPlan(NamedTuple):
+    options: Options
+    grid: Size
+    group: Size
+    rows: tuple[int, int]
+
+
+@lru_cache(1024)
+def _plan_residual_norm(
+    shapes: tuple[tuple[int, ...], ...], dtypes: tuple[mx.Dtype, mx.Dtype], is_normed: bool
+) -> _ResidualPlan:
+    """Return how residual_norm is launched, for x, update, two weights and a scale."""
+    x, update, weight, following, scale = shapes
+    _check_blocks("kernels.residual_norm", x, dtypes[0])
+    _check_blocks("kernels.residual_norm", update, dtypes[1])
+    K = x[-1]
+    if update != x or not weight == following == (K,) or scale != (1,) or K > LONGEST_RESIDUAL:
+        raise ShapeError(
+            "[kernels.residual_norm] needed an update of x's shape, weights [K], a scale [1] and K "
+            f"up to {LONGEST_RESIDUAL}, got {x}, {update}, {weight}, {following} and {scale}. "
+            "Use codec.residual_norm for longer rows."
+        )
+    M = math.prod(x) // K
+    simdgroups, blocks = residual_tile(K)
+    return _ResidualPlan(
+        [("SIMDGROUPS", simdgroups), ("BLOCKS", blocks), ("NORMED", is_normed)],
+        grid=(_LANES * simdgroups * M, 1, 1),
+        group=(_LANES * simdgroups, 1, 1),
+        rows=(M, K),
+    )
+
+
 def residual_tile(K: int) -> tuple[int, int]:
     """Return the simdgroups of a row, and the blocks of 128 that each of them holds at most."""
     blocks = min(RESIDUAL_BLOCKS, -(-K // (BLOCK * RESIDUAL_SIMDGROUPS)))
@@ -377,15 +407,17 @@ def _rows(where: str, x: mx.array, K: int) -> mx.array:
 
 def _blocks(where: str, x: mx.array) -> mx.array:
     """Check an activation of whole blocks and return it as a matrix."""
-    _check_blocks(where, x)
-    return x.reshape(-1, x.shape[-1])
+    _check_blocks(where, x.shape, x.dtype)
+    return x if x.ndim == 2 else x.reshape(-1, x.shape[-1])
 
 
-def _check_blocks(where: str, x: mx.array) -> None:
-    if x.dtype not in FLOATING or not x.ndim or x.shape[-1] % BLOCK or not 0 < x.size < 1 << 32:
+@lru_cache(1024)
+def _check_blocks(where: str, shape: tuple[int, ...], dtype: mx.Dtype) -> None:
+    is_whole = bool(shape) and shape[-1] % BLOCK == 0 and 0 < math.prod(shape) < 1 << 32
+    if dtype not in FLOATING or not is_whole:
         raise ShapeError(
             f"[{where}] needed float32, float16 or bfloat16 [..., K], K a multiple of {BLOCK} and "
-            f"not empty, got {x.dtype} {x.shape}. Cast it, or pad the last axis with zeros."
+            f"not empty, got {dtype} {shape}. Cast it, or pad the last axis with zeros."
         )
 
 

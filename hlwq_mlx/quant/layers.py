@@ -74,7 +74,7 @@ class CodedLayer(nn.Module):
         return self._product.get(choose.prepare, self)
 
     def _multiply(self, x: Input) -> mx.array:
-        activation = Activation.of(x)
+        activation = x if isinstance(x, Activation) else Activation(x)
         if activation.columns != self.columns:
             raise ShapeError(
                 f"[layers.{type(self).__name__}] needed x [..., {self.columns}], got "
