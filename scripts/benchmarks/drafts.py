@@ -138,7 +138,7 @@ def answer(
         limit,
         course=Course(keys),
     )
-    start_row(row, prefill(model, Request(Prepared(keys)), caches))
+    start_row(row, prefill(model, Request(Prepared(keys)), caches, course=row.course))
     found, passes, begun = [row.token], 0, time.perf_counter()
     while not row.is_over:
         [outcome] = step([row])

@@ -89,6 +89,13 @@ def test_the_demos_drafter_is_right_and_changes_nothing(trained, caching, sampli
     assert passes <= len(found) * (0.5 if not sampling else 0.8)
 
 
+def test_the_first_pass_behind_a_prompt_is_drafted(trained):
+    """From the state that the prompt ended with; else a short answer is over before any draft."""
+    model, prompt, drafter = trained
+    found = answer(model, prompt, WHOLE, drafter, tokens=4)
+    assert [each.is_drafted for each in found[:3]] == [False, False, True]
+
+
 def test_a_lone_answer_of_a_server_is_drafted(trained):
     model, prompt, drafter = trained
     taken = []

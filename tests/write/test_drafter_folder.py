@@ -98,10 +98,29 @@ def test_quantize_codes_a_drafter(coded):
     np.testing.assert_allclose(state, wanted_state, atol=2e-5)
 
 
+def write_model(root):
+    """Write the model that the drafter is of."""
+    settings = oracle.config() | {"vision_config": None, "audio_config": None}
+    tiny.write_root(root, settings, side_files=())
+    save_file(oracle.weights(), root / "model.safetensors")
+    return root
+
+
+def test_a_drafter_of_another_model_is_refused_before_the_work(tmp_path):
+    root = write_model(tmp_path / "model")
+    drafters.write(root / "drafter", backbone_hidden_size=128)
+    with pytest.raises(CheckpointError, match=r"drafter.*projection"):
+        convert.convert(Source(root), tmp_path / "out")
+    path = root / "drafter" / "config.json"
+    text = drafters.settings()["text_config"] | {"sliding_window": 5}
+    path.write_text(json.dumps(drafters.settings() | {"text_config": text}))
+    with pytest.raises(CheckpointError, match=r"drafter.config\.json.*sliding_window"):
+        convert.convert(Source(root), tmp_path / "out")
+    assert sorted(tmp_path.iterdir()) == [root]
+
+
 def test_a_drafter_beside_its_model_goes_along(tmp_path):
-    settings = tiny.config()
-    tiny.write_root(tmp_path / "model", settings)
-    tiny.save_plain(tmp_path / "model" / "model.safetensors", tiny.make_weights(settings))
+    write_model(tmp_path / "model")
     drafters.write(tmp_path / "model" / "drafter")
     summary = convert.convert(Source(tmp_path / "model"), tmp_path / "out")
     folder = Folder.open(tmp_path / "out")
@@ -178,10 +197,7 @@ def test_an_order_with_other_ids_is_refused(tmp_path, id):
 
 
 def test_convert_puts_a_drafter_into_its_models_folder(source, tmp_path):
-    settings = oracle.config() | {"vision_config": None, "audio_config": None}
-    tiny.write_root(tmp_path / "model", settings, side_files=())
-    save_file(oracle.weights(), tmp_path / "model" / "model.safetensors")
-    convert.convert(Source(tmp_path / "model"), tmp_path / "out")
+    convert.convert(Source(write_model(tmp_path / "model")), tmp_path / "out")
     assert Folder.open(tmp_path / "out").drafter is None
     into = str(tmp_path / "out" / "drafter")
     convert_command.main(["--model", str(source), "--output", into, "--leftovers", "keep"])
