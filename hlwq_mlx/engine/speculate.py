@@ -27,9 +27,9 @@ from . import overlap
 from .draft import Course, Drafter
 from .step import Chosen, Outcome, Row, Step, UnderWay, accept, score, take, wait
 
-# What one more row costs a pass by Metal, in passes: it waits for the weights in any case, and what
-# lies between products is little. Reckoned, not measured.
-ROW_COST = 0.05
+# What one more row costs a pass by Metal, in passes, which wait for the weights in any case: modelled
+# for an M1 at 0.02 to 0.03 from 3 bits on (scripts/benchmarks/passes.py), not measured.
+ROW_COST = 0.03
 # A CPU multiplies by so many weights in the time that the host takes for a pass of the demo.
 HOST_WEIGHTS = 1 << 23
 
