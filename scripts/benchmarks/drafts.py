@@ -18,7 +18,7 @@ import json
 import random
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +27,7 @@ import mlx.core as mx
 from hlwq_mlx import library, quantize
 from hlwq_mlx.engine.answer import make_chooser, prefill
 from hlwq_mlx.engine.decoding import Decoding
-from hlwq_mlx.engine.draft import Course, Drafter, Seen
+from hlwq_mlx.engine.draft import Course, Drafter
 from hlwq_mlx.engine.drafters import find_drafter
 from hlwq_mlx.engine.request import Prepared, Request
 from hlwq_mlx.engine.speculate import DraftingStep, make_step
@@ -99,21 +99,6 @@ class Verbatim:
         del self._rest[0]
 
 
-class Counting:
-    """A drafter that counts how many tokens it drafts at once."""
-
-    def __init__(self, drafter: Drafter) -> None:
-        self.needs_hidden, self.cost = drafter.needs_hidden, drafter.cost
-        self.drafted: list[int] = []
-        self._drafter = drafter
-
-    def draft(self, seen: Seen, count: int) -> Sequence[int] | mx.array:
-        """Return what the drafter drafts."""
-        drafts = self._drafter.draft(seen, count)
-        self.drafted.append(len(drafts))
-        return drafts
-
-
 class Answer(NamedTuple):
     """Tokens behind the first one, the passes that brought them, and how long it took."""
 
@@ -152,17 +137,18 @@ def answer(
     return Answer(found, passes, time.perf_counter() - begun)
 
 
-def gain(e4b: passes.Model, tokens: int, count: int, drafted: Sequence[int], cost: float) -> float:
-    """Return how much sooner an M1 would have so many tokens of E4B, by `count` passes.
+def gain(
+    e4b: passes.Model, tokens: int, checked: Mapping[int, int], drafter: passes.Drafter | None
+) -> float:
+    """Return how much sooner an M1 would have so many tokens of E4B.
 
-    A drafter that costs something is taken for Google's.
+    `checked` counts passes by how many drafts each checked, plain ones being those of none.
     """
-    drafter = passes.e4b_drafter(pass_tables.CONTEXT) if cost else None
     plain = [passes.cost(e4b, M1, n).seconds for n in passes.TOKENS]
-    seconds = plain[0] * (count - sum(each > 0 for each in drafted))
-    for each in drafted:
-        seconds += plain[each] if each else 0.0
-        seconds += drafter.seconds(M1, each) if drafter else 0.0
+    seconds = sum(
+        count * (plain[drafts] + (drafter.seconds(M1, drafts) if drafter else 0.0))
+        for drafts, count in checked.items()
+    )
     return tokens * plain[0] / seconds
 
 
@@ -173,8 +159,7 @@ def measure(
 
     Raises: AssertionError when an answer is not the same.
     """
-    counting = Counting(drafter)
-    plain, drafted = make_step(model, None), make_step(model, counting)
+    plain, drafted = make_step(model, None), make_step(model, drafter)
     assert isinstance(drafted, DraftingStep)
     drafted.most_tokens = chips()["M1"].tokens_a_pass[usual_bits(model) - 1]
     tokens = taken = 0
@@ -187,12 +172,16 @@ def measure(
         taken += found.passes
         seconds[0] += wanted.seconds
         seconds[1] += found.seconds
+    checked = drafted.checked
+    drafts = sum(each * count for each, count in checked.items())
+    checked[0] = taken - sum(count for each, count in checked.items() if each)
+    theirs = passes.e4b_drafter(pass_tables.CONTEXT) if drafter.needs_hidden else None
     return {
         "tokens": tokens,
         "tokens a pass": tokens / taken,
-        "drafted a pass": sum(counting.drafted) / taken,
+        "drafted a pass": drafts / taken,
         "here": seconds[0] / seconds[1],
-        "M1": gain(e4b, tokens, taken, counting.drafted, drafter.cost),
+        "M1": gain(e4b, tokens, checked, theirs),
     }
 
 
