@@ -296,10 +296,10 @@ def residual_norm(
     Raises: ShapeError when an array does not fit x or the limits of residual_norm.metal.
     """
     _check_blocks("kernels.residual_norm", x)
-    _check_blocks("kernels.residual_norm", update)
     K = x.shape[-1]
     following = weight if next_weight is None else next_weight
-    is_fitting = update.shape == x.shape and weight.shape == following.shape == (K,)
+    is_like = update.shape == x.shape and update.dtype in FLOATING
+    is_fitting = is_like and weight.shape == following.shape == (K,)
     if not is_fitting or scale.size != 1 or K > LONGEST_RESIDUAL:
         raise ShapeError(
             "[kernels.residual_norm] needed an update of x's shape, weights [K], a scale [1] and K "

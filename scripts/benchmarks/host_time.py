@@ -2,9 +2,10 @@
 
 A model with E4B's 42 layers and small widths, which do not change what the host does, decodes by
 the engine's steps. On Metal's path its kernels and `mx.fast` are stand-ins (see launches.py). Times
-are processor time of the thread that decodes, which other jobs change little, and of this machine;
-the CPU takes each operation that it is handed, where Metal would encode it. Python calls are
-frames; what MLX does in C++ is no frame.
+are processor time of the thread that decodes, and of this machine; the CPU takes each operation
+that it is handed, where Metal would encode it. Python calls are frames, those of stand-ins left
+out, which take part of the time too; what MLX does in C++ is no frame. "The CPU's own" is the path
+of a machine without Metal, in float32.
 
     python scripts/benchmarks/host_time.py [--building]
 """
@@ -55,7 +56,7 @@ def median(turns: list[Any]) -> list[float]:
     return [statistics.median(column) for column in zip(*turns, strict=True)]
 
 
-def build(model: Any) -> Building:
+def build(model: Any, tokens: int = TOKENS) -> Building:
     """Build the graphs of some tokens, each evaluated once it was timed."""
     cache = model.make_cache()
     mx.eval(model(mx.array(PROMPT), cache=cache))
@@ -65,7 +66,7 @@ def build(model: Any) -> Building:
     mx.export_to_dot(dot, *outputs)
     primitives = len(re.findall(r'label ?= ?"([^"]+)", shape=rectangle', dot.getvalue()))
     times = []
-    for _ in range(TOKENS):
+    for _ in range(tokens):
         mx.eval(outputs)
         begun = time.thread_time()
         outputs = graph()
@@ -99,7 +100,7 @@ def _is_array(part: Any) -> bool:
     return isinstance(part, mx.array)
 
 
-def turns(model: Model, make_step: Callable[[Model], Any]) -> Turn:
+def turns(model: Model, make_step: Callable[[Model], Any], tokens: int = TOKENS) -> Turn:
     """Decode by a step, and note when the tokens were known and when MLX was given work."""
     from hlwq_mlx.engine import overlap, step
     from hlwq_mlx.engine.answer import make_chooser
@@ -111,7 +112,7 @@ def turns(model: Model, make_step: Callable[[Model], Any]) -> Turn:
     decode = make_step(model)
     decode([row])
     found = []
-    for _ in range(TOKENS):
+    for _ in range(tokens):
         with _noting(mx, "async_eval") as given, _noting(step, "wait", overlap) as known:
             begun = time.thread_time()
             decode([row])
@@ -142,31 +143,35 @@ def _noting(owner: Any, name: str, *others: Any) -> Iterator[list[float]]:
             setattr(each, name, original)
 
 
-def ours() -> Model:
-    """Make our model, coded as `convert` does by default."""
-    return launches.coded_model(e4b_config(**launches.SMALL), full(), launches.DTYPE)
+def ours(dtype: mx.Dtype) -> Model:
+    """Make our model, all of it coded."""
+    return launches.coded_model(e4b_config(**launches.SMALL), full(), dtype)
+
+
+def stock(dtype: mx.Dtype) -> Any:
+    """Make stock mlx-lm's."""
+    return launches.stock_model(e4b_config(**launches.SMALL), 4, dtype)
 
 
 def paths() -> Iterator[tuple[str, Model, Where]]:
     """Yield our model on Metal's path and on the CPU's own."""
-    model = ours()
+    model = ours(launches.DTYPE)
     with launches.standing_in():
         for block in fuse.blocks(model):
             fuse.fuse(block)
     yield "Metal's path", model, launches.standing_in
-    yield "the CPU's own", ours(), nullcontext
+    yield "the CPU's own", ours(mx.float32), nullcontext
 
 
 def print_building() -> None:
     """Print what building takes, ours and stock mlx-lm's."""
     print("| graph of a token | Python calls | primitives | ms |\n|---|---|---|---|")
-    stock = launches.stock_model(e4b_config(**launches.SMALL), 4, launches.DTYPE)
     with launches.standing_in():
-        print(_line("mlx-lm, Metal's path", build(stock)))
-    print(_line("mlx-lm, the CPU's own", build(stock)))
+        print(_line("mlx-lm, Metal's path", build(stock(launches.DTYPE))))
+    print(_line("mlx-lm, the CPU's own", build(stock(mx.float32))))
     for name, model, where in paths():
         with where():
-            print(_line(f"ours, {name}", build(model)))
+            print(_line(f"ours, {name}", build(model)), flush=True)
 
 
 def print_turns() -> None:
@@ -178,7 +183,7 @@ def print_turns() -> None:
     for name, model, where in paths():
         for make in (PlainStep, OverlappedStep):
             with where():
-                print(_line(f"{make.__name__}, {name}", turns(model, make)))
+                print(_line(f"{make.__name__}, {name}", turns(model, make)), flush=True)
 
 
 def _line(name: str, numbers: tuple[float, ...]) -> str:

@@ -12,11 +12,10 @@ from hlwq_mlx.engine.answer import generate_tokens
 from hlwq_mlx.engine.mtp import ModelDrafter
 from hlwq_mlx.engine.request import Prepared, Request
 from hlwq_mlx.engine.sampling import Sampling
-from hlwq_mlx.engine.speculate import ROW_COST
+from hlwq_mlx.engine.speculate import row_cost
 from hlwq_mlx.engine.task import Decoding, Task
 from hlwq_mlx.engine.worker import Worker
 from hlwq_mlx.gemma4.caches import WHOLE, Caching
-from hlwq_mlx.quant.device import has_metal
 
 PROMPT = np.random.default_rng(3).integers(3, 290, 12).tolist()  # past the window of 6
 BEGINNING = "Continue the story: One day Sue woke up early. Sue had a pink kite."
@@ -61,7 +60,7 @@ def test_drafts_of_random_weights_cost_little():
     drafter = Counting(ModelDrafter(oracle_model(), drafters.drafter()))
     found = answer(oracle_model(), PROMPT, WHOLE, drafter, tokens=160)
     passes = sum(not each.is_drafted for each in found)
-    spent = passes + drafter.drafted * (ROW_COST[has_metal()] + drafter.cost)
+    spent = passes + drafter.drafted * (row_cost(oracle_model()) + drafter.cost)
     assert drafter.drafted > 0 and spent <= 1.03 * len(found)
 
 

@@ -47,6 +47,7 @@ class Metal(Product):
         self._qmm_rows = device.chip().qmm_rows
         self._passed: dict[mx.Dtype, Passed] = {}
         self._tiles = _tiles(matrix)
+        self.is_lazy = selftest.is_lazy(kernels.hadamard)
         self._try_kernels(device.activation_dtype())
 
     def __call__(self, x: Activation) -> mx.array:
@@ -80,6 +81,7 @@ class MetalGateUp(Product):
         self._product = Metal(matrix, stock)
         self._passed: dict[mx.Dtype, bool] = {}
         self._tiles = _tiles(matrix)
+        self.is_lazy = self._product.is_lazy
         self._try_geglu(device.activation_dtype())
 
     def __call__(self, x: Activation) -> mx.array:
