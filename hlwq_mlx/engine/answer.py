@@ -77,7 +77,7 @@ def begin_row(
     left = math.inf if request.max_tokens == -1 else request.max_tokens
     course = Course(request.prompt.keys or request.prompt.ids)
     row = Row(caches, -1, chooser, request.stop_ids, left, course=course)
-    return row, start_row(row, prefill(model, request, caches, begin, on_chunk))
+    return row, start_row(row, prefill(model, request, caches, begin, on_chunk, course))
 
 
 def make_chooser(model: Model, decoding: Decoding, prompt: Sequence[int]) -> Chooser:
@@ -110,31 +110,43 @@ def prefill(
     caches: list[Any],
     begin: int = 0,
     on_chunk: Callable[[slice], None] = lambda chunk: None,
+    course: Course | None = None,
 ) -> mx.array:
     """Read a prompt from position `begin` on and return the logits of its next token.
 
+    `course` takes note of what drafting can begin with.
     Shapes: -> float32 [1, V], evaluated.
     """
     prompt, total = request.prompt, len(request.prompt.ids)
     for chunk in chunks(prompt.ids, request.prefill_step, inseparable(model), begin):
         request.on_prefill(chunk.start, total)
-        logits = read_chunk(model, prompt, caches, chunk)
+        logits = read_chunk(model, prompt, caches, chunk, course)
         on_chunk(chunk)
     request.on_prefill(total, total)
     assert logits is not None  # the last chunk is the prompt's end
     return logits
 
 
-def read_chunk(model: Model, prompt: Prepared, caches: list[Any], chunk: slice) -> mx.array | None:
+def read_chunk(
+    model: Model,
+    prompt: Prepared,
+    caches: list[Any],
+    chunk: slice,
+    course: Course | None = None,
+) -> mx.array | None:
     """Read a part of a prompt into the caches; return the next token's logits behind the last part.
 
+    `course` as in `prefill`.
     Shapes: -> float32 [1, V], evaluated.
     """
     ids = mx.array([list(prompt.ids[chunk])])
     x = None if prompt.embeddings is None else prompt.embeddings[:, chunk]
     if chunk.stop == len(prompt.ids):
-        logits: mx.array = model.prefill(ids, caches, x)[:, -1]
-        mx.eval(logits)
+        hidden, scored = model.prefill_state(ids, caches, x)
+        logits: mx.array = scored[:, -1]
+        mx.eval(hidden, logits)
+        if course is not None:
+            course.hidden = caches[0].offset, hidden
         return logits
     model.fill_cache(ids, caches, x)
     # Or the activations of all chunks would be in memory at once.

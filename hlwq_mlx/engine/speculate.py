@@ -12,6 +12,7 @@ quant.backends) and each query attends as it would alone (see gemma4.attention).
 L positions of a pass, V vocabulary.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from itertools import takewhile
 
@@ -20,15 +21,16 @@ import numpy as np
 
 from ..gemma4.caches import rewind
 from ..gemma4.model import Model
+from ..quant.backends.choose import tokens_a_pass
 from ..quant.device import has_metal
-from ..quant.layers import coded_weights, rows_of_a_pass
+from ..quant.layers import coded_weights, usual_bits
 from . import overlap
 from .draft import Course, Drafter
 from .step import Chosen, Outcome, Row, Step, UnderWay, accept, score, take, wait
 
-# What one more row costs a pass by Metal, in passes: it waits for the weights in any case, and what
-# lies between products is little. Reckoned, not measured.
-ROW_COST = 0.05
+# What one more row costs a pass by Metal, in passes. They wait for the weights in any case: an M1's
+# is modelled at 0.02 to 0.03 from 3 bits on (scripts/benchmarks/passes.py), not measured.
+ROW_COST = 0.03
 # A CPU multiplies by so many weights in the time that the host takes for a pass of the demo.
 HOST_WEIGHTS = 1 << 23
 
@@ -46,7 +48,10 @@ def row_cost(model: Model) -> float:
 
 
 class DraftingStep:
-    """Several tokens for a lone row; rows of a batch get one each, by a step without drafts."""
+    """Several tokens for a lone row; rows of a batch get one each, by a step without drafts.
+
+    A pass reads `most_tokens` at most. `checked` counts passes by how many drafts each checked.
+    """
 
     def __init__(self, model: Model, drafter: Drafter, plain: Step) -> None:
         self.width = plain.width
@@ -54,7 +59,8 @@ class DraftingStep:
         self._drafter = drafter
         self._plain = plain
         self._cost = row_cost(model) + drafter.cost
-        self._rows = rows_of_a_pass(model)
+        self.checked: Counter[int] = Counter()
+        self.most_tokens = tokens_a_pass(usual_bits(model))
         self._vocab = model.args.text_config.vocab_size
         self._never = frozenset(model.args.media_token_ids)
 
@@ -76,7 +82,7 @@ class DraftingStep:
 
         It is empty where the pass is to tell the hidden state that the drafter needs.
         """
-        most = min([self._rows, row.left, *(entry.room for entry in row.caches)]) - 1
+        most = min([self.most_tokens, row.left, *(entry.room for entry in row.caches)]) - 1
         count = course.pace.count(int(most), self._cost)
         if count < 1:
             return None
@@ -93,6 +99,7 @@ class DraftingStep:
     def _check(self, row: Row, course: Course, drafts: list[int]) -> Outcome:
         """Read a row's token and what was drafted behind it; keep what its chooser agrees to."""
         start, length = row.caches[0].offset, len(drafts) + 1
+        self.checked[len(drafts)] += 1
         hidden, logits = self._model.check(mx.array([[row.token, *drafts]]), row.caches)
         own, scores = [*mx.split(logits, length)], score(logits)
         ids = row.chooser.ahead(own)

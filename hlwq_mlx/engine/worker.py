@@ -80,8 +80,9 @@ class Worker:
         unread = len(task.keys) - match.length
         share = 1.0 if _has_media(task, match.length) else min(1.0, unread / self._prefill_step)
         # At once, because other jobs may drive out what was found.
-        reading = self._read(task, match, match.restore())
-        return Job(task, chooser, Course(task.keys), match.length, reading, share)
+        course = Course(task.keys)
+        reading = self._read(task, match, match.restore(), course)
+        return Job(task, chooser, course, match.length, reading, share)
 
     def advance(self, job: Job) -> list[Token]:
         """Do one piece of reading; behind the last one, choose the first token."""
@@ -136,7 +137,7 @@ class Worker:
         """Bytes of the prefixes that are kept."""
         return self.prefixes.nbytes
 
-    def _read(self, task: Task, match: Match, caches: list[Any]) -> Reading:
+    def _read(self, task: Task, match: Match, caches: list[Any], course: Course) -> Reading:
         """Read what is not known of a prompt, and keep what other prompts may begin with."""
         prepared = yield from self._prepare(task, match.length)
         keys = np.array(task.keys, dtype=np.int64)  # once: a long list takes a while
@@ -145,7 +146,7 @@ class Worker:
         for chunk in chunks(
             prepared.ids, self._prefill_step, inseparable(self.model), match.length
         ):
-            logits = read_chunk(self.model, prepared, caches, chunk)
+            logits = read_chunk(self.model, prepared, caches, chunk, course)
             for position in positions:
                 if chunk.start < position <= chunk.stop:
                     is_system = position == task.instructions
@@ -170,7 +171,7 @@ class Worker:
     def _read_again(self, job: Job) -> Reading:
         """Read a prompt and the answer behind it, token by token as it was made."""
         match = self.prefixes.find(job.task.keys, job.task.salt)
-        caches, logits = yield from self._read(job.task, match, match.restore())
+        caches, logits = yield from self._read(job.task, match, match.restore(), job.course)
         for token in job.answer[:-1]:
             yield
             logits = self.model(mx.array([[token]]), caches)[:, -1]

@@ -109,6 +109,8 @@ def load_drafter(folder: DrafterFolder) -> Drafter:
     _check_depths(folder)
     drafter = Drafter(folder.args)
     _load_weights(drafter, folder, lambda name: True)
+    with naming(folder.path):
+        drafter.check_order()
     drafter.eval()
     prepare(drafter)
     return drafter

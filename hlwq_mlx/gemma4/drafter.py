@@ -12,8 +12,10 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import mlx.core as mx
+import numpy as np
 from mlx import nn
 
+from ..errors import CheckpointError
 from ..quant.layers import Linear, code_modules
 from .config import manifest_part
 from .drafter_config import DrafterConfig
@@ -106,6 +108,20 @@ class Drafter(nn.Module):
             token = scores.likeliest()
             drafts.append(token)
         return mx.concatenate(drafts, axis=1)[0]
+
+    def check_order(self) -> None:
+        """Check that the order of tokens, once it is loaded, names each of them: they are read.
+
+        Raises: CheckpointError.
+        """
+        if not self.args.use_ordered_embeddings:
+            return
+        named = np.sort(np.array(self.masked_embedding.token_ordering))
+        if not np.array_equal(named, np.arange(named.size)):
+            raise CheckpointError(
+                f"[{TOKEN_ORDERING}] needed each id from 0 to {named.size - 1} once, got others. "
+                "The file is damaged: fetch the drafter again."
+            )
 
     def _scores(self, x: mx.array) -> Scores:
         table = self.model.embed_tokens

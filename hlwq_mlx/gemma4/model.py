@@ -262,12 +262,25 @@ class Model(nn.Module):
 
         Shapes: as `__call__`'s, but the logits are [B, 1, V].
         """
+        return self.prefill_state(inputs, cache, input_embeddings)[1]
+
+    def prefill_state(
+        self,
+        inputs: mx.array,
+        cache: Sequence[Any],
+        input_embeddings: mx.array | None = None,
+    ) -> tuple[mx.array, mx.array]:
+        """Prefill, and return the last position's hidden state behind the norm beside its scores.
+
+        Shapes: as `prefill`'s -> [B, 1, H], float32 [B, 1, V].
+        """
         x, rows, *_ = start = self._start(inputs, cache, input_embeddings)
         first = self.args.text_config.first_shared
         last_rows = None if rows is None else rows[:, -1:]
         own, *others = self._per_layer(x[:, -1:], last_rows, slice(first - 1, None))
         x, shared = self.model.language_model.go_on(self._fill(start), own)
-        return self._logits(Pass(x, [*[None] * first, *others], shared))
+        hidden = self._hidden(Pass(x, [*[None] * first, *others], shared))
+        return hidden, self.model.language_model.logits(hidden)
 
     def fill_cache(
         self,

@@ -199,8 +199,9 @@ class TextModel(nn.Module):
         own = rows.reshape(shape)[:, :, layers]
         identity = own.astype(x.dtype) * mx.array(d**0.5, x.dtype)
         mixed = scaled(context + identity, 2**-0.5)
+        count = mixed.shape[2]
         # One operation for all, where an index would be two for each.
-        return [*mx.split(mixed.flatten(2), mixed.shape[2], axis=-1)]
+        return [*mx.split(mixed.flatten(2), count, axis=-1)] if count else []
 
     def run_kv_layers(
         self,

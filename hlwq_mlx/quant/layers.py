@@ -182,13 +182,10 @@ def coded_weights(model: nn.Module) -> Counter[int]:
     return weights
 
 
-def rows_of_a_pass(model: nn.Module) -> int:
-    """Return how many rows of x a pass may have that waits for the weights, not for products.
-
-    It is what holds for the width that most of the coded weights have.
-    """
+def usual_bits(model: nn.Module) -> int:
+    """Return the width that most coded weights of a model have, 8 if none are coded."""
     weights = coded_weights(model)
-    return choose.PASS_ROWS[max(weights, key=weights.__getitem__, default=8)]
+    return max(weights, key=weights.__getitem__, default=8)
 
 
 def code_modules(model: nn.Module, manifest: Mapping[str, Any]) -> None:

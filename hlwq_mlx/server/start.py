@@ -190,7 +190,7 @@ def _card(
         capabilities=[*CARD_CAPABILITIES, *(heard[tower] for tower in heard if tower in towers)],
         parameters=weights,
         size_bytes=sum(shard.stat().st_size for shard in folder.shards),
-        memory_bytes=needed.text + needed.towers if is_loaded else 0,
+        memory_bytes=needed.text + needed.towers + needed.drafter if is_loaded else 0,
         digest=str(folder.manifest.get(MANIFEST_KEY, "0" * 64)),
     )
 

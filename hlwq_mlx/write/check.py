@@ -16,7 +16,7 @@ from ..folder.names import (
     tower_shapes,
 )
 from ..gemma4.config import FLAT, FLAT_IGNORED, MULTIMODAL, Gemma4Config
-from ..gemma4.drafter_config import DRAFTERS, DrafterConfig, is_drafter
+from ..gemma4.drafter_config import DRAFTERS, DrafterConfig, is_drafter, require_fit
 from ..gemma4.model import Model
 from ..gemma4.towers.tower import TOWER_PREFIXES, prefixes
 from ..source.coded import CodedTensor
@@ -65,6 +65,21 @@ def fit(source: Source) -> tuple[dict[str, Any], Tensors, set[str]]:
     tensors = canonical_tensors(source)
     with naming(source.config_path):
         return config, tensors, unread_names(config, tensors)
+
+
+def check_drafter(source: Source) -> Source | None:
+    """Return the drafter beside a source, checked as `fit` does and against the model's config.
+
+    Raises: as `fit`; CheckpointError for the drafter of another model.
+    """
+    drafter = source.drafter
+    if drafter is None:
+        return None
+    config, _, _ = fit(drafter)
+    with naming(drafter.config_path):
+        target = Gemma4Config.from_dict(normalize_config(source.config))
+        require_fit(DrafterConfig.from_dict(config), target.text_config)
+    return drafter
 
 
 def canonical_name(name: str) -> str:

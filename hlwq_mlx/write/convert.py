@@ -33,7 +33,7 @@ from ..source.detect import Reading, is_odd
 from ..source.layout import DRAFTER
 from ..source.repository import PlainTensor, Source
 from . import leftovers
-from .check import Tensors, fit, read_args
+from .check import Tensors, check_drafter, fit, read_args
 from .leftovers import Leftover
 from .output import (
     Output,
@@ -172,7 +172,7 @@ def convert(source: Source, output: Path, choice: str = leftovers.KEEP) -> Summa
     Raises: SourceError when `output` exists; CheckpointError when the source does not fit its
     config; DeviceError when the disk is too small; what copy_side_files raises for those files.
     """
-    made = prepare(source, choice)
+    made, drafter = prepare(source, choice), check_drafter(source)
     plan, summary = made.plan, made.summary
     outputs = shard_outputs(made.coded, made.plain, plan.chosen)
     rows: list[Output] = []
@@ -192,8 +192,8 @@ def convert(source: Source, output: Path, choice: str = leftovers.KEEP) -> Summa
         write_config(folder, made.config, manifest, plan)
         checksums.write(folder, written)
         summary.written_bytes = sum(path.stat().st_size for path in folder.iterdir())
-        if source.drafter is not None:
-            summary.drafter = convert(source.drafter, folder / DRAFTER, choice)
+        if drafter is not None:
+            summary.drafter = convert(drafter, folder / DRAFTER, choice)
     summary.row_store_bytes = total_bytes(rows)
     summary.token_bytes = token_bytes(made.tensors, outputs)
     return summary

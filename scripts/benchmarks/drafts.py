@@ -7,9 +7,10 @@
 Every answer is made twice in turn, plainly and with drafts, and has to be the same. Stories are
 continued, answered about and thought about (a thought quotes a sentence), sums are told. For
 quoting, a constraint lets the demo say nothing but the story, since it does not quote by itself.
-Counted are the passes behind the prompt. `here` is the wall-clock ratio of decoding, plain over
-drafted. `M1` is a model, not a measurement: passes cost the same, and so much more for each drafted
-token as engine.speculate reckons. Prints Markdown and a line of JSON.
+Counted are the passes behind the prompt, of as many tokens as an M1 reads for the price of one.
+`here` is the wall-clock ratio of decoding, plain over drafted. `M1` is a model, not a measurement:
+what the same passes of E4B in that variant, and Google's drafter for it where a drafter drafts,
+would gain there (benchmarks/passes.py). Prints Markdown and a line of JSON.
 """
 
 import argparse
@@ -17,7 +18,7 @@ import json
 import random
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,13 +27,17 @@ import mlx.core as mx
 from hlwq_mlx import library, quantize
 from hlwq_mlx.engine.answer import make_chooser, prefill
 from hlwq_mlx.engine.decoding import Decoding
-from hlwq_mlx.engine.draft import Course, Drafter, Seen
+from hlwq_mlx.engine.draft import Course, Drafter
 from hlwq_mlx.engine.drafters import find_drafter
 from hlwq_mlx.engine.request import Prepared, Request
-from hlwq_mlx.engine.speculate import ROW_COST, make_step
+from hlwq_mlx.engine.speculate import DraftingStep, make_step
 from hlwq_mlx.engine.step import Row, Step, start_row
 from hlwq_mlx.gemma4.model import Model
+from hlwq_mlx.quant.chips import chips
+from hlwq_mlx.quant.layers import usual_bits
 from hlwq_mlx.source.layout import DRAFTER
+from scripts.benchmarks import pass_tables, passes
+from scripts.kernels.agx.chips import M1
 from scripts.training import demo_exam, tinyworld
 
 LONGEST = 120  # tokens of an answer
@@ -94,21 +99,6 @@ class Verbatim:
         del self._rest[0]
 
 
-class Counting:
-    """A drafter that counts what it drafts."""
-
-    def __init__(self, drafter: Drafter) -> None:
-        self.needs_hidden, self.cost = drafter.needs_hidden, drafter.cost
-        self.drafted = 0
-        self._drafter = drafter
-
-    def draft(self, seen: Seen, count: int) -> Sequence[int] | mx.array:
-        """Return what the drafter drafts."""
-        drafts = self._drafter.draft(seen, count)
-        self.drafted += len(drafts)
-        return drafts
-
-
 class Answer(NamedTuple):
     """Tokens behind the first one, the passes that brought them, and how long it took."""
 
@@ -136,7 +126,7 @@ def answer(
         limit,
         course=Course(keys),
     )
-    start_row(row, prefill(model, Request(Prepared(keys)), caches))
+    start_row(row, prefill(model, Request(Prepared(keys)), caches, course=row.course))
     found, passes, begun = [row.token], 0, time.perf_counter()
     while not row.is_over:
         [outcome] = step([row])
@@ -147,32 +137,51 @@ def answer(
     return Answer(found, passes, time.perf_counter() - begun)
 
 
+def gain(
+    e4b: passes.Model, tokens: int, checked: Mapping[int, int], drafter: passes.Drafter | None
+) -> float:
+    """Return how much sooner an M1 would have so many tokens of E4B.
+
+    `checked` counts passes by how many drafts each checked, plain ones being those of none.
+    """
+    plain = [passes.cost(e4b, M1, n).seconds for n in passes.TOKENS]
+    seconds = sum(
+        count * (plain[drafts] + (drafter.seconds(M1, drafts) if drafter else 0.0))
+        for drafts, count in checked.items()
+    )
+    return tokens * plain[0] / seconds
+
+
 def measure(
-    model: Model, tokenizer: Any, drafter: Drafter, texts: Texts, count: int
+    model: Model, tokenizer: Any, drafter: Drafter, texts: Texts, count: int, e4b: passes.Model
 ) -> dict[str, float]:
     """Answer texts plainly and with drafts in turn.
 
     Raises: AssertionError when an answer is not the same.
     """
-    counting = Counting(drafter)
-    plain, drafted = make_step(model, None), make_step(model, counting)
-    tokens = passes = 0
+    plain, drafted = make_step(model, None), make_step(model, drafter)
+    assert isinstance(drafted, DraftingStep)
+    drafted.most_tokens = chips()["M1"].tokens_a_pass[usual_bits(model) - 1]
+    tokens = taken = 0
     seconds = [0.0, 0.0]
     for asked, told in texts(count):
         wanted = answer(model, plain, tokenizer, asked, told)
         found = answer(model, drafted, tokenizer, asked, told)
         assert found.ids == wanted.ids, "a drafted answer differs from the plain one"
         tokens += len(found.ids) - 1
-        passes += found.passes
+        taken += found.passes
         seconds[0] += wanted.seconds
         seconds[1] += found.seconds
-    cost = passes + (ROW_COST + drafter.cost) * counting.drafted
+    checked = drafted.checked
+    drafts = sum(each * count for each, count in checked.items())
+    checked[0] = taken - sum(count for each, count in checked.items() if each)
+    theirs = passes.e4b_drafter(pass_tables.CONTEXT) if drafter.needs_hidden else None
     return {
         "tokens": tokens,
-        "tokens a pass": tokens / passes,
-        "drafted a pass": counting.drafted / passes,
+        "tokens a pass": tokens / taken,
+        "drafted a pass": drafts / taken,
         "here": seconds[0] / seconds[1],
-        "M1": tokens / cost,
+        "M1": gain(e4b, tokens, checked, theirs),
     }
 
 
@@ -200,13 +209,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--count", type=int, default=20, help="texts of each kind")
     arguments = parser.parse_args(argv)
     found = []
+    e4b = pass_tables.models()
     with tempfile.TemporaryDirectory() as place:
         for variant in arguments.variants:
             model, tokenizer = library.load(coded_demo(variant, Path(place)))
             for way in arguments.draft:
                 drafter = find(model, way)
                 for kind, texts in TEXTS.items() if drafter is not None else ():
-                    numbers = measure(model, tokenizer, drafter, texts, arguments.count)
+                    numbers = measure(
+                        model, tokenizer, drafter, texts, arguments.count, e4b[variant]
+                    )
                     found.append({"variant": variant, "drafts": way, "text": kind, **numbers})
     names = list(found[0])
     print(f"| {' | '.join(names)} |\n|{'---|' * len(names)}")

@@ -56,7 +56,7 @@ def median(turns: list[Any]) -> list[float]:
     return [statistics.median(column) for column in zip(*turns, strict=True)]
 
 
-def build(model: Any) -> Building:
+def build(model: Any, tokens: int = TOKENS) -> Building:
     """Build the graphs of some tokens, each evaluated once it was timed."""
     cache = model.make_cache()
     mx.eval(model(mx.array(PROMPT), cache=cache))
@@ -66,7 +66,7 @@ def build(model: Any) -> Building:
     mx.export_to_dot(dot, *outputs)
     primitives = len(re.findall(r'label ?= ?"([^"]+)", shape=rectangle', dot.getvalue()))
     times = []
-    for _ in range(TOKENS):
+    for _ in range(tokens):
         mx.eval(outputs)
         begun = time.thread_time()
         outputs = graph()
@@ -100,7 +100,7 @@ def _is_array(part: Any) -> bool:
     return isinstance(part, mx.array)
 
 
-def turns(model: Model, make_step: Callable[[Model], Any]) -> Turn:
+def turns(model: Model, make_step: Callable[[Model], Any], tokens: int = TOKENS) -> Turn:
     """Decode by a step, and note when the tokens were known and when MLX was given work."""
     from hlwq_mlx.engine import overlap, step
     from hlwq_mlx.engine.answer import make_chooser
@@ -112,7 +112,7 @@ def turns(model: Model, make_step: Callable[[Model], Any]) -> Turn:
     decode = make_step(model)
     decode([row])
     found = []
-    for _ in range(TOKENS):
+    for _ in range(tokens):
         with _noting(mx, "async_eval") as given, _noting(step, "wait", overlap) as known:
             begun = time.thread_time()
             decode([row])

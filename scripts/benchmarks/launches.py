@@ -23,6 +23,10 @@ from mlx import nn
 from mlx.utils import tree_map_with_path
 from mlx_lm.models import gemma4_text
 
+from hlwq_mlx.folder import published
+from hlwq_mlx.gemma4.attention import SharedKV
+from hlwq_mlx.gemma4.drafter import Drafter
+from hlwq_mlx.gemma4.drafter_config import DrafterConfig
 from hlwq_mlx.gemma4.model import Model, ModelArgs, Resources
 from hlwq_mlx.quant import device, fuse, selftest
 from hlwq_mlx.quant.chips import chips
@@ -142,6 +146,34 @@ def count_stock(bits: int | None) -> Counter[str]:
     return _count(model)
 
 
+def count_draft() -> int:
+    """Count the launches of a draft behind another, by E4B's drafter, uncoded."""
+    config = copy.deepcopy(dict(published.E4B_DRAFTER))
+    config["text_config"] |= SMALL | {"vocab_size_per_layer_input": 0}
+    config["text_config"]["hidden_size_per_layer_input"] = 0
+    sizes = {"backbone_hidden_size": 128, "num_centroids": 16, "centroid_intermediate_top_k": 4}
+    drafter = Drafter(DrafterConfig.from_dict(config | sizes))
+    drafter.set_dtype(DTYPE)
+    with standing_in():
+        for block in fuse.blocks(drafter):
+            fuse.fuse(block)
+    table, state = mx.zeros((256, 128), DTYPE), mx.zeros((1, 1, 128), DTYPE)
+    shared = {}
+    for layer_type, width in (("sliding_attention", 64), ("full_attention", 128)):
+        keys = mx.zeros((1, 2, WINDOW, width), DTYPE)
+        shared[layer_type] = SharedKV(keys, keys, None, mx.array(WINDOW), None)
+    mx.eval(drafter.parameters(), table, state)
+
+    def embed(ids: mx.array) -> mx.array:
+        return table[ids] * mx.array(128**0.5, DTYPE)
+
+    one, two = (
+        total(_count_graph(lambda k=k: [drafter.draft(embed, mx.array([[1]]), state, shared, k)]))
+        for k in (1, 2)
+    )
+    return two - one
+
+
 def total(launches: Counter[str]) -> int:
     """Sum the launches of a token."""
     return sum(launches.values())
@@ -155,11 +187,23 @@ def _count(model: Any, tokens: int = 1) -> Counter[str]:
             keys = mx.zeros((1, heads, length, width), DTYPE)
             mx.eval(entry.update_and_fetch(keys, keys))
     mx.eval([entry.state for entry in cache])
-    with standing_in() as names:
+
+    def run() -> list[mx.array]:
         logits = model(mx.array([[1] * tokens]), cache=cache)
-        states = [part for entry in cache for part in entry.state if isinstance(part, mx.array)]
+        return [logits, *(each for entry in cache for each in entry.state if _is_array(each))]
+
+    return _count_graph(run)
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, mx.array)
+
+
+def _count_graph(run: Callable[[], list[mx.array]]) -> Counter[str]:
+    """Count the launches of what a function builds."""
+    with standing_in() as names:
         dot = io.StringIO()
-        mx.export_to_dot(dot, logits, *states)
+        mx.export_to_dot(dot, *run())
     primitives = Counter(re.findall(r'label ?= ?"([^"]+)", shape=rectangle', dot.getvalue()))
     if primitives.pop(LAUNCH) != total(names):
         raise SystemExit("error: [launches] needed every stand-in to be part of the graph")

@@ -12,11 +12,10 @@ from hlwq_mlx.engine.answer import generate_tokens
 from hlwq_mlx.engine.mtp import ModelDrafter
 from hlwq_mlx.engine.request import Prepared, Request
 from hlwq_mlx.engine.sampling import Sampling
-from hlwq_mlx.engine.speculate import ROW_COST
+from hlwq_mlx.engine.speculate import row_cost
 from hlwq_mlx.engine.task import Decoding, Task
 from hlwq_mlx.engine.worker import Worker
 from hlwq_mlx.gemma4.caches import WHOLE, Caching
-from hlwq_mlx.quant.device import has_metal
 
 PROMPT = np.random.default_rng(3).integers(3, 290, 12).tolist()  # past the window of 6
 BEGINNING = "Continue the story: One day Sue woke up early. Sue had a pink kite."
@@ -61,7 +60,7 @@ def test_drafts_of_random_weights_cost_little():
     drafter = Counting(ModelDrafter(oracle_model(), drafters.drafter()))
     found = answer(oracle_model(), PROMPT, WHOLE, drafter, tokens=160)
     passes = sum(not each.is_drafted for each in found)
-    spent = passes + drafter.drafted * (ROW_COST[has_metal()] + drafter.cost)
+    spent = passes + drafter.drafted * (row_cost(oracle_model()) + drafter.cost)
     assert drafter.drafted > 0 and spent <= 1.03 * len(found)
 
 
@@ -88,6 +87,13 @@ def test_the_demos_drafter_is_right_and_changes_nothing(trained, caching, sampli
     assert_same(found, wanted)
     passes = sum(not each.is_drafted for each in found)
     assert passes <= len(found) * (0.5 if not sampling else 0.8)
+
+
+def test_the_first_pass_behind_a_prompt_is_drafted(trained):
+    """From the state that the prompt ended with; else a short answer is over before any draft."""
+    model, prompt, drafter = trained
+    found = answer(model, prompt, WHOLE, drafter, tokens=4)
+    assert [each.is_drafted for each in found[:3]] == [False, False, True]
 
 
 def test_a_lone_answer_of_a_server_is_drafted(trained):

@@ -9,15 +9,19 @@ import oracle
 import pytest
 import tiny
 from mlx.utils import tree_flatten
+from safetensors.numpy import save_file
 
-from hlwq_mlx import quantize
+from hlwq_mlx import convert as convert_command
+from hlwq_mlx import library, quantize
 from hlwq_mlx.disk.tensorfile import TensorFile
 from hlwq_mlx.errors import CheckpointError, HLWQError, SourceError
 from hlwq_mlx.folder import checksums, loading
 from hlwq_mlx.folder.folder import DrafterFolder, Folder
 from hlwq_mlx.gemma4.attention import SharedKV
+from hlwq_mlx.memory.disk import disk_need
 from hlwq_mlx.quant import codec
 from hlwq_mlx.quant.tables import centroids
+from hlwq_mlx.source import hub
 from hlwq_mlx.source.repository import Source
 from hlwq_mlx.write import convert
 from hlwq_mlx.write.cache import open_drafter, open_folder
@@ -94,10 +98,29 @@ def test_quantize_codes_a_drafter(coded):
     np.testing.assert_allclose(state, wanted_state, atol=2e-5)
 
 
+def write_model(root):
+    """Write the model that the drafter is of."""
+    settings = oracle.config() | {"vision_config": None, "audio_config": None}
+    tiny.write_root(root, settings, side_files=())
+    save_file(oracle.weights(), root / "model.safetensors")
+    return root
+
+
+def test_a_drafter_of_another_model_is_refused_before_the_work(tmp_path):
+    root = write_model(tmp_path / "model")
+    drafters.write(root / "drafter", backbone_hidden_size=128)
+    with pytest.raises(CheckpointError, match=r"drafter.*projection"):
+        convert.convert(Source(root), tmp_path / "out")
+    path = root / "drafter" / "config.json"
+    text = drafters.settings()["text_config"] | {"sliding_window": 5}
+    path.write_text(json.dumps(drafters.settings() | {"text_config": text}))
+    with pytest.raises(CheckpointError, match=r"drafter.config\.json.*sliding_window"):
+        convert.convert(Source(root), tmp_path / "out")
+    assert sorted(tmp_path.iterdir()) == [root]
+
+
 def test_a_drafter_beside_its_model_goes_along(tmp_path):
-    settings = tiny.config()
-    tiny.write_root(tmp_path / "model", settings)
-    tiny.save_plain(tmp_path / "model" / "model.safetensors", tiny.make_weights(settings))
+    write_model(tmp_path / "model")
     drafters.write(tmp_path / "model" / "drafter")
     summary = convert.convert(Source(tmp_path / "model"), tmp_path / "out")
     folder = Folder.open(tmp_path / "out")
@@ -157,3 +180,36 @@ def test_a_damaged_folder_is_refused(source, tmp_path):
     with pytest.raises(CheckpointError, match=r"config\.json.*\n?.*projection"):
         loading.load_drafter(DrafterFolder.open(tmp_path / "out"))
     assert TensorFile(next((tmp_path / "out").glob("*.safetensors"))).specs
+
+
+@pytest.mark.parametrize("id", [320, -1, 1 << 40, 7])
+def test_an_order_with_other_ids_is_refused(tmp_path, id):
+    """Its ids are rows that are read without further question."""
+    root = drafters.write(tmp_path / "source")
+    changed = drafters.weights()
+    order = changed[ORDER].copy()
+    order[order == 5] = id
+    save_file(changed | {ORDER: order}, root / "model.safetensors")
+    convert.convert(Source(root), tmp_path / "out")
+    with pytest.raises(CheckpointError, match="token_ordering") as refusal:
+        loading.load_drafter(DrafterFolder.open(tmp_path / "out"))
+    assert str(tmp_path / "out") in str(refusal.value)
+
+
+def test_convert_puts_a_drafter_into_its_models_folder(source, tmp_path):
+    convert.convert(Source(write_model(tmp_path / "model")), tmp_path / "out")
+    assert Folder.open(tmp_path / "out").drafter is None
+    into = str(tmp_path / "out" / "drafter")
+    convert_command.main(["--model", str(source), "--output", into, "--leftovers", "keep"])
+    loading.require_loadable(Folder.open(tmp_path / "out"))
+    found = library.load_drafter(loading.load(tmp_path / "out"))
+    assert 0 < found.cost < 1
+
+
+def test_a_drafter_on_the_hub_needs_room_too(source):
+    """As `convert --discard-source` and doctor ask before a download."""
+    specs = TensorFile(source / "model.safetensors").specs
+    size = (source / "model.safetensors").stat().st_size
+    config = json.loads((source / "config.json").read_text())
+    headers = hub.Headers(None, config, [hub.Weights(size, size, dict(specs))])
+    assert disk_need(headers, "keep", is_discarded=False).line(source, source)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from hlwq_mlx.quant.backends.choose import PASS_ROWS
+from hlwq_mlx.quant.chips import chips
 from scripts.kernels.agx import programs
 from scripts.kernels.agx.chips import M1
 from scripts.kernels.agx.listing import Counts
@@ -38,7 +38,7 @@ def against_mlx(counted: dict[str, Counts]) -> Iterator[Finding]:
 
 def within_budget(counted: dict[str, Counts]) -> Iterator[Finding]:
     """Memory, not arithmetic, is what a pass of the most tokens waits for."""
-    for bits, tokens in PASS_ROWS.items():
+    for bits, tokens in enumerate(chips()["M1"].tokens_a_pass, 1):
         share = counted[programs.qmv(bits, programs.usual_tile(bits, tokens)).name].cost
         share /= M1.budget(bits)
         limit = LARGEST_SHARE[tokens == FULL_TOKENS]
