@@ -148,6 +148,11 @@ class Coder:
         beyond = self._midpoints[below.astype(np.intp) + 1]  # in the same cell if the table is odd
         is_near = (np.abs(values - midpoint) <= _TOLERANCE) | (values + _TOLERANCE >= beyond)
         near = places[is_near]
+        empty = lengths <= MIN_NORM
+        empty[empty] = ~blocks[empty].any(axis=1)
+        is_empty = empty[near // BLOCK]
+        codes[near[is_empty]] = np.searchsorted(self._midpoints[:-2], 0.0)
+        near = near[~is_empty]
         block, column = np.divmod(near, BLOCK)
         for part in range(0, near.size, _CHUNK_BLOCKS):  # every value, where all of them are ties
             rows, signs = (each[part : part + _CHUNK_BLOCKS] for each in (block, column))

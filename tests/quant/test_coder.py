@@ -18,6 +18,7 @@ WEIGHTS = {
     "signs and zeros": RNG.choice(np.array([-1, 0, 1], np.float32), DRAWN.shape),
     "sparse": DRAWN * (RNG.random(DRAWN.shape) < 0.03),
     "below the least norm": DRAWN * np.float32(1e-14),
+    "empty, faint and others": DRAWN * np.resize(np.float32([0, 1e-30, 1]), (96, 1)),
     "nearly too large": DRAWN * np.float32(3000),
     "of many magnitudes": np.exp(4 * DRAWN) / np.float32(1e6),
     "padded": DRAWN[:, :200],
