@@ -160,6 +160,22 @@ class Linear(nn.Linear):
         return self.weight.shape[1]
 
 
+class ExpertLinear(nn.Module):
+    """A stack of uncoded linear layers, of which each row of x meets a few."""
+
+    def __init__(self, experts: int, input_dims: int, output_dims: int) -> None:
+        super().__init__()
+        self.weight = mx.zeros((experts, output_dims, input_dims))
+
+    def __call__(self, x: Input, experts: mx.array) -> mx.array:
+        """Multiply each row by its k experts, one by one, so that no row depends on another.
+
+        Shapes: x [..., input_dims], experts uint32 [..., k] -> [..., k, output_dims].
+        """
+        rows = Activation.of(x).plain[..., None, None, :]
+        return mx.gather_mm(rows, self.weight.swapaxes(-1, -2), rhs_indices=experts)[..., 0, :]
+
+
 def is_lazy(model: nn.Module) -> bool:
     """Return whether a step with a few rows only adds to MLX's graph, in all coded layers."""
     layers = (module for module in model.modules() if isinstance(module, CodedLayer))

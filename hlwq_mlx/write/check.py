@@ -15,6 +15,7 @@ from ..folder.names import (
     tower_shapes,
 )
 from ..gemma4.config import FLAT, FLAT_IGNORED, MULTIMODAL, Gemma4Config
+from ..gemma4.experts import canonical
 from ..gemma4.model import Model
 from ..gemma4.towers.tower import TOWER_PREFIXES, prefixes
 from ..source.coded import CodedTensor
@@ -58,7 +59,8 @@ def fit(source: Source) -> tuple[dict[str, Any], Tensors, set[str]]:
 
 
 def canonical_name(name: str) -> str:
-    """Return a source's tensor name as the multimodal checkpoint has it."""
+    """Return a source's tensor name as the multimodal checkpoint has it, stacks of experts too."""
+    name = canonical(name)
     if name.startswith("model.") and not name.startswith((TEXT, *TOWER_PREFIXES)):
         return TEXT + name.removeprefix("model.")
     return name

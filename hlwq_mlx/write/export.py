@@ -19,6 +19,7 @@ import numpy as np
 from ..disk.atomic import building, require_room
 from ..disk.sizes import format_bytes
 from ..disk.tensorfile import TensorSpec
+from ..errors import RequestError
 from ..folder.names import ROW_TABLE, TEXT, TIED_HEAD, text_shapes
 from ..folder.side_files import copy_side_files
 from ..gemma4.config import FLAT_IGNORED, Gemma4Config
@@ -70,9 +71,13 @@ def export_affine(source: Source, output: Path, bits: int) -> Exported:
     Per-layer embeddings and their matrices have 8 bits at least; a matrix whose rows no group
     divides stays bfloat16.
     Raises: SourceError when `output` exists; CheckpointError when the source does not fit its
-    config; DeviceError when the disk is too small.
+    config; RequestError for one with experts; DeviceError when the disk is too small.
     """
     config, tensors, _ = fit(source)
+    if config["text_config"]["enable_moe_block"]:
+        raise RequestError(
+            "[affine] needed a model without experts, got one with them. Export it in bf16."
+        )
     model = Model(Gemma4Config.from_dict(config))
     outputs: list[Output] = []
     quantization: dict[str, Any] = {"group_size": _GROUPS[0], "bits": bits, "mode": "affine"}
