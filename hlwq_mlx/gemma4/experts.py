@@ -24,6 +24,12 @@ def canonical(name: str) -> str:
     return f"{name}.weight" if _STACK.search(name) else name
 
 
+def published(name: str) -> str:
+    """Return the checkpoint's name of a tensor in our tree: the inverse of `canonical`."""
+    bare = name.removesuffix(".weight")
+    return bare if _STACK.search(bare) else name
+
+
 class Chosen(NamedTuple):
     """The experts of each token in ascending order, and how much each of them counts.
 

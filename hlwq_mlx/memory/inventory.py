@@ -19,7 +19,14 @@ from ..disk.tensorfile import TensorFile, TensorSpec
 from ..errors import CheckpointError, naming
 from ..folder import published
 from ..folder.folder import CONFIG, Folder, is_ours
-from ..folder.names import ROW_TABLE, CodedNames, check_depths, coded_names, row_width
+from ..folder.names import (
+    ROW_TABLE,
+    CodedNames,
+    check_depths,
+    coded_names,
+    coded_shapes,
+    row_width,
+)
 from ..folder.rows import FILE_NAME as ROW_STORE
 from ..folder.rows import coded_specs
 from ..gemma4.config import Gemma4Config
@@ -244,10 +251,7 @@ def _named(what: str, names: Iterable[str]) -> Iterator[str]:
 
 def _is_shape(entry: Entry, expected: Shape) -> bool:
     """Return whether a tensor has the expected shape, or codes whose blocks are padded to it."""
-    if entry.bits is None or len(expected) != 2:
-        return entry.shape == expected
-    padded = -(-expected[1] // BLOCK) * BLOCK
-    return entry.shape in (expected, (expected[0], padded))
+    return entry.shape in ((expected,) if entry.bits is None else coded_shapes(expected))
 
 
 def of_headers(

@@ -18,6 +18,7 @@ from ..gemma4.config import FULL, Gemma4Config, TextConfig
 from ..gemma4.towers.config import AudioConfig, VisionConfig
 from ..media.processor import FRAMES_PER_TOKEN, ImageSettings, SoundSettings
 from ..quant.backends.choose import prepared_bytes
+from ..source.rules import class_of
 from .inventory import Entry, Inventory, stored_bytes
 from .machine import Machine
 
@@ -85,7 +86,8 @@ def _resident_bytes(entry: Entry, item_bytes: int, machine: Machine) -> int:
     """Return what a tensor takes in memory: cast to the dtype of activations, or as codes."""
     if entry.bits is None:
         return item_bytes * entry.weights
-    prepared = prepared_bytes(entry.weights, has_kernels=machine.has_metal)
+    has_kernels = machine.has_metal and class_of(entry.name) != "experts"
+    prepared = prepared_bytes(entry.weights, has_kernels=has_kernels)
     return stored_bytes(entry.shape, entry.bits) + prepared
 
 
@@ -127,17 +129,20 @@ def _kv_item_bytes(settings: Settings, item_bytes: int) -> float:
 def activation_bytes(config: TextConfig, settings: Settings, item_bytes: int) -> int:
     """Bound what is alive at once while a chunk of prefill runs.
 
-    Per-layer inputs of all layers live through the chunk. Beside them lives the largest of three
-    stages: making those inputs, an MLP, or the scores of one attention. Some arrays are float32.
+    Per-layer inputs of all layers live through the chunk. Beside them lives the largest of four
+    stages: making those inputs, an MLP, the experts of every token, or the scores of one attention.
+    Some arrays are float32.
     """
     S = min(settings.prefill_step, settings.context)
     H, wide = config.hidden_size, config.intermediate_size
     inputs = S * config.per_layer_width
     scores = min(SCORES, config.num_attention_heads * S * _positions(settings))
     copies = 2 if settings.caching.kv_bits is None else 3
+    chosen, expert = config.top_k_experts or 0, config.moe_intermediate_size or 0
     stages = (
         inputs * (3 * item_bytes + 4),
         S * wide * (6 * item_bytes + 12),
+        S * chosen * (expert * (6 * item_bytes + 12) + H * (2 * item_bytes + 8)),
         scores * copies * item_bytes + S * config.num_attention_heads * config.global_head_dim * 8,
     )
     logits = 3 * 4 * config.vocab_size

@@ -10,7 +10,7 @@ from ..folder.names import (
     TIED_HEAD,
     Shape,
     check_depths,
-    padded_shape,
+    coded_shapes,
     text_shapes,
     tower_shapes,
 )
@@ -122,9 +122,10 @@ def _misfits(
         if name not in expected:
             yield f"[{name}] needed no such tensor, got one. Check config.json."
             continue
-        shape, is_coded = tensor.shape, isinstance(tensor, CodedTensor)
-        if shape != expected[name] and not (is_coded and shape == padded_shape(expected[name])):
+        wanted = expected[name]
+        fitting = coded_shapes(wanted) if isinstance(tensor, CodedTensor) else (wanted,)
+        if tensor.shape not in fitting:
             yield (
-                f"[{name}] needed shape {expected[name]} by config.json, got {shape}. "
+                f"[{name}] needed shape {fitting[0]} by config.json, got {tensor.shape}. "
                 "The files do not belong together."
             )

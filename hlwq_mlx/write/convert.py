@@ -22,10 +22,10 @@ from ..disk.tensorfile import TensorSpec
 from ..folder import checksums, identity
 from ..folder import rows as ple
 from ..folder.manifest import TEMPLATES_KEY, make_manifest
-from ..folder.names import ROW_TABLE, TEXT, CodedNames, coded_names, row_width
+from ..folder.names import EXPERTS, ROW_TABLE, TEXT, CodedNames, coded_names, row_width
 from ..folder.rows import FILE_NAME as ROW_STORE
 from ..folder.side_files import copy_side_files
-from ..gemma4.config import Gemma4Config
+from ..gemma4.config import Gemma4Config, TextConfig
 from ..quant.layers import pad_table
 from ..quant.packing import BLOCK, UNIT, Words, p32_plane_offsets, p32_planes
 from ..source.coded import CodedTensor
@@ -189,7 +189,8 @@ def convert(source: Source, output: Path, choice: str = leftovers.KEEP) -> Summa
         checksums.write(folder, written)
         summary.written_bytes = sum(path.stat().st_size for path in folder.iterdir())
     summary.row_store_bytes = total_bytes(rows)
-    summary.token_bytes = token_bytes(made.tensors, outputs)
+    text = Gemma4Config.from_dict(made.config).text_config
+    summary.token_bytes = token_bytes(made.tensors, outputs, text)
     return summary
 
 
@@ -223,22 +224,24 @@ def _count(
     summary.plan = plan
 
 
-def token_bytes(tensors: Tensors, outputs: list[Output]) -> tuple[int, int]:
+def token_bytes(tensors: Tensors, outputs: list[Output], text: TextConfig) -> tuple[int, int]:
     """Sum what one token reads of the text model, before and after; the table is the head too."""
-    before = sum(
-        tensor.spec.nbytes
+    before = {
+        name: tensor.spec.nbytes
         if isinstance(tensor, PlainTensor)
         else tensor.raw.nbytes + tensor.norms.nbytes
         for name, tensor in tensors.items()
-        if name.startswith(TEXT)
-    )
-    after = sum(
-        spec.nbytes
-        for output in outputs
-        for name, spec in output.specs.items()
-        if name.startswith(TEXT)
-    )
-    return before, after
+    }
+    after = {name: spec.nbytes for output in outputs for name, spec in output.specs.items()}
+    return _read_bytes(before, text), _read_bytes(after, text)
+
+
+def _read_bytes(sizes: Mapping[str, int], text: TextConfig) -> int:
+    """Sum the sizes of the text model's tensors, of experts those that a token is sent to."""
+    mine = {name: size for name, size in sizes.items() if name.startswith(TEXT)}
+    experts = sum(size for name, size in mine.items() if EXPERTS in name)
+    used = experts * (text.top_k_experts or 0) // (text.num_experts or 1)
+    return sum(mine.values()) - experts + used
 
 
 def _doubts(source: Source, tensors: Tensors) -> tuple[str, ...]:
@@ -301,7 +304,7 @@ def repacked(name: str, tensor: CodedTensor, reading: Reading) -> list[Output]:
 
 def newly_coded(name: str, leftover: Leftover) -> Output:
     """Plan a tensor that is coded as it is written."""
-    N, blocks = leftover.tensor.shape[0], leftover.blocks
+    N, blocks = leftover.tensor.matrix[0], leftover.blocks
     names, codes, norms, table = _coded_specs(name, N, blocks * BLOCK, leftover.bits)
 
     def pieces(start: int, stop: int) -> list[Piece]:

@@ -178,13 +178,14 @@ def publish(
         bits = rule(name, weight.shape)
         if bits is None:
             continue
-        codes, norms, values = encode(weight.tobytes(), weight.shape, bits, table)
+        matrix = (int(np.prod(weight.shape[:-1])), weight.shape[-1])
+        codes, norms, values = encode(weight.tobytes(), matrix, bits, table)
         key = name.replace(".", "__")
         N, blocks = norms.shape
         parts[f"{key}__packed"] = pack(codes, bits, order)
         parts[f"{key}__norms"] = norms
         parts[f"{key}__meta"] = np.array([N, blocks, BLOCK, codes.size])
-        decoded[name] = values
+        decoded[name] = values.reshape(weight.shape)
     save_file(parts, folder / "codes.safetensors")
     plain = {name: weight for name, weight in weights.items() if name not in decoded}
     save_plain(folder / "bf16.safetensors", plain)
@@ -192,11 +193,15 @@ def publish(
 
 
 def pure(bits: int) -> Rule:
-    """The publisher's rule: matrices but for embeddings, gates, per-layer and vision ones."""
-    left_out = ("norm", "embed", "gate", "per_layer", "vision")
+    """The publisher's rule: matrices but for embeddings, gates, per-layer and vision ones.
+
+    Nobody has published experts; we code them.
+    """
+    left_out = ("norm", "embed", "gate", "per_layer", "vision", "router")
 
     def rule(name: str, shape: tuple[int, ...]) -> int | None:
-        return bits if len(shape) == 2 and not any(part in name for part in left_out) else None
+        is_matrix = len(shape) == 2 and not any(part in name for part in left_out)
+        return bits if is_matrix or (".experts." in name and len(shape) == 3) else None
 
     return rule
 
@@ -212,7 +217,7 @@ def all_coded(name: str, shape: tuple[int, ...]) -> int | None:
     """Every matrix, each class at a width of its own, embeddings and row table too."""
     widths = {"embed_tokens.": 6, "embed_tokens_per_layer": 8, "gate_proj": 3, "up_proj": 5}
     widths |= {"down_proj": 7, "self_attn": 4, "per_layer": 1}
-    if len(shape) != 2:
+    if len(shape) != (3 if "experts" in name else 2):
         return None
     return next((bits for part, bits in widths.items() if part in name), 2)
 
