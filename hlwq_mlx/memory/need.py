@@ -18,7 +18,6 @@ from ..gemma4.config import FULL, Gemma4Config, TextConfig
 from ..gemma4.towers.config import AudioConfig, VisionConfig
 from ..media.processor import FRAMES_PER_TOKEN, ImageSettings, SoundSettings
 from ..quant.backends.choose import prepared_bytes
-from ..source.rules import class_of
 from .inventory import Entry, Inventory, stored_bytes
 from .machine import Machine
 
@@ -86,8 +85,7 @@ def _resident_bytes(entry: Entry, item_bytes: int, machine: Machine) -> int:
     """Return what a tensor takes in memory: cast to the dtype of activations, or as codes."""
     if entry.bits is None:
         return item_bytes * entry.weights
-    has_kernels = machine.has_metal and class_of(entry.name) != "experts"
-    prepared = prepared_bytes(entry.weights, has_kernels=has_kernels)
+    prepared = prepared_bytes(entry.weights, has_kernels=machine.has_metal)
     return stored_bytes(entry.shape, entry.bits) + prepared
 
 

@@ -125,6 +125,60 @@ def _qmv(
     return y.reshape(*x.shape[:-1], N // halves)
 
 
+def gather_qmv(
+    x: mx.array,
+    experts: mx.array,
+    matrix: CodedMatrix,
+    count: int,
+    *,
+    dtype: mx.Dtype | None = None,
+    tile: Tile | None = None,
+) -> mx.array:
+    """Multiply each rotated row by some of a stack of `count` coded matrices, one below the other.
+
+    Sums are float32, rounded once to `dtype`, x's by default. Experts must be below `count`; any
+    other is the last, as a kernel cannot raise an error.
+
+    Shapes: as codec.gather_qmv.
+    Raises: ShapeError when an array does not fit the others or the limits of gather_qmv.metal.
+    """
+    where = "kernels.gather_qmv"
+    check_matrix(where, matrix)
+    height, K = matrix.shape
+    rows = _rows(where, x, K)
+    codec.check_experts(where, x, experts, height, count)
+    N = height // count
+    tile = tile or gather_tile(matrix.bits, N, K)
+    if K // UNIT % tile.lanes or tile.tokens != 1 or experts.size * N >= 1 << 32:
+        raise ShapeError(
+            f"[{where}] needed lanes that divide the {K // UNIT} units of a row, one row of x at "
+            f"once and less than 2**32 results, got {tile} and {experts.shape} experts. "
+            "Let gather_tile choose, or split the rows."
+        )
+    groups = -(-N // (tile.simdgroups * (_LANES // tile.lanes) * tile.rows))
+    (y,) = _run(
+        "gather_qmv",
+        (rows, experts.reshape(-1).astype(mx.uint32), *matrix.arrays),
+        [
+            ("E", mx.float16),
+            ("B", matrix.bits),
+            ("ROWS", tile.rows),
+            ("LANES", tile.lanes),
+            ("SIMDGROUPS", tile.simdgroups),
+            ("EXPERTS", count),
+        ],
+        grid=(_LANES * experts.size, tile.simdgroups * groups, 1),
+        group=(_LANES, tile.simdgroups, 1),
+        outputs=[((experts.size, N), dtype or x.dtype)],
+    )
+    return y.reshape(*experts.shape, N)
+
+
+def gather_tile(bits: int, N: int, K: int) -> Tile:
+    """Return the tile of this machine's chip for one row and matrices [N, K] of a stack."""
+    return qmv_tile(bits, 1, N, K)
+
+
 def qmm(x: mx.array, matrix: CodedMatrix, *, dtype: mx.Dtype | None = None) -> mx.array:
     """Multiply any number of rotated rows by a coded matrix, 32 at a time.
 

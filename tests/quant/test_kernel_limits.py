@@ -31,6 +31,7 @@ MATRIX_CALLS = {
     "dequantize": kernels.dequantize,
     "rotated_weight": kernels.rotated_weight,
     "embed": lambda matrix: kernels.embed(mx.array([1]), matrix),
+    "gather_qmv": lambda matrix: kernels.gather_qmv(zeros(1, 256), mx.array([[1]]), matrix, 2),
 }
 
 
@@ -67,9 +68,13 @@ def test_a_matrix_of_2_to_the_32_words_is_too_large():
     assert not fits(1 << 32)
 
 
-@pytest.mark.parametrize("name", ["qmv", "geglu", "qmm"])
+@pytest.mark.parametrize("name", ["qmv", "geglu", "qmm", "gather_qmv"])
 def test_activations_that_do_not_fit(name):
-    call = getattr(kernels, name)
+    def call(x, matrix):
+        if name == "gather_qmv":
+            return kernels.gather_qmv(x, mx.array([[1]]), matrix, 2)
+        return getattr(kernels, name)(x, matrix)
+
     where = rf"\[kernels\.{name}\]"
     with pytest.raises(ShapeError, match=rf"{where} needed x \[\.\.\., 256\], got \(1, 128\)"):
         call(zeros(1, 128), matrix())
@@ -88,6 +93,25 @@ def test_rows_and_tiles_of_qmv(name):
             call(zeros(*shape), matrix())
     with pytest.raises(ShapeError, match=rf"{where} needed lanes that divide the 8 units"):
         call(zeros(1, 256), matrix(), tile=Tile(2, 16, 4, 1))
+
+
+def test_experts_of_gather_qmv():
+    def call(experts, count=2, **options):
+        return kernels.gather_qmv(zeros(3, 256), experts, matrix(), count, **options)
+
+    where = r"^\[kernels\.gather_qmv\] needed"
+    with pytest.raises(ShapeError, match=rf"{where} integer ids, got"):
+        call(zeros(3, 2))
+    with pytest.raises(ShapeError, match=rf"{where} experts \(3, 'k'\) for x \(3, 256\), got \(2"):
+        call(zeros(2, 2, dtype=mx.uint32))
+    with pytest.raises(ShapeError, match=rf"{where} experts \(3, 'k'\) .* got \(3, 0\)"):
+        call(zeros(3, 0, dtype=mx.uint32))
+    with pytest.raises(ShapeError, match=rf"{where} rows of 3 matrices of one height, got 16"):
+        call(zeros(3, 2, dtype=mx.uint32), 3)
+    with pytest.raises(ShapeError, match=rf"{where} lanes that divide the 8 units"):
+        call(zeros(3, 2, dtype=mx.uint32), tile=Tile(2, 16, 4, 1))
+    with pytest.raises(ShapeError, match=rf"{where} lanes .*, one row of x at once"):
+        call(zeros(3, 2, dtype=mx.uint32), tile=Tile(2, 8, 4, 2))
 
 
 def test_gate_and_up_are_halves():

@@ -26,6 +26,7 @@ DTYPES = [(F32, F32), (F32, F16), (F32, BF16), (F16, F16), (BF16, BF16), (F16, F
 # |got - expected| / |expected| in float64, without the rounding of the result.
 TOL = {
     "qmv": 1e-6,  # sums of up to 1024 products in float32; seen 5e-7
+    "gather_qmv": 1e-6,
     "geglu": 3e-6,  # the same twice, and a tanh that may be 4 units in the last place off
     "qmm": 5e-6,  # against tiles rounded in float64; halves below 6e-5 of the largest may be 0
     "dequantize": 3e-7,  # seven additions a value
@@ -148,6 +149,15 @@ FACTORS: dict[str, dict[str, list[Any]]] = {
         "N_of_tile": [256, 4096],
     },
     "geglu": {"bits": list(WIDTHS), "M": FEW},
+    # M rows of x, each with k of the experts.
+    "gather_qmv": {
+        "bits": list(WIDTHS),
+        "M": [1, 3, 9],
+        "k": [1, 2, 8],
+        "dtypes": DTYPES,
+        "K": [128, 384],
+        "N": [9, 33],
+    },
     # Its kernel takes seconds to compile: test_qmm does so once a width.
     "qmm": {
         "bits": list(WIDTHS),
@@ -209,6 +219,35 @@ def test_geglu(bits, M):
     gate, up = np.split(wide(x) @ rotated_weight(codes, norms, entries).T, 2, axis=-1)
     assert_close(y, gelu(gate) * up, TOL["geglu"])
     assert_close(y, codec.geglu(x, matrix), TOL["geglu"] + 3 * HALF_TABLE)
+
+
+@pytest.mark.parametrize(
+    ("bits", "M", "k", "dtypes", "K", "N"), in_turn(*FACTORS["gather_qmv"].values())
+)
+def test_gather_qmv(bits, M, k, dtypes, K, N):
+    count = 3
+    (codes, norms, levels), matrix = coded(bits, count * N, K)
+    x = random(M, K, dtype=dtypes[0])
+    experts = mx.random.randint(0, count, (M, k), key=mx.random.key(K)).astype(mx.uint32)
+    with device(ALIGNED):
+        y = kernels.gather_qmv(x, experts, matrix, count, dtype=dtypes[1])
+    assert y.dtype == dtypes[1]
+    entries = levels if bits == 1 else levels.astype(np.float16)
+    stack = rotated_weight(codes, norms, entries).reshape(count, N, K)
+    expected = np.einsum("mk,menk->men", wide(x), stack[np.array(experts)])
+    assert_close(y, expected, TOL["gather_qmv"])
+    twin = codec.gather_qmv(x.astype(F32), experts, matrix, count)
+    assert_close(y, twin, TOL["gather_qmv"] + HALF_TABLE)
+
+
+def test_gather_qmv_takes_the_last_expert_for_one_that_is_none():
+    _, matrix = coded(4, 3 * 9, 256)
+    x = random(1, 256)
+    with device(ALIGNED):
+        y = kernels.gather_qmv(x, mx.array([[3, 1 << 31, 2]], mx.uint32), matrix, 3)
+    assert mx.array_equal(y[:, :2], mx.concatenate([y[:, 2:]] * 2, axis=1))
+    wanted = codec.gather_qmv(x, mx.array([[2, 2, 2]]), matrix, 3)
+    assert_close(y, wanted, TOL["gather_qmv"] + HALF_TABLE)
 
 
 def rounded_tile(x):

@@ -54,7 +54,9 @@ def prepare_experts(matrix: CodedMatrix, experts: int) -> ExpertProduct:
     Raises: ShapeError when an array does not fit the others.
     """
     matrix.check("choose.prepare_experts")
-    return (DenseExperts if _is_small(matrix) else AffineExperts)(matrix, experts)
+    if _is_for_kernels(matrix):
+        return metal.MetalExperts(matrix, experts, prepare_stock_experts)
+    return prepare_stock_experts(matrix, experts)
 
 
 def prepare_rows(matrix: CodedMatrix) -> Rows:
@@ -72,6 +74,11 @@ def prepare_rows(matrix: CodedMatrix) -> Rows:
 def prepare_stock(matrix: CodedMatrix) -> Product:
     """Return the product by stock MLX."""
     return (Dense if _is_small(matrix) else Affine)(matrix)
+
+
+def prepare_stock_experts(matrix: CodedMatrix, experts: int) -> ExpertProduct:
+    """Return the product with a stack by stock MLX."""
+    return (DenseExperts if _is_small(matrix) else AffineExperts)(matrix, experts)
 
 
 def steady_rows() -> int:

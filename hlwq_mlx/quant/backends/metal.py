@@ -22,9 +22,14 @@ from ..activation import Activation, Input
 from ..chips import Tile
 from ..kernels import QMV_ROWS
 from ..matrix import CodedMatrix
-from .base import Product, reference, reference_geglu
+from .base import ExpertProduct, Product, reference, reference_geglu
 
 Stock = Callable[[CodedMatrix], Product]
+ExpertStock = Callable[[CodedMatrix, int], ExpertProduct]
+
+# The stack that the self-test's matrix is taken for, and which of it each of its rows meets.
+TRIED_EXPERTS = 7
+TRIED_AT_ONCE = 3
 
 
 class Passed(NamedTuple):
@@ -91,6 +96,50 @@ class MetalGateUp(Product):
                 few_geglu, reference_geglu, self._matrix, dtype
             )
         return self._passed[dtype]
+
+
+class MetalExperts(ExpertProduct):
+    """A product with a stack by gather_qmv, any number of rows; `stock` replaces it if it fails."""
+
+    def __init__(self, matrix: CodedMatrix, experts: int, stock: ExpertStock) -> None:
+        kernels.check_matrix("metal.MetalExperts", matrix)
+        self._matrix = matrix
+        self._count = experts
+        self._make_stock = stock
+        self._stock: ExpertProduct | None = None
+        self._try_kernel(device.activation_dtype())
+
+    def __call__(self, x: Activation, experts: mx.array) -> mx.array:
+        x.check("metal.MetalExperts", self._matrix.shape[1])
+        if self._try_kernel(x.dtype):
+            rotated = x.rotated(_rotate)
+            return kernels.gather_qmv(rotated, experts, self._matrix, self._count, dtype=x.dtype)
+        if self._stock is None:
+            self._stock = self._make_stock(self._matrix, self._count)
+        return self._stock(x, experts)
+
+    def _try_kernel(self, dtype: mx.Dtype) -> bool:
+        """Return whether the kernel works for x of `dtype`."""
+        N, K = self._matrix.shape
+        tile = kernels.gather_tile(self._matrix.bits, N // self._count, K)
+        return selftest.passes(tried_experts, reference_experts, self._matrix.bits, dtype, tile)
+
+
+def tried_experts(x: mx.array, matrix: CodedMatrix, tile: Tile | None = None) -> mx.array:
+    """Multiply by some of a stack that `matrix` is taken for, by `kernels.gather_qmv`."""
+    rotated, experts = Activation.of(x).rotated(_rotate), _tried(x)
+    return kernels.gather_qmv(rotated, experts, matrix, TRIED_EXPERTS, dtype=x.dtype, tile=tile)
+
+
+def reference_experts(x: mx.array, matrix: CodedMatrix) -> mx.array:
+    """Return what `tried_experts` computes, by the twins alone, in float32."""
+    rotated = codec.hadamard(x.astype(mx.float32))
+    return codec.gather_qmv(rotated, _tried(x), matrix, TRIED_EXPERTS)
+
+
+def _tried(x: mx.array) -> mx.array:
+    pairs = mx.arange(x.shape[0] * TRIED_AT_ONCE) * 5 % TRIED_EXPERTS
+    return pairs.astype(mx.uint32).reshape(-1, TRIED_AT_ONCE)
 
 
 def passes_with_all_tiles(
