@@ -16,17 +16,26 @@ from .mlxlm import plugin
 if TYPE_CHECKING:
     from .compat.card import HLWQModel, PolarQuantModel
     from .dialog.grammar import parse_answer
-    from .library import generate, load, stream_generate
+    from .library import generate, load, load_drafter, stream_generate
 
 _HOMES = {
     "HLWQModel": "compat.card",
     "PolarQuantModel": "compat.card",
     "generate": "library",
     "load": "library",
+    "load_drafter": "library",
     "parse_answer": "dialog.grammar",
     "stream_generate": "library",
 }
-__all__ = ["HLWQModel", "PolarQuantModel", "generate", "load", "parse_answer", "stream_generate"]
+__all__ = [
+    "HLWQModel",
+    "PolarQuantModel",
+    "generate",
+    "load",
+    "load_drafter",
+    "parse_answer",
+    "stream_generate",
+]
 
 plugin.install()
 

@@ -278,6 +278,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--tools", metavar="FILE", help="JSON list of functions the model may call")
     cli.add_sampling_args(parser)
     cli.add_memory_args(parser)
+    cli.add_draft_args(parser)
     return parser
 
 
@@ -300,25 +301,27 @@ def talk(arguments: argparse.Namespace, conversation: Conversation) -> None:
     from . import library
 
     settings = cli.settings_for(arguments, cli.CONTEXT)
-    model, tokenizer, sampling = cli.load_for(arguments, settings)
+    loaded = cli.load_for(arguments, settings)
+    settings = cli.with_chunk(arguments, loaded.model, settings)
     if arguments.seed is not None:
         mx.random.seed(arguments.seed)
 
-    session = session_for(model, settings)
+    session = session_for(loaded.model, settings)
 
     def stream(prompt: Rendered) -> Iterator[Any]:
         return library.stream_generate(
-            model,
-            tokenizer,
+            loaded.model,
+            loaded.tokenizer,
             prompt,
             session=session,
-            **cli.answer_options(arguments, settings, sampling),
+            **cli.answer_options(arguments, settings, loaded),
         )
 
     if sys.stdin.isatty():
         cli.note("/help lists the commands; Ctrl-C stops an answer, Ctrl-D leaves.")
     reader = cli.line_reader()
     screen = cli.Screen(is_terminal=sys.stderr.isatty())
+    tokenizer = loaded.tokenizer
     Chat(conversation, tokenizer, stream, reader, screen, arguments.media, session.forget).run()
 
 

@@ -81,6 +81,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     cli.add_sampling_args(parser)
     cli.add_memory_args(parser)
+    cli.add_draft_args(parser)
     return parser
 
 
@@ -101,19 +102,20 @@ def answer(arguments: argparse.Namespace, prompt: str) -> None:
     letters = len(prompt) + len(arguments.system_prompt or "")
     most_tokens = arguments.max_tokens if arguments.max_tokens > 0 else cli.CONTEXT
     settings = cli.settings_for(arguments, letters // LETTERS + most_tokens)
-    model, tokenizer, sampling = cli.load_for(arguments, settings)
+    loaded = cli.load_for(arguments, settings)
+    settings = cli.with_chunk(arguments, loaded.model, settings)
     for token in arguments.extra_eos_token:
-        add_stop_token(tokenizer, token)
+        add_stop_token(loaded.tokenizer, token)
     if arguments.seed is not None:
         mx.random.seed(arguments.seed)
-    rendered = render_prompt(arguments, tokenizer, prompt)
+    rendered = render_prompt(arguments, loaded.tokenizer, prompt)
     cli.print_stream(
         library.stream_generate(
-            model,
-            tokenizer,
+            loaded.model,
+            loaded.tokenizer,
             rendered,
             stop=arguments.stop,
-            **cli.answer_options(arguments, settings, sampling),
+            **cli.answer_options(arguments, settings, loaded),
         ),
         reader(arguments, rendered),
     )

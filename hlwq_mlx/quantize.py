@@ -103,8 +103,12 @@ def add_variant(opened: "Source", rule: "Rule", output: Path, encoder: "Encoder"
 def make_folder(
     opened: "Source", rule: "Rule", name: str, output: Path, encoder: "Encoder"
 ) -> "Report":
-    """Write a folder to run; the published layout it is made of is temporary."""
+    """Write a folder to run; the published layout it is made of is temporary.
+
+    A drafter beside the source goes along as it is: it can be coded by a command of its own.
+    """
     from .disk import atomic
+    from .source.layout import DRAFTER
     from .source.repository import Source
     from .write import convert
 
@@ -112,6 +116,8 @@ def make_folder(
         variant = folder / "published" / name
         report = add_variant(opened, rule, variant, encoder)
         convert.convert(Source(variant, name), folder / "converted")
+        if opened.drafter is not None:
+            convert.convert(opened.drafter, folder / "converted" / DRAFTER)
         atomic.place(folder / "converted", output)
     return report
 

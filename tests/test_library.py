@@ -14,6 +14,7 @@ import hlwq_mlx
 from hlwq_mlx import library
 from hlwq_mlx.dialog import template
 from hlwq_mlx.dialog.parts import Medium
+from hlwq_mlx.engine.lookup import Lookup
 from hlwq_mlx.engine.sampling import Sampling
 from hlwq_mlx.errors import ContextError, RequestError, SourceError
 from hlwq_mlx.folder.folder import is_ours
@@ -162,6 +163,21 @@ def test_verbose_prints_answer_and_statistics(loaded, capsys):
     assert "Prompt: 16 tokens, " in printed.err
     assert "Generation: 2 tokens, " in printed.err
     assert "Peak memory: " in printed.err
+
+
+def test_drafters_by_name(loaded):
+    model, tokenizer = loaded
+    story = [{"role": "user", "content": f"{demo.STORY}\n{demo.STORY_QUESTION}"}]
+    plain, drafted, own = (
+        list(library.stream_generate(model, tokenizer, story, thinking=True, draft=draft))
+        for draft in (None, "lookup", Lookup())
+    )
+    assert [each.token for each in drafted] == [each.token for each in plain]
+    assert [each.from_draft for each in drafted] == [each.from_draft for each in own]
+    assert drafted[-1].passes == sum(not each.from_draft for each in drafted) < len(drafted)
+    assert plain[-1].passes == len(plain)
+    with pytest.raises(RequestError, match=r"^\[draft\] needed one of none, lookup, got look\."):
+        library.generate(model, tokenizer, story, draft="look")
 
 
 def test_a_source_is_converted_once(tmp_path, monkeypatch, caplog):

@@ -7,6 +7,7 @@ from .arguments import (
     load_for,
     settings_for,
     tuned,
+    with_chunk,
 )
 from .boundary import (
     EXIT_ERROR,
@@ -25,6 +26,7 @@ from .options import (
     PREFILL_STEP,
     add_answer_args,
     add_conversion_args,
+    add_draft_args,
     add_kv_args,
     add_media_args,
     add_memory_args,
@@ -54,6 +56,7 @@ __all__ = [
     "Screen",
     "add_answer_args",
     "add_conversion_args",
+    "add_draft_args",
     "add_kv_args",
     "add_media_args",
     "add_memory_args",
@@ -84,6 +87,7 @@ __all__ = [
     "settings_for",
     "text",
     "tuned",
+    "with_chunk",
 ]
 
 # Now, since a command imports other libraries next, and some before `run`.

@@ -7,14 +7,17 @@ import argparse
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ..errors import RequestError
 from .console import note, progress
+from .options import PREFILL_STEP
 
 if TYPE_CHECKING:
     from ..dialog.tokenizer import Tokenizer
+    from ..engine.draft import Drafter
     from ..engine.sampling import Sampling
-    from ..folder.folder import Folder
+    from ..folder.folder import DrafterFolder, Folder
     from ..gemma4.model import Model
     from ..memory.need import Settings
 
@@ -25,14 +28,15 @@ def content_of(media: Sequence[dict[str, Any]], text: str) -> str | list[dict[st
 
 
 def answer_options(
-    arguments: argparse.Namespace, settings: "Settings", sampling: "Sampling"
+    arguments: argparse.Namespace, settings: "Settings", loaded: "Loaded"
 ) -> dict[str, Any]:
     """Return the options of `library.stream_generate`, with progress bars."""
     return {
         "max_tokens": arguments.max_tokens,
-        "sampling": sampling,
+        "sampling": loaded.sampling,
         "prefill_step": settings.prefill_step,
         "caching": settings.caching,
+        "draft": loaded.drafter,
         "image_tokens": arguments.image_tokens,
         "http": arguments.allow_http,
         "on_media": progress("encode media", "media"),
@@ -65,13 +69,30 @@ def settings_for(arguments: argparse.Namespace, context: int) -> "Settings":
 
     caching = Caching(arguments.kv_bits, arguments.kv_group_size, arguments.max_kv_size)
     has_towers = bool(getattr(arguments, "media", ()))
-    return Settings(context, arguments.prefill_step_size, caching, has_towers)
+    return Settings(context, arguments.prefill_step_size or PREFILL_STEP, caching, has_towers)
+
+
+def with_chunk(arguments: argparse.Namespace, model: "Model", settings: "Settings") -> "Settings":
+    """Return the settings with a chunk as long as the memory allows, unless one was asked for.
+
+    It is for a model that answers one prompt at a time: others would wait for the chunk.
+    """
+    from ..folder.folder import Folder
+    from ..memory.inventory import of_converted
+    from ..memory.machine import this_machine
+    from ..memory.verdict import with_long_chunk
+
+    if arguments.prefill_step_size is not None:
+        return settings
+    assert model.resources.folder is not None  # it was loaded from one
+    folder = Folder.open(model.resources.folder)
+    return with_long_chunk(of_converted(folder), settings, this_machine(folder.path))
 
 
 def folder_for(arguments: argparse.Namespace, settings: "Settings") -> "Folder":
-    """Open the converted folder of the model that the arguments name.
+    """Open the converted folder of the model that the arguments name, with its drafter.
 
-    Without --model it is the demo's, and stderr says so.
+    Without --model it is the demo's, and stderr says so. Its `drafter` is the one to draft with.
     Raises: DeviceError for a model that does not fit this machine, unless --force is given.
     """
     from ..memory.verdict import check_before_download, plan
@@ -88,15 +109,50 @@ def folder_for(arguments: argparse.Namespace, settings: "Settings") -> "Folder":
     if not arguments.force:
         check_before_download(model, variant, settings)
     folder = open_folder(model, variant)
+    folder.drafter = drafter_for(arguments, folder)
     if not arguments.force:
         plan(folder, settings).require()
     return folder
 
 
-def load_for(
-    arguments: argparse.Namespace, settings: "Settings"
-) -> "tuple[Model, Tokenizer, Sampling]":
-    """Load the model that the arguments name, its tokenizer and its sampling."""
+def drafter_for(arguments: argparse.Namespace, folder: "Folder") -> "DrafterFolder | None":
+    """Return the folder of the drafter that the arguments name, or else of the model's own.
+
+    Raises: RequestError when they contradict each other, or ask for a drafter that is not there.
+    """
+    from ..gemma4.drafter_config import require_fit
+    from ..write.cache import open_drafter
+
+    if arguments.draft not in (None, "model"):
+        if arguments.draft_model is not None:
+            raise RequestError(
+                f"[--draft-model] needed --draft model, or none of it, got --draft "
+                f"{arguments.draft}. Leave out one or the other."
+            )
+        return None
+    if arguments.draft_model is not None:
+        given = open_drafter(arguments.draft_model)
+        require_fit(given.args, folder.args.text_config)
+        return given
+    if arguments.draft == "model" and folder.drafter is None:
+        raise RequestError(
+            f"[--draft] needed a drafter for model, got none in {folder.path}. "
+            "Name one with --draft-model."
+        )
+    return folder.drafter
+
+
+class Loaded(NamedTuple):
+    """What a command answers with."""
+
+    model: "Model"
+    tokenizer: "Tokenizer"
+    sampling: "Sampling"
+    drafter: "Drafter | None"
+
+
+def load_for(arguments: argparse.Namespace, settings: "Settings") -> Loaded:
+    """Load what the arguments name: a model, its tokenizer, its sampling and what drafts for it."""
     from ..engine.sampling import Sampling
     from ..folder import loading, side_files
 
@@ -105,4 +161,6 @@ def load_for(
     folder = folder_for(arguments, settings)
     tokenizer = side_files.open_tokenizer(folder)  # first, so that damage is found before the work
     recommended = Sampling.from_generation_config(folder.generation)
-    return loading.load_folder(folder), tokenizer, recommended.override(**given)
+    model = loading.load_folder(folder)
+    drafter = loading.find_drafter(model, folder, arguments.draft)
+    return Loaded(model, tokenizer, recommended.override(**given), drafter)

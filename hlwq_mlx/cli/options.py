@@ -10,6 +10,7 @@ from ..media.processor import BUDGETS
 
 CONTEXT = 8192  # tokens of a conversation that should fit into memory
 PREFILL_STEP = 512  # of engine.request; mlx-lm's 2048 would take four times the memory
+DRAFTS = ("none", "lookup", "model")  # as `arguments` reads them
 LEFTOVERS = ("auto", "keep", "small")  # of write.leftovers
 MODEL_NAMES = "hub id (owner/name or owner/name/PQ5), source folder, PQ folder or converted folder"
 
@@ -138,9 +139,10 @@ def add_kv_args(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     group.add_argument(
         "--prefill-step-size",
         type=count,
-        default=PREFILL_STEP,
         metavar="N",
-        help=f"read a prompt N tokens at a time; fewer need less memory (default: {PREFILL_STEP})",
+        help="read a prompt N tokens at a time; fewer need less memory, and let others wait less "
+        f"(default: {PREFILL_STEP}; where one talks alone on a GPU with memory to spare, up to "
+        "2048)",
     )
     group.add_argument(
         "--kv-bits",
@@ -157,6 +159,24 @@ def add_kv_args(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     )
     parser.set_defaults(max_kv_size=None)
     return group
+
+
+def add_draft_args(parser: argparse.ArgumentParser) -> None:
+    """Add --draft and --draft-model."""
+    group = parser.add_argument_group("speed")
+    group.add_argument(
+        "--draft",
+        choices=DRAFTS,
+        help="guess the next tokens and check several in one pass, for the same answer sooner: "
+        "lookup guesses what followed the same words before, as in quoting and editing; model "
+        "lets a drafter guess (default: model where there is a drafter, else none)",
+    )
+    group.add_argument(
+        "--draft-model",
+        metavar="SOURCE",
+        help="the drafter: hub id or folder of one that was made for the model (default: the "
+        "folder drafter/ within the model's)",
+    )
 
 
 class _AppendMedium(argparse.Action):

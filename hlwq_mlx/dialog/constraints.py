@@ -26,7 +26,7 @@ from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask
 from numpy.typing import NDArray
 
 from ..disk import child
-from ..errors import RequestError
+from ..errors import BusyError, RequestError
 from . import grammar_trial
 from .call_grammar import COMPACT, call_body
 from .grammar import CHANNEL, CHANNEL_END, MARKERS, THOUGHT_NAME
@@ -37,6 +37,7 @@ from .values import QUOTE
 
 MOST_BYTES = 1 << 17  # of a grammar; tools in use have a tenth
 TRIAL = child.Limits(cpu_s=2, memory_bytes=1 << 30, wall_s=20.0)
+RETRY_S = 10
 _TRIALS = 64  # remembered
 _CONTROL = (*MARKERS, QUOTE)
 # What llguidance can hold strings to; to JSON Schema, other formats are notes.
@@ -149,7 +150,7 @@ def require_bounded(grammar: str) -> None:
     """Refuse a grammar that is wrong, or that takes too much time, memory or stack.
 
     It takes a quarter of a second the first time, and needs no vocabulary.
-    Raises: RequestError.
+    Raises: RequestError; BusyError when the machine has no time to find out.
     """
     if len(grammar) > MOST_BYTES:
         raise _unusable(f"one of {len(grammar):,} bytes, where {MOST_BYTES:,} are the most")
@@ -165,6 +166,11 @@ def _fault_of(grammar: str) -> str:
         return child.run(
             Path(grammar_trial.__file__), json.dumps([grammar, _CONTROL]).encode(), TRIAL
         ).decode()
+    except child.Starved as problem:  # says nothing of the grammar, so it is not remembered
+        raise BusyError(
+            f"[schema] needed a moment of the processor to try it, got {problem}. Ask again later.",
+            RETRY_S,
+        ) from problem
     except child.Ended as problem:
         return f"one that takes {problem}"
 

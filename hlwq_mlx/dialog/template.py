@@ -9,8 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-from jinja2 import TemplateError
-
 from ..errors import RequestError
 from .guard import Guard, control_tokens, free_letter
 from .interface import TokenizerLike
@@ -64,6 +62,8 @@ def render(
         )
     offered = normalize_tools(tools)
     variables = {"enable_thinking": thinking, **(options or {})}
+    from jinja2 import TemplateError  # not before there is something to render
+
     try:
         slots = Slots(free_letter([normal, offered, variables]))
         normal = [slots.take(message) for message in normal]

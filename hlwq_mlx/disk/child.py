@@ -30,15 +30,24 @@ class Limits:
     memory_bytes: int
     wall_s: float = 60.0
 
+    @property
+    def starved(self) -> str:
+        """The reason of a child that was ended by the clock."""
+        return f"no end within {self.wall_s:.0f} s on a busy machine"
+
 
 class Ended(Exception):
     """The child was ended at a limit, or ended without an answer."""
 
 
+class Starved(Ended):
+    """The clock ran out before the child had computed for as long as it may: nobody's fault."""
+
+
 def run(script: Path, given: bytes, limits: Limits) -> bytes:
     """Run a script with `given` on its stdin, and return what it wrote on stdout.
 
-    Raises: Ended when it reached a limit or failed.
+    Raises: Ended when it reached a limit or failed; Starved when that is for want of a processor.
     """
     numbers = (str(limits.cpu_s), str(limits.memory_bytes))
     # -P keeps modules of the current folder, which may be a model's, from being imported.
@@ -50,7 +59,7 @@ def run(script: Path, given: bytes, limits: Limits) -> bytes:
         with watched(process, limits) as reasons:
             process.wait()
         if reasons:
-            raise Ended(reasons[0])
+            raise (Starved if reasons[0] == limits.starved else Ended)(reasons[0])
         if process.returncode in _TOO_LONG:
             raise Ended(f"more than {limits.cpu_s} s of computing")
         if process.returncode:
@@ -88,7 +97,7 @@ def _watch(process: "subprocess.Popen[bytes]", limits: Limits, reasons: list[str
         if _resident_bytes(process.pid) > limits.memory_bytes:
             reasons.append(f"more than {limits.memory_bytes / 1e6:.0f} MB of memory")
         elif time.monotonic() > deadline:
-            reasons.append(f"more than {limits.wall_s:.0f} s")
+            reasons.append(limits.starved)
     process.kill()
 
 

@@ -13,22 +13,27 @@ from typing import Any
 
 import mlx.core as mx
 
+from ..gemma4.caches import rewind
 from ..gemma4.model import Model
 from .decoding import Chooser, Decoding
+from .draft import Course, Drafter
 from .finite import require_finite
-from .overlap import make_step
 from .prefix_cache import PrefixCache
 from .request import Prepared, Request
-from .step import Chosen, Outcome, Row, start_row
+from .speculate import make_step
+from .step import Chosen, Outcome, Row, Step, start_row
 
 
 def generate_tokens(
-    model: Model, request: Request, prefix_cache: PrefixCache | None = None
+    model: Model,
+    request: Request,
+    prefix_cache: PrefixCache | None = None,
+    drafter: Drafter | None = None,
 ) -> Iterator[Chosen]:
     """Yield an answer's tokens with their log probabilities; media tokens are never chosen.
 
     What a `prefix_cache` of this model and caching knows of the prompt is not read again, and the
-    prompt and its answer are kept there.
+    prompt and its answer are kept there. A drafter lets a pass bring several tokens, the same ones.
     Raises: CheckpointError where the scores are not finite; it names the weight at fault.
     """
     prefixes = prefix_cache or PrefixCache(partial(model.make_cache, request.caching), 0)
@@ -44,12 +49,14 @@ def generate_tokens(
 
         row, first = begin_row(model, request, caches, match.length, keep)
         try:
-            for chosen in _decode(model, request, row, first):
-                require_finite(model, *chosen)
+            for chosen in _decode(make_step(model, drafter), request, row, first):
+                require_finite(model, chosen.token, chosen.scores)
                 keys.append(chosen.token)
                 yield chosen
         except GeneratorExit:  # the caller stopped early, and may go on with the same conversation
             if not row.is_broken:
+                # A pass may have brought more tokens than were taken.
+                rewind(caches, min(len(keys), caches[0].offset))
                 prefixes.keep(keys, caches, caches[0].offset)
             raise
         prefixes.keep(keys, caches, caches[0].offset)
@@ -68,8 +75,9 @@ def begin_row(
     """
     chooser = make_chooser(model, Decoding(request.sampling), request.prompt.ids)
     left = math.inf if request.max_tokens == -1 else request.max_tokens
-    row = Row(caches, -1, chooser, request.stop_ids, left)
-    return row, start_row(row, prefill(model, request, caches, begin, on_chunk))
+    course = Course(request.prompt.keys or request.prompt.ids)
+    row = Row(caches, -1, chooser, request.stop_ids, left, course=course)
+    return row, start_row(row, prefill(model, request, caches, begin, on_chunk, course))
 
 
 def make_chooser(model: Model, decoding: Decoding, prompt: Sequence[int]) -> Chooser:
@@ -81,9 +89,8 @@ def make_chooser(model: Model, decoding: Decoding, prompt: Sequence[int]) -> Cho
     return decoding.chooser(args.text_config.vocab_size, args.media_token_ids, prompt)
 
 
-def _decode(model: Model, request: Request, row: Row, first: Chosen) -> Iterator[Chosen]:
+def _decode(step: Step, request: Request, row: Row, first: Chosen) -> Iterator[Chosen]:
     """Yield the first token and those that follow, up to the request's end."""
-    step = make_step(model)
     pending: Outcome = [first]
     count = 0
     while True:
@@ -103,31 +110,43 @@ def prefill(
     caches: list[Any],
     begin: int = 0,
     on_chunk: Callable[[slice], None] = lambda chunk: None,
+    course: Course | None = None,
 ) -> mx.array:
     """Read a prompt from position `begin` on and return the logits of its next token.
 
+    `course` takes note of what drafting can begin with.
     Shapes: -> float32 [1, V], evaluated.
     """
     prompt, total = request.prompt, len(request.prompt.ids)
     for chunk in chunks(prompt.ids, request.prefill_step, inseparable(model), begin):
         request.on_prefill(chunk.start, total)
-        logits = read_chunk(model, prompt, caches, chunk)
+        logits = read_chunk(model, prompt, caches, chunk, course)
         on_chunk(chunk)
     request.on_prefill(total, total)
     assert logits is not None  # the last chunk is the prompt's end
     return logits
 
 
-def read_chunk(model: Model, prompt: Prepared, caches: list[Any], chunk: slice) -> mx.array | None:
+def read_chunk(
+    model: Model,
+    prompt: Prepared,
+    caches: list[Any],
+    chunk: slice,
+    course: Course | None = None,
+) -> mx.array | None:
     """Read a part of a prompt into the caches; return the next token's logits behind the last part.
 
+    `course` as in `prefill`.
     Shapes: -> float32 [1, V], evaluated.
     """
     ids = mx.array([list(prompt.ids[chunk])])
     x = None if prompt.embeddings is None else prompt.embeddings[:, chunk]
     if chunk.stop == len(prompt.ids):
-        logits: mx.array = model.prefill(ids, caches, x)[:, -1]
-        mx.eval(logits)
+        hidden, scored = model.prefill_state(ids, caches, x)
+        logits: mx.array = scored[:, -1]
+        mx.eval(hidden, logits)
+        if course is not None:
+            course.hidden = caches[0].offset, hidden
         return logits
     model.fill_cache(ids, caches, x)
     # Or the activations of all chunks would be in memory at once.

@@ -20,10 +20,11 @@ from ..gemma4.caches import WHOLE, Caching
 from ..gemma4.model import Model
 from .answer import chunks, inseparable, make_chooser, read_chunk
 from .decoding import Chooser
+from .draft import Course, Drafter
 from .finite import require_finite
-from .overlap import make_step
 from .prefix_cache import Match, PrefixCache
 from .request import PREFILL_STEP, Prepared
+from .speculate import make_step
 from .step import Chosen, Row, start_row
 from .task import Task, Token
 
@@ -40,6 +41,7 @@ class Job:
 
     task: Task
     chooser: Chooser
+    course: Course
     cached: int
     reading: Reading
     share: float = 1.0
@@ -64,11 +66,12 @@ class Worker:
         prefixes: PrefixCache | None = None,
         caching: Caching = WHOLE,
         prefill_step: int = PREFILL_STEP,
+        drafter: Drafter | None = None,
     ) -> None:
         self.model = model
         self.prefixes = prefixes or PrefixCache(partial(model.make_cache, caching), 0)
         self._prefill_step = prefill_step
-        self._step = make_step(model)
+        self._step = make_step(model, drafter)
 
     def begin(self, task: Task) -> Job:
         """Find what is known of the prompt."""
@@ -77,8 +80,9 @@ class Worker:
         unread = len(task.keys) - match.length
         share = 1.0 if _has_media(task, match.length) else min(1.0, unread / self._prefill_step)
         # At once, because other jobs may drive out what was found.
-        reading = self._read(task, match, match.restore())
-        return Job(task, chooser, match.length, reading, share)
+        course = Course(task.keys)
+        reading = self._read(task, match, match.restore(), course)
+        return Job(task, chooser, course, match.length, reading, share)
 
     def advance(self, job: Job) -> list[Token]:
         """Do one piece of reading; behind the last one, choose the first token."""
@@ -89,7 +93,7 @@ class Worker:
             caches, logits = end.value
         left = math.inf if job.task.max_tokens == -1 else job.task.max_tokens - len(job.answer)
         last = job.answer[-1] if job.answer else -1
-        job.row = Row(caches, last, job.chooser, job.task.stop_ids, left)
+        job.row = Row(caches, last, job.chooser, job.task.stop_ids, left, course=job.course)
         if job.answer:  # it was read again
             return []
         return [self._token(job, start_row(job.row, logits))]
@@ -133,7 +137,7 @@ class Worker:
         """Bytes of the prefixes that are kept."""
         return self.prefixes.nbytes
 
-    def _read(self, task: Task, match: Match, caches: list[Any]) -> Reading:
+    def _read(self, task: Task, match: Match, caches: list[Any], course: Course) -> Reading:
         """Read what is not known of a prompt, and keep what other prompts may begin with."""
         prepared = yield from self._prepare(task, match.length)
         keys = np.array(task.keys, dtype=np.int64)  # once: a long list takes a while
@@ -142,7 +146,7 @@ class Worker:
         for chunk in chunks(
             prepared.ids, self._prefill_step, inseparable(self.model), match.length
         ):
-            logits = read_chunk(self.model, prepared, caches, chunk)
+            logits = read_chunk(self.model, prepared, caches, chunk, course)
             for position in positions:
                 if chunk.start < position <= chunk.stop:
                     is_system = position == task.instructions
@@ -167,7 +171,7 @@ class Worker:
     def _read_again(self, job: Job) -> Reading:
         """Read a prompt and the answer behind it, token by token as it was made."""
         match = self.prefixes.find(job.task.keys, job.task.salt)
-        caches, logits = yield from self._read(job.task, match, match.restore())
+        caches, logits = yield from self._read(job.task, match, match.restore(), job.course)
         for token in job.answer[:-1]:
             yield
             logits = self.model(mx.array([[token]]), caches)[:, -1]
@@ -182,7 +186,7 @@ class Worker:
 
     def _token(self, job: Job, chosen: Chosen) -> Token:
         """Take a token of an answer and return it as plain values."""
-        require_finite(self.model, *chosen)
+        require_finite(self.model, chosen.token, chosen.scores)
         job.answer.append(chosen.token)
         scores = np.array(chosen.scores, copy=False)
         top = likeliest(scores, job.task.top_logprobs or 0)

@@ -17,7 +17,7 @@ from ..quant.activation import Input
 from ..quant.layers import Linear
 from .caches import Rows
 from .config import TextConfig
-from .masks import Causal, Mask
+from .masks import Causal, Mask, Seen
 from .rope import rotate, wavelengths
 
 SCORES = 1 << 25  # of one attention at once: 64 MiB in 16 bits
@@ -49,19 +49,19 @@ class SharedKV(NamedTuple):
     def attend(self, queries: mx.array) -> mx.array:
         """Mix the values by a float32 softmax of unscaled scores.
 
-        All scores of a call may be in memory at once, and every query scores the keys that any of
-        them sees, so many queries go block by block.
+        The scores of a block are in memory at once, and each of its queries scores every key that
+        any of them sees, so many queries go block by block.
         Shapes: queries [B, heads, L, D], normed and rotated -> [B, heads, L, D].
         """
         B, heads, L, _ = queries.shape
         K = self._key_count()
         step = 1 if L <= FEW else min(BLOCK, max(1, SCORES // (B * heads * K)))
-        blocks = [
-            self._rows(start, min(start + step, L), K - L)._attend(
-                queries[:, :, start : start + step]
-            )
-            for start in range(0, L, step)
-        ]
+        blocks = []
+        for start in range(0, L, step):
+            part = self._rows(start, min(start + step, L), K - L)
+            blocks.append(part._attend(queries[:, :, start : start + step]))
+            if B * heads * L * K > SCORES:
+                mx.eval(blocks[-1])  # or all blocks' scores could be in memory at once
         return blocks[0] if len(blocks) == 1 else mx.concatenate(blocks, axis=2)
 
     def _key_count(self) -> int:
@@ -86,6 +86,7 @@ class SharedKV(NamedTuple):
 
     def _attend(self, queries: mx.array) -> mx.array:
         L, K = queries.shape[2], self._key_count()
+        assert not isinstance(self.mask, Seen)  # a part has arrays
         mask = self.mask.within(L, K) if isinstance(self.mask, Causal) else self.mask
         if isinstance(self.keys, tuple):
             return attend_coded(queries, self, mask)
@@ -180,21 +181,40 @@ class Attention(nn.Module):
     def run_with_kv(self, h: Input, mask: Mask, cache: Any) -> tuple[mx.array, SharedKV | RowsKV]:
         """Append keys and values of new positions to the cache, and attend to what it then holds.
 
-        Shapes: h [B, L, H] -> [B, L, H]. Values get a norm without weights and no rotation.
+        Shapes: h [B, L, H] -> [B, L, H].
+        """
+        queries, shared = self.fill(h, mask, cache)
+        return self.attend(queries, shared), shared
+
+    def fill(self, h: Input, mask: Mask, cache: Any) -> tuple[mx.array, SharedKV | RowsKV]:
+        """Append keys and values of new positions to the cache; return what `attend` takes.
+
+        Shapes: h [B, L, H] -> [B, L, heads * D]. Values get a norm without weights and no rotation.
         """
         # With k_eq_v, values are the keys' projection from before its norm and rotation.
         queries, keys, values = self._projections(h)
         keys = rotate(self.k_norm(self._heads(keys)), self._waves, mx.array(cache.offset))
         values = mx.fast.rms_norm(self._heads(values), None, self.eps)
-        shared = extend(cache, keys, values, mask)
-        return self._attend(queries, shared), shared
+        return queries, extend(cache, keys, values, mask)
 
     def __call__(self, h: Input, shared: SharedKV | RowsKV) -> mx.array:
         """Attend from each position to the keys and values of another layer.
 
         Shapes: h [B, L, H] -> [B, L, H].
         """
-        return self._attend(self.q_proj(h), shared)
+        return self.attend(self.q_proj(h), shared)
+
+    def attend(self, queries: mx.array, shared: SharedKV | RowsKV) -> mx.array:
+        """Attend by queries as they are projected.
+
+        Shapes: queries [B, L, heads * D] -> [B, L, H].
+        """
+        B, L, _ = queries.shape
+        queries = rotate(self.q_norm(self._heads(queries)), self._waves, shared.offset)
+        out = shared.attend(queries)
+        # A single position needs no transpose: its heads are one behind the other either way.
+        out = out if L == 1 else out.transpose(0, 2, 1, 3)
+        return self.o_proj(out.reshape(B, L, -1))
 
     def _projections(self, h: Input) -> tuple[mx.array, mx.array, mx.array]:
         """Queries, keys and values, each [B, L, heads * D]; values may be the keys."""
@@ -205,14 +225,9 @@ class Attention(nn.Module):
             values = [] if self.k_eq_v else [self.v_proj(h)]
         return queries, keys, values[0] if values else keys
 
-    def _attend(self, queries: mx.array, shared: SharedKV | RowsKV) -> mx.array:
-        """queries [B, L, heads * D] -> [B, L, H]"""
-        B, L, _ = queries.shape
-        queries = rotate(self.q_norm(self._heads(queries)), self._waves, shared.offset)
-        out = shared.attend(queries)
-        return self.o_proj(out.transpose(0, 2, 1, 3).reshape(B, L, -1))
-
     def _heads(self, x: mx.array) -> mx.array:
         """[B, L, heads * D] -> [B, heads, L, D]"""
         B, L, _ = x.shape
+        if L == 1:
+            return x.reshape(B, -1, 1, self.head_dim)
         return x.reshape(B, L, -1, self.head_dim).transpose(0, 2, 1, 3)

@@ -110,7 +110,7 @@ def _known(mask: Any) -> Mask:
     return Causal(None) if isinstance(mask, str) else mask
 
 
-def join_blocks(mask: mx.array, is_vision: np.ndarray) -> Seen:
+def join_blocks(mask: Any, is_vision: np.ndarray) -> Seen:
     """Add to a mask that each contiguous run of vision tokens sees its own later positions.
 
     Earlier positions stay as the mask has them, because the window cuts those alone.

@@ -45,16 +45,18 @@ class Need:
     activations: int
     spare: int
     rows_on_disk: int
+    drafter: int = 0
 
     @property
     def total(self) -> int:
-        return self.text + self.towers + self.kv + self.activations + self.spare
+        return self.text + self.towers + self.drafter + self.kv + self.activations + self.spare
 
     def parts(self) -> str:
         """Return the sum's terms as text."""
         named = {
             "text weights": self.text,
             "towers": self.towers,
+            "drafter": self.drafter,
             "keys and values": self.kv,
             "activations": self.activations,
             "freed or in flight": self.spare,
@@ -78,11 +80,14 @@ def need(inventory: Inventory, settings: Settings, machine: Machine) -> Need:
             towers += _resident_bytes(entry, item_bytes, machine)
     kv, activations = running_bytes(inventory, settings, item_bytes)
     spare = machine.cache_bytes + machine.in_flight_bytes
-    return Need(text, towers, kv, activations, spare, rows)
+    drafter = sum(_resident_bytes(entry, item_bytes, machine) for entry in inventory.drafter)
+    return Need(text, towers, kv, activations, spare, rows, drafter)
 
 
 def _resident_bytes(entry: Entry, item_bytes: int, machine: Machine) -> int:
     """Return what a tensor takes in memory: cast to the dtype of activations, or as codes."""
+    if entry.is_order:
+        return entry.stored_bytes
     if entry.bits is None:
         return item_bytes * entry.weights
     prepared = prepared_bytes(entry.weights, has_kernels=machine.has_metal)
@@ -127,19 +132,22 @@ def _kv_item_bytes(settings: Settings, item_bytes: int) -> float:
 def activation_bytes(config: TextConfig, settings: Settings, item_bytes: int) -> int:
     """Bound what is alive at once while a chunk of prefill runs.
 
-    Per-layer inputs of all layers live through the chunk. Beside them lives the largest of four
-    stages: making those inputs, an MLP, the experts of every token, or the scores of one attention.
-    Some arrays are float32.
+    Per-layer inputs of the layers that make keys and values live through the chunk. Beside them
+    lives the largest of four stages: making those inputs, an MLP, the experts of every token, or
+    the scores of one attention. Some arrays are float32. Chunks longer than PREFILL_STEP are
+    multiplied by an MLP's weights decoded to 16 bits (quant.backends.metal).
     """
     S = min(settings.prefill_step, settings.context)
     H, wide = config.hidden_size, config.intermediate_size
-    inputs = S * config.per_layer_width
+    made = S * config.num_hidden_layers * config.hidden_size_per_layer_input
+    inputs = S * config.first_shared * config.hidden_size_per_layer_input
     scores = min(SCORES, config.num_attention_heads * S * _positions(settings))
     copies = 2 if settings.caching.kv_bits is None else 3
+    decoded = 3 * H * wide * 2 if S > PREFILL_STEP else 0
     chosen, expert = config.top_k_experts or 0, config.moe_intermediate_size or 0
     stages = (
-        inputs * (3 * item_bytes + 4),
-        S * wide * (6 * item_bytes + 12),
+        made * (3 * item_bytes + 4),
+        S * wide * (6 * item_bytes + 12) + decoded,
         S * chosen * (expert * (6 * item_bytes + 12) + H * (2 * item_bytes + 8)),
         scores * copies * item_bytes + S * config.num_attention_heads * config.global_head_dim * 8,
     )

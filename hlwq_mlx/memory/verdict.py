@@ -16,6 +16,8 @@ from .inventory import Inventory, as_converted, is_at_hand, of_converted, take
 from .machine import MIB, Machine, this_machine
 from .need import Need, Settings, need, running_bytes
 
+LONG_CHUNKS = (2048, 1024)  # beyond them the model of an M1 gains a hundredth
+
 
 def longest_context(inventory: Inventory, settings: Settings, machine: Machine) -> int:
     """Find the longest context that fits, 0 when none does."""
@@ -31,6 +33,21 @@ def longest_context(inventory: Inventory, settings: Settings, machine: Machine) 
         else:
             high = middle - 1
     return low
+
+
+def with_long_chunk(inventory: Inventory, settings: Settings, machine: Machine) -> Settings:
+    """Return the settings with the longest chunk that costs no context.
+
+    On Metal each chunk decodes every weight once (quant.backends.metal). A CPU gains nothing by
+    longer ones. Source of LONG_CHUNKS: scripts/benchmarks/prefill_model.py.
+    """
+    longest = longest_context(inventory, settings, machine)
+    for step in LONG_CHUNKS if machine.has_metal else ():
+        tried = replace(settings, prefill_step=step)
+        is_as_long = longest_context(inventory, tried, machine) >= longest
+        if is_as_long and _fits(inventory, tried, machine):
+            return tried
+    return settings
 
 
 def _fits(inventory: Inventory, settings: Settings, machine: Machine) -> bool:

@@ -128,7 +128,7 @@ hlwq::gelu_mul(
         """
 threadgroup float sums[2 * SIMDGROUPS];
 hlwq::residual_norm<SIMDGROUPS, BLOCKS, NORMED>(
-    x, update, weight, next, scale, epsilon, h, normed, y, sums, uint(x_shape[1]),
+    x, update, weight, next, scale, epsilon, h, normed, y, sums, uint(weight_shape[0]),
     threadgroup_position_in_grid.x, simdgroup_index_in_threadgroup, thread_index_in_simdgroup);""",
     ),
 }

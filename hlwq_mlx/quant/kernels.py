@@ -8,9 +8,10 @@ runs; without Metal a call raises RuntimeError.
 M rows of x, N rows and K columns of the coded matrix.
 """
 
-from collections.abc import Callable, Sequence
-from functools import cache
-from typing import Any, TypedDict, Unpack
+import math
+from collections.abc import Callable
+from functools import cache, lru_cache
+from typing import Any, NamedTuple, TypedDict, Unpack
 
 import mlx.core as mx
 
@@ -34,7 +35,7 @@ LONGEST_RESIDUAL = BLOCK * 16 * RESIDUAL_BLOCKS
 _LANES = 32  # threads of a simdgroup
 _GROUP = 128  # threads of a threadgroup
 
-Options = Sequence[tuple[str, bool | int | mx.Dtype]]
+Options = list[tuple[str, Any]]
 Size = tuple[int, int, int]
 
 
@@ -52,12 +53,14 @@ class KernelOptions(TypedDict, total=False):
     """Options of `qmv` and `geglu`, which choose those that are left out.
 
     Sums are float32, rounded once to `dtype`, x's by default. Centroids are rounded to `entries`,
-    float16 by default: float32 is exact and twice the traffic.
+    float16 by default: float32 is exact and twice the traffic. The result has the `leading` axes,
+    x's by default.
     """
 
     dtype: mx.Dtype
     tile: Tile | None
     entries: mx.Dtype
+    leading: tuple[int, ...] | None
 
 
 def qmv(x: mx.array, matrix: CodedMatrix, **options: Unpack[KernelOptions]) -> mx.array:
@@ -90,15 +93,41 @@ def _qmv(
     dtype: mx.Dtype | None = None,
     tile: Tile | None = None,
     entries: mx.Dtype = mx.float16,
+    leading: tuple[int, ...] | None = None,
 ) -> mx.array:
     N, K = matrix.shape
     rows = _rows(where, x, K)
     M = rows.shape[0]
+    tile = tile or qmv_tile(matrix.bits, M, N, K)
+    plan = _plan_qmv(where, matrix.bits, M, N, K, tile, halves, entries)
+    leading = x.shape[:-1] if leading is None else leading
+    (y,) = _run(
+        "qmv",
+        [rows, *matrix.arrays],
+        plan.options,
+        grid=plan.grid,
+        group=plan.group,
+        shapes=[(*leading, N // halves)],
+        dtypes=[dtype or x.dtype],
+    )
+    return y
+
+
+class _Plan(NamedTuple):
+    options: Options
+    grid: Size
+    group: Size
+
+
+@lru_cache(1024)
+def _plan_qmv(
+    where: str, bits: int, M: int, N: int, K: int, tile: Tile, halves: int, entries: mx.Dtype
+) -> _Plan:
+    """Return how qmv is launched, the same at each token."""
     if not 1 <= M <= QMV_ROWS:
         raise ShapeError(
             f"[{where}] needed 1 to {QMV_ROWS} rows, got {M}. Use qmm, or split the rows."
         )
-    tile = tile or qmv_tile(matrix.bits, M, N, K)
     if K // UNIT % tile.lanes or tile.rows % halves:
         raise ShapeError(
             f"[{where}] needed lanes that divide the {K // UNIT} units of a row, and an even "
@@ -106,12 +135,10 @@ def _qmv(
         )
     outputs_per_group = tile.simdgroups * (_LANES // tile.lanes) * (tile.rows // halves)
     groups = -(-(N // halves) // outputs_per_group)
-    (y,) = _run(
-        "qmv",
-        (rows, *matrix.arrays),
+    return _Plan(
         [
             ("E", entries),
-            ("B", matrix.bits),
+            ("B", bits),
             ("ROWS", tile.rows),
             ("LANES", tile.lanes),
             ("SIMDGROUPS", tile.simdgroups),
@@ -120,9 +147,7 @@ def _qmv(
         ],
         grid=(_LANES * -(-M // tile.tokens), tile.simdgroups * groups, 1),
         group=(_LANES, tile.simdgroups, 1),
-        outputs=[((M, N // halves), dtype or x.dtype)],
     )
-    return y.reshape(*x.shape[:-1], N // halves)
 
 
 def gather_qmv(
@@ -158,7 +183,7 @@ def gather_qmv(
     groups = -(-N // (tile.simdgroups * (_LANES // tile.lanes) * tile.rows))
     (y,) = _run(
         "gather_qmv",
-        (rows, experts.reshape(-1).astype(mx.uint32), *matrix.arrays),
+        [rows, experts.reshape(-1).astype(mx.uint32), *matrix.arrays],
         [
             ("E", mx.float16),
             ("B", matrix.bits),
@@ -169,9 +194,10 @@ def gather_qmv(
         ],
         grid=(_LANES * experts.size, tile.simdgroups * groups, 1),
         group=(_LANES, tile.simdgroups, 1),
-        outputs=[((experts.size, N), dtype or x.dtype)],
+        shapes=[(*experts.shape, N)],
+        dtypes=[dtype or x.dtype],
     )
-    return y.reshape(*experts.shape, N)
+    return y
 
 
 def gather_tile(bits: int, N: int, K: int) -> Tile:
@@ -196,14 +222,15 @@ def qmm(x: mx.array, matrix: CodedMatrix, *, dtype: mx.Dtype | None = None) -> m
         raise ShapeError("[kernels.qmm] needed at least one row, got none. Leave the call out.")
     (y,) = _run(
         "qmm",
-        (rows, *matrix.arrays),
+        [rows, *matrix.arrays],
         [("B", matrix.bits)],
         # A threadgroup computes 64 outputs of 32 rows.
         grid=(_GROUP * -(-N // 64), -(-M // 32), 1),
         group=(_GROUP, 1, 1),
-        outputs=[((M, N), dtype or x.dtype)],
+        shapes=[(*x.shape[:-1], N)],
+        dtypes=[dtype or x.dtype],
     )
-    return y.reshape(*x.shape[:-1], N)
+    return y
 
 
 def dequantize(matrix: CodedMatrix, *, dtype: mx.Dtype = mx.float32) -> mx.array:
@@ -231,11 +258,12 @@ def _dequantize(
     N, K = matrix.shape
     (y,) = _run(
         "dequantize",
-        matrix.arrays,
+        [*matrix.arrays],
         [("B", matrix.bits), ("BACK", is_rotated_back)],
         grid=(_whole_groups(N * K // UNIT), 1, 1),
         group=(_GROUP, 1, 1),
-        outputs=[((N, K), dtype)],
+        shapes=[(N, K)],
+        dtypes=[dtype],
     )
     return y
 
@@ -255,13 +283,14 @@ def embed(ids: mx.array, matrix: CodedMatrix, *, dtype: mx.Dtype = mx.float32) -
     K = matrix.shape[1]
     (y,) = _run(
         "embed",
-        (ids.reshape(-1).astype(mx.uint32), *matrix.arrays),
+        [ids.reshape(-1).astype(mx.uint32), *matrix.arrays],
         [("B", matrix.bits)],
         grid=(_whole_groups(ids.size * K // UNIT), 1, 1),
         group=(_GROUP, 1, 1),
-        outputs=[((ids.size, K), dtype)],
+        shapes=[(*ids.shape, K)],
+        dtypes=[dtype],
     )
-    return y.reshape(*ids.shape, K)
+    return y
 
 
 def hadamard(x: mx.array, *, dtype: mx.Dtype | None = None) -> mx.array:
@@ -273,13 +302,14 @@ def hadamard(x: mx.array, *, dtype: mx.Dtype | None = None) -> mx.array:
     rows = _blocks("kernels.hadamard", x)
     (y,) = _run(
         "hadamard",
-        (rows,),
+        [rows],
         [],
         grid=(_whole_groups(x.size // BLOCK * _LANES), 1, 1),
         group=(_GROUP, 1, 1),
-        outputs=[(rows.shape, dtype or x.dtype)],
+        shapes=[x.shape],
+        dtypes=[dtype or x.dtype],
     )
-    return y.reshape(x.shape)
+    return y
 
 
 def gelu_mul(
@@ -287,7 +317,7 @@ def gelu_mul(
 ) -> tuple[mx.array, mx.array]:
     """Return gelu(gate) * up in gate's dtype, and its rotation in `dtype`; float32 inside.
 
-    Shapes: as codec.gelu_mul.
+    Shapes: as codec.gelu_mul, but the rotation is a matrix [M, K].
     Raises: ShapeError when the arrays differ in shape or do not fit the limits of hadamard.metal.
     """
     rows, others = _blocks("kernels.gelu_mul", gate), _blocks("kernels.gelu_mul", up)
@@ -298,13 +328,14 @@ def gelu_mul(
         )
     product, y = _run(
         "gelu_mul",
-        (rows, others),
+        [rows, others],
         [],
         grid=(_whole_groups(gate.size // BLOCK * _LANES), 1, 1),
         group=(_GROUP, 1, 1),
-        outputs=[(rows.shape, gate.dtype), (rows.shape, dtype)],
+        shapes=[gate.shape, rows.shape],
+        dtypes=[gate.dtype, dtype],
     )
-    return product.reshape(gate.shape), y.reshape(gate.shape)
+    return product, y
 
 
 def residual_norm(
@@ -321,29 +352,57 @@ def residual_norm(
 
     Float32 inside; the rotation is rounded once to `dtype`, the others to x's.
 
-    Shapes: as codec.residual_norm.
+    Shapes: as codec.residual_norm, but the rotation is a matrix [M, K].
     Raises: ShapeError when an array does not fit x or the limits of residual_norm.metal.
     """
-    rows, updates = _blocks("kernels.residual_norm", x), _blocks("kernels.residual_norm", update)
-    M, K = rows.shape
     following = weight if next_weight is None else next_weight
-    is_fitting = update.shape == x.shape and weight.shape == following.shape == (K,)
-    if not is_fitting or scale.size != 1 or K > LONGEST_RESIDUAL:
-        raise ShapeError(
-            "[kernels.residual_norm] needed an update of x's shape, weights [K], a scale [1] and K "
-            f"up to {LONGEST_RESIDUAL}, got {x.shape}, {update.shape}, {weight.shape}, "
-            f"{following.shape} and {scale.shape}. Use codec.residual_norm for longer rows."
-        )
-    simdgroups, blocks = residual_tile(K)
+    plan = _plan_residual_norm(
+        (x.shape, update.shape, weight.shape, following.shape, scale.shape),
+        (x.dtype, update.dtype),
+        next_weight is not None,
+    )
     h, normed, y = _run(
         "residual_norm",
-        (rows, updates, weight, following, scale.reshape(1), epsilon),
-        [("SIMDGROUPS", simdgroups), ("BLOCKS", blocks), ("NORMED", next_weight is not None)],
+        [x, update, weight, following, scale, epsilon],
+        plan.options,
+        grid=plan.grid,
+        group=plan.group,
+        shapes=[x.shape, x.shape, plan.rows],
+        dtypes=[x.dtype, x.dtype, dtype],
+    )
+    return h, normed, y
+
+
+class _ResidualPlan(NamedTuple):
+    options: Options
+    grid: Size
+    group: Size
+    rows: tuple[int, int]
+
+
+@lru_cache(1024)
+def _plan_residual_norm(
+    shapes: tuple[tuple[int, ...], ...], dtypes: tuple[mx.Dtype, mx.Dtype], is_normed: bool
+) -> _ResidualPlan:
+    """Return how residual_norm is launched, for x, update, two weights and a scale."""
+    x, update, weight, following, scale = shapes
+    _check_blocks("kernels.residual_norm", x, dtypes[0])
+    _check_blocks("kernels.residual_norm", update, dtypes[1])
+    K = x[-1]
+    if update != x or not weight == following == (K,) or scale != (1,) or K > LONGEST_RESIDUAL:
+        raise ShapeError(
+            "[kernels.residual_norm] needed an update of x's shape, weights [K], a scale [1] and K "
+            f"up to {LONGEST_RESIDUAL}, got {x}, {update}, {weight}, {following} and {scale}. "
+            "Use codec.residual_norm for longer rows."
+        )
+    M = math.prod(x) // K
+    simdgroups, blocks = residual_tile(K)
+    return _ResidualPlan(
+        [("SIMDGROUPS", simdgroups), ("BLOCKS", blocks), ("NORMED", is_normed)],
         grid=(_LANES * simdgroups * M, 1, 1),
         group=(_LANES * simdgroups, 1, 1),
-        outputs=[((M, K), x.dtype), ((M, K), x.dtype), ((M, K), dtype)],
+        rows=(M, K),
     )
-    return h.reshape(x.shape), normed.reshape(x.shape), y.reshape(x.shape)
 
 
 def residual_tile(K: int) -> tuple[int, int]:
@@ -370,6 +429,8 @@ def can_address(matrix: CodedMatrix) -> bool:
 
 def check_matrix(where: str, matrix: CodedMatrix) -> None:
     """Raise ShapeError, whose text begins with `where`, for a matrix no kernel is made for."""
+    if "kernels" in matrix.passed:
+        return
     matrix.check(where)
     norms, centroids = matrix.norms, matrix.centroids
     if norms.dtype != mx.float16 or centroids.dtype != mx.float32:
@@ -383,10 +444,13 @@ def check_matrix(where: str, matrix: CodedMatrix) -> None:
             f"2**32 words of codes, got {norms.size * BLOCK}, {centroids.size} and "
             f"{matrix.codes.size}. Use the twin in codec, pad the table, or split the matrix."
         )
+    matrix.passed.add("kernels")
 
 
 def _rows(where: str, x: mx.array, K: int) -> mx.array:
     """Check an activation and return it as a matrix."""
+    if x.ndim == 2 and x.shape[1] == K and x.dtype in FLOATING and x.size < 1 << 32:
+        return x
     codec.check_product(where, x, K)
     if x.dtype not in FLOATING or x.size >= 1 << 32:
         raise ShapeError(
@@ -398,12 +462,18 @@ def _rows(where: str, x: mx.array, K: int) -> mx.array:
 
 def _blocks(where: str, x: mx.array) -> mx.array:
     """Check an activation of whole blocks and return it as a matrix."""
-    if x.dtype not in FLOATING or not x.ndim or x.shape[-1] % BLOCK or not 0 < x.size < 1 << 32:
+    _check_blocks(where, x.shape, x.dtype)
+    return x if x.ndim == 2 else x.reshape(-1, x.shape[-1])
+
+
+@lru_cache(1024)
+def _check_blocks(where: str, shape: tuple[int, ...], dtype: mx.Dtype) -> None:
+    is_whole = bool(shape) and shape[-1] % BLOCK == 0 and 0 < math.prod(shape) < 1 << 32
+    if dtype not in FLOATING or not is_whole:
         raise ShapeError(
             f"[{where}] needed float32, float16 or bfloat16 [..., K], K a multiple of {BLOCK} and "
-            f"not empty, got {x.dtype} {x.shape}. Cast it, or pad the last axis with zeros."
+            f"not empty, got {dtype} {shape}. Cast it, or pad the last axis with zeros."
         )
-    return x.reshape(-1, x.shape[-1])
 
 
 def _whole_groups(threads: int) -> int:
@@ -412,20 +482,21 @@ def _whole_groups(threads: int) -> int:
 
 def _run(
     name: str,
-    inputs: Sequence[mx.array | float],
+    inputs: list[Any],
     options: Options,
     *,
     grid: Size,
     group: Size,
-    outputs: Sequence[tuple[tuple[int, ...], mx.Dtype]],
+    shapes: list[tuple[int, ...]],
+    dtypes: list[mx.Dtype],
 ) -> list[mx.array]:
     results: list[mx.array] = built(mx.fast.metal_kernel, name)(
-        inputs=list(inputs),
-        template=list(options),
+        inputs=inputs,
+        template=options,
         grid=grid,
         threadgroup=group,
-        output_shapes=[shape for shape, _ in outputs],
-        output_dtypes=[dtype for _, dtype in outputs],
+        output_shapes=shapes,
+        output_dtypes=dtypes,
     )
     return results
 

@@ -7,8 +7,8 @@ its rows from them and a model can be saved after it has run. The manifest, not 
 which modules are coded.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from itertools import accumulate
 from typing import Any, Generic, TypeVar
 
@@ -35,12 +35,10 @@ class _Made(Generic[T]):
     def __init__(self) -> None:
         self._kept: tuple[CodedMatrix, T] | None = None
 
-    def get(self, make: Callable[[CodedMatrix], T], matrix: CodedMatrix) -> T:
-        """Return `make(matrix)`, or the last result if it was made from these very arrays."""
-        if self._kept is None or any(
-            mine is not other
-            for mine, other in zip(self._kept[0].arrays, matrix.arrays, strict=True)
-        ):
+    def get(self, make: Callable[[CodedMatrix], T], layer: "CodedLayer") -> T:
+        """Return `make(layer.matrix)`, or the last result if it was made from these very arrays."""
+        if self._kept is None or not layer.has(self._kept[0]):
+            matrix = layer.matrix
             self._kept = (matrix, make(matrix))
         return self._kept[1]
 
@@ -62,12 +60,20 @@ class CodedLayer(nn.Module):
         """The parameters as one matrix, the padding columns included."""
         return CodedMatrix(self.codes, self.norms, self.centroids, self.code_bits)
 
+    def has(self, matrix: CodedMatrix) -> bool:
+        """Return whether a matrix is of the layer's very arrays."""
+        return (
+            self["codes"] is matrix.codes
+            and self["norms"] is matrix.norms
+            and self["centroids"] is matrix.centroids
+        )
+
     def prepare(self) -> Prepared:
         """Return the product, made now unless it was made from these very parameters."""
         raise NotImplementedError
 
     def _activation(self, x: Input) -> Activation:
-        activation = Activation.of(x)
+        activation = x if isinstance(x, Activation) else Activation(x)
         if activation.columns != self.columns:
             raise ShapeError(
                 f"[layers.{type(self).__name__}] needed x [..., {self.columns}], got "
@@ -85,7 +91,7 @@ class ProductLayer(CodedLayer):
 
     def prepare(self) -> Product:
         """Return the product, made now unless it was made from these very parameters."""
-        return self._product.get(choose.prepare, self.matrix)
+        return self._product.get(choose.prepare, self)
 
     def _multiply(self, x: Input) -> mx.array:
         return self.prepare()(self._activation(x))
@@ -132,7 +138,7 @@ class HLWQEmbedding(ProductLayer):
         return super().prepare()
 
     def _look_up(self) -> choose.Rows:
-        return self._rows.get(choose.prepare_rows, self.matrix)
+        return self._rows.get(choose.prepare_rows, self)
 
 
 class HLWQRows(ProductLayer):
@@ -159,7 +165,7 @@ class HLWQGateUp(ProductLayer):
 
     def prepare(self) -> Product:
         """Return the product that applies the gate to its own result."""
-        return self._product.get(choose.prepare_gate_up, self.matrix)
+        return self._product.get(choose.prepare_gate_up, self)
 
 
 class HLWQExperts(CodedLayer):
@@ -176,7 +182,10 @@ class HLWQExperts(CodedLayer):
 
     def prepare(self) -> ExpertProduct:
         """Return the product, made now unless it was made from these very parameters."""
-        return self._product.get(partial(choose.prepare_experts, experts=self.experts), self.matrix)
+        return self._product.get(self._stack, self)
+
+    def _stack(self, matrix: CodedMatrix) -> ExpertProduct:
+        return choose.prepare_experts(matrix, self.experts)
 
 
 class Linear(nn.Linear):
@@ -215,6 +224,21 @@ def is_lazy(model: nn.Module) -> bool:
 
 
 _CODABLE = (nn.Linear, nn.Embedding, ExpertLinear)
+
+
+def coded_weights(model: nn.Module) -> Counter[int]:
+    """Count the coded weights of a model by their width, padding included."""
+    weights: Counter[int] = Counter()
+    for module in model.modules():
+        if isinstance(module, CodedLayer):
+            weights[module.code_bits] += module.norms.size * BLOCK
+    return weights
+
+
+def usual_bits(model: nn.Module) -> int:
+    """Return the width that most coded weights of a model have, 8 if none are coded."""
+    weights = coded_weights(model)
+    return max(weights, key=weights.__getitem__, default=8)
 
 
 def code_modules(model: nn.Module, manifest: Mapping[str, Any]) -> None:

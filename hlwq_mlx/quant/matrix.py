@@ -4,7 +4,8 @@ What codes mean is in codec, and how they are laid out is in packing.
 N rows, K columns padded to a multiple of 128.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import mlx.core as mx
 
@@ -16,6 +17,7 @@ from .packing import BLOCK, UNIT
 class CodedMatrix:
     """One weight in the layout P32.
 
+    `passed` holds which checks it has passed, so that each is made once.
     Shapes: codes uint32 [N, K*bits/32], norms [N, K/128], centroids [>= 2**bits].
     """
 
@@ -23,20 +25,23 @@ class CodedMatrix:
     norms: mx.array
     centroids: mx.array
     bits: int
+    passed: set[str] = field(default_factory=set, repr=False)
 
-    @property
+    @cached_property
     def shape(self) -> tuple[int, int]:
         """N and K, the padding columns included."""
         N, blocks = self.norms.shape
         return N, blocks * BLOCK
 
-    @property
+    @cached_property
     def arrays(self) -> tuple[mx.array, mx.array, mx.array]:
         """The arrays in the order of the kernels' inputs."""
         return self.codes, self.norms, self.centroids
 
     def check(self, where: str) -> None:
         """Raise ShapeError, whose text begins with `where`, when the arrays do not fit."""
+        if "arrays" in self.passed:
+            return
         bits, codes, norms = self.bits, self.codes, self.norms
         if not 1 <= bits <= 8:
             raise ShapeError(f"[{where}] needed 1 to 8 bits, got {bits}. Check the manifest.")
@@ -57,6 +62,7 @@ class CodedMatrix:
                 f"[{where}] needed at least {1 << bits} centroids for {bits} bits, "
                 f"got shape {self.centroids.shape}. Take the table of that width."
             )
+        self.passed.add("arrays")
 
     def check_halves(self, where: str) -> None:
         """Raise ShapeError when the rows cannot be those of gate above as many of up."""

@@ -9,7 +9,7 @@ K columns.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import mlx.core as mx
@@ -48,8 +48,8 @@ def residual_norm(
 
     Shapes: x, update [..., K], scale [1] -> twice [..., K].
     """
-    next_weight = None if following is None else following.weight
-    return run(x, update, norm.weight, scale, norm.eps, next_weight)
+    next_weight = None if following is None else following["weight"]
+    return run(x, update, norm["weight"], scale, norm.eps, next_weight)
 
 
 @dataclass(frozen=True)
@@ -97,9 +97,14 @@ def gelu_mul_case(K: int) -> selftest.Arguments:
 def _residual_norm_by_kernel(
     x: mx.array, update: mx.array, weight: mx.array, scale: mx.array | None, *others: Any
 ) -> tuple[mx.array, Activation]:
-    scale = mx.array([1.0], x.dtype) if scale is None else scale
+    scale = _one(x.dtype) if scale is None else scale
     h, normed, rotated = kernels.residual_norm(x, update, weight, scale, *others)
     return h, Activation(normed, rotated)
+
+
+@cache
+def _one(dtype: mx.Dtype) -> mx.array:
+    return mx.array([1.0], dtype)
 
 
 def _gelu_mul_by_kernel(gate: mx.array, up: mx.array) -> Activation:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from functools import cache, partial
 
 import mlx.core as mx
+import numpy as np
 
 from . import codec
 from .chips import Tile
@@ -47,10 +48,25 @@ def passes_on(kernel: Kernel, twin: Kernel, arguments: Arguments, dtype: mx.Dtyp
     return _is_right(what, partial(_error_on, kernel, twin, arguments, dtype))
 
 
+@cache
+def is_lazy(kernel: Callable[[mx.array], mx.array]) -> bool:
+    """Return whether a kernel reads its input when its result is evaluated, not when it is called.
+
+    One that does not work is not lazy. Zeros stay zeros, whatever sums the kernel makes of them.
+    """
+    x = mx.array(np.zeros((1, BLOCK), np.float32))
+    try:
+        y = kernel(x)
+        np.asarray(x)[...] = 1
+        return bool(y.any().item())
+    except (RuntimeError, ValueError):
+        return False
+
+
 def forget() -> None:
     """Forget all results, since tests and rehearsals change where kernels run."""
-    passes.cache_clear()
-    passes_on.cache_clear()
+    for known in (passes, passes_on, is_lazy):
+        known.cache_clear()
 
 
 def _is_right(what: str, error_of: Callable[[], float]) -> bool:

@@ -85,7 +85,7 @@ def application(arguments: argparse.Namespace) -> Iterator[Started]:
     vocab_size = folder.args.text_config.vocab_size
     features = FeatureCache()
     engine = Engine(  # last: what may fail does so before its thread begins to load
-        partial(_load, folder, settings, room, arguments.prompt_cache_dir),
+        partial(_load, folder, settings, room, arguments.prompt_cache_dir, arguments.draft),
         room.capacity,
         queue=arguments.max_queue,
         idle_s=arguments.idle_unload,
@@ -146,7 +146,9 @@ class Room:
         return cls(Capacity(context, max(rows, bytes_of(context)), bytes_of), prefix_bytes)
 
 
-def _load(folder: Folder, settings: Settings, room: Room, cache_dir: Path | None) -> Worker:
+def _load(
+    folder: Folder, settings: Settings, room: Room, cache_dir: Path | None, draft: str | None
+) -> Worker:
     """Load the model, and what was kept of earlier prompts."""
     model = loading.load_folder(folder)
     store = None
@@ -154,7 +156,8 @@ def _load(folder: Folder, settings: Settings, room: Room, cache_dir: Path | None
         store = PrefixStore(cache_dir, origin_of(model, identity_of(folder), settings.caching))
     make_caches = partial(model.make_cache, settings.caching)
     prefixes = PrefixCache(make_caches, room.prefix_bytes, store)
-    return Worker(model, prefixes, settings.caching, settings.prefill_step)
+    drafter = loading.find_drafter(model, folder, draft)
+    return Worker(model, prefixes, settings.caching, settings.prefill_step, drafter)
 
 
 def identity_of(folder: Folder) -> str:
@@ -187,7 +190,7 @@ def _card(
         capabilities=[*CARD_CAPABILITIES, *(heard[tower] for tower in heard if tower in towers)],
         parameters=weights,
         size_bytes=sum(shard.stat().st_size for shard in folder.shards),
-        memory_bytes=needed.text + needed.towers if is_loaded else 0,
+        memory_bytes=needed.text + needed.towers + needed.drafter if is_loaded else 0,
         digest=str(folder.manifest.get(MANIFEST_KEY, "0" * 64)),
     )
 

@@ -12,6 +12,7 @@ Source: spec hlwq_format §7.4, §7.5, §7.7. N rows, K columns padded to blocks
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import islice
 
 import numpy as np
@@ -38,7 +39,8 @@ _SIBLING_RIGHT = 0.5  # right is above 0.7 even between one bit and eight, wrong
 _ENERGY_BITS = 5
 _ENERGY_BLOCKS = 1 << 14
 _LEAST_BLOCKS = 1 << 11
-_SAMPLE_ROWS = 32
+_SAMPLE_ROWS, _LEAST_ROWS = 32, 8
+_SAMPLE_CODES = 1 << 15  # their energy is off by 1 % at most, that of wrong ones by 15 %
 _ENERGY_TOLERANCE = 0.15
 
 
@@ -307,11 +309,19 @@ def is_odd(tensor: CodedTensor, reading: Reading) -> bool:
     That of a wrong table, width or order, but also of weights whose blocks have strong means: no
     reason to refuse a file. Looks at rows from all over the tensor; too few say nothing.
     """
-    rows = np.unique(np.linspace(0, len(tensor.norms) - 1, _SAMPLE_ROWS).astype(int))
+    count = min(_SAMPLE_ROWS, max(_LEAST_ROWS, _SAMPLE_CODES // tensor.padded_columns))
+    rows = np.unique(np.linspace(0, len(tensor.norms) - 1, count).astype(int))
     codes = tensor.rows_at(rows, reading.order)
     codes = codes.reshape(-1, BLOCK)[tensor.norms[rows].reshape(-1) > 0]
     if codes.size < _LEAST_CODES:
         return False
     squares = reading.centroids.astype(np.float64) ** 2
-    wanted = float(cell_probabilities(reading.centroids) @ squares)
-    return abs(float(squares[codes].mean()) / wanted - 1) > _ENERGY_TOLERANCE
+    energy = float(squares[codes].mean())
+    return abs(energy / _expected_energy(*reading.centroids.tolist()) - 1) > _ENERGY_TOLERANCE
+
+
+@cache
+def _expected_energy(*centroids: float) -> float:
+    """Return the mean square of centroids that stand for rotated weights."""
+    values = np.array(centroids, dtype=np.float32)
+    return float(cell_probabilities(values) @ values.astype(np.float64) ** 2)

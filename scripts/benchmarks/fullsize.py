@@ -99,9 +99,9 @@ def answer(folder: Path, prompt_tokens: int, new_tokens: int) -> dict[str, Any]:
     ids = np.random.default_rng(0).integers(2, vocabulary - 8, prompt_tokens).tolist()
     moments = [time.perf_counter()]
     is_finite = True
-    for _, scores in generate_tokens(model, Request(Prepared(ids), max_tokens=new_tokens)):
+    for chosen in generate_tokens(model, Request(Prepared(ids), max_tokens=new_tokens)):
         moments.append(time.perf_counter())
-        is_finite &= bool(mx.isfinite(scores).all())
+        is_finite &= bool(mx.isfinite(chosen.scores).all())
     prefill_rows = -(-prompt_tokens // 512)
     later = rows.seconds[prefill_rows:] or [0.0]
     settings = Settings(prompt_tokens + new_tokens)

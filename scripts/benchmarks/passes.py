@@ -12,9 +12,14 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from hlwq_mlx.folder import published
+from hlwq_mlx.gemma4.config import FULL
+from hlwq_mlx.gemma4.drafter_config import DrafterConfig
+from hlwq_mlx.memory import inventory
 from hlwq_mlx.quant.chips import MOST_TOKENS
 from hlwq_mlx.quant.packing import BLOCK
 from hlwq_mlx.source.rules import Rule
+from scripts.benchmarks import launches
 from scripts.kernels.agx import counts, programs
 from scripts.kernels.agx.chips import Chip
 
@@ -110,19 +115,21 @@ def breaks_even(
 def e4b_drafter(context: int) -> Drafter:
     """Return the drafter that Google publishes for E4B, of 16 bits.
 
-    Four layers of 256 columns with 4 heads, whose keys and values are the model's; of the words it
-    scores 2,048 centroids and then the 4,096 rows that the best 32 of these name. Launches are
-    those of a layer of ours without keys and values, and ten around them.
+    Of the words it scores its centroids, and then the rows that the best of these name. Its layers
+    read the model's keys and values.
     """
-    hidden, inner, backbone, heads = 256, 2048, 2560, 4
-    head_widths = (256, 256, 256, 512)  # of three sliding layers and a full one
-    spans = (512, 512, 512, context)
-    layers = sum(2 * hidden * heads * width + 3 * hidden * inner for width in head_widths)
-    around = hidden * 2 * backbone + backbone * hidden + (2048 + 4096) * hidden
+    args = DrafterConfig.from_dict(published.E4B_DRAFTER)
+    text = args.text_config
+    layers = [text.layer(index) for index in range(text.num_hidden_layers)]
     keys = sum(
-        2 * 2 * width * min(span, context) for width, span in zip(head_widths, spans, strict=True)
+        2
+        * layer.num_key_value_heads
+        * layer.head_dim
+        * (context if layer.layer_type == FULL else min(text.sliding_window, context))
+        for layer in layers
     )
-    return Drafter(PLAIN * (layers + around + keys), 4 * 14 + 10)
+    weights = inventory.draft_bytes(inventory.of_drafter(None), args)
+    return Drafter(weights + PLAIN * keys, launches.count_draft())
 
 
 COUNTED = counts.load()

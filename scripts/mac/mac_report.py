@@ -34,6 +34,7 @@ import mlx.core as mx
 
 from hlwq_mlx.quant import device as computer
 from hlwq_mlx.quant import selftest
+from hlwq_mlx.quant.backends.base import Product
 from hlwq_mlx.quant.chips import chips
 from scripts.mac import mac_steps, new_table
 from scripts.mac.sizes import FULL, QUICK, REHEARSAL, Sizes
@@ -175,6 +176,7 @@ def rehearsing() -> Iterator[None]:
             device(Checks(is_watched=False)),
             mock.patch.object(computer, "has_metal", lambda: True),
             mock.patch.object(computer, "chip", lambda: chips()["M1"]),
+            mock.patch.object(Product, "is_lazy", False),  # the host computes at once
         ):
             yield
     finally:

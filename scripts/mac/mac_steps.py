@@ -23,7 +23,7 @@ ROWS, TILES, MANY = (
 )
 MODEL = "The model"
 # What steps may take of the time that there is for all but the model, beside 1 for the others.
-SHARES = {SELF_TESTS: 5, ROWS: 2, TILES: 2, MANY: 2}
+SHARES = {SELF_TESTS: 8, ROWS: 2, TILES: 2, MANY: 2}
 
 
 def steps(sizes: Sizes, model: str | None, variant: str | None) -> Steps:

@@ -5,21 +5,25 @@ M rows of x, N rows and K columns of a matrix.
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import mlx.core as mx
 
 from hlwq_mlx import library
+from hlwq_mlx.engine import overlap
+from hlwq_mlx.engine.step import PlainStep
 from hlwq_mlx.quant import kernels
 from hlwq_mlx.quant.backends import metal
-from hlwq_mlx.source import rules
-from scripts.benchmarks import bench, launches
+from scripts.benchmarks import host_time, launches, m1
 from scripts.mac import timing
 from scripts.mac.sizes import Sizes
 
 Row = dict[str, Any]
 
+DRAFTS = ("none", "lookup")
 # E4B's layers: rows and columns of the products of a token in all of them, and how many there are.
 HIDDEN, HEADS, KV_HEADS, WINDOW = 2560, 8, 2, 512
 SLIDING, FULL = 35, 7
@@ -98,46 +102,47 @@ def _attend(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
 
 
 def time_host(sizes: Sizes) -> Iterator[Row]:
-    """Time building the graph of a token of E4B's layers, and building and computing it.
+    """Time the host's work for a token of E4B's layers: its graph, and from a token to new work.
 
-    Widths are small, so that computing is little more than launches.
+    Widths are small, which does not change what the host does. Without Metal, in a rehearsal, the
+    kernels have stand-ins.
     """
-    text = {**launches.SMALL, "vocab_size": bench.VOCABULARY}
-    text["vocab_size_per_layer_input"] = bench.VOCABULARY
-    is_whole = sizes.layers == FULL + SLIDING
-    config = (
-        launches.e4b_config(**text)
-        if is_whole
-        else bench.decoder_config(
-            sizes.layers,
-            **{name: value for name, value in text.items() if not name.startswith("vocab")},
-        )
-    )
-    rule = rules.class_rule(dict.fromkeys(("mlp", "attention", "ple", "embedding"), 5))
-    models = {
-        "ours, coded": launches.coded_model(config, rule, timing.dtype()),
-        "mlx-lm, 16 bits": launches.stock_model(config, None, timing.dtype()),
-    }
+    with nullcontext() if mx.metal.is_available() else launches.standing_in():
+        yield from _time_host(sizes)
+
+
+def _time_host(sizes: Sizes) -> Iterator[Row]:
+    config = host_config(sizes.layers)
+    dtype, tokens = timing.dtype(), 3 * sizes.rounds
+    ours = launches.coded_model(config, m1.full(), dtype)
+    models = {"ours": ours, "mlx-lm, affine": launches.stock_model(config, 4, dtype)}
     for name, model in models.items():
-        caches = model.make_cache()
-        mx.eval(model(mx.array([[1, 2, 3]]), cache=caches))
-        building, whole = [], []
-        for _ in range(sizes.rounds + 1):
-            begun = time.perf_counter()
-            logits = model(mx.array([[1]]), cache=caches)
-            building.append(time.perf_counter() - begun)
-            mx.eval(logits)
-            whole.append(time.perf_counter() - begun)
+        built = host_time.build(model, tokens)
+        yield {"what": f"graph of a token, {name}", "layers": sizes.layers, **built._asdict()}
+    for make in (PlainStep, overlap.make_step):
+        turn = host_time.turns(ours, make, tokens)
+        what = f"a step of the engine, {make.__name__}"
         yield {
-            "model": name,
+            "what": what,
             "layers": sizes.layers,
-            "building, ms": 1e3 * sorted(building)[len(building) // 2],
-            "building and computing, ms": 1e3 * sorted(whole)[len(whole) // 2],
+            "ms": turn.whole,
+            "tokens known to first work, ms": turn.first,
+            "to last work, ms": turn.last,
         }
 
 
+def host_config(layers: int) -> dict[str, Any]:
+    """Return E4B's config with small widths, and with its first layers alone if they are fewer."""
+    config = launches.e4b_config(**launches.SMALL)
+    text = config["text_config"]
+    if layers < text["num_hidden_layers"]:
+        types = ["full_attention"] * layers
+        text |= {"num_hidden_layers": layers, "num_kv_shared_layers": 0, "layer_types": types}
+    return config
+
+
 def answers(model: str, variant: str | None, sizes: Sizes) -> Iterator[Row]:
-    """Convert and load a model and ask it; peak memory is that of each of the three alone."""
+    """Convert and load a model and ask it, without drafts and with; peak memory is each part's."""
     mx.reset_peak_memory()
     begun = time.perf_counter()
     folder = library.converted_folder(model, variant)
@@ -155,20 +160,22 @@ def answers(model: str, variant: str | None, sizes: Sizes) -> Iterator[Row]:
         "peak memory, GB": mx.get_peak_memory() / 1e9,
         "memory in use, GB": mx.get_active_memory() / 1e9,
     }
-    for prompt in sizes.prompts:
+    for prompt, draft in product(sizes.prompts, DRAFTS):
         mx.reset_peak_memory()
         begun = time.perf_counter()
         messages = [{"role": "user", "content": prompt}]
-        pieces = list(
-            library.stream_generate(loaded, tokenizer, messages, max_tokens=sizes.max_tokens)
-        )
+        options = {"max_tokens": sizes.max_tokens, "draft": draft}
+        pieces = list(library.stream_generate(loaded, tokenizer, messages, **options))
+        last = pieces[-1]
         yield {
             "what": prompt,
+            "drafts": draft,
             "s": time.perf_counter() - begun,
             "peak memory, GB": mx.get_peak_memory() / 1e9,
-            "prompt, tokens": pieces[-1].prompt_tokens,
-            "prompt, tokens/s": pieces[-1].prompt_tps,
-            "answer, tokens": pieces[-1].generation_tokens,
-            "answer, tokens/s": pieces[-1].generation_tps,
+            "prompt, tokens": last.prompt_tokens,
+            "prompt, tokens/s": last.prompt_tps,
+            "answer, tokens": last.generation_tokens,
+            "answer, tokens/s": last.generation_tps,
+            "tokens a pass": last.generation_tokens / max(1, last.passes),
             "answer": "".join(piece.text for piece in pieces),
         }

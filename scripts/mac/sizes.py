@@ -41,6 +41,13 @@ class Sizes:
     seconds: int
 
 
+# For what drafts bring where an answer repeats the prompt.
+QUOTED = (
+    "Repeat this text word by word, then say how many sentences it has: Mia has a red kite. The "
+    "kite flies over the green hill. Tom runs to the hill and looks up. Mia lets Tom hold the red "
+    "kite."
+)
+
 FULL = Sizes(
     bits=tuple(range(1, 9)),
     dtypes=(mx.float32, mx.float16, mx.bfloat16),
@@ -61,7 +68,7 @@ FULL = Sizes(
     rounds=5,
     working_set=96 << 20,
     read=512 << 20,
-    prompts=model_card.PROMPTS,
+    prompts=(*model_card.PROMPTS, QUOTED),
     max_tokens=200,
     seconds=600,
 )
@@ -104,7 +111,7 @@ REHEARSAL = Sizes(
     many=(9,),
     prefill=(4,),
     chunk=2,
-    layers=1,
+    layers=2,
     calls=2,
     rounds=1,
     working_set=1,

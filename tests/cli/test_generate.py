@@ -296,6 +296,22 @@ def test_coded_keys_and_values_answer_too(capsys):
     assert answer(capsys, "-p", STORY, "--max-kv-size", "512") == "red"
 
 
+def test_drafts_bring_the_same_answer_and_statistics_tell(capsys):
+    asked = ["--model", str(demo.folder()), "-p", STORY, "--think", "--seed", "1"]
+    printed = []
+    for draft in ("none", "lookup"):
+        main([*asked, "--draft", draft])
+        printed.append(capsys.readouterr())
+    plain, drafted = printed
+    assert drafted.out == plain.out
+    assert "Passes" not in plain.err
+    passes, tokens = (
+        int(re.search(rf"{name}: (\d+)", drafted.err)[1]) for name in ("Passes", "Generation")
+    )
+    assert passes < tokens
+    assert f"Passes: {passes}, {tokens / passes:.3f} tokens-per-pass\n" in drafted.err
+
+
 def test_a_model_without_room_is_refused_unless_forced(capsys, monkeypatch):
     small = Machine("a small machine", 1 << 30, 1 << 22, has_metal=False)
     monkeypatch.setattr(verdict, "this_machine", lambda folder: small)

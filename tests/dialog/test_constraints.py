@@ -4,6 +4,7 @@ import asyncio
 import functools
 import json
 import random
+from dataclasses import replace
 
 import demo
 import jsonschema
@@ -13,13 +14,13 @@ import real_tokenizer
 from llguidance import LLTokenizer
 from walks import walk
 
-from hlwq_mlx.dialog import grammar_trial
+from hlwq_mlx.dialog import constraints, grammar_trial
 from hlwq_mlx.dialog.constraints import Form, compile_grammar, require_bounded, write_grammar
 from hlwq_mlx.dialog.grammar import ToolCall, parse_answer, print_answer
 from hlwq_mlx.dialog.placeholders import ENCLOSURES, MARKERS
 from hlwq_mlx.dialog.tokenizer import load_tokenizer
 from hlwq_mlx.dialog.vocabulary import Vocabulary, make_tables
-from hlwq_mlx.errors import CheckpointError, RequestError
+from hlwq_mlx.errors import BusyError, CheckpointError, RequestError
 
 
 @functools.cache
@@ -314,6 +315,17 @@ def chain(count):
 def test_a_hostile_schema_costs_a_child_its_life(schema, problem):
     with pytest.raises(RequestError, match=problem):
         require_bounded(write_grammar(Form(schema=schema)))
+
+
+def test_a_busy_machine_says_nothing_of_a_schema(monkeypatch):
+    """64 streams on two cores had a good one refused for good."""
+    schema = {"type": "object", "properties": {"only_here": {"type": "string"}}}
+    grammar = write_grammar(Form(schema=schema))
+    monkeypatch.setattr(constraints, "TRIAL", replace(constraints.TRIAL, wall_s=0.0))
+    with pytest.raises(BusyError, match="busy machine"):
+        require_bounded(grammar)
+    monkeypatch.undo()
+    require_bounded(grammar)
 
 
 def test_schemas_that_multiply_are_refused_before_they_are_written():

@@ -6,7 +6,7 @@ import pytest
 from demo import load as load_demo
 from oracle import model as oracle_model
 
-from hlwq_mlx.engine import answer, overlap, worker
+from hlwq_mlx.engine import overlap
 from hlwq_mlx.engine.answer import generate_tokens, make_chooser
 from hlwq_mlx.engine.batch import answer_together
 from hlwq_mlx.engine.decoding import Decoding
@@ -124,12 +124,11 @@ def test_the_last_token_is_not_read():
 
 def test_both_ways_to_answer_work_ahead(monkeypatch):
     made = []
-    for module in (answer, worker):
-        monkeypatch.setattr(
-            module, "make_step", lambda model: made.append(make_step(model)) or made[-1]
-        )
+    monkeypatch.setattr(
+        overlap, "make_step", lambda model: made.append(make_step(model)) or made[-1]
+    )
     model = oracle_model()
-    alone = [token for token, _ in generate_tokens(model, Request(Prepared(PROMPT), max_tokens=4))]
+    alone = [each.token for each in generate_tokens(model, Request(Prepared(PROMPT), max_tokens=4))]
     assert answer_together(model, [Task(PROMPT, max_tokens=4)]) == [alone]
     assert [type(step) for step in made] == [OverlappedStep] * 2
 
@@ -151,7 +150,7 @@ def eager(monkeypatch):
 
 
 def greedy(model):
-    return [token for token, _ in generate_tokens(model, Request(Prepared(PROMPT), max_tokens=5))]
+    return [each.token for each in generate_tokens(model, Request(Prepared(PROMPT), max_tokens=5))]
 
 
 def test_a_backend_that_evaluates_at_once_gets_its_rows_first(eager, monkeypatch):

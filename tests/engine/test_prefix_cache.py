@@ -49,8 +49,9 @@ def answer(model, prompt, *, keys=(), steps=STEPS, prefix=None, **options):
         on_prefill=lambda done, total: begins.append(done),
         **options,
     )
-    ids, scores = zip(*generate_tokens(model, request, prefix), strict=True)
-    return Answer(list(ids), np.array(mx.stack(scores)), begins[0])
+    found = [*generate_tokens(model, request, prefix)]
+    scores = mx.stack([each.scores for each in found])
+    return Answer([each.token for each in found], np.array(scores), begins[0])
 
 
 def require_same(found, wanted, tolerance=TOLERANCE):
@@ -235,7 +236,7 @@ def test_an_answer_that_is_ended_early_is_gone_on_with(model):
     wanted = answer(model, FIRST)
     prefix = made(model)
     stream = generate_tokens(model, Request(Prepared(FIRST), max_tokens=STEPS), prefix)
-    taken = [next(stream)[0] for _ in range(4)]
+    taken = [next(stream).token for _ in range(4)]
     stream.close()
     assert taken == wanted.ids[:4]
     prompt = [*FIRST, *taken, *MORE]
@@ -269,7 +270,7 @@ def test_after_an_interruption_the_next_prompt_is_right(model, stop_at):
 def test_an_interrupted_answer_leaves_its_prompt(model):
     prefix = made(model)
     stream = generate_tokens(model, Request(Prepared(FIRST), max_tokens=STEPS), prefix)
-    first, _ = next(stream)
+    first = next(stream).token
     with pytest.raises(KeyboardInterrupt):
         stream.throw(KeyboardInterrupt)
     prompt = [*FIRST, first, *MORE]

@@ -17,6 +17,7 @@ from hlwq_mlx.gemma4.model import Model, ModelArgs, Resources
 from hlwq_mlx.mlxlm import caches as mlxlm_caches
 from hlwq_mlx.quant import codec, tables
 from hlwq_mlx.quant.packing import pack_p32
+from scripts.benchmarks.shapes import e4b_config
 
 IMAGE, AUDIO, VIDEO = 300, 301, 302
 TEXT = mx.array(array("text_ids"))
@@ -132,6 +133,55 @@ def test_prefill_runs_the_sharing_layers_for_one_position():
     layers[5:] = [Watched(layer) for layer in layers[5:]]
     tiny.prefill(TEXT, tiny.make_cache())
     assert seen == [(1, 1)] * 3
+
+
+def test_prefill_finishes_the_last_layer_with_keys_for_one_position():
+    """And a chunk that is not the last does not run it beyond its keys and values."""
+    tiny, seen = fresh_model(), []
+    layer = tiny.layers[4]
+    mlp = layer.mlp
+
+    def watched(x):
+        seen.append(x.rows)
+        return mlp(x)
+
+    layer.mlp = watched
+    cache = tiny.make_cache()
+    tiny.fill_cache(TEXT[:, :9], cache)
+    assert seen == []
+    tiny.prefill(TEXT[:, 9:], cache)
+    assert seen == [1]
+
+
+@pytest.mark.parametrize("cached", [0, 9])
+def test_prefill_mixes_the_rows_of_layers_that_read_them(monkeypatch, cached):
+    """Of every position those of the layers before the last with keys, of the last one the rest."""
+    text, mixed = model().model.language_model, []
+    mix = type(text).per_layer_inputs
+
+    def spy(self, x, rows, layers):
+        found = mix(self, x, rows, layers)
+        mixed.append((x.shape[1], len(found)))
+        return found
+
+    monkeypatch.setattr(type(text), "per_layer_inputs", spy)
+    cache = model().make_cache()
+    if cached:
+        model().fill_cache(TEXT[:, :cached], cache)
+        assert mixed == [(cached, 4)]
+        mixed.clear()
+    model().prefill(TEXT[:, cached:], cache)
+    assert sorted(mixed) == [(1, 4), (TEXT.shape[1] - cached, 4)]
+
+
+def test_a_model_of_one_layer_reads_a_prompt():
+    sizes = {"vocab_size": 64, "vocab_size_per_layer_input": 64, "hidden_size": 32, "head_dim": 16}
+    few = {"num_hidden_layers": 1, "num_kv_shared_layers": 0, "layer_types": ["full_attention"]}
+    narrow = {"hidden_size_per_layer_input": 8, "intermediate_size": 32, "global_head_dim": 16}
+    args = ModelArgs.from_dict(e4b_config(**sizes, **few, **narrow))
+    one = Model(args, Resources(lambda ids: mx.ones((*ids.shape, 8))))
+    ids = mx.array([[1, 2, 3]])
+    assert_close(one.prefill(ids, one.make_cache()), one(ids)[:, -1:], 1e-5)
 
 
 def test_a_batch_of_two_is_two_batches():

@@ -43,7 +43,12 @@ from hlwq_mlx.memory.need import (
     tower_bytes,
     vision_bytes,
 )
-from hlwq_mlx.memory.verdict import check_before_download, judge, longest_context
+from hlwq_mlx.memory.verdict import (
+    check_before_download,
+    judge,
+    longest_context,
+    with_long_chunk,
+)
 from hlwq_mlx.source.repository import Source
 from hlwq_mlx.write import convert, leftovers
 
@@ -137,7 +142,7 @@ def test_a_refusal_has_the_numbers(pq5):
     with pytest.raises(DeviceError) as refused:
         judge(pq5, SETTINGS, machine).require()
     text = str(refused.value)
-    assert text.startswith("[memory] needed 6.2")
+    assert text.startswith("[memory] needed 6.19")
     assert "for a context of 8192 (text weights 5.50 GB, keys and values 192.90 MB, " in text
     assert (
         "got 5.73 GB on 8 GB, macOS 15. Choose a variant of fewer bits, or convert it with" in text
@@ -269,6 +274,20 @@ def test_this_machine():
 def test_one_default_for_a_chunk():
     assert cli.LEFTOVERS == leftovers.CHOICES
     assert cli.PREFILL_STEP == PREFILL_STEP == Settings(1).prefill_step
+
+
+def test_a_long_chunk_costs_no_context(pq5):
+    """Of E4B in 16 GB there is memory for one, in 8 GB none; and a CPU gains nothing by it."""
+    assert with_long_chunk(pq5, SETTINGS, MAC).prefill_step == 2048
+    small, found = mac(8, 15), of_variant("PQ3")
+    assert judge(found, SETTINGS, small).is_fit
+    assert with_long_chunk(found, SETTINGS, small) == SETTINGS
+    assert with_long_chunk(pq5, SETTINGS, replace(MAC, has_metal=False)) == SETTINGS
+    # Where the longest context of all fits beside a long chunk, and where it does not.
+    for step, spare, chosen in ((2048, 1e6, 2048), (2048, -1e8, 1024), (1024, -1e8, 512)):
+        whole = need(pq5, replace(LONG, prefill_step=step), MAC).total
+        tight = replace(MAC, limit_bytes=int(whole + spare))
+        assert with_long_chunk(pq5, LONG, tight).prefill_step == chosen
 
 
 def test_settings_of_a_short_context():

@@ -262,3 +262,20 @@ def test_tried_within_a_compiled_function():
 
 def _twin_as_path(x, matrix, tile):
     return reference(x, matrix)
+
+
+def evaluated(x):
+    y = x * 2
+    mx.eval(y)
+    return y
+
+
+def broken(x):
+    raise RuntimeError("no such kernel")
+
+
+@pytest.mark.parametrize(
+    ("kernel", "is_lazy"), [(codec.hadamard, True), (evaluated, False), (broken, False)]
+)
+def test_a_kernel_that_reads_its_input_at_once_is_not_lazy(kernel, is_lazy):
+    assert selftest.is_lazy(kernel) == is_lazy

@@ -48,9 +48,10 @@ def test_a_rehearsal_takes_every_step(folder):
         **{"few_rows": 1, "few_geglu": 1, "many_rows": 1, "decoded": 1, "rows_of": 1},
         **{"residual_norm": 2, "gelu_mul": 1, "hadamard": 1},
     }
-    answered = report["steps"]["The demo model"]["rows"][-1]
-    assert answered["answer"] == "4"
-    assert answered["answer, tokens/s"] > 0
+    *_, plain, drafted = report["steps"]["The demo model"]["rows"]
+    assert [row["drafts"] for row in (plain, drafted)] == ["none", "lookup"]
+    assert plain["answer"] == drafted["answer"] == "4"
+    assert plain["answer, tokens/s"] > 0 and plain["tokens a pass"] == 1
     assert report["machine"]["versions"]["mlx"] == mx.__version__
 
 
@@ -116,7 +117,7 @@ def test_a_person_s_own_prompts_are_asked(tmp_path, monkeypatch):
         assert mac_report.main(["--output", str(tmp_path), *options]) == 0
         report = json.loads((tmp_path / "mac-report.json").read_text())
         asked[name] = report["steps"]["Asked"]["rows"][0]["prompts"]
-    assert asked == {"ours": " | ".join(model_card.PROMPTS), "theirs": "One | Two"}
+    assert asked == {"ours": " | ".join(FULL.prompts), "theirs": "One | Two"}
 
 
 def test_what_came_before_a_crash_is_written(tmp_path, monkeypatch):
@@ -199,6 +200,7 @@ def test_a_kernel_that_is_wrong_is_a_fault_at_every_shape(monkeypatch):
 
 def test_the_full_run_tries_what_exists():
     sizes = FULL
+    assert sizes.prompts[:-1] == model_card.PROMPTS
     assert set(sizes.timed_bits) >= kernel_times.TARGET_MS.keys()
     for tile in sizes.tiles:
         assert any(K // UNIT % tile.lanes == 0 for K, _ in sizes.shapes)
@@ -289,7 +291,7 @@ def test_peak_memory_is_that_of_each_part_alone(monkeypatch):
 
     answered = SimpleNamespace(
         **{"prompt_tokens": 1, "prompt_tps": 1.0, "generation_tokens": 1, "generation_tps": 1.0},
-        text="4",
+        **{"text": "4", "passes": 1},
     )
     monkeypatch.setattr(model_times.library, "converted_folder", take(1 << 22, Path("converted")))
     monkeypatch.setattr(model_times.library, "load", take(1 << 20, (None, None)))
@@ -297,6 +299,6 @@ def test_peak_memory_is_that_of_each_part_alone(monkeypatch):
     gc.collect()  # arrays of other tests would be let go between the two
     held = mx.get_active_memory() / 1e9
     rows = model_times.answers("model", "PQ5", REHEARSAL)
-    converting, loading, _ = (row["peak memory, GB"] - held for row in rows)
+    converting, loading, *_ = (row["peak memory, GB"] - held for row in rows)
     assert converting > 0.016
     assert 0.004 < loading < 0.008

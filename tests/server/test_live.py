@@ -267,6 +267,19 @@ def test_prompts_are_kept_on_disk_for_the_next_start(tmp_path):
     assert list(Path(tmp_path / "cache").iterdir())
 
 
+def test_drafts_bring_the_same_answer_in_fewer_passes(server):
+    """A thought quotes the story; the drafted server's probabilities are the plain one's."""
+    asked = {"messages": [{"role": "user", "content": f"{demo.STORY}\n{demo.STORY_QUESTION}"}]}
+    asked |= {"chat_template_kwargs": {"enable_thinking": True}, "logprobs": True, "seed": 4}
+    with running(demo.folder(), "--draft", "lookup") as drafting:
+        for temperature in (0, 1):
+            request = asked | {"temperature": temperature}
+            found, wanted = (each.post(CHAT, request)[1] for each in (drafting, server))
+            assert found["choices"] == wanted["choices"]
+        assert drafting.metric("engine_passes") < drafting.metric("engine_tokens")
+    assert server.metric("engine_passes") == server.metric("engine_tokens")
+
+
 @pytest.mark.slow  # test_engine_memory.py has it without a process of its own
 def test_an_idle_model_is_dropped_and_comes_back():
     with running(demo.folder(), "--idle-unload", "1") as server:

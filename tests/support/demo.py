@@ -22,6 +22,7 @@ SHIPPED = (
     *("config.json", "generation_config.json", "processor_config.json", "model.safetensors"),
     *("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"),
     *("PQ5/codes.safetensors", "PQ5/bf16.safetensors"),
+    *("drafter/config.json", "drafter/model.safetensors"),
 )
 
 

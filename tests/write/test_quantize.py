@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 from hlwq_mlx.errors import RequestError, SourceError
 from hlwq_mlx.source.repository import Source
 from hlwq_mlx.source.rules import variant_rule
-from hlwq_mlx.write.quantize import Encoder, write_published
+from hlwq_mlx.write.quantize import Encoder, count_strong_means, write_published
 
 
 @pytest.fixture
@@ -107,3 +107,13 @@ def test_what_cannot_be_written_is_refused(original, tmp_path):
     with pytest.raises(RequestError, match=r"got 5 that are coded and 0 to be coded"):
         write_published(Source(tmp_path / "PQ5"), rule, tmp_path / "again", Encoder())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["PQ5", "original"]
+
+
+@pytest.mark.parametrize("scale", [1, 1e-25, 1e25, 1e-44])
+def test_strong_means_are_told_apart_whatever_the_magnitude(scale):
+    """16 equal weights are at the limit exactly, where float32 alone might go either way."""
+    weight = np.zeros((8, 128), np.float32)
+    for row in range(8):
+        weight[row, : 13 + row] = scale
+    assert count_strong_means(weight) == 4
+    assert count_strong_means(-weight[:, :120]) == 4

@@ -13,6 +13,7 @@ M rows of x, N rows and K columns of the matrix.
 """
 
 from collections.abc import Callable
+from functools import cache, partial
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -50,14 +51,16 @@ class Metal(Product):
         self._stock: Product | None = None
         self._qmm_rows = device.chip().qmm_rows
         self._passed: dict[mx.Dtype, Passed] = {}
+        self._tiles = _tiles(matrix)
+        self.is_lazy = selftest.is_lazy(kernels.hadamard)
         self._try_kernels(device.activation_dtype())
 
     def __call__(self, x: Activation) -> mx.array:
         x.check("metal.Metal", self._matrix.shape[1])
-        passed = self._try_kernels(x.dtype)
-        if passed.few and x.rows <= QMV_ROWS:
-            return few_rows(x, self._matrix)
-        if passed.many and QMV_ROWS < x.rows <= self._qmm_rows:
+        passed, rows = self._passed.get(x.dtype) or self._try_kernels(x.dtype), x.rows
+        if passed.few and rows <= QMV_ROWS:
+            return few_rows(x, self._matrix, self._tiles[rows])
+        if passed.many and QMV_ROWS < rows <= self._qmm_rows:
             return many_rows(x, self._matrix)
         return decoded(x, self._matrix) if self._stock is None else self._stock(x)
 
@@ -82,12 +85,15 @@ class MetalGateUp(Product):
         self._matrix = matrix
         self._product = Metal(matrix, stock)
         self._passed: dict[mx.Dtype, bool] = {}
+        self._tiles = _tiles(matrix)
+        self.is_lazy = self._product.is_lazy
         self._try_geglu(device.activation_dtype())
 
     def __call__(self, x: Activation) -> mx.array:
         x.check("metal.MetalGateUp", self._matrix.shape[1])
-        if x.rows <= QMV_ROWS and self._try_geglu(x.dtype):
-            return few_geglu(x, self._matrix)
+        rows = x.rows
+        if rows <= QMV_ROWS and self._try_geglu(x.dtype):
+            return few_geglu(x, self._matrix, self._tiles[rows])
         return ops.gelu_mul(*mx.split(self._product(x), 2, axis=-1))
 
     def _try_geglu(self, dtype: mx.Dtype) -> bool:
@@ -146,9 +152,14 @@ def passes_with_all_tiles(
     path: selftest.Path, twin: selftest.Twin, matrix: CodedMatrix, dtype: mx.Dtype
 ) -> bool:
     """Return whether a path works with all tiles of 1 to 8 rows, so that all may take it."""
-    counts = range(1, QMV_ROWS + 1)
-    tiles = dict.fromkeys(kernels.qmv_tile(matrix.bits, M, *matrix.shape) for M in counts)
+    tiles = dict.fromkeys(_tiles(matrix).values())
     return all(selftest.passes(path, twin, matrix.bits, dtype, tile) for tile in tiles)
+
+
+def _tiles(matrix: CodedMatrix) -> dict[int, Tile]:
+    """Return the tile for each number of rows."""
+    counts = range(1, QMV_ROWS + 1)
+    return {M: kernels.qmv_tile(matrix.bits, M, *matrix.shape) for M in counts}
 
 
 def can_embed(bits: int, dtype: mx.Dtype) -> bool:
@@ -159,13 +170,15 @@ def can_embed(bits: int, dtype: mx.Dtype) -> bool:
 def few_rows(x: Input, matrix: CodedMatrix, tile: Tile | None = None) -> mx.array:
     """Rotate and multiply by `kernels.qmv`."""
     x = Activation.of(x)
-    return kernels.qmv(x.rotated(_rotate), matrix, dtype=x.dtype, tile=tile)
+    rows, leading = x.rotated_rows(_rotate), x.plain.shape[:-1]
+    return kernels.qmv(rows, matrix, dtype=x.dtype, tile=tile, leading=leading)
 
 
 def few_geglu(x: Input, matrix: CodedMatrix, tile: Tile | None = None) -> mx.array:
     """Rotate and multiply by `kernels.geglu`."""
     x = Activation.of(x)
-    return kernels.geglu(x.rotated(_rotate), matrix, dtype=x.dtype, tile=tile)
+    rows, leading = x.rotated_rows(_rotate), x.plain.shape[:-1]
+    return kernels.geglu(rows, matrix, dtype=x.dtype, tile=tile, leading=leading)
 
 
 def many_rows(x: Input, matrix: CodedMatrix, tile: Tile | None = None) -> mx.array:
@@ -181,10 +194,30 @@ def decoded(x: Input, matrix: CodedMatrix, tile: Tile | None = None) -> mx.array
     """
     x = Activation.of(x)
     rotated = x.rotated(_rotate)
-    largest = mx.maximum(mx.abs(rotated).max(axis=-1, keepdims=True), 1e-30)
-    weight = kernels.rotated_weight(matrix, dtype=mx.float16)
-    y = (rotated / largest).astype(mx.float16) @ weight.T
-    return (y.astype(mx.float32) * largest).astype(x.dtype)
+    # Of abs(rotated) there would be a copy.
+    most, least = (each(rotated, axis=-1, keepdims=True) for each in (mx.max, mx.min))
+    largest = _largest(most, least)
+    y = _scaled(rotated, largest) @ kernels.rotated_weight(matrix, dtype=mx.float16).T
+    return _unscaled(x.dtype)(y, largest)
+
+
+@partial(mx.compile, shapeless=True)  # one pass over memory, where every step would be one
+def _largest(most: mx.array, least: mx.array) -> mx.array:
+    return mx.maximum(mx.maximum(most, -least), 1e-30)
+
+
+@partial(mx.compile, shapeless=True)
+def _scaled(rotated: mx.array, largest: mx.array) -> mx.array:
+    return (rotated / largest).astype(mx.float16)
+
+
+@cache
+def _unscaled(dtype: mx.Dtype) -> Callable[[mx.array, mx.array], mx.array]:
+    def unscale(y: mx.array, largest: mx.array) -> mx.array:
+        return (y.astype(mx.float32) * largest).astype(dtype)
+
+    unscaled: Callable[[mx.array, mx.array], mx.array] = mx.compile(unscale, shapeless=True)
+    return unscaled
 
 
 def rows_of(ids: mx.array, matrix: CodedMatrix, tile: Tile | None = None) -> mx.array:

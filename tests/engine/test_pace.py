@@ -1,0 +1,63 @@
+"""How many tokens are drafted: counted in passes, for drafts that are never right, and ever."""
+
+import numpy as np
+import pytest
+
+from hlwq_mlx.engine.pace import Pace
+
+MOST = 4
+
+
+def run(chance, cost, tokens, seed=0):
+    """Return what an answer costs, in passes of one token, if drafts are accepted so often."""
+    pace, draw = Pace(), np.random.default_rng(seed)
+    made, passes, drafted = 1, 0, 0
+    while made < tokens:
+        count = pace.count(min(MOST, tokens - made - 1), cost)
+        accepted = int(np.cumprod(draw.random(count) < chance).sum())
+        if count:
+            pace.learn(count, accepted, cost)
+        for _ in range(accepted + 1):
+            pace.take()
+        made, passes, drafted = made + accepted + 1, passes + 1, drafted + count
+    return passes + cost * drafted
+
+
+@pytest.mark.parametrize("cost", [0.01, 0.05, 0.1, 0.3, 1.0, 1.5])
+@pytest.mark.parametrize("tokens", [20, 100, 1000])
+def test_drafts_that_are_never_right_cost_at_most_3_percent(cost, tokens):
+    assert tokens - 1 <= run(0.0, cost, tokens) <= 1.03 * tokens
+
+
+@pytest.mark.parametrize("chance", [0.1, 0.3, 0.5])
+def test_drafts_that_are_seldom_right_cost_no_more(chance):
+    for cost in (0.05, 0.3, 1.0):
+        assert max(run(chance, cost, 300, seed) for seed in range(5)) <= 1.03 * 300
+
+
+def test_drafts_that_are_right_are_as_many_as_may_be():
+    assert run(1.0, 0.05, 500) < 500 / (MOST + 1) * (1 + 0.05 * MOST) * 1.05
+
+
+def test_it_recovers_from_bad_luck_and_gives_up_soon():
+    pace = Pace()
+    tried = []
+    for _ in range(200):
+        tried.append(pace.count(MOST, 0.05))
+        pace.learn(tried[-1], 0, 0.05)
+        pace.take()
+    assert set(tried[20:]) == {0, 1}
+    assert sum(tried[20:]) <= 0.2 * 180
+    while not pace.count(MOST, 0.05):
+        pace.take()
+    for _ in range(8):  # now all that is drafted is right
+        count = pace.count(MOST, 0.05)
+        pace.learn(count, count, 0.05)
+        for _ in range(count + 1):
+            pace.take()
+    assert pace.count(MOST, 0.05) == MOST
+
+
+def test_tokens_that_cost_a_pass_are_not_drafted():
+    pace = Pace()
+    assert [pace.count(MOST, cost) for cost in (0.02, 1.0)] == [MOST, 0]
