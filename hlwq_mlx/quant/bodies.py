@@ -79,6 +79,19 @@ threadgroup float powers[32];
 threadgroup float2 table[hlwq::table_size(B)];
 hlwq::qmm<B>(
     x, codes, norms, centroids, y, tile, powers, table, uint(x_shape[0]), uint(x_shape[1]),
+    uint(norms_shape[0]), uint(norms_shape[0]), 0u, threadgroup_position_in_grid,
+    thread_index_in_threadgroup, simdgroup_index_in_threadgroup);""",
+    ),
+    "gather_qmm": Body(
+        "gather_qmm",
+        ("x", "starts", *_MATRIX),
+        ("y",),
+        """
+threadgroup float4 tile[512];
+threadgroup float powers[32];
+threadgroup float2 table[hlwq::table_size(B)];
+hlwq::gather_qmm<B, EXPERTS>(
+    x, starts, codes, norms, centroids, y, tile, powers, table, uint(x_shape[1]),
     uint(norms_shape[0]), threadgroup_position_in_grid, thread_index_in_threadgroup,
     simdgroup_index_in_threadgroup);""",
     ),

@@ -271,6 +271,18 @@ def qmm(x: mx.array, matrix: CodedMatrix) -> mx.array:
     return _product("codec.qmm", x, matrix)
 
 
+def gather_qmm(x: mx.array, starts: mx.array, matrix: CodedMatrix, count: int) -> mx.array:
+    """Multiply rotated rows that are in the order of their experts: as `gather_qmv`, one for each.
+
+    `starts` says where each expert's rows begin, and at last how many rows there are.
+
+    Shapes: x [P, K] rotated, starts [count + 1], matrix [count * N, K] -> [P, N].
+    Raises: as `gather_qmv`.
+    """
+    experts = (mx.arange(x.shape[0])[:, None] >= starts[1:]).sum(axis=-1, keepdims=True)
+    return gather_qmv(x, experts, matrix, count)[:, 0]
+
+
 def geglu(x: mx.array, matrix: CodedMatrix) -> mx.array:
     """Multiply rotated rows by a coded gate|up, and return gelu(gate) * up.
 

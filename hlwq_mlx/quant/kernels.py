@@ -200,6 +200,45 @@ def gather_qmv(
     return y
 
 
+def gather_qmm(
+    x: mx.array,
+    starts: mx.array,
+    matrix: CodedMatrix,
+    count: int,
+    *,
+    dtype: mx.Dtype | None = None,
+) -> mx.array:
+    """Multiply rotated rows, in the order of their experts, by a stack of `count` coded matrices.
+
+    Numbers are rounded as by `qmm`. `starts` must rise from 0 to the number of rows.
+
+    Shapes: as codec.gather_qmm.
+    Raises: ShapeError when an array does not fit the others or the limits of gather_qmm.metal.
+    """
+    where = "kernels.gather_qmm"
+    check_matrix(where, matrix)
+    height, K = matrix.shape
+    rows = _rows(where, x, K)
+    P, N = rows.shape[0], height // count
+    codec.check_ids(where, starts)
+    if P < 1 or height % count or starts.shape != (count + 1,):
+        raise ShapeError(
+            f"[{where}] needed rows of x, {count} matrices of one height and their {count + 1} "
+            f"starts, got {P} rows, {height} and {starts.shape}. Sort the rows by expert."
+        )
+    (y,) = _run(
+        "gather_qmm",
+        [rows, starts.astype(mx.uint32), *matrix.arrays],
+        [("B", matrix.bits), ("EXPERTS", count)],
+        # A threadgroup computes 64 outputs of 32 rows of one expert.
+        grid=(_GROUP * -(-N // 64), P // 32 + count, 1),
+        group=(_GROUP, 1, 1),
+        shapes=[(P, N)],
+        dtypes=[dtype or x.dtype],
+    )
+    return y
+
+
 def gather_tile(bits: int, N: int, K: int) -> Tile:
     """Return the tile of this machine's chip for one row and matrices [N, K] of a stack."""
     return qmv_tile(bits, 1, N, K)

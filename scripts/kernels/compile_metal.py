@@ -77,7 +77,8 @@ def calls() -> Iterator[Callable[[], Any]]:
         for kernel in (kernels.dequantize, kernels.rotated_weight):
             yield lambda k=kernel, m=matrix, d=dtype: k(m, dtype=d)
         yield lambda m=matrix, d=dtype: kernels.embed(mx.array([1]), m, dtype=d)
-        row = mx.zeros((1, selftest.COLUMNS))
+        row, starts = mx.zeros((1, selftest.COLUMNS)), mx.zeros(8, mx.uint32)
+        yield lambda x=row, s=starts, m=matrix, d=dtype: kernels.gather_qmm(x, s, m, 7, dtype=d)
         for k in (1, 8):  # fewer than eight are in another address space
             chosen = mx.zeros((1, k), mx.uint32)
             yield lambda x=row, e=chosen, m=matrix, d=dtype: kernels.gather_qmv(x, e, m, 7, dtype=d)

@@ -32,6 +32,7 @@ MATRIX_CALLS = {
     "rotated_weight": kernels.rotated_weight,
     "embed": lambda matrix: kernels.embed(mx.array([1]), matrix),
     "gather_qmv": lambda matrix: kernels.gather_qmv(zeros(1, 256), mx.array([[1]]), matrix, 2),
+    "gather_qmm": lambda matrix: kernels.gather_qmm(zeros(1, 256), mx.array([0, 1]), matrix, 1),
 }
 
 
@@ -112,6 +113,22 @@ def test_experts_of_gather_qmv():
         call(zeros(3, 2, dtype=mx.uint32), tile=Tile(2, 16, 4, 1))
     with pytest.raises(ShapeError, match=rf"{where} lanes .*, one row of x at once"):
         call(zeros(3, 2, dtype=mx.uint32), tile=Tile(2, 8, 4, 2))
+
+
+def test_rows_of_gather_qmm():
+    def call(x, starts, count=2):
+        return kernels.gather_qmm(x, starts, matrix(), count)
+
+    where = r"^\[kernels\.gather_qmm\] needed"
+    starts = mx.array([0, 1, 3])
+    with pytest.raises(ShapeError, match=rf"{where} integer ids, got"):
+        call(zeros(3, 256), starts.astype(mx.float32))
+    with pytest.raises(ShapeError, match=rf"{where} rows of x, 2 .* got 0 rows, 16 and \(3,\)"):
+        call(zeros(0, 256), starts)
+    with pytest.raises(ShapeError, match=rf"{where} rows of x, 2 .* 3 starts, got .* \(2,\)"):
+        call(zeros(3, 256), starts[1:])
+    with pytest.raises(ShapeError, match=rf"{where} rows of x, 3 matrices of one height"):
+        call(zeros(3, 256), mx.array([0, 1, 1, 3]), 3)
 
 
 def test_gate_and_up_are_halves():

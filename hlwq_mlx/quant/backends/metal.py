@@ -105,7 +105,11 @@ class MetalGateUp(Product):
 
 
 class MetalExperts(ExpertProduct):
-    """A product with a stack by gather_qmv, any number of rows; `stock` replaces it if it fails."""
+    """A product with a stack: by gather_qmv, of many rows by gather_qmm, sorted by expert.
+
+    Rows are many where an expert has more than 8 of them on average, so 8 rows of x never are.
+    `stock` replaces both if the first fails.
+    """
 
     def __init__(self, matrix: CodedMatrix, experts: int, stock: ExpertStock) -> None:
         kernels.check_matrix("metal.MetalExperts", matrix)
@@ -113,28 +117,50 @@ class MetalExperts(ExpertProduct):
         self._count = experts
         self._make_stock = stock
         self._stock: ExpertProduct | None = None
-        self._try_kernel(device.activation_dtype())
+        self._try_kernels(device.activation_dtype())
 
     def __call__(self, x: Activation, experts: mx.array) -> mx.array:
         x.check("metal.MetalExperts", self._matrix.shape[1])
-        if self._try_kernel(x.dtype):
+        passed = self._try_kernels(x.dtype)
+        is_many = experts.size > QMV_ROWS * self._count
+        if passed.many and is_many:
+            return sorted_experts(x, experts, self._matrix, self._count)
+        if passed.few:
             rotated = x.rotated(_rotate)
             return kernels.gather_qmv(rotated, experts, self._matrix, self._count, dtype=x.dtype)
         if self._stock is None:
             self._stock = self._make_stock(self._matrix, self._count)
         return self._stock(x, experts)
 
-    def _try_kernel(self, dtype: mx.Dtype) -> bool:
-        """Return whether the kernel works for x of `dtype`."""
-        N, K = self._matrix.shape
-        tile = kernels.gather_tile(self._matrix.bits, N // self._count, K)
-        return selftest.passes(tried_experts, reference_experts, self._matrix.bits, dtype, tile)
+    def _try_kernels(self, dtype: mx.Dtype) -> Passed:
+        """Return which ways work for x of `dtype`; there is no decoded one."""
+        bits, (N, K) = self._matrix.bits, self._matrix.shape
+        tile = kernels.gather_tile(bits, N // self._count, K)
+        few = selftest.passes(tried_experts, reference_experts, bits, dtype, tile)
+        many = selftest.passes(tried_sorted, reference_experts, bits, dtype)
+        return Passed(few, many, decoded=False)
+
+
+def sorted_experts(x: Activation, experts: mx.array, matrix: CodedMatrix, count: int) -> mx.array:
+    """Sort the rows by expert, multiply by `kernels.gather_qmm`, and sort back."""
+    flat = experts.reshape(-1)
+    order = mx.argsort(flat)
+    rotated = x.rotated(_rotate)
+    rows = rotated.reshape(-1, rotated.shape[-1])[order // experts.shape[-1]]
+    starts = (flat < mx.arange(count + 1)[:, None]).sum(axis=-1)
+    y = kernels.gather_qmm(rows, starts, matrix, count, dtype=x.dtype)
+    return y[mx.argsort(order)].reshape(*experts.shape, y.shape[-1])
 
 
 def tried_experts(x: mx.array, matrix: CodedMatrix, tile: Tile | None = None) -> mx.array:
     """Multiply by some of a stack that `matrix` is taken for, by `kernels.gather_qmv`."""
     rotated, experts = Activation.of(x).rotated(_rotate), _tried(x)
     return kernels.gather_qmv(rotated, experts, matrix, TRIED_EXPERTS, dtype=x.dtype, tile=tile)
+
+
+def tried_sorted(x: mx.array, matrix: CodedMatrix, tile: Tile | None = None) -> mx.array:
+    """Do the same by `kernels.gather_qmm`, which has but one tile."""
+    return sorted_experts(Activation.of(x), _tried(x), matrix, TRIED_EXPERTS)
 
 
 def reference_experts(x: mx.array, matrix: CodedMatrix) -> mx.array:
