@@ -6,7 +6,7 @@ import mlx.core as mx
 import pytest
 
 from hlwq_mlx.errors import ShapeError
-from hlwq_mlx.quant import kernels
+from hlwq_mlx.quant import expert_kernels, kernels
 from hlwq_mlx.quant.chips import Tile
 from hlwq_mlx.quant.matrix import CodedMatrix
 
@@ -31,8 +31,12 @@ MATRIX_CALLS = {
     "dequantize": kernels.dequantize,
     "rotated_weight": kernels.rotated_weight,
     "embed": lambda matrix: kernels.embed(mx.array([1]), matrix),
-    "gather_qmv": lambda matrix: kernels.gather_qmv(zeros(1, 256), mx.array([[1]]), matrix, 2),
-    "gather_qmm": lambda matrix: kernels.gather_qmm(zeros(1, 256), mx.array([0, 1]), matrix, 1),
+    "gather_qmv": lambda matrix: expert_kernels.gather_qmv(
+        zeros(1, 256), mx.array([[1]]), matrix, 2
+    ),
+    "gather_qmm": lambda matrix: expert_kernels.gather_qmm(
+        zeros(1, 256), mx.array([0, 1]), matrix, 1
+    ),
 }
 
 
@@ -40,7 +44,7 @@ MATRIX_CALLS = {
 def test_matrices_that_do_not_fit(name):
     call = MATRIX_CALLS[name]
     right = matrix()
-    where = rf"\[kernels\.{name}\]"
+    where = rf"\[{'expert_' if 'gather' in name else ''}kernels\.{name}\]"
     with pytest.raises(ShapeError, match=rf"{where} needed 1 to 8 bits, got 9"):
         call(replace(right, bits=9))
     with pytest.raises(ShapeError, match=rf"{where} needed uint32 codes \(16, 40\) for 5 bits"):
@@ -73,10 +77,10 @@ def test_a_matrix_of_2_to_the_32_words_is_too_large():
 def test_activations_that_do_not_fit(name):
     def call(x, matrix):
         if name == "gather_qmv":
-            return kernels.gather_qmv(x, mx.array([[1]]), matrix, 2)
+            return expert_kernels.gather_qmv(x, mx.array([[1]]), matrix, 2)
         return getattr(kernels, name)(x, matrix)
 
-    where = rf"\[kernels\.{name}\]"
+    where = rf"\[{'expert_' if 'gather' in name else ''}kernels\.{name}\]"
     with pytest.raises(ShapeError, match=rf"{where} needed x \[\.\.\., 256\], got \(1, 128\)"):
         call(zeros(1, 128), matrix())
     with pytest.raises(ShapeError, match=rf"{where} needed a floating x"):
@@ -98,9 +102,9 @@ def test_rows_and_tiles_of_qmv(name):
 
 def test_experts_of_gather_qmv():
     def call(experts, count=2, **options):
-        return kernels.gather_qmv(zeros(3, 256), experts, matrix(), count, **options)
+        return expert_kernels.gather_qmv(zeros(3, 256), experts, matrix(), count, **options)
 
-    where = r"^\[kernels\.gather_qmv\] needed"
+    where = r"^\[expert_kernels\.gather_qmv\] needed"
     with pytest.raises(ShapeError, match=rf"{where} integer ids, got"):
         call(zeros(3, 2))
     with pytest.raises(ShapeError, match=rf"{where} experts \(3, 'k'\) for x \(3, 256\), got \(2"):
@@ -117,9 +121,9 @@ def test_experts_of_gather_qmv():
 
 def test_rows_of_gather_qmm():
     def call(x, starts, count=2):
-        return kernels.gather_qmm(x, starts, matrix(), count)
+        return expert_kernels.gather_qmm(x, starts, matrix(), count)
 
-    where = r"^\[kernels\.gather_qmm\] needed"
+    where = r"^\[expert_kernels\.gather_qmm\] needed"
     starts = mx.array([0, 1, 3])
     with pytest.raises(ShapeError, match=rf"{where} integer ids, got"):
         call(zeros(3, 256), starts.astype(mx.float32))

@@ -12,7 +12,7 @@ import pytest
 from metal_host import FORWARD, REVERSE, Checks, device
 from pairwise import in_turn, pairwise
 
-from hlwq_mlx.quant import codec, kernels
+from hlwq_mlx.quant import codec, expert_kernels, kernels
 from hlwq_mlx.quant.bodies import BODIES, metal_folder
 from hlwq_mlx.quant.kernels import qmv_tile
 from hlwq_mlx.quant.matrix import CodedMatrix
@@ -239,7 +239,7 @@ def test_gather_qmv(bits, M, k, dtypes, K, N):
     x = random(M, K, dtype=dtypes[0])
     experts = mx.random.randint(0, count, (M, k), key=mx.random.key(K)).astype(mx.uint32)
     with device(ALIGNED):
-        y = kernels.gather_qmv(x, experts, matrix, count, dtype=dtypes[1])
+        y = expert_kernels.gather_qmv(x, experts, matrix, count, dtype=dtypes[1])
     assert y.dtype == dtypes[1]
     entries = levels if bits == 1 else levels.astype(np.float16)
     stack = rotated_weight(codes, norms, entries).reshape(count, N, K)
@@ -253,7 +253,7 @@ def test_gather_qmv_takes_the_last_expert_for_one_that_is_none():
     _, matrix = coded(4, 3 * 9, 256)
     x = random(1, 256)
     with device(ALIGNED):
-        y = kernels.gather_qmv(x, mx.array([[3, 1 << 31, 2]], mx.uint32), matrix, 3)
+        y = expert_kernels.gather_qmv(x, mx.array([[3, 1 << 31, 2]], mx.uint32), matrix, 3)
     assert mx.array_equal(y[:, :2], mx.concatenate([y[:, 2:]] * 2, axis=1))
     wanted = codec.gather_qmv(x, mx.array([[2, 2, 2]]), matrix, 3)
     assert_close(y, wanted, TOL["gather_qmv"] + HALF_TABLE)
@@ -296,7 +296,7 @@ def test_gather_qmm(bits, rows, dtypes, K, N):
     x = random(sum(rows), K, dtype=dtypes[0])
     starts = mx.array(np.cumsum([0, *rows]))
     with device(ALIGNED):
-        y = kernels.gather_qmm(x, starts, matrix, len(rows), dtype=dtypes[1])
+        y = expert_kernels.gather_qmm(x, starts, matrix, len(rows), dtype=dtypes[1])
     assert y.dtype == dtypes[1]
     stack = half_weight(*parts).reshape(len(rows), N, K)
     ends = np.cumsum(rows)[:-1]
@@ -414,7 +414,7 @@ def test_every_kernel_has_a_contract_a_twin_and_a_short_text():
         first = (metal_folder() / f"{body.file}.metal").read_text("ascii").splitlines()[0]
         assert first.startswith(f"// {body.file}: ")
         assert callable(getattr(codec, name))
-        assert callable(getattr(kernels, name))
+        assert callable(getattr(expert_kernels if "gather" in name else kernels, name))
         # What a decoded token calls is built and hashed at every call.
         assert len(body.header()) + len(body.text) < (9500 if name == "gather_qmm" else 8500)
 

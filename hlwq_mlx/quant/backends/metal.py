@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
-from .. import codec, device, kernels, ops, selftest
+from .. import codec, device, expert_kernels, kernels, ops, selftest
 from ..activation import Activation, Input
 from ..chips import Tile
 from ..kernels import QMV_ROWS
@@ -127,7 +127,9 @@ class MetalExperts(ExpertProduct):
             return sorted_experts(x, experts, self._matrix, self._count)
         if passed.few:
             rotated = x.rotated(_rotate)
-            return kernels.gather_qmv(rotated, experts, self._matrix, self._count, dtype=x.dtype)
+            return expert_kernels.gather_qmv(
+                rotated, experts, self._matrix, self._count, dtype=x.dtype
+            )
         if self._stock is None:
             self._stock = self._make_stock(self._matrix, self._count)
         return self._stock(x, experts)
@@ -135,31 +137,33 @@ class MetalExperts(ExpertProduct):
     def _try_kernels(self, dtype: mx.Dtype) -> Passed:
         """Return which ways work for x of `dtype`; there is no decoded one."""
         bits, (N, K) = self._matrix.bits, self._matrix.shape
-        tile = kernels.gather_tile(bits, N // self._count, K)
+        tile = expert_kernels.gather_tile(bits, N // self._count, K)
         few = selftest.passes(tried_experts, reference_experts, bits, dtype, tile)
         many = selftest.passes(tried_sorted, reference_experts, bits, dtype)
         return Passed(few, many, decoded=False)
 
 
 def sorted_experts(x: Activation, experts: mx.array, matrix: CodedMatrix, count: int) -> mx.array:
-    """Sort the rows by expert, multiply by `kernels.gather_qmm`, and sort back."""
+    """Sort the rows by expert, multiply by `expert_kernels.gather_qmm`, and sort back."""
     flat = experts.reshape(-1)
     order = mx.argsort(flat)
     rotated = x.rotated(_rotate)
     rows = rotated.reshape(-1, rotated.shape[-1])[order // experts.shape[-1]]
     starts = (flat < mx.arange(count + 1)[:, None]).sum(axis=-1)
-    y = kernels.gather_qmm(rows, starts, matrix, count, dtype=x.dtype)
+    y = expert_kernels.gather_qmm(rows, starts, matrix, count, dtype=x.dtype)
     return y[mx.argsort(order)].reshape(*experts.shape, y.shape[-1])
 
 
 def tried_experts(x: mx.array, matrix: CodedMatrix, tile: Tile | None = None) -> mx.array:
-    """Multiply by some of a stack that `matrix` is taken for, by `kernels.gather_qmv`."""
+    """Multiply by some of a stack that `matrix` is taken for, by `expert_kernels.gather_qmv`."""
     rotated, experts = Activation.of(x).rotated(_rotate), _tried(x)
-    return kernels.gather_qmv(rotated, experts, matrix, TRIED_EXPERTS, dtype=x.dtype, tile=tile)
+    return expert_kernels.gather_qmv(
+        rotated, experts, matrix, TRIED_EXPERTS, dtype=x.dtype, tile=tile
+    )
 
 
 def tried_sorted(x: mx.array, matrix: CodedMatrix, tile: Tile | None = None) -> mx.array:
-    """Do the same by `kernels.gather_qmm`, which has but one tile."""
+    """Do the same by `expert_kernels.gather_qmm`, which has but one tile."""
     return sorted_experts(Activation.of(x), _tried(x), matrix, TRIED_EXPERTS)
 
 
