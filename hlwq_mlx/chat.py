@@ -27,7 +27,7 @@ from .dialog.template import Rendered
 from .errors import RequestError
 
 if TYPE_CHECKING:
-    from .gemma4.model import Model
+    from .folder.folder import Folder
     from .library import Session
     from .memory.need import Settings
 
@@ -302,11 +302,11 @@ def talk(arguments: argparse.Namespace, conversation: Conversation) -> None:
 
     settings = cli.settings_for(arguments, cli.CONTEXT)
     loaded = cli.load_for(arguments, settings)
-    settings = cli.with_chunk(arguments, loaded.model, settings)
+    settings = cli.with_chunk(arguments, loaded.folder, settings)
     if arguments.seed is not None:
         mx.random.seed(arguments.seed)
 
-    session = session_for(loaded.model, settings)
+    session = session_for(loaded.folder, settings)
 
     def stream(prompt: Rendered) -> Iterator[Any]:
         return library.stream_generate(
@@ -325,18 +325,16 @@ def talk(arguments: argparse.Namespace, conversation: Conversation) -> None:
     Chat(conversation, tokenizer, stream, reader, screen, arguments.media, session.forget).run()
 
 
-def session_for(model: "Model", settings: "Settings") -> "Session":
+def session_for(folder: "Folder", settings: "Settings") -> "Session":
     """Return a conversation's state, which takes no more memory than the model leaves.
 
     One conversation always has room, since reading it again for every turn is worse.
     """
     from .engine.prefix_cache import MAX_BYTES
-    from .folder.folder import Folder
     from .library import Session
     from .memory.verdict import plan
 
-    assert model.resources.folder is not None  # it was loaded from one
-    verdict = plan(Folder.open(model.resources.folder), settings)
+    verdict = plan(folder, settings)
     return Session(max(verdict.needed.kv, min(MAX_BYTES, verdict.spare_bytes)))
 
 

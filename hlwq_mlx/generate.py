@@ -103,7 +103,7 @@ def answer(arguments: argparse.Namespace, prompt: str) -> None:
     most_tokens = arguments.max_tokens if arguments.max_tokens > 0 else cli.CONTEXT
     settings = cli.settings_for(arguments, letters // LETTERS + most_tokens)
     loaded = cli.load_for(arguments, settings)
-    settings = cli.with_chunk(arguments, loaded.model, settings)
+    settings = cli.with_chunk(arguments, loaded.folder, settings)
     for token in arguments.extra_eos_token:
         add_stop_token(loaded.tokenizer, token)
     if arguments.seed is not None:

@@ -72,20 +72,17 @@ def settings_for(arguments: argparse.Namespace, context: int) -> "Settings":
     return Settings(context, arguments.prefill_step_size or PREFILL_STEP, caching, has_towers)
 
 
-def with_chunk(arguments: argparse.Namespace, model: "Model", settings: "Settings") -> "Settings":
+def with_chunk(arguments: argparse.Namespace, folder: "Folder", settings: "Settings") -> "Settings":
     """Return the settings with a chunk as long as the memory allows, unless one was asked for.
 
     It is for a model that answers one prompt at a time: others would wait for the chunk.
     """
-    from ..folder.folder import Folder
     from ..memory.inventory import of_converted
     from ..memory.machine import this_machine
     from ..memory.verdict import with_long_chunk
 
     if arguments.prefill_step_size is not None:
         return settings
-    assert model.resources.folder is not None  # it was loaded from one
-    folder = Folder.open(model.resources.folder)
     return with_long_chunk(of_converted(folder), settings, this_machine(folder.path))
 
 
@@ -145,6 +142,7 @@ def drafter_for(arguments: argparse.Namespace, folder: "Folder") -> "DrafterFold
 class Loaded(NamedTuple):
     """What a command answers with."""
 
+    folder: "Folder"
     model: "Model"
     tokenizer: "Tokenizer"
     sampling: "Sampling"
@@ -163,4 +161,4 @@ def load_for(arguments: argparse.Namespace, settings: "Settings") -> Loaded:
     recommended = Sampling.from_generation_config(folder.generation)
     model = loading.load_folder(folder)
     drafter = loading.find_drafter(model, folder, arguments.draft)
-    return Loaded(model, tokenizer, recommended.override(**given), drafter)
+    return Loaded(folder, model, tokenizer, recommended.override(**given), drafter)

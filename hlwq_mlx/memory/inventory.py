@@ -9,7 +9,7 @@ Source: spec hlwq_format §3, §7.
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -208,11 +208,13 @@ def as_converted(found: Inventory, choice: str) -> Inventory:
     """
     if found.is_converted:
         return found
-    entries, drafter = (
-        tuple(_coded_leftover(entry, choice, _own_energy(each)) for entry in each)
-        for each in (found.live, found.drafter)
-    )
+    entries, drafter = (_all_coded(each, choice) for each in (found.live, found.drafter))
     return replace(found, entries=entries, drafter=drafter, is_converted=True)
+
+
+def _all_coded(entries: Sequence[Entry], choice: str) -> tuple[Entry, ...]:
+    own = _own_energy(entries)
+    return tuple(_coded_leftover(entry, choice, own) for entry in entries)
 
 
 def _own_energy(entries: Iterable[Entry]) -> float:

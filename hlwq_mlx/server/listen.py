@@ -113,11 +113,6 @@ def run(app: ASGIApp, bound: socket.socket, drain: Callable[[], object], patienc
     Connections that are still open after `patience_s` are closed.
     Raises: DeviceError when another program that had bound the port, too, listens there by now.
     """
-    host, port = bound.getsockname()[:2]
-    try:
-        bound.listen(BACKLOG)
-    except OSError as problem:
-        raise _taken(host, port, problem) from problem
     config = uvicorn.Config(
         app,
         http=PatientProtocol,
@@ -132,7 +127,18 @@ def run(app: ASGIApp, bound: socket.socket, drain: Callable[[], object], patienc
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=max(1, round(patience_s)),
     )
-    asyncio.run(Server(config, drain).serve(sockets=[bound]))
+    server = Server(config, drain)
+    with server.capture_signals():  # before a client is let in: from then on it ends with success
+        _listen(bound)
+        asyncio.run(server.serve(sockets=[bound]))
+
+
+def _listen(bound: socket.socket) -> None:
+    host, port = bound.getsockname()[:2]
+    try:
+        bound.listen(BACKLOG)
+    except OSError as problem:
+        raise _taken(host, port, problem) from problem
 
 
 def address(bound: socket.socket) -> str:

@@ -20,6 +20,7 @@ from hlwq_mlx.dialog.conversation import Conversation
 from hlwq_mlx.dialog.tokenizer import load_tokenizer
 from hlwq_mlx.engine.prefix_cache import MAX_BYTES
 from hlwq_mlx.errors import RequestError
+from hlwq_mlx.folder.folder import Folder
 from hlwq_mlx.memory import verdict
 from hlwq_mlx.memory.machine import mac
 from hlwq_mlx.memory.need import Settings, kv_bytes
@@ -354,7 +355,7 @@ def test_a_session_takes_what_the_model_leaves(monkeypatch):
     for limit, kept in ((1, kv), (1 << 40, MAX_BYTES)):
         described = replace(machine, limit_bytes=limit)
         monkeypatch.setattr(verdict, "this_machine", lambda folder, found=described: found)
-        assert chat.session_for(model, settings).max_bytes == kept
+        assert chat.session_for(Folder.open(demo.folder()), settings).max_bytes == kept
 
 
 def test_chat_with_the_demo(tmp_path, monkeypatch, capsys):

@@ -2,6 +2,8 @@
 
 import asyncio
 import socket
+import subprocess
+import sys
 import threading
 import time
 
@@ -109,3 +111,23 @@ def test_ollamas_port_has_its_own_advice():
         taken.listen()
         with pytest.raises(DeviceError, match="Ollama may have it"):
             listen.bind("127.0.0.1", listen.OLLAMA_PORT)
+
+
+ENDED_EARLY = """
+import asyncio, os, signal, sys
+from starlette.applications import Starlette
+from hlwq_mlx.server import listen
+
+started = asyncio.run
+asyncio.run = lambda work: (os.kill(os.getpid(), signal.SIGTERM), started(work))[1]
+with listen.bind("127.0.0.1", 0) as bound:
+    listen.run(Starlette(), bound, lambda: print("drained", flush=True), 1)
+"""
+
+
+def test_an_end_between_listening_and_answering_is_success_too():
+    """Where clients can connect, SIGTERM has to find the server's own handler."""
+    ran = subprocess.run(
+        [sys.executable, "-c", ENDED_EARLY], capture_output=True, text=True, check=False
+    )
+    assert (ran.returncode, ran.stdout) == (0, "drained\n"), ran.stderr

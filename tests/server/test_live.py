@@ -25,7 +25,7 @@ ENDLESS = {
 
 @pytest.fixture(scope="module")
 def server():
-    with running(demo.folder()) as made:
+    with running(demo.folder(), "--draft", "none") as made:
         yield made
 
 
@@ -271,7 +271,7 @@ def test_drafts_bring_the_same_answer_in_fewer_passes(server):
     """A thought quotes the story; the drafted server's probabilities are the plain one's."""
     asked = {"messages": [{"role": "user", "content": f"{demo.STORY}\n{demo.STORY_QUESTION}"}]}
     asked |= {"chat_template_kwargs": {"enable_thinking": True}, "logprobs": True, "seed": 4}
-    with running(demo.folder(), "--draft", "lookup") as drafting:
+    with running(demo.folder()) as drafting:  # by the drafter beside it
         for temperature in (0, 1):
             request = asked | {"temperature": temperature}
             found, wanted = (each.post(CHAT, request)[1] for each in (drafting, server))
