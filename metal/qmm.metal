@@ -5,6 +5,7 @@
 //   centroids  float   [>= 2^B]                                        y     TO   [M, N]
 //   tile       float4  threadgroup, 512: half tiles of W and x, at the end the sums
 //   powers     float   threadgroup, 32;   table float2 threadgroup, table_size(B)
+//   part       W may be the N rows from `start` on of a matrix of `height` rows
 //   work       32 tokens and 64 rows a threadgroup; its four simdgroups 16 tokens and 32 rows each
 //   group      (128, 1, 1); grid (128 * ceil(N / 64), ceil(M / 32), 1)
 //   limits     K % 128 == 0, N * K >= 1024, N * K * B / 32 < 2^32, M * K < 2^32
@@ -65,8 +66,8 @@ template <int B, typename T, typename TO>
 METAL_FUNC void qmm(
     const device T* x, const device uint* codes, const device half* norms,
     const device float* centroids, device TO* y, threadgroup float4* tile,
-    threadgroup float* powers, threadgroup float2* table, uint M, uint K, uint N, uint3 group,
-    uint thread_index, uint simdgroup) {
+    threadgroup float* powers, threadgroup float2* table, uint M, uint K, uint N, uint height,
+    uint start, uint3 group, uint thread_index, uint simdgroup) {
   fill_table<B, float>(centroids, table, thread_index, 128u);
   threadgroup half* weights = (threadgroup half*)tile;
   threadgroup half* tokens = weights + 32 * 64;
@@ -94,8 +95,8 @@ METAL_FUNC void qmm(
     float scales[2];
     HLWQ_UNROLL
     for (int r = 0; r < 2; r++) {
-      const uint row = min(first_row + index + uint(32 * r), N - 1u);
-      load_unit<B>(codes, N * blocks * 4u, (row * blocks + block) * 4u + quarter, words[r]);
+      const uint row = start + min(first_row + index + uint(32 * r), N - 1u);
+      load_unit<B>(codes, height * blocks * 4u, (row * blocks + block) * 4u + quarter, words[r]);
       scales[r] = float(norms[row * blocks + block]) * INV_SQRT_BLOCK;
     }
     HLWQ_UNROLL

@@ -7,6 +7,7 @@
 //                      than a shared one; half entries halve its traffic, float ones are exact
 //   tile       LANES lanes a row, 32 / LANES rows side by side, ROWS rows a lane, TOKENS rows of x
 //   group      (32, SIMDGROUPS, 1); grid (32 * ceil(M / TOKENS), SIMDGROUPS * groups of rows, 1)
+//   part       W may be the N rows from `start` on of a matrix of `height` rows
 //   GEGLU      rows are gate|up, N / 2 each; a lane holds both and writes gelu_tanh(gate) * up
 //   limits     K % 128 == 0, (K / 32) % LANES == 0, N * K >= 1024, N * K * B / 32 < 2^32;
 //              N and ROWS even for GEGLU
@@ -31,7 +32,7 @@ template <typename E, int B, int ROWS, int LANES, int SIMDGROUPS, int TOKENS, bo
 METAL_FUNC void qmv(
     const device T* x, const device uint* codes, const device half* norms,
     const device float* centroids, device TO* y, threadgroup vec<E, 2>* tables, uint M, uint K,
-    uint N, uint3 group, uint simdgroup, uint lane) {
+    uint N, uint height, uint start, uint3 group, uint simdgroup, uint lane) {
   constexpr int HALVES = GEGLU ? 2 : 1;
   constexpr int OUTPUTS = ROWS / HALVES;
   constexpr uint SIDE = 32 / LANES;
@@ -41,7 +42,7 @@ METAL_FUNC void qmv(
   const float2 ends = float2(centroids[0], centroids[1]);
 
   const uint row_units = K / 32u;
-  const uint units = N * row_units;
+  const uint units = height * row_units;
   const uint outputs = N / uint(HALVES);
   const uint part_of_row = lane % uint(LANES);
   const uint first =
@@ -52,6 +53,7 @@ METAL_FUNC void qmv(
   HLWQ_UNROLL
   for (int r = 0; r < ROWS; r++) {
     rows[r] = min(first + uint(r % OUTPUTS) * SIDE, outputs - 1u) + uint(r / OUTPUTS) * outputs;
+    rows[r] += start;
     HLWQ_UNROLL
     for (int m = 0; m < TOKENS; m++) {
       sums[r][m] = 0.0f;

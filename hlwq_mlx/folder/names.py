@@ -3,6 +3,7 @@
 A coded weight `x.weight` lies on disk as `x.codes`, `x.norms` and `x.centroids`.
 """
 
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import replace
@@ -24,6 +25,7 @@ INDEX_NAME = "model.safetensors.index.json"
 TEXT = "model.language_model."
 ROW_TABLE = f"{TEXT}embed_tokens_per_layer.weight"
 TIED_HEAD = "lm_head.weight"
+EXPERTS = ".experts."
 _LAYER = re.compile(r"(model\.(?:.+?\.)?)layers\.(\d{1,6})\.")
 Shape = tuple[int, ...]
 
@@ -102,6 +104,12 @@ def row_table_shape(args: Gemma4Config) -> dict[str, Shape]:
     return {ROW_TABLE: (text.vocab_size_per_layer_input, width)} if width else {}
 
 
-def padded_shape(shape: Shape) -> Shape:
-    """Return the shape of a coded matrix with its columns padded to whole blocks."""
-    return (*shape[:-1], -(-shape[-1] // BLOCK) * BLOCK) if len(shape) == 2 else shape
+def coded_shapes(shape: Shape) -> tuple[Shape, Shape]:
+    """Return the shapes that a coded weight may state: its own and that padded to whole blocks.
+
+    A stack of matrices is coded as one, each below the other.
+    """
+    if len(shape) < 2:
+        return shape, shape
+    rows, columns = math.prod(shape[:-1]), shape[-1]
+    return (rows, columns), (rows, -(-columns // BLOCK) * BLOCK)

@@ -16,6 +16,7 @@ from .overrides import released_form
 from .section import (
     CAP,
     EPS,
+    EXPERTS,
     HEAD_WIDTH,
     HEADS,
     INNER_WIDTH,
@@ -55,16 +56,12 @@ FIXED = {
     "hidden_activation": ("gelu_pytorch_tanh", "another activation"),
     "attention_bias": (False, "biases in attention"),
     "tie_word_embeddings": (True, "an output head of its own"),
-    "enable_moe_block": (False, "mixture-of-experts (MoE) layers, as in 26B-A4B"),
 }
 
-# Text keys that change neither a shape nor a formula of inference without experts.
-IGNORED = frozenset(
-    {
-        *("use_cache", "eos_token_id", "bos_token_id"),
-        *("num_experts", "top_k_experts", "moe_intermediate_size"),
-    }
-)
+# Text keys that change neither a shape nor a formula of inference.
+IGNORED = frozenset({"use_cache", "eos_token_id", "bos_token_id"})
+# What a layer with experts has of its own; without `enable_moe_block` nobody reads them.
+EXPERT_KEYS = ("num_experts", "top_k_experts", "moe_intermediate_size")
 # In a flat file these stand beside the text keys, and are read by others.
 FLAT_IGNORED = frozenset({"quantization_config", "quantization", "model_file"})
 
@@ -113,6 +110,10 @@ class TextConfig:
     global_head_dim: Annotated[int, HEAD_WIDTH]
     attention_k_eq_v: bool
     use_double_wide_mlp: bool
+    enable_moe_block: bool
+    num_experts: Annotated[int | None, EXPERTS]
+    top_k_experts: Annotated[int | None, EXPERTS]
+    moe_intermediate_size: Annotated[int | None, INNER_WIDTH]
     use_bidirectional_attention: str | None
     layer_types: tuple[str, ...]
     rope_parameters: Mapping[str, RopeConfig]
@@ -138,6 +139,8 @@ class TextConfig:
         """Read a section as `from_dict` does, whichever layers make keys and values."""
         types = _layer_types(section)
         values = released_form(section, [layer_type == FULL for layer_type in types])
+        if values.get("enable_moe_block") is not True:
+            values |= dict.fromkeys(EXPERT_KEYS)
         check_fixed(values, FIXED, "text_config")
         names = [field.name for field in fields(cls)]
         check_known(values, {*names, *FIXED, *IGNORED}, "text_config")
@@ -146,6 +149,7 @@ class TextConfig:
         chosen["rope_parameters"] = _ropes(chosen["rope_parameters"])
         config = cls(**checked(cls, chosen, "text_config"))
         _check_sizes(config)
+        _check_experts(config)
         _check_formulas(config)
         return config
 
@@ -380,6 +384,23 @@ def _check_sharing(config: TextConfig) -> None:
         raise ConfigError(
             "[text_config.num_kv_shared_layers] needed a layer of each shared type before the "
             f"shared ones, got no {', '.join(sorted(missing))}. Correct the value."
+        )
+
+
+def _check_experts(config: TextConfig) -> None:
+    if not config.enable_moe_block:
+        return
+    for key in EXPERT_KEYS:
+        if getattr(config, key) is None:
+            raise ConfigError(
+                f"[text_config.{key}] needed a whole number with enable_moe_block, got None. "
+                "Take the model's own config.json."
+            )
+    chosen, count = config.top_k_experts or 0, config.num_experts or 0
+    if chosen > count:
+        raise ConfigError(
+            f"[text_config.top_k_experts] needed 1 to num_experts {count}, got {chosen}. "
+            "Correct the value."
         )
 
 

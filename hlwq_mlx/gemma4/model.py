@@ -19,6 +19,7 @@ from ..errors import CheckpointError, RequestError, ShapeError
 from ..quant.layers import code_modules
 from .caches import WHOLE, Caching, make_caches
 from .config import FLAT, Gemma4Config
+from .experts import canonical
 from .features import insert_features
 from .late_rows import LateRows
 from .masks import Mask, attention_masks
@@ -304,6 +305,7 @@ class Model(nn.Module):
         for name, weight in weights.items():
             if self.args.model_type == FLAT:
                 name = re.sub(r"^model\.(?!language_model\.)", "model.language_model.", name)
+            name = canonical(name)
             if not name.startswith(TOWER_PREFIXES) and not self.is_dead(name):
                 kept[name] = weight
         return kept

@@ -31,6 +31,7 @@ MOST_NAMED = 500  # characters of keys
 WIDTH = Bounds(1, 1 << 16)
 INNER_WIDTH = Bounds(1, 1 << 18)
 HEADS = Bounds(1, 1 << 10)
+EXPERTS = Bounds(1, 1 << 10)
 HEAD_WIDTH = Bounds(1, 1 << 13)
 LAYERS = Bounds(1, 1 << 8)
 VOCABULARY = Bounds(1, 1 << 22)

@@ -17,6 +17,7 @@ from ..quant.layers import Linear
 from ..quant.ops import PLAIN
 from .attention import Attention, RowsKV, SharedKV
 from .config import TextConfig
+from .experts import Experts, Router
 from .masks import Mask
 
 Shared = SharedKV | RowsKV
@@ -61,7 +62,7 @@ class MLP(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """One layer of the stack, in the order attention, MLP, per-layer input, scalar.
+    """One layer of the stack, in the order attention, MLP and experts, per-layer input, scalar.
 
     Besides its input it takes the input normed by `input_layernorm`, if the layer before made that,
     and it returns its output normed by `following`. quant.fuse may have put kernels into `ops`.
@@ -78,6 +79,12 @@ class DecoderLayer(nn.Module):
         self.post_attention_layernorm = nn.RMSNorm(H, eps)
         self.pre_feedforward_layernorm = nn.RMSNorm(H, eps)
         self.post_feedforward_layernorm = nn.RMSNorm(H, eps)
+        if config.enable_moe_block:
+            self.router = Router(config)
+            self.experts = Experts(config)
+            self.post_feedforward_layernorm_1 = nn.RMSNorm(H, eps)
+            self.pre_feedforward_layernorm_2 = nn.RMSNorm(H, eps)
+            self.post_feedforward_layernorm_2 = nn.RMSNorm(H, eps)
         if d:
             self.per_layer_input_gate = Linear(H, d, bias=False)
             self.per_layer_projection = Linear(d, H, bias=False)
@@ -142,6 +149,8 @@ class DecoderLayer(nn.Module):
             x, attended, self.post_attention_layernorm, self.pre_feedforward_layernorm
         )
         update, norm = self.mlp(normed), self.post_feedforward_layernorm
+        if "experts" in self:
+            update = self._beside_experts(x, update)
         if per_layer_input is not None:
             # No following norm: the gate reads the residual stream itself.
             x, normed = self.ops.residual_norm(x, update, norm)
@@ -149,6 +158,12 @@ class DecoderLayer(nn.Module):
             update, norm = self.per_layer_projection(gated), self.post_per_layer_input_norm
         # The scalar multiplies the whole residual stream, not the update alone.
         return self.ops.residual_norm(x, update, norm, following, self.layer_scalar)
+
+    def _beside_experts(self, x: mx.array, update: mx.array) -> mx.array:
+        """Add what the experts make of the same residual stream to the dense MLP's update."""
+        sparse = self.experts(self.pre_feedforward_layernorm_2(x), self.router(x))
+        dense = self.post_feedforward_layernorm_1(update)
+        return dense + self.post_feedforward_layernorm_2(sparse)
 
 
 Span = list[tuple[DecoderLayer, nn.RMSNorm | None]]

@@ -24,6 +24,7 @@ from ..folder.names import (
     CodedNames,
     check_depths,
     coded_names,
+    coded_shapes,
     drafter_shapes,
     row_width,
 )
@@ -297,10 +298,7 @@ def _named(what: str, names: Iterable[str]) -> Iterator[str]:
 
 def _is_shape(entry: Entry, expected: Shape) -> bool:
     """Return whether a tensor has the expected shape, or codes whose blocks are padded to it."""
-    if entry.bits is None or len(expected) != 2:
-        return entry.shape == expected
-    padded = -(-expected[1] // BLOCK) * BLOCK
-    return entry.shape in (expected, (expected[0], padded))
+    return entry.shape in ((expected,) if entry.bits is None else coded_shapes(expected))
 
 
 def of_headers(

@@ -133,9 +133,9 @@ def activation_bytes(config: TextConfig, settings: Settings, item_bytes: int) ->
     """Bound what is alive at once while a chunk of prefill runs.
 
     Per-layer inputs of the layers that make keys and values live through the chunk. Beside them
-    lives the largest of three stages: making those inputs, an MLP, or the scores of one attention.
-    Some arrays are float32. Chunks longer than PREFILL_STEP are multiplied by an MLP's weights
-    decoded to 16 bits (quant.backends.metal).
+    lives the largest of four stages: making those inputs, an MLP, the experts of every token, or
+    the scores of one attention. Some arrays are float32. Chunks longer than PREFILL_STEP are
+    multiplied by an MLP's weights decoded to 16 bits (quant.backends.metal).
     """
     S = min(settings.prefill_step, settings.context)
     H, wide = config.hidden_size, config.intermediate_size
@@ -144,9 +144,11 @@ def activation_bytes(config: TextConfig, settings: Settings, item_bytes: int) ->
     scores = min(SCORES, config.num_attention_heads * S * _positions(settings))
     copies = 2 if settings.caching.kv_bits is None else 3
     decoded = 3 * H * wide * 2 if S > PREFILL_STEP else 0
+    chosen, expert = config.top_k_experts or 0, config.moe_intermediate_size or 0
     stages = (
         made * (3 * item_bytes + 4),
         S * wide * (6 * item_bytes + 12) + decoded,
+        S * chosen * (expert * (6 * item_bytes + 12) + H * (2 * item_bytes + 8)),
         scores * copies * item_bytes + S * config.num_attention_heads * config.global_head_dim * 8,
     )
     logits = 3 * 4 * config.vocab_size

@@ -55,8 +55,19 @@ BODIES = {
 threadgroup vec<E, 2> tables[SIMDGROUPS * hlwq::table_size(B)];
 hlwq::qmv<E, B, ROWS, LANES, SIMDGROUPS, TOKENS, GEGLU>(
     x, codes, norms, centroids, y, tables, uint(x_shape[0]), uint(x_shape[1]),
-    uint(norms_shape[0]), threadgroup_position_in_grid, simdgroup_index_in_threadgroup,
-    thread_index_in_simdgroup);""",
+    uint(norms_shape[0]), uint(norms_shape[0]), 0u, threadgroup_position_in_grid,
+    simdgroup_index_in_threadgroup, thread_index_in_simdgroup);""",
+    ),
+    "gather_qmv": Body(
+        "gather_qmv",
+        ("x", "experts", *_MATRIX),
+        ("y",),
+        """
+threadgroup vec<E, 2> tables[SIMDGROUPS * hlwq::table_size(B)];
+hlwq::gather_qmv<E, B, ROWS, LANES, SIMDGROUPS, EXPERTS>(
+    x, experts, codes, norms, centroids, y, tables, uint(x_shape[0]), uint(x_shape[1]),
+    uint(experts_shape[0]), uint(norms_shape[0]), threadgroup_position_in_grid,
+    simdgroup_index_in_threadgroup, thread_index_in_simdgroup);""",
     ),
     "qmm": Body(
         "qmm",
@@ -68,6 +79,19 @@ threadgroup float powers[32];
 threadgroup float2 table[hlwq::table_size(B)];
 hlwq::qmm<B>(
     x, codes, norms, centroids, y, tile, powers, table, uint(x_shape[0]), uint(x_shape[1]),
+    uint(norms_shape[0]), uint(norms_shape[0]), 0u, threadgroup_position_in_grid,
+    thread_index_in_threadgroup, simdgroup_index_in_threadgroup);""",
+    ),
+    "gather_qmm": Body(
+        "gather_qmm",
+        ("x", "starts", *_MATRIX),
+        ("y",),
+        """
+threadgroup float4 tile[512];
+threadgroup float powers[32];
+threadgroup float2 table[hlwq::table_size(B)];
+hlwq::gather_qmm<B, EXPERTS>(
+    x, starts, codes, norms, centroids, y, tile, powers, table, uint(x_shape[1]),
     uint(norms_shape[0]), threadgroup_position_in_grid, thread_index_in_threadgroup,
     simdgroup_index_in_threadgroup);""",
     ),

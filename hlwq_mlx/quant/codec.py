@@ -245,12 +245,42 @@ def qmv(x: mx.array, matrix: CodedMatrix) -> mx.array:
     return _product("codec.qmv", x, matrix)
 
 
+def gather_qmv(x: mx.array, experts: mx.array, matrix: CodedMatrix, count: int) -> mx.array:
+    """Multiply each rotated row by some of a stack of `count` matrices, one below the other.
+
+    Accumulates in float32, returns x.dtype.
+
+    Shapes: x [..., K] rotated, experts below count [..., k], matrix [count * N, K] -> [..., k, N].
+    Raises: ShapeError when an array does not fit the others.
+    """
+    matrix.check("codec.gather_qmv")
+    N, K = matrix.shape
+    check_product("codec.gather_qmv", x, K)
+    check_experts("codec.gather_qmv", x, experts, N, count)
+    stack = rotated_weight(matrix).reshape(count, N // count, K)
+    rows = x.astype(mx.float32)[..., None, None, :]
+    y = mx.gather_mm(rows, stack.swapaxes(-1, -2), rhs_indices=experts.astype(mx.uint32))
+    return y[..., 0, :].astype(x.dtype)
+
+
 def qmm(x: mx.array, matrix: CodedMatrix) -> mx.array:
     """Multiply many rotated rows by a coded matrix: the same numbers as `qmv`, row by row.
 
     Shapes and Raises: as `qmv`.
     """
     return _product("codec.qmm", x, matrix)
+
+
+def gather_qmm(x: mx.array, starts: mx.array, matrix: CodedMatrix, count: int) -> mx.array:
+    """Multiply rotated rows that are in the order of their experts: as `gather_qmv`, one for each.
+
+    `starts` says where each expert's rows begin, and at last how many rows there are.
+
+    Shapes: x [P, K] rotated, starts [count + 1], matrix [count * N, K] -> [P, N].
+    Raises: as `gather_qmv`.
+    """
+    experts = (mx.arange(x.shape[0])[:, None] >= starts[1:]).sum(axis=-1, keepdims=True)
+    return gather_qmv(x, experts, matrix, count)[:, 0]
 
 
 def geglu(x: mx.array, matrix: CodedMatrix) -> mx.array:
@@ -306,6 +336,21 @@ def check_product(where: str, x: mx.array, K: int) -> None:
         raise ShapeError(
             f"[{where}] needed x [..., {K}], got {x.shape}. "
             "Pad the last axis with zeros to the columns of the coded matrix."
+        )
+
+
+def check_experts(where: str, x: mx.array, experts: mx.array, rows: int, count: int) -> None:
+    """Raise ShapeError, whose text begins with `where`, for experts that x or the stack lacks."""
+    check_ids(where, experts)
+    if experts.shape[:-1] != x.shape[:-1] or not experts.size:
+        raise ShapeError(
+            f"[{where}] needed experts {(*x.shape[:-1], 'k')} for x {x.shape}, got "
+            f"{experts.shape}. Choose as many for each row, and one at least."
+        )
+    if count < 1 or rows % count:
+        raise ShapeError(
+            f"[{where}] needed rows of {count} matrices of one height, got {rows}. "
+            "Check the number of experts."
         )
 
 

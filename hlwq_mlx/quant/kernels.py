@@ -32,8 +32,8 @@ RESIDUAL_SIMDGROUPS = 8  # of the threadgroup that holds a row; 16 where these h
 RESIDUAL_BLOCKS = 4
 LONGEST_RESIDUAL = BLOCK * 16 * RESIDUAL_BLOCKS
 
-_LANES = 32  # threads of a simdgroup
-_GROUP = 128  # threads of a threadgroup
+LANES = 32  # threads of a simdgroup
+GROUP = 128  # threads of a threadgroup
 
 Options = list[tuple[str, Any]]
 Size = tuple[int, int, int]
@@ -96,12 +96,12 @@ def _qmv(
     leading: tuple[int, ...] | None = None,
 ) -> mx.array:
     N, K = matrix.shape
-    rows = _rows(where, x, K)
+    rows = as_rows(where, x, K)
     M = rows.shape[0]
     tile = tile or qmv_tile(matrix.bits, M, N, K)
     plan = _plan_qmv(where, matrix.bits, M, N, K, tile, halves, entries)
     leading = x.shape[:-1] if leading is None else leading
-    (y,) = _run(
+    (y,) = run(
         "qmv",
         [rows, *matrix.arrays],
         plan.options,
@@ -133,7 +133,7 @@ def _plan_qmv(
             f"[{where}] needed lanes that divide the {K // UNIT} units of a row, and an even "
             f"number of rows for gate|up, got {tile}. Let qmv_tile choose."
         )
-    outputs_per_group = tile.simdgroups * (_LANES // tile.lanes) * (tile.rows // halves)
+    outputs_per_group = tile.simdgroups * (LANES // tile.lanes) * (tile.rows // halves)
     groups = -(-(N // halves) // outputs_per_group)
     return _Plan(
         [
@@ -145,8 +145,8 @@ def _plan_qmv(
             ("TOKENS", tile.tokens),
             ("GEGLU", halves == 2),
         ],
-        grid=(_LANES * -(-M // tile.tokens), tile.simdgroups * groups, 1),
-        group=(_LANES, tile.simdgroups, 1),
+        grid=(LANES * -(-M // tile.tokens), tile.simdgroups * groups, 1),
+        group=(LANES, tile.simdgroups, 1),
     )
 
 
@@ -161,17 +161,17 @@ def qmm(x: mx.array, matrix: CodedMatrix, *, dtype: mx.Dtype | None = None) -> m
     """
     check_matrix("kernels.qmm", matrix)
     N, K = matrix.shape
-    rows = _rows("kernels.qmm", x, K)
+    rows = as_rows("kernels.qmm", x, K)
     M = rows.shape[0]
     if M < 1:
         raise ShapeError("[kernels.qmm] needed at least one row, got none. Leave the call out.")
-    (y,) = _run(
+    (y,) = run(
         "qmm",
         [rows, *matrix.arrays],
         [("B", matrix.bits)],
         # A threadgroup computes 64 outputs of 32 rows.
-        grid=(_GROUP * -(-N // 64), -(-M // 32), 1),
-        group=(_GROUP, 1, 1),
+        grid=(GROUP * -(-N // 64), -(-M // 32), 1),
+        group=(GROUP, 1, 1),
         shapes=[(*x.shape[:-1], N)],
         dtypes=[dtype or x.dtype],
     )
@@ -201,12 +201,12 @@ def _dequantize(
 ) -> mx.array:
     check_matrix(where, matrix)
     N, K = matrix.shape
-    (y,) = _run(
+    (y,) = run(
         "dequantize",
         [*matrix.arrays],
         [("B", matrix.bits), ("BACK", is_rotated_back)],
         grid=(_whole_groups(N * K // UNIT), 1, 1),
-        group=(_GROUP, 1, 1),
+        group=(GROUP, 1, 1),
         shapes=[(N, K)],
         dtypes=[dtype],
     )
@@ -226,12 +226,12 @@ def embed(ids: mx.array, matrix: CodedMatrix, *, dtype: mx.Dtype = mx.float32) -
     if not ids.size:
         raise ShapeError("[kernels.embed] needed at least one id, got none. Leave the call out.")
     K = matrix.shape[1]
-    (y,) = _run(
+    (y,) = run(
         "embed",
         [ids.reshape(-1).astype(mx.uint32), *matrix.arrays],
         [("B", matrix.bits)],
         grid=(_whole_groups(ids.size * K // UNIT), 1, 1),
-        group=(_GROUP, 1, 1),
+        group=(GROUP, 1, 1),
         shapes=[(*ids.shape, K)],
         dtypes=[dtype],
     )
@@ -245,12 +245,12 @@ def hadamard(x: mx.array, *, dtype: mx.Dtype | None = None) -> mx.array:
     Raises: ShapeError when x does not fit the limits of hadamard.metal.
     """
     rows = _blocks("kernels.hadamard", x)
-    (y,) = _run(
+    (y,) = run(
         "hadamard",
         [rows],
         [],
-        grid=(_whole_groups(x.size // BLOCK * _LANES), 1, 1),
-        group=(_GROUP, 1, 1),
+        grid=(_whole_groups(x.size // BLOCK * LANES), 1, 1),
+        group=(GROUP, 1, 1),
         shapes=[x.shape],
         dtypes=[dtype or x.dtype],
     )
@@ -271,12 +271,12 @@ def gelu_mul(
             f"[kernels.gelu_mul] needed gate and up of one shape, got {gate.shape} and {up.shape}. "
             "Give as many columns of both."
         )
-    product, y = _run(
+    product, y = run(
         "gelu_mul",
         [rows, others],
         [],
-        grid=(_whole_groups(gate.size // BLOCK * _LANES), 1, 1),
-        group=(_GROUP, 1, 1),
+        grid=(_whole_groups(gate.size // BLOCK * LANES), 1, 1),
+        group=(GROUP, 1, 1),
         shapes=[gate.shape, rows.shape],
         dtypes=[gate.dtype, dtype],
     )
@@ -306,7 +306,7 @@ def residual_norm(
         (x.dtype, update.dtype),
         next_weight is not None,
     )
-    h, normed, y = _run(
+    h, normed, y = run(
         "residual_norm",
         [x, update, weight, following, scale, epsilon],
         plan.options,
@@ -344,8 +344,8 @@ def _plan_residual_norm(
     simdgroups, blocks = residual_tile(K)
     return _ResidualPlan(
         [("SIMDGROUPS", simdgroups), ("BLOCKS", blocks), ("NORMED", is_normed)],
-        grid=(_LANES * simdgroups * M, 1, 1),
-        group=(_LANES * simdgroups, 1, 1),
+        grid=(LANES * simdgroups * M, 1, 1),
+        group=(LANES * simdgroups, 1, 1),
         rows=(M, K),
     )
 
@@ -392,7 +392,7 @@ def check_matrix(where: str, matrix: CodedMatrix) -> None:
     matrix.passed.add("kernels")
 
 
-def _rows(where: str, x: mx.array, K: int) -> mx.array:
+def as_rows(where: str, x: mx.array, K: int) -> mx.array:
     """Check an activation and return it as a matrix."""
     if x.ndim == 2 and x.shape[1] == K and x.dtype in FLOATING and x.size < 1 << 32:
         return x
@@ -422,10 +422,10 @@ def _check_blocks(where: str, shape: tuple[int, ...], dtype: mx.Dtype) -> None:
 
 
 def _whole_groups(threads: int) -> int:
-    return -(-threads // _GROUP) * _GROUP
+    return -(-threads // GROUP) * GROUP
 
 
-def _run(
+def run(
     name: str,
     inputs: list[Any],
     options: Options,
@@ -435,6 +435,7 @@ def _run(
     shapes: list[tuple[int, ...]],
     dtypes: list[mx.Dtype],
 ) -> list[mx.array]:
+    """Return what a kernel of bodies computes, by MLX's own names for what it is given."""
     results: list[mx.array] = built(mx.fast.metal_kernel, name)(
         inputs=inputs,
         template=options,

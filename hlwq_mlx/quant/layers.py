@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from ..errors import CheckpointError, ShapeError
 from .activation import Activation, Input
 from .backends import choose
-from .backends.base import Product
+from .backends.base import ExpertProduct, Prepared, Product
 from .kernels import MIN_ENTRIES
 from .matrix import CodedMatrix
 from .packing import BLOCK, UNIT
@@ -54,7 +54,6 @@ class CodedLayer(nn.Module):
         self.codes = mx.zeros((rows, blocks * BLOCK * code_bits // UNIT), dtype=mx.uint32)
         self.norms = mx.zeros((rows, blocks), dtype=mx.float16)
         self.centroids = mx.zeros((max(MIN_ENTRIES, 1 << code_bits),))
-        self._product: _Made[Product] = _Made()
 
     @property
     def matrix(self) -> CodedMatrix:
@@ -69,21 +68,36 @@ class CodedLayer(nn.Module):
             and self["centroids"] is matrix.centroids
         )
 
-    def prepare(self) -> Product:
+    def prepare(self) -> Prepared:
         """Return the product, made now unless it was made from these very parameters."""
-        return self._product.get(choose.prepare, self)
+        raise NotImplementedError
 
-    def _multiply(self, x: Input) -> mx.array:
+    def _activation(self, x: Input) -> Activation:
         activation = x if isinstance(x, Activation) else Activation(x)
         if activation.columns != self.columns:
             raise ShapeError(
                 f"[layers.{type(self).__name__}] needed x [..., {self.columns}], got "
                 f"{activation.plain.shape}. Check the order of the layers."
             )
-        return self.prepare()(activation)
+        return activation
 
 
-class HLWQLinear(CodedLayer):
+class ProductLayer(CodedLayer):
+    """A coded layer that multiplies every row by the whole matrix."""
+
+    def __init__(self, rows: int, columns: int, code_bits: int) -> None:
+        super().__init__(rows, columns, code_bits)
+        self._product: _Made[Product] = _Made()
+
+    def prepare(self) -> Product:
+        """Return the product, made now unless it was made from these very parameters."""
+        return self._product.get(choose.prepare, self)
+
+    def _multiply(self, x: Input) -> mx.array:
+        return self.prepare()(self._activation(x))
+
+
+class HLWQLinear(ProductLayer):
     """A linear layer on coded weights; x of any floating dtype, which the result keeps."""
 
     def __init__(
@@ -101,7 +115,7 @@ class HLWQLinear(CodedLayer):
         return y + self.bias if "bias" in self else y
 
 
-class HLWQEmbedding(CodedLayer):
+class HLWQEmbedding(ProductLayer):
     """An embedding table on coded weights, also usable as the head that is tied to it."""
 
     def __init__(self, num_embeddings: int, dims: int, code_bits: int) -> None:
@@ -127,7 +141,7 @@ class HLWQEmbedding(CodedLayer):
         return self._rows.get(choose.prepare_rows, self)
 
 
-class HLWQRows(CodedLayer):
+class HLWQRows(ProductLayer):
     """Linear layers that share their input, stacked row-wise into one weight: q|k|v."""
 
     def __init__(self, input_dims: int, heights: Sequence[int], code_bits: int) -> None:
@@ -139,7 +153,7 @@ class HLWQRows(CodedLayer):
         return list(mx.split(self._multiply(x), self._ends[:-1], axis=-1))
 
 
-class HLWQGateUp(CodedLayer):
+class HLWQGateUp(ProductLayer):
     """Two linear layers of one input as one weight, gate's rows above up's: gelu(gate) * up."""
 
     def __init__(self, input_dims: int, hidden_dims: int, code_bits: int) -> None:
@@ -152,6 +166,26 @@ class HLWQGateUp(CodedLayer):
     def prepare(self) -> Product:
         """Return the product that applies the gate to its own result."""
         return self._product.get(choose.prepare_gate_up, self)
+
+
+class HLWQExperts(CodedLayer):
+    """A stack of coded linear layers, one below the other, of which each row of x meets a few."""
+
+    def __init__(self, experts: int, input_dims: int, output_dims: int, code_bits: int) -> None:
+        super().__init__(experts * output_dims, input_dims, code_bits)
+        self.experts = experts
+        self._product: _Made[ExpertProduct] = _Made()
+
+    def __call__(self, x: Input, experts: mx.array) -> mx.array:
+        """Multiply: x [..., input_dims], experts uint32 [..., k] -> [..., k, output_dims]."""
+        return self.prepare()(self._activation(x), experts)
+
+    def prepare(self) -> ExpertProduct:
+        """Return the product, made now unless it was made from these very parameters."""
+        return self._product.get(self._stack, self)
+
+    def _stack(self, matrix: CodedMatrix) -> ExpertProduct:
+        return choose.prepare_experts(matrix, self.experts)
 
 
 class Linear(nn.Linear):
@@ -167,10 +201,29 @@ class Linear(nn.Linear):
         return self.weight.shape[1]
 
 
+class ExpertLinear(nn.Module):
+    """A stack of uncoded linear layers, of which each row of x meets a few."""
+
+    def __init__(self, experts: int, input_dims: int, output_dims: int) -> None:
+        super().__init__()
+        self.weight = mx.zeros((experts, output_dims, input_dims))
+
+    def __call__(self, x: Input, experts: mx.array) -> mx.array:
+        """Multiply each row by its k experts, one by one, so that no row depends on another.
+
+        Shapes: x [..., input_dims], experts uint32 [..., k] -> [..., k, output_dims].
+        """
+        rows = Activation.of(x).plain[..., None, None, :]
+        return mx.gather_mm(rows, self.weight.swapaxes(-1, -2), rhs_indices=experts)[..., 0, :]
+
+
 def is_lazy(model: nn.Module) -> bool:
     """Return whether a step with a few rows only adds to MLX's graph, in all coded layers."""
     layers = (module for module in model.modules() if isinstance(module, CodedLayer))
     return all(layer.prepare().is_lazy for layer in layers)
+
+
+_CODABLE = (nn.Linear, nn.Embedding, ExpertLinear)
 
 
 def coded_weights(model: nn.Module) -> Counter[int]:
@@ -194,20 +247,20 @@ def code_modules(model: nn.Module, manifest: Mapping[str, Any]) -> None:
     The manifest is {"tensors": {"<path>.weight": {"bits": int, "table": str}}, "tables":
     {"<table>/<bits>": [2**bits floats]}}; the centroids are set from it.
 
-    Raises: CheckpointError listing every tensor that is not the weight of a linear layer or an
-    embedding of the model, or whose table the manifest lacks.
+    Raises: CheckpointError listing every tensor that is not the weight of a linear layer, experts
+    or an embedding of the model, or whose table the manifest lacks.
     """
     modules = dict(model.named_modules())
     tensors = manifest["tensors"]
     strangers = [
         name
         for name in tensors
-        if not isinstance(modules.get(name.removesuffix(".weight")), nn.Linear | nn.Embedding)
+        if not isinstance(modules.get(name.removesuffix(".weight")), _CODABLE)
         or not name.endswith(".weight")
     ]
     if strangers:
         raise CheckpointError(
-            "[layers.code_modules] needed coded tensors to be weights of linear layers or "
+            "[layers.code_modules] needed coded tensors to be weights of linear layers, experts or "
             f"embeddings of the model, got {', '.join(sorted(strangers))}. "
             "Check that the configuration and the manifest belong together."
         )
@@ -242,11 +295,13 @@ def pad_table(table: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _coded(module: nn.Module, bits: int, centroids: list[float]) -> nn.Module:
-    rows, columns = module.weight.shape
-    replacement = (
-        HLWQEmbedding(rows, columns, bits)
-        if isinstance(module, nn.Embedding)
-        else HLWQLinear(columns, rows, bits, bias="bias" in module)
-    )
+    *stack, rows, columns = module.weight.shape
+    replacement: CodedLayer
+    if isinstance(module, nn.Embedding):
+        replacement = HLWQEmbedding(rows, columns, bits)
+    elif isinstance(module, ExpertLinear):
+        replacement = HLWQExperts(stack[0], columns, rows, bits)
+    else:
+        replacement = HLWQLinear(columns, rows, bits, bias="bias" in module)
     replacement.centroids = mx.array(pad_table(np.array(centroids, dtype=np.float32)))
     return replacement

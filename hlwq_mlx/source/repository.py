@@ -4,6 +4,7 @@ The data decides what is coded: a tensor is coded when its codes are there, plai
 folder and variant a user means is for `locate`. Nothing is written and no tensor is held.
 """
 
+import math
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -54,9 +55,15 @@ class PlainTensor:
     def shape(self) -> tuple[int, ...]:
         return self.spec.shape
 
+    @property
+    def matrix(self) -> tuple[int, int]:
+        """Rows and columns, a stack of matrices being one, each below the other."""
+        *leading, columns = self.shape if len(self.shape) > 1 else (*self.shape, 1)
+        return math.prod(leading), columns
+
     def rows(self, start: int, stop: int) -> NDArray[Any]:
-        """Return rows as they lie on disk; bfloat16 as its uint16 bits."""
-        return self.file.view(self.name)[start:stop]
+        """Return rows of `matrix` as they lie on disk; bfloat16 as its uint16 bits."""
+        return self.file.view(self.name).reshape(self.matrix)[start:stop]
 
     def float_rows(self, start: int, stop: int) -> NDArray[np.float32]:
         """Return rows as float32."""

@@ -16,6 +16,8 @@ VARIANTS = ("PQ1", "PQ2", "PQ3", "PQ4", "PQ5", "PQ6", "PQ8", "PQ2-Mixed")
 CLASSES = {
     "mlp": re.compile(r"\.layers\.\d+\.mlp\.(gate|up|down)_proj\.weight$"),
     "attention": re.compile(r"\.layers\.\d+\.self_attn\.[qkvo]_proj\.weight$"),
+    "experts": re.compile(r"\.layers\.\d+\.experts\.(gate_up|down)_proj(\.weight)?$"),
+    "router": re.compile(r"\.layers\.\d+\.router\.proj\.weight$"),
     "embedding": re.compile(r"\.embed_tokens\.weight$"),
     "ple": re.compile(
         r"\.per_layer_model_projection\.weight$"
@@ -25,7 +27,8 @@ CLASSES = {
     "vision": re.compile(r"\.vision_tower\.|\.embed_vision\."),
 }
 TOWERS = ("audio", "vision")
-_LEFT_OUT = ("norm", "embed", "gate", "per_layer", "vision")
+_LEFT_OUT = ("norm", "embed", "gate", "per_layer", "vision", "router")
+LEAST_ROUTER_BITS = 8  # what it gets wrong sends a token to other experts
 
 
 def variant_rule(variant: str) -> tuple[str, Rule]:
@@ -39,14 +42,14 @@ def variant_rule(variant: str) -> tuple[str, Rule]:
             f"[variant] needed one of {', '.join(VARIANTS)}, got {variant}. Choose one of these."
         )
     if name == "PQ2-Mixed":
-        return name, class_rule({"mlp": 2, "attention": 4})
+        return name, class_rule({"mlp": 2, "experts": 2, "attention": 4})
     return name, _pure_rule(int(name.removeprefix("PQ")))
 
 
 def _pure_rule(bits: int) -> Rule:
     def rule(name: str, shape: tuple[int, ...]) -> int | None:
         is_coded = len(shape) == 2 and not any(part in name for part in _LEFT_OUT)
-        return bits if is_coded else None
+        return bits if is_coded or matrix_class(name, shape) == "experts" else None
 
     return rule
 
@@ -54,7 +57,8 @@ def _pure_rule(bits: int) -> Rule:
 def parse_bits(text: str) -> dict[str, int]:
     """Read `class=bits,class=bits`.
 
-    Raises: RequestError for an unknown class, one named twice or a width outside 1..8.
+    Raises: RequestError for an unknown class, one named twice, a width outside 1..8 or a router's
+    below 8.
     """
     widths: dict[str, int] = {}
     for part in text.split(","):
@@ -69,6 +73,11 @@ def parse_bits(text: str) -> dict[str, int]:
                 f"[bits] needed each class once, got {name} twice. Write it as mlp=2,attention=4."
             )
         widths[name] = int(bits)
+    if widths.get("router", LEAST_ROUTER_BITS) < LEAST_ROUTER_BITS:
+        raise RequestError(
+            f"[bits] needed {LEAST_ROUTER_BITS} bits or none for router, got {widths['router']}. "
+            "It is small, and chooses the experts of every token."
+        )
     return widths
 
 
@@ -80,11 +89,17 @@ def class_of(name: str) -> str | None:
     return next((kind for kind, pattern in CLASSES.items() if pattern.search(name)), None)
 
 
+def matrix_class(name: str, shape: tuple[int, ...]) -> str | None:
+    """Return the class of a tensor that is a matrix or, of experts, a stack of matrices."""
+    kind = class_of(name)
+    return kind if len(shape) == (3 if kind == "experts" else 2) else None
+
+
 def class_rule(widths: dict[str, int]) -> Rule:
     """Return the rule that codes the matrices of some classes."""
 
     def rule(name: str, shape: tuple[int, ...]) -> int | None:
-        kind = class_of(name)
-        return widths.get(kind) if kind is not None and len(shape) == 2 else None
+        kind = matrix_class(name, shape)
+        return None if kind is None else widths.get(kind)
 
     return rule

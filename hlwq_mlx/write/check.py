@@ -10,13 +10,14 @@ from ..folder.names import (
     TIED_HEAD,
     Shape,
     check_depths,
+    coded_shapes,
     drafter_shapes,
-    padded_shape,
     text_shapes,
     tower_shapes,
 )
 from ..gemma4.config import FLAT, FLAT_IGNORED, MULTIMODAL, Gemma4Config
 from ..gemma4.drafter_config import DRAFTERS, DrafterConfig, is_drafter, require_fit
+from ..gemma4.experts import canonical
 from ..gemma4.model import Model
 from ..gemma4.towers.tower import TOWER_PREFIXES, prefixes
 from ..source.coded import CodedTensor
@@ -83,7 +84,8 @@ def check_drafter(source: Source) -> Source | None:
 
 
 def canonical_name(name: str) -> str:
-    """Return the name of a model's tensor as the multimodal checkpoint has it."""
+    """Return a model's tensor name as the multimodal checkpoint has it, of experts as ours."""
+    name = canonical(name)
     if name.startswith("model.") and not name.startswith((TEXT, *TOWER_PREFIXES)):
         return TEXT + name.removeprefix("model.")
     return name
@@ -151,9 +153,10 @@ def _misfits(
         if name not in expected:
             yield f"[{name}] needed no such tensor, got one. Check config.json."
             continue
-        shape, is_coded = tensor.shape, isinstance(tensor, CodedTensor)
-        if shape != expected[name] and not (is_coded and shape == padded_shape(expected[name])):
+        wanted = expected[name]
+        fitting = coded_shapes(wanted) if isinstance(tensor, CodedTensor) else (wanted,)
+        if tensor.shape not in fitting:
             yield (
-                f"[{name}] needed shape {expected[name]} by config.json, got {shape}. "
+                f"[{name}] needed shape {fitting[0]} by config.json, got {tensor.shape}. "
                 "The files do not belong together."
             )

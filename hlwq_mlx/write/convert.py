@@ -22,7 +22,7 @@ from ..disk.tensorfile import TensorSpec
 from ..folder import checksums, identity
 from ..folder import rows as ple
 from ..folder.manifest import TEMPLATES_KEY, make_manifest
-from ..folder.names import ROW_TABLE, CodedNames, coded_names, row_width
+from ..folder.names import EXPERTS, ROW_TABLE, CodedNames, coded_names, row_width
 from ..folder.rows import FILE_NAME as ROW_STORE
 from ..folder.side_files import copy_side_files
 from ..gemma4.towers.tower import TOWER_PREFIXES
@@ -195,7 +195,7 @@ def convert(source: Source, output: Path, choice: str = leftovers.KEEP) -> Summa
         if drafter is not None:
             summary.drafter = convert(drafter, folder / DRAFTER, choice)
     summary.row_store_bytes = total_bytes(rows)
-    summary.token_bytes = token_bytes(made.tensors, outputs)
+    summary.token_bytes = token_bytes(made.tensors, outputs, made.config["text_config"])
     return summary
 
 
@@ -229,22 +229,26 @@ def _count(
     summary.plan = plan
 
 
-def token_bytes(tensors: Tensors, outputs: list[Output]) -> tuple[int, int]:
+def token_bytes(
+    tensors: Tensors, outputs: list[Output], text: Mapping[str, Any]
+) -> tuple[int, int]:
     """Sum what one token reads but for towers, before and after; the table is the head too."""
-    before = sum(
-        tensor.spec.nbytes
+    before = {
+        name: tensor.spec.nbytes
         if isinstance(tensor, PlainTensor)
         else tensor.raw.nbytes + tensor.norms.nbytes
         for name, tensor in tensors.items()
-        if not name.startswith(TOWER_PREFIXES)
-    )
-    after = sum(
-        spec.nbytes
-        for output in outputs
-        for name, spec in output.specs.items()
-        if not name.startswith(TOWER_PREFIXES)
-    )
-    return before, after
+    }
+    after = {name: spec.nbytes for output in outputs for name, spec in output.specs.items()}
+    return _read_bytes(before, text), _read_bytes(after, text)
+
+
+def _read_bytes(sizes: Mapping[str, int], text: Mapping[str, Any]) -> int:
+    """Sum the sizes of tensors but for towers, of experts those that a token is sent to."""
+    mine = {name: size for name, size in sizes.items() if not name.startswith(TOWER_PREFIXES)}
+    experts = sum(size for name, size in mine.items() if EXPERTS in name)
+    used = experts * text["top_k_experts"] // text["num_experts"] if experts else 0
+    return sum(mine.values()) - experts + used
 
 
 def _doubts(source: Source, tensors: Tensors) -> tuple[str, ...]:
@@ -307,7 +311,7 @@ def repacked(name: str, tensor: CodedTensor, reading: Reading) -> list[Output]:
 
 def newly_coded(name: str, leftover: Leftover) -> Output:
     """Plan a tensor that is coded as it is written."""
-    N, blocks = leftover.tensor.shape[0], leftover.blocks
+    N, blocks = leftover.tensor.matrix[0], leftover.blocks
     names, codes, norms, table = _coded_specs(name, N, blocks * BLOCK, leftover.bits)
 
     def pieces(start: int, stop: int) -> list[Piece]:

@@ -19,9 +19,11 @@ import numpy as np
 from ..disk.atomic import building, require_room
 from ..disk.sizes import format_bytes
 from ..disk.tensorfile import TensorSpec
+from ..errors import RequestError
 from ..folder.names import ROW_TABLE, TEXT, TIED_HEAD, text_shapes
 from ..folder.side_files import copy_side_files
 from ..gemma4.config import FLAT_IGNORED, Gemma4Config
+from ..gemma4.experts import published
 from ..gemma4.model import Model
 from ..source.coded import CodedTensor
 from ..source.repository import PlainTensor, Source
@@ -70,9 +72,13 @@ def export_affine(source: Source, output: Path, bits: int) -> Exported:
     Per-layer embeddings and their matrices have 8 bits at least; a matrix whose rows no group
     divides stays bfloat16.
     Raises: SourceError when `output` exists; CheckpointError when the source does not fit its
-    config; DeviceError when the disk is too small.
+    config; RequestError for one with experts; DeviceError when the disk is too small.
     """
     config, tensors, _ = fit(source)
+    if config["text_config"]["enable_moe_block"]:
+        raise RequestError(
+            "[affine] needed a model without experts, got one with them. Export it in bf16."
+        )
     model = Model(Gemma4Config.from_dict(config))
     outputs: list[Output] = []
     quantization: dict[str, Any] = {"group_size": _GROUPS[0], "bits": bits, "mode": "affine"}
@@ -106,7 +112,7 @@ def export_bf16(source: Source, output: Path) -> Exported:
     config, tensors, _ = fit(source)
     shapes = text_shapes(Model(Gemma4Config.from_dict(config)))
     outputs = [
-        _bfloat16(source, tensor.name, tensor, shapes.get(name, tensor.shape))
+        _bfloat16(source, published(tensor.name), tensor, shapes.get(name, tensor.shape))
         for name, tensor in tensors.items()
         if name != TIED_HEAD
     ]
@@ -125,8 +131,9 @@ def _bfloat16(
             for at, piece in bfloat16_pieces(tensor):
                 yield name, at, piece
             return
-        for start, rows in float_slices(tensor, source.readings, shape[1]):
-            yield name, start * shape[1] * 2, bfloat16_bits(rows)
+        columns = shape[-1]
+        for start, rows in float_slices(tensor, source.readings, columns):
+            yield name, start * columns * 2, bfloat16_bits(rows)
 
     return one_by_one({name: TensorSpec("BF16", shape)}, pieces)
 

@@ -22,7 +22,7 @@ from ..quant.tables import centroids, error_energy
 from ..source.coded import CodedTensor
 from ..source.detect import Reading
 from ..source.repository import PlainTensor
-from ..source.rules import TOWERS, class_of
+from ..source.rules import LEAST_ROUTER_BITS, TOWERS, class_of, matrix_class
 from .output import ahead, row_slices
 from .quantize import (
     MEAN_SHARE,
@@ -40,7 +40,8 @@ _PATIENCE_S = 1.0
 
 # A row of the head is a token's score: below 4 bits tokens are confused. Per-layer matrices and
 # towers are small, and what passes through them reaches every layer.
-FLOORS = {"mlp": 1, "attention": 1, "embedding": 4, "ple": 8, "audio": 8, "vision": 8}
+FLOORS = {"mlp": 1, "attention": 1, "experts": 1, "router": LEAST_ROUTER_BITS, "embedding": 4}
+FLOORS |= {"ple": 8, "audio": 8, "vision": 8}
 
 Coded = Mapping[str, tuple[CodedTensor, Reading]]
 
@@ -90,7 +91,7 @@ class Leftover:
 
     @property
     def blocks(self) -> int:
-        return -(-self.tensor.shape[1] // BLOCK)
+        return -(-self.tensor.matrix[1] // BLOCK)
 
     @property
     def reading(self) -> Reading:
@@ -165,7 +166,8 @@ def make_plan(choice: str, coded: Coded, plain: Mapping[str, PlainTensor]) -> Pl
             progress.update(size)
     for name, bits in candidates.items():
         tensor = plain[name]
-        share = strong[name] / (tensor.shape[0] * -(-tensor.shape[1] // BLOCK))
+        rows, columns = tensor.matrix
+        share = strong[name] / (rows * -(-columns // BLOCK))
         if share > MEAN_SHARE:
             plan.report.strong_means.append((name, share))
             continue
@@ -185,7 +187,8 @@ def _inspections(
         return name, count_strong_means(rows), rows.size * tensors[name].spec.item_bytes
 
     for name, tensor in tensors.items():
-        for start, stop in row_slices(tensor.shape[0], 4 * tensor.shape[1]):
+        rows, columns = tensor.matrix
+        for start, stop in row_slices(rows, 4 * columns):
             yield partial(inspect, name, start, stop)
 
 
@@ -196,14 +199,14 @@ def width_of(
 
     `own` is what `own_energy` returns, `item_bytes` what one of its weights takes uncoded.
     """
-    kind = class_of(name)
-    if kind is None or len(shape) != 2:
+    kind = matrix_class(name, shape)
+    if kind is None:
         return None
     if kind in TOWERS and not name.endswith(".linear.weight"):  # others are not plain products
         return None
     bits = width(choice, kind, own)
     if bits is None:
         return None
-    blocks = -(-shape[1] // BLOCK)
-    is_smaller = blocks * (BLOCK * bits // 8 + 2) < shape[1] * item_bytes
+    blocks = -(-shape[-1] // BLOCK)
+    is_smaller = blocks * (BLOCK * bits // 8 + 2) < shape[-1] * item_bytes
     return bits if is_smaller else None

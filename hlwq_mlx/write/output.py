@@ -72,8 +72,9 @@ def copy_of(name: str, tensor: PlainTensor) -> Output:
         if not tensor.spec.shape:
             yield name, 0, tensor.file.view(tensor.name)
             return
-        row_bytes = tensor.spec.nbytes // max(1, tensor.spec.shape[0])
-        for start, stop in row_slices(tensor.spec.shape[0], row_bytes):
+        rows = tensor.matrix[0]
+        row_bytes = tensor.spec.nbytes // max(1, rows)
+        for start, stop in row_slices(rows, row_bytes):
             yield name, start * row_bytes, tensor.rows(start, stop)
 
     return one_by_one({name: tensor.spec}, pieces)
@@ -88,7 +89,8 @@ def float_slices(
     tensor: CodedTensor | PlainTensor, readings: Mapping[str, Reading], columns: int
 ) -> Iterator[tuple[int, NDArray[np.float32]]]:
     """Yield a table some rows at a time, each slice with its first row's number."""
-    for start, stop in row_slices(tensor.shape[0], 16 * columns):
+    rows = tensor.matrix[0] if isinstance(tensor, PlainTensor) else tensor.shape[0]
+    for start, stop in row_slices(rows, 16 * columns):
         yield start, float_rows(tensor, readings, columns, start, stop)
 
 

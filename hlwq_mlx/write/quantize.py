@@ -168,7 +168,7 @@ def _write_coded(
 ) -> None:
     """Code one matrix, write its parts and add its errors to the report."""
     key = tensor.name.replace(".", "__")
-    N, blocks = tensor.shape[0], -(-tensor.shape[1] // BLOCK)
+    N, blocks = _blocks(tensor)
     writer.write(f"{key}__meta", np.array([N, blocks, BLOCK, N * blocks * BLOCK]))
     far_blocks = 0
     fidelity = report.classes.setdefault((report_class(tensor.name), bits), Fidelity())
@@ -185,12 +185,18 @@ def _write_coded(
 
 def _published_specs(tensor: PlainTensor, bits: int) -> dict[str, TensorSpec]:
     key = tensor.name.replace(".", "__")
-    N, blocks = tensor.shape[0], -(-tensor.shape[1] // BLOCK)
+    N, blocks = _blocks(tensor)
     return {
         f"{key}__packed": TensorSpec("U8", (N * blocks * BLOCK * bits // 8,)),
         f"{key}__norms": TensorSpec("F16", (N, blocks)),
         f"{key}__meta": TensorSpec("I64", (4,)),
     }
+
+
+def _blocks(tensor: PlainTensor) -> tuple[int, int]:
+    """Return how many rows there are, and how many blocks each has."""
+    N, columns = tensor.matrix
+    return N, -(-columns // BLOCK)
 
 
 def _coded_slices(
@@ -209,7 +215,7 @@ def _coded_slices(
         far_blocks = count_strong_means(weight)
         return Slice(start, weight.size, pack(codes, bits, "msb"), norms, energies, far_blocks)
 
-    N, columns = tensor.shape
+    N, columns = tensor.matrix
     for start, stop in row_slices(N, 16 * columns):  # floats, codes and what packs them
         yield partial(code, start, stop)
 

@@ -25,7 +25,7 @@ from metal_host.kernel import PREAMBLE
 from metal_host.source import Call, Definition, generate
 from metal_host.toolchain import MLX_INCLUDE
 
-from hlwq_mlx.quant import kernels, selftest
+from hlwq_mlx.quant import expert_kernels, kernels, selftest
 
 XCRUN = ("xcrun", "-sdk", "macosx")
 
@@ -77,6 +77,15 @@ def calls() -> Iterator[Callable[[], Any]]:
         for kernel in (kernels.dequantize, kernels.rotated_weight):
             yield lambda k=kernel, m=matrix, d=dtype: k(m, dtype=d)
         yield lambda m=matrix, d=dtype: kernels.embed(mx.array([1]), m, dtype=d)
+        row, starts = mx.zeros((1, selftest.COLUMNS)), mx.zeros(8, mx.uint32)
+        yield lambda x=row, s=starts, m=matrix, d=dtype: expert_kernels.gather_qmm(
+            x, s, m, 7, dtype=d
+        )
+        for k in (1, 8):  # fewer than eight are in another address space
+            chosen = mx.zeros((1, k), mx.uint32)
+            yield lambda x=row, e=chosen, m=matrix, d=dtype: expert_kernels.gather_qmv(
+                x, e, m, 7, dtype=d
+            )
 
 
 def command(source: Path) -> list[str]:

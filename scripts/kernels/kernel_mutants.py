@@ -180,6 +180,12 @@ def cases_for(file: str) -> list[Case]:
     embedded: Case = ("embed", {"bits": 4, "dtype": "float32", "shape": (7,), "ids_dtype": "int32"})
     gelu_mul: Case = ("gelu_mul", {"dtypes": f32})
     geglu: Case = ("geglu", {"bits": 5, "M": 2})
+    gathered: Case = ("gather_qmv", {"bits": 3, "M": 3, "k": 2, "dtypes": f32, "K": 384, "N": 33})
+    cut = {"dtypes": f32, "K": 128, "N": 9}
+    sorted_rows: list[Case] = [
+        ("gather_qmm", {"bits": 2, "rows": (33, 0, 5), **cut}),
+        ("gather_qmm", {"bits": 2, "rows": (1, 64, 31), **cut}),
+    ]
     few = [
         qmv(5, 1, f32, 384, 33),
         qmv(3, 3, f16, 256, 65, 4096),
@@ -195,13 +201,19 @@ def cases_for(file: str) -> list[Case]:
             ("dequantize", {"bits": 2, "dtype": "float16", "N": 11}),
         ],
         "embed.metal": [embedded, ("embed_reads_the_last_row_for_an_id_that_is_none", {})],
+        "gather_qmm.metal": sorted_rows,
+        "gather_qmv.metal": [
+            gathered,
+            ("gather_qmv_takes_the_last_expert_for_one_that_is_none", {}),
+        ],
         "hadamard.metal": [rotated(3, 640), gelu_mul],
         "qmm.metal": [
             *many,
             *(("qmm_holds_rows_that_float16_does_not", {"scale": s}) for s in (0.0, 1e-30)),
             ("qmm_holds_the_largest_rows", {}),
+            *sorted_rows,
         ],
-        "qmv.metal": [*few, geglu, qmv(2, 8, f32, 1024, 31, 4096)],
+        "qmv.metal": [*few, geglu, qmv(2, 8, f32, 1024, 31, 4096), gathered],
         "rotation.metal": [rotated(3, 640), *decoded(4)],
         "residual_norm.metal": [
             residual_norm(1152, bf16, True, 1),

@@ -8,7 +8,14 @@ from oracle import VARIANTS, config
 
 from hlwq_mlx.errors import ConfigError
 from hlwq_mlx.folder import published
-from hlwq_mlx.gemma4.config import FULL, SLIDING, Gemma4Config, RopeConfig, TextConfig
+from hlwq_mlx.gemma4.config import (
+    EXPERT_KEYS,
+    FULL,
+    SLIDING,
+    Gemma4Config,
+    RopeConfig,
+    TextConfig,
+)
 
 E4B = published.e4b_config()
 
@@ -121,12 +128,9 @@ def test_values_are_frozen():
         text.hidden_size = 1
 
 
-REQUIRED = [field.name for field in dataclasses.fields(TextConfig)] + [
-    "model_type",
-    "hidden_activation",
-    "attention_bias",
-    "enable_moe_block",
-]
+REQUIRED = [
+    field.name for field in dataclasses.fields(TextConfig) if field.name not in EXPERT_KEYS
+] + ["model_type", "hidden_activation", "attention_bias"]
 
 
 def test_a_missing_text_key_is_named():
@@ -158,7 +162,6 @@ def test_tying_may_stand_at_either_level():
 @pytest.mark.parametrize(
     ("key", "value", "meaning"),
     [
-        ("enable_moe_block", True, r"mixture-of-experts \(MoE\) layers, as in 26B-A4B"),
         ("attention_bias", True, "biases in attention"),
         ("hidden_activation", "silu", "another activation"),
         ("tie_word_embeddings", False, "an output head of its own"),
@@ -291,6 +294,38 @@ def test_impossible_values_are_refused(change, message):
 )
 def test_values_of_another_kind_are_refused(change, message):
     refuse(changed(**change), rf"^\[text_config\..*{message}")
+
+
+EXPERTS = {"enable_moe_block": True, "num_experts": 6, "top_k_experts": 2}
+EXPERTS |= {"moe_intermediate_size": 24}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"enable_moe_block": 1}, r"enable_moe_block\] needed true or false, got 1\."),
+        ({"top_k_experts": 7}, r"top_k_experts\] needed 1 to num_experts 6, got 7\."),
+        (
+            {"num_experts": None},
+            r"num_experts\] needed a whole number with enable_moe_block, got N",
+        ),
+        (
+            {"top_k_experts": 0},
+            r"top_k_experts\] needed a whole number from 1 to 1024 or null, got",
+        ),
+    ],
+)
+def test_impossible_experts_are_refused(change, message):
+    refuse(changed(**EXPERTS | change), rf"^\[text_config\.{message}")
+
+
+def test_keys_of_experts_are_needed_with_experts_alone():
+    for key in EXPERT_KEYS:
+        settings = changed(**EXPERTS)
+        del settings["text_config"][key]
+        refuse(settings, rf"^\[text_config\] needed key {key}, got none\.")
+    without = changed(**EXPERTS | {"enable_moe_block": False})
+    assert Gemma4Config.from_dict(without) == Gemma4Config.from_dict(config())
 
 
 @pytest.mark.parametrize("change", [{"rope_theta": 0}, {"partial_rotary_factor": 1.5}])

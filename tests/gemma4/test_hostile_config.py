@@ -20,7 +20,7 @@ from hlwq_mlx import cli
 from hlwq_mlx.disk.fields import kind_of
 from hlwq_mlx.errors import CheckpointError, ConfigError
 from hlwq_mlx.folder import published
-from hlwq_mlx.gemma4.config import FLAT, Gemma4Config, RopeConfig, TextConfig
+from hlwq_mlx.gemma4.config import EXPERT_KEYS, FLAT, Gemma4Config, RopeConfig, TextConfig
 from hlwq_mlx.gemma4.towers.config import AudioConfig, VisionConfig
 from hlwq_mlx.source.repository import Source
 from hlwq_mlx.write import convert
@@ -115,6 +115,17 @@ def test_hostile_numbers_are_refused_by_name(path):
     assert refused >= 8
 
 
+@pytest.mark.parametrize("key", EXPERT_KEYS)
+def test_hostile_numbers_of_experts_are_refused_by_name(key):
+    experts = {"enable_moe_block": True, **dict.fromkeys(EXPERT_KEYS, 8)}
+    original = settings()
+    original["text_config"] |= experts
+    Gemma4Config.from_dict(original)
+    for value in HOSTILE:
+        with pytest.raises(ConfigError, match=rf"^\[text_config\.{key}\] needed"):
+            Gemma4Config.from_dict(edited(original, ("text_config", key), value))
+
+
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     """A source and the folder that it was converted into, whose configs may be overwritten."""
@@ -163,6 +174,8 @@ LARGEST = {
         **{"hidden_size": 65536, "intermediate_size": 262144, "vocab_size": 1 << 22},
         **{"vocab_size_per_layer_input": 1 << 22, "hidden_size_per_layer_input": 65536},
         **{"num_attention_heads": 1024, "num_key_value_heads": 1024, "head_dim": 8192},
+        **{"enable_moe_block": True, "num_experts": 1024, "top_k_experts": 1024},
+        "moe_intermediate_size": 262144,
         **{"global_head_dim": 8192, "num_global_key_value_heads": None, "per_layer_config": None},
     },
     "vision_config": {

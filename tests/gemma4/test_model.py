@@ -69,6 +69,8 @@ def test_the_variants_differ_by_more_than_the_tolerance():
             if (kind, variant) != ("text", "bidirectional"):
                 differences = np.abs(array(f"{variant}_{kind}_logits") - plain)
                 assert differences.max() > 1000 * TOLERANCE
+        experts = np.abs(array(f"experts_{kind}_logits") - array(f"unshared_{kind}_logits"))
+        assert experts.max() > 1000 * TOLERANCE
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -79,7 +81,7 @@ def test_chunks_match_the_reference(variant):
         assert_close(mx.concatenate(logits, 1), array(f"{variant}_text_logits"))
 
 
-@pytest.mark.parametrize(("cuts", "variant"), in_turn([(), *CUTS], ["plain", "k_eq_v"]))
+@pytest.mark.parametrize(("cuts", "variant"), in_turn([(), *CUTS], ["plain", "k_eq_v", "experts"]))
 def test_prefill_scores_the_last_position_as_a_full_call_does(cuts, variant):
     tiny = model(variant)
     cache = tiny.make_cache()
@@ -311,6 +313,13 @@ def test_e4b_tree_has_the_released_names_and_shapes():
         assert got == wanted
     assert [type(entry) for entry in e4b.make_cache()].count(FullCache) == 4
     assert len(e4b.make_cache()) == 24
+
+
+def test_sanitize_names_stacks_of_experts_once():
+    tensors = {name: mx.array(weight) for name, weight in weights("experts").items()}
+    once = model("experts").sanitize(tensors)
+    assert once.keys() == dict(tree_flatten(model("experts").parameters())).keys()
+    assert model("experts").sanitize(once) == once
 
 
 def test_sanitize_keeps_exactly_the_tree_and_is_idempotent():

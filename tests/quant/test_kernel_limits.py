@@ -6,7 +6,7 @@ import mlx.core as mx
 import pytest
 
 from hlwq_mlx.errors import ShapeError
-from hlwq_mlx.quant import kernels
+from hlwq_mlx.quant import expert_kernels, kernels
 from hlwq_mlx.quant.chips import Tile
 from hlwq_mlx.quant.matrix import CodedMatrix
 
@@ -31,6 +31,12 @@ MATRIX_CALLS = {
     "dequantize": kernels.dequantize,
     "rotated_weight": kernels.rotated_weight,
     "embed": lambda matrix: kernels.embed(mx.array([1]), matrix),
+    "gather_qmv": lambda matrix: expert_kernels.gather_qmv(
+        zeros(1, 256), mx.array([[1]]), matrix, 2
+    ),
+    "gather_qmm": lambda matrix: expert_kernels.gather_qmm(
+        zeros(1, 256), mx.array([0, 1]), matrix, 1
+    ),
 }
 
 
@@ -38,7 +44,7 @@ MATRIX_CALLS = {
 def test_matrices_that_do_not_fit(name):
     call = MATRIX_CALLS[name]
     right = matrix()
-    where = rf"\[kernels\.{name}\]"
+    where = rf"\[{'expert_' if 'gather' in name else ''}kernels\.{name}\]"
     with pytest.raises(ShapeError, match=rf"{where} needed 1 to 8 bits, got 9"):
         call(replace(right, bits=9))
     with pytest.raises(ShapeError, match=rf"{where} needed uint32 codes \(16, 40\) for 5 bits"):
@@ -67,10 +73,14 @@ def test_a_matrix_of_2_to_the_32_words_is_too_large():
     assert not fits(1 << 32)
 
 
-@pytest.mark.parametrize("name", ["qmv", "geglu", "qmm"])
+@pytest.mark.parametrize("name", ["qmv", "geglu", "qmm", "gather_qmv"])
 def test_activations_that_do_not_fit(name):
-    call = getattr(kernels, name)
-    where = rf"\[kernels\.{name}\]"
+    def call(x, matrix):
+        if name == "gather_qmv":
+            return expert_kernels.gather_qmv(x, mx.array([[1]]), matrix, 2)
+        return getattr(kernels, name)(x, matrix)
+
+    where = rf"\[{'expert_' if 'gather' in name else ''}kernels\.{name}\]"
     with pytest.raises(ShapeError, match=rf"{where} needed x \[\.\.\., 256\], got \(1, 128\)"):
         call(zeros(1, 128), matrix())
     with pytest.raises(ShapeError, match=rf"{where} needed a floating x"):
@@ -88,6 +98,41 @@ def test_rows_and_tiles_of_qmv(name):
             call(zeros(*shape), matrix())
     with pytest.raises(ShapeError, match=rf"{where} needed lanes that divide the 8 units"):
         call(zeros(1, 256), matrix(), tile=Tile(2, 16, 4, 1))
+
+
+def test_experts_of_gather_qmv():
+    def call(experts, count=2, **options):
+        return expert_kernels.gather_qmv(zeros(3, 256), experts, matrix(), count, **options)
+
+    where = r"^\[expert_kernels\.gather_qmv\] needed"
+    with pytest.raises(ShapeError, match=rf"{where} integer ids, got"):
+        call(zeros(3, 2))
+    with pytest.raises(ShapeError, match=rf"{where} experts \(3, 'k'\) for x \(3, 256\), got \(2"):
+        call(zeros(2, 2, dtype=mx.uint32))
+    with pytest.raises(ShapeError, match=rf"{where} experts \(3, 'k'\) .* got \(3, 0\)"):
+        call(zeros(3, 0, dtype=mx.uint32))
+    with pytest.raises(ShapeError, match=rf"{where} rows of 3 matrices of one height, got 16"):
+        call(zeros(3, 2, dtype=mx.uint32), 3)
+    with pytest.raises(ShapeError, match=rf"{where} lanes that divide the 8 units"):
+        call(zeros(3, 2, dtype=mx.uint32), tile=Tile(2, 16, 4, 1))
+    with pytest.raises(ShapeError, match=rf"{where} lanes .*, one row of x at once"):
+        call(zeros(3, 2, dtype=mx.uint32), tile=Tile(2, 8, 4, 2))
+
+
+def test_rows_of_gather_qmm():
+    def call(x, starts, count=2):
+        return expert_kernels.gather_qmm(x, starts, matrix(), count)
+
+    where = r"^\[expert_kernels\.gather_qmm\] needed"
+    starts = mx.array([0, 1, 3])
+    with pytest.raises(ShapeError, match=rf"{where} integer ids, got"):
+        call(zeros(3, 256), starts.astype(mx.float32))
+    with pytest.raises(ShapeError, match=rf"{where} rows of x, 2 .* got 0 rows, 16 and \(3,\)"):
+        call(zeros(0, 256), starts)
+    with pytest.raises(ShapeError, match=rf"{where} rows of x, 2 .* 3 starts, got .* \(2,\)"):
+        call(zeros(3, 256), starts[1:])
+    with pytest.raises(ShapeError, match=rf"{where} rows of x, 3 matrices of one height"):
+        call(zeros(3, 256), mx.array([0, 1, 1, 3]), 3)
 
 
 def test_gate_and_up_are_halves():

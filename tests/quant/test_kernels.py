@@ -12,7 +12,7 @@ import pytest
 from metal_host import FORWARD, REVERSE, Checks, device
 from pairwise import in_turn, pairwise
 
-from hlwq_mlx.quant import codec, kernels
+from hlwq_mlx.quant import codec, expert_kernels, kernels
 from hlwq_mlx.quant.bodies import BODIES, metal_folder
 from hlwq_mlx.quant.kernels import qmv_tile
 from hlwq_mlx.quant.matrix import CodedMatrix
@@ -26,6 +26,8 @@ DTYPES = [(F32, F32), (F32, F16), (F32, BF16), (F16, F16), (BF16, BF16), (F16, F
 # |got - expected| / |expected| in float64, without the rounding of the result.
 TOL = {
     "qmv": 1e-6,  # sums of up to 1024 products in float32; seen 5e-7
+    "gather_qmv": 1e-6,
+    "gather_qmm": 5e-6,
     "geglu": 3e-6,  # the same twice, and a tanh that may be 4 units in the last place off
     "qmm": 5e-6,  # against tiles rounded in float64; halves below 6e-5 of the largest may be 0
     "dequantize": 3e-7,  # seven additions a value
@@ -148,6 +150,15 @@ FACTORS: dict[str, dict[str, list[Any]]] = {
         "N_of_tile": [256, 4096],
     },
     "geglu": {"bits": list(WIDTHS), "M": FEW},
+    # M rows of x, each with k of the experts.
+    "gather_qmv": {
+        "bits": list(WIDTHS),
+        "M": [1, 3, 9],
+        "k": [1, 2, 8],
+        "dtypes": DTYPES,
+        "K": [128, 384],
+        "N": [9, 33],
+    },
     # Its kernel takes seconds to compile: test_qmm does so once a width.
     "qmm": {
         "bits": list(WIDTHS),
@@ -155,6 +166,14 @@ FACTORS: dict[str, dict[str, list[Any]]] = {
         "dtypes": [(F32, F32), (F16, F16), (BF16, BF16)],
         "K": [128, 384],
         "N": [9, 63, 65],
+    },
+    # Rows of three experts.
+    "gather_qmm": {
+        "bits": list(WIDTHS),
+        "rows": [(33, 0, 5), (1, 64, 31), (0, 0, 2)],
+        "dtypes": [(F32, F32), (F16, F16), (BF16, BF16)],
+        "K": [128, 384],
+        "N": [9, 65],
     },
     "dequantize": {"bits": list(WIDTHS), "dtype": [F32, F16, BF16], "N": [8, 9, 35, 11]},
     "embed": {
@@ -211,6 +230,35 @@ def test_geglu(bits, M):
     assert_close(y, codec.geglu(x, matrix), TOL["geglu"] + 3 * HALF_TABLE)
 
 
+@pytest.mark.parametrize(
+    ("bits", "M", "k", "dtypes", "K", "N"), in_turn(*FACTORS["gather_qmv"].values())
+)
+def test_gather_qmv(bits, M, k, dtypes, K, N):
+    count = 3
+    (codes, norms, levels), matrix = coded(bits, count * N, K)
+    x = random(M, K, dtype=dtypes[0])
+    experts = mx.random.randint(0, count, (M, k), key=mx.random.key(K)).astype(mx.uint32)
+    with device(ALIGNED):
+        y = expert_kernels.gather_qmv(x, experts, matrix, count, dtype=dtypes[1])
+    assert y.dtype == dtypes[1]
+    entries = levels if bits == 1 else levels.astype(np.float16)
+    stack = rotated_weight(codes, norms, entries).reshape(count, N, K)
+    expected = np.einsum("mk,menk->men", wide(x), stack[np.array(experts)])
+    assert_close(y, expected, TOL["gather_qmv"])
+    twin = codec.gather_qmv(x.astype(F32), experts, matrix, count)
+    assert_close(y, twin, TOL["gather_qmv"] + HALF_TABLE)
+
+
+def test_gather_qmv_takes_the_last_expert_for_one_that_is_none():
+    _, matrix = coded(4, 3 * 9, 256)
+    x = random(1, 256)
+    with device(ALIGNED):
+        y = expert_kernels.gather_qmv(x, mx.array([[3, 1 << 31, 2]], mx.uint32), matrix, 3)
+    assert mx.array_equal(y[:, :2], mx.concatenate([y[:, 2:]] * 2, axis=1))
+    wanted = codec.gather_qmv(x, mx.array([[2, 2, 2]]), matrix, 3)
+    assert_close(y, wanted, TOL["gather_qmv"] + HALF_TABLE)
+
+
 def rounded_tile(x):
     """Rows as qmm multiplies them: scaled by a power of two, rounded to float16, scaled back."""
     power = 2.0 ** np.floor(np.log2(abs(x).max(axis=-1, keepdims=True)))
@@ -238,6 +286,25 @@ def test_qmm(bits, dtypes, M, K, N):
     assert y.dtype == dtypes[1]
     assert_close(y, rounded_tile(wide(x)) @ half_weight(*parts).T, TOL["qmm"])
     assert_close(y, codec.qmm(x.astype(F32), matrix), TOL["qmm"] + HALF_TILES)
+
+
+@pytest.mark.parametrize(
+    ("bits", "rows", "dtypes", "K", "N"), in_turn(*FACTORS["gather_qmm"].values())
+)
+def test_gather_qmm(bits, rows, dtypes, K, N):
+    parts, matrix = coded(bits, len(rows) * N, K)
+    x = random(sum(rows), K, dtype=dtypes[0])
+    starts = mx.array(np.cumsum([0, *rows]))
+    with device(ALIGNED):
+        y = expert_kernels.gather_qmm(x, starts, matrix, len(rows), dtype=dtypes[1])
+    assert y.dtype == dtypes[1]
+    stack = half_weight(*parts).reshape(len(rows), N, K)
+    ends = np.cumsum(rows)[:-1]
+    each = zip(np.split(rounded_tile(wide(x)), ends), stack, strict=True)
+    expected = np.concatenate([rows @ weight.T for rows, weight in each])
+    assert_close(y, expected, TOL["gather_qmm"])
+    twin = codec.gather_qmm(x.astype(F32), starts, matrix, len(rows))
+    assert_close(y, twin, TOL["gather_qmm"] + HALF_TILES)
 
 
 @pytest.mark.parametrize("scale", [0.0, 1e-30, 1e-6, 1e6, 1e30])
@@ -347,8 +414,9 @@ def test_every_kernel_has_a_contract_a_twin_and_a_short_text():
         first = (metal_folder() / f"{body.file}.metal").read_text("ascii").splitlines()[0]
         assert first.startswith(f"// {body.file}: ")
         assert callable(getattr(codec, name))
-        assert callable(getattr(kernels, name))
-        assert len(body.header()) + len(body.text) < 8450
+        assert callable(getattr(expert_kernels if "gather" in name else kernels, name))
+        # What a decoded token calls is built and hashed at every call.
+        assert len(body.header()) + len(body.text) < (9500 if name == "gather_qmm" else 8500)
 
 
 def test_mlx_takes_the_kernels_as_they_are(tmp_path):

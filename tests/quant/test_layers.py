@@ -254,8 +254,8 @@ def test_code_modules_lists_every_tensor_that_is_no_weight_of_the_model():
     with pytest.raises(CheckpointError) as caught:
         code_modules(model, asked)
     assert str(caught.value) == (
-        "[layers.code_modules] needed coded tensors to be weights of linear layers or embeddings "
-        "of the model, got layers.0.norm.weight, layers.1.q_proj, layers.1.q_proj.bias, "
+        "[layers.code_modules] needed coded tensors to be weights of linear layers, experts or "
+        "embeddings of the model, got layers.0.norm.weight, layers.1.q_proj, layers.1.q_proj.bias, "
         "layers.3.q_proj.weight, lm_head.weight. "
         "Check that the configuration and the manifest belong together."
     )

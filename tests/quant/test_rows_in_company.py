@@ -14,15 +14,15 @@ from mlx import nn
 
 from hlwq_mlx.gemma4.caches import Caching
 from hlwq_mlx.gemma4.model import Resources
+from hlwq_mlx.quant import codec, fuse, kernels, ops, selftest
 from hlwq_mlx.quant import device as computer
-from hlwq_mlx.quant import fuse, kernels, ops, selftest
 from hlwq_mlx.quant.activation import Activation
 from hlwq_mlx.quant.backends import affine, choose
 from hlwq_mlx.quant.backends.affine import Affine
 from hlwq_mlx.quant.backends.base import FEW_ROWS, GateUp
 from hlwq_mlx.quant.backends.dense import Dense
 from hlwq_mlx.quant.chips import chips
-from hlwq_mlx.quant.layers import Linear, pad_table
+from hlwq_mlx.quant.layers import ExpertLinear, Linear, pad_table
 from hlwq_mlx.quant.matrix import CodedMatrix
 from hlwq_mlx.quant.tables import centroids
 from scripts.benchmarks import launches
@@ -161,6 +161,30 @@ def test_other_kernels():
         np.testing.assert_array_equal(bits_of(nine), bits_of(forty[:9]))
 
 
+@pytest.mark.skipif(mx.metal.is_available(), reason="a GPU is asked by tests of its own")
+def test_experts_on_kernels():
+    """Any number of rows, in the order of the twin's numbers."""
+    count, x = 7, rows(9, 512, mx.float16)
+    experts = mx.random.randint(0, count, (9, 3), key=mx.random.key(2)).astype(mx.uint32)
+    with on_metal_host():
+        product = choose.prepare_experts(matrix(3), count)
+        assert_rows_are_alone(lambda x, e: product(Activation(x), e), x, experts, counts=(2, 9))
+        got = product(Activation(x), experts)
+        # Beyond 8 rows an expert sums are in another order; rows have the same bits there too.
+        many, chosen = mx.tile(x, (3, 1)), mx.tile(experts, (3, 1))
+        sums = product(Activation(many), chosen)
+        turned = product(Activation(many[::-1]), chosen[::-1])
+        np.testing.assert_array_equal(bits_of(sums), bits_of(turned[::-1]))
+        assert not np.array_equal(bits_of(sums[:9]), bits_of(got))
+    expected = product_of_twins(x, experts, matrix(3), count)
+    for each in (got, sums[:9]):
+        assert mx.linalg.norm(each - expected).item() < 2e-3 * mx.linalg.norm(expected).item()
+
+
+def product_of_twins(x, experts, stack, count):
+    return codec.gather_qmv(codec.hadamard(x.astype(F32)), experts, stack, count)
+
+
 WINDOW = 32
 SMALL = launches.SMALL | {
     "num_hidden_layers": 4,
@@ -168,24 +192,35 @@ SMALL = launches.SMALL | {
     "layer_types": ["sliding_attention", "full_attention"] * 2,
     "sliding_window": WINDOW,
 }
-# Bits of every matrix, and up to how many weights it is kept dense.
-BACKENDS = {"not coded": (None, 0), "dense": (5, 1 << 22), "affine": (5, 0)}
+EXPERTS = {"enable_moe_block": True, "num_experts": 5, "top_k_experts": 2}
+EXPERTS |= {"moe_intermediate_size": 72}
+# Bits of every matrix, up to how many weights it is kept dense, and what the config has besides.
+BACKENDS = {
+    "not coded": (None, 0, {}),
+    "dense": (5, 1 << 22, {}),
+    "affine": (5, 0, {}),
+    "experts not coded": (None, 0, EXPERTS),
+    "experts affine": (5, 0, EXPERTS),
+}
 
 
 @pytest.fixture(params=BACKENDS)
 def tiny(request, monkeypatch):
-    bits, dense_weights = BACKENDS[request.param]
+    bits, dense_weights, changes = BACKENDS[request.param]
     monkeypatch.setattr(choose, "DENSE_WEIGHTS", dense_weights)
-    return make_model(bits)
+    return make_model(bits, **changes)
 
 
-def make_model(bits):
+def make_model(bits, **changes):
     """A model of four small layers with random weights and random per-layer rows."""
 
     def rule(name, shape):
-        return bits if len(shape) == 2 else None
+        return bits if len(shape) > 1 else None
 
-    model = launches.coded_model(launches.e4b_config(**SMALL), rule, F32)
+    model = launches.coded_model(launches.e4b_config(**SMALL, **changes), rule, F32)
+    for module in model.modules():
+        if isinstance(module, ExpertLinear):
+            module.weight = mx.random.normal(module.weight.shape, scale=0.2)
     text = model.args.text_config
     width = text.num_hidden_layers * text.hidden_size_per_layer_input
     table = mx.random.normal((text.vocab_size, width), key=mx.random.key(3))

@@ -199,6 +199,21 @@ def test_what_does_not_work_is_reported_once_and_not_used(make, fault, monkeypat
     assert mx.array_equal(rows, codec.embed(mx.array([3]), MATRIX).astype(rows.dtype))
 
 
+@pytest.mark.parametrize("make", [refusing, wrong])
+def test_a_stack_does_without_its_kernel(make, monkeypatch):
+    monkeypatch.setattr(mx.fast, "metal_kernel", make)
+    with pytest.warns(RuntimeWarning) as caught:
+        product = choose.prepare_experts(MATRIX, metal.TRIED_EXPERTS)
+    assert [str(warning.message).split(" at 5 bits")[0] for warning in caught] == [
+        f"[selftest] needed {path}" for path in ("tried_experts", "tried_sorted")
+    ]
+    x, chosen = activations(2), mx.array([[0, 5, 3], [1, 6, 4]])  # as metal.tried_experts has them
+    got = product(Activation(x), chosen)
+    assert (
+        relative_error(got.reshape(2, -1), metal.reference_experts(x, MATRIX).reshape(2, -1)) < TOL
+    )
+
+
 def between(layer, x):
     """What lies between products: a gate, and the residual stream with its norms."""
     norm = nn.RMSNorm(512, 1e-6)

@@ -47,11 +47,12 @@ def fresh_model(
 ) -> Model:
     """A model with the variant's weights; config and resources given replace its own."""
     tensors = {name: mx.array(weight) for name, weight in weights(variant).items()}
-    table = tensors.pop(TABLE)
-    found = Resources(**{"rows": lambda ids: table[mx.array(ids)]} | resources)
+    table = tensors.pop(TABLE, None)
+    rows = {} if table is None else {"rows": lambda ids: table[mx.array(ids)]}
+    found = Resources(**rows | resources)
     args = ModelArgs.from_dict(config(variant) if settings is None else settings)
     made = Model(args, found)
-    made.load_weights(list(tensors.items()), strict=True)
+    made.load_weights(list(made.sanitize(tensors).items()), strict=True)
     return made
 
 

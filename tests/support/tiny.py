@@ -5,6 +5,7 @@ against its own writer.
 """
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterable
 from functools import cache
@@ -32,6 +33,7 @@ AUDIO = "model.audio_tower.layers.0.self_attn.q_proj.linear.weight"
 VISION = "model.vision_tower.encoder.layers.0.self_attn.q_proj.linear.weight"
 SHARED_LAYERS = (2, 3)
 SIDE_FILES = ("tokenizer.json", "chat_template.jinja", "generation_config.json")
+_STACK = re.compile(r"(\.experts\.\w+_proj)\.weight$")
 DEMO = Path(hlwq_mlx.__file__).parent / "demo"
 
 
@@ -77,6 +79,18 @@ def config(even: bool = True) -> dict[str, Any]:
     return {"model_type": "gemma4", "text_config": text, "eos_token_id": [1, 106]}
 
 
+def experts_config() -> dict[str, Any]:
+    """A config.json like 26B-A4B's: experts of no whole blocks, no rows, and nothing shared."""
+    settings = config()
+    settings["text_config"] |= {
+        **{"hidden_size_per_layer_input": 0, "num_kv_shared_layers": 0},
+        **{"attention_k_eq_v": True, "num_global_key_value_heads": 1},
+        **{"enable_moe_block": True, "num_experts": 6, "top_k_experts": 2},
+        "moe_intermediate_size": 176,
+    }
+    return settings
+
+
 def dead_names(parts: Iterable[str] = ("k_proj", "v_proj", "k_norm")) -> list[str]:
     """The tensors of KV-shared layers that released files carry and nothing reads."""
     return [f"{TEXT}layers.{i}.self_attn.{part}.weight" for i in SHARED_LAYERS for part in parts]
@@ -91,7 +105,10 @@ def make_weights(
     shapes = {name: array.shape for name, array in tree_flatten(model.parameters())}
     text = model.args.text_config
     width = text.num_hidden_layers * text.hidden_size_per_layer_input
-    shapes[ROWS] = (text.vocab_size_per_layer_input, width)
+    if width:
+        shapes[ROWS] = (text.vocab_size_per_layer_input, width)
+    # As files have them: a stack of experts has no suffix.
+    shapes = {_STACK.sub(r"\1", name): shape for name, shape in shapes.items()}
     if has_dead:
         shapes |= {
             name: shapes[name.replace(f"layers.{i}", f"layers.{i - 2}")]
@@ -161,13 +178,14 @@ def publish(
         bits = rule(name, weight.shape)
         if bits is None:
             continue
-        codes, norms, values = encode(weight.tobytes(), weight.shape, bits, table)
+        matrix = (int(np.prod(weight.shape[:-1])), weight.shape[-1])
+        codes, norms, values = encode(weight.tobytes(), matrix, bits, table)
         key = name.replace(".", "__")
         N, blocks = norms.shape
         parts[f"{key}__packed"] = pack(codes, bits, order)
         parts[f"{key}__norms"] = norms
         parts[f"{key}__meta"] = np.array([N, blocks, BLOCK, codes.size])
-        decoded[name] = values
+        decoded[name] = values.reshape(weight.shape)
     save_file(parts, folder / "codes.safetensors")
     plain = {name: weight for name, weight in weights.items() if name not in decoded}
     save_plain(folder / "bf16.safetensors", plain)
@@ -175,11 +193,15 @@ def publish(
 
 
 def pure(bits: int) -> Rule:
-    """The publisher's rule: matrices but for embeddings, gates, per-layer and vision ones."""
-    left_out = ("norm", "embed", "gate", "per_layer", "vision")
+    """The publisher's rule: matrices but for embeddings, gates, per-layer and vision ones.
+
+    Nobody has published experts; we code them.
+    """
+    left_out = ("norm", "embed", "gate", "per_layer", "vision", "router")
 
     def rule(name: str, shape: tuple[int, ...]) -> int | None:
-        return bits if len(shape) == 2 and not any(part in name for part in left_out) else None
+        is_matrix = len(shape) == 2 and not any(part in name for part in left_out)
+        return bits if is_matrix or (".experts." in name and len(shape) == 3) else None
 
     return rule
 
@@ -195,7 +217,7 @@ def all_coded(name: str, shape: tuple[int, ...]) -> int | None:
     """Every matrix, each class at a width of its own, embeddings and row table too."""
     widths = {"embed_tokens.": 6, "embed_tokens_per_layer": 8, "gate_proj": 3, "up_proj": 5}
     widths |= {"down_proj": 7, "self_attn": 4, "per_layer": 1}
-    if len(shape) != 2:
+    if len(shape) != (3 if "experts" in name else 2):
         return None
     return next((bits for part, bits in widths.items() if part in name), 2)
 
@@ -207,7 +229,8 @@ def logits(model: Model, ids: Iterable[int] = range(2, 30)) -> np.ndarray:
 def dense_model(settings: dict[str, Any], weights: Weights) -> Model:
     """A model without a coded tensor, of the float32 weights given."""
     arrays = {name: mx.array(weight) for name, weight in weights.items()}
-    table = arrays.pop(ROWS)
-    model = Model(ModelArgs.from_dict(settings), Resources(lambda ids: table[mx.array(ids)]))
+    table = arrays.pop(ROWS, None)
+    rows = {} if table is None else {"rows": lambda ids: table[mx.array(ids)]}
+    model = Model(ModelArgs.from_dict(settings), Resources(**rows))
     model.load_weights(list(model.sanitize(arrays).items()), strict=True)
     return model

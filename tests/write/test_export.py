@@ -14,7 +14,7 @@ from mlx_lm.utils import load_model
 from hlwq_mlx import cli, library
 from hlwq_mlx import export as command
 from hlwq_mlx.disk.tensorfile import TensorFile
-from hlwq_mlx.errors import CheckpointError
+from hlwq_mlx.errors import CheckpointError, RequestError
 from hlwq_mlx.folder import loading
 from hlwq_mlx.source.repository import Source
 from hlwq_mlx.write import convert, export
@@ -165,6 +165,14 @@ def test_the_command_exports(tmp_path, capsys):
     assert (tmp_path / "out" / "tokenizer.json").is_file()
     assert cli.run(command.main, [*places, "--bf16"]) == 2
     assert "which exists. Remove it or choose another --output." in capsys.readouterr().err
+
+
+def test_experts_in_affine_are_refused_by_name(tmp_path):
+    settings = tiny.experts_config()
+    tiny.write_root(tmp_path, settings)
+    tiny.save_plain(tmp_path / "model.safetensors", tiny.make_weights(settings, has_dead=False))
+    with pytest.raises(RequestError, match=r"^\[affine\] needed a model without experts"):
+        export.export_affine(Source(tmp_path), tmp_path / "out", 4)
 
 
 def test_what_is_left_out_is_counted_once(tmp_path):

@@ -253,6 +253,7 @@ def test_rules_of_the_publisher():
         ("mpl=2", r"got 'mpl=2'"),
         ("mlp", r"got 'mlp'"),
         ("mlp=²", r"got 'mlp=²'"),
+        ("router=4", r"^\[bits\] needed 8 bits or none for router, got 4\. It is small, and"),
         ("mlp=2,mlp=4", r"^\[bits\] needed each class once, got mlp twice\."),
     ],
 )
@@ -265,6 +266,9 @@ def test_classes_of_tensors():
     names = {
         "model.language_model.layers.0.mlp.gate_proj.weight": "mlp",
         "model.language_model.layers.0.self_attn.o_proj.weight": "attention",
+        "model.language_model.layers.0.experts.gate_up_proj": "experts",
+        "model.language_model.layers.0.experts.down_proj.weight": "experts",
+        "model.language_model.layers.0.router.proj.weight": "router",
         "model.language_model.embed_tokens.weight": "embedding",
         "model.language_model.per_layer_model_projection.weight": "ple",
         "model.language_model.layers.0.per_layer_input_gate.weight": "ple",

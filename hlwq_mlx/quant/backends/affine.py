@@ -13,6 +13,7 @@ M rows of x, N rows and K columns of the weight.
 
 import math
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import mlx.core as mx
 import numpy as np
@@ -22,7 +23,7 @@ from ..activation import Activation
 from ..matrix import CodedMatrix
 from ..packing import BLOCK, unpack_p32
 from ..tables import cell_probabilities, error_energy
-from .base import Product, rotate
+from .base import ExpertProduct, Product, rotate
 
 DECODED_ROWS = 64  # of x, from which on decoding an image costs little beside the product
 FITTED_GROUP = 64  # weights to a grid, where one grid does not fit the whole table
@@ -42,37 +43,74 @@ _SLICE_WEIGHTS = 1 << 22
 _MAX_RISE = 0.02  # of the coding error, by one grid for the whole table
 
 
-class Affine(Product):
-    """A quantized product with the image of a weight, within IMAGE_ERROR of the twin."""
+class Image(NamedTuple):
+    """A weight on 8-bit grids, four levels in a word, and the weights that share a grid.
 
-    def __init__(self, matrix: CodedMatrix) -> None:
+    Shapes: levels uint32 [..., K/4], scales and biases float32 [..., K/group_size].
+    """
+
+    levels: mx.array
+    scales: mx.array
+    biases: mx.array
+    group_size: int
+
+    @classmethod
+    def of(cls, matrix: CodedMatrix) -> "Image":
+        """Make the image of a matrix, within IMAGE_ERROR of the twin."""
         matrix.check("affine.Affine")
         table = np.array(matrix.centroids[: 1 << matrix.bits], dtype=np.float64)
         levels, step = affine_grid(table)
         excess = cell_probabilities(table) @ (step * (levels - _ZERO) - table) ** 2
         if excess <= _MAX_RISE * error_energy(table):
-            self._group_size = BLOCK
-            self._image = _translated(matrix, levels)
-            self._scales = matrix.norms.astype(mx.float32) * (step / math.sqrt(BLOCK))
-            self._biases = self._scales * -_ZERO
+            scales = matrix.norms.astype(mx.float32) * (step / math.sqrt(BLOCK))
+            image = cls(_translated(matrix, levels), scales, scales * -_ZERO, BLOCK)
         else:
-            self._group_size = FITTED_GROUP
-            self._image, self._scales, self._biases = _fitted(matrix)
-        mx.eval(self._image, self._scales, self._biases)
+            image = cls(*_fitted(matrix), FITTED_GROUP)
+        mx.eval(image[:3])
+        return image
+
+    @property
+    def columns(self) -> int:
+        """K, the padding columns included."""
+        return 4 * int(self.levels.shape[-1])
+
+    def rows(self, start: int, stop: int) -> "Image":
+        """Return the image of some rows."""
+        levels, scales, biases = (part[start:stop] for part in self[:3])
+        return Image(levels, scales, biases, self.group_size)
+
+    def decode(self) -> mx.array:
+        """Return the weights themselves, in the rotated basis: [..., K]."""
+        return mx.dequantize(
+            self.levels, self.scales, self.biases, group_size=self.group_size, bits=8
+        )
+
+    def stack(self, count: int) -> "Image":
+        """Return the image as that of so many matrices below each other: [count, N/count, ...]."""
+        levels, scales, biases = (part.reshape(count, -1, part.shape[-1]) for part in self[:3])
+        return Image(levels, scales, biases, self.group_size)
+
+
+class Affine(Product):
+    """A quantized product with the image of a weight."""
+
+    def __init__(self, matrix: CodedMatrix) -> None:
+        self._image = Image.of(matrix)
 
     def __call__(self, x: Activation) -> mx.array:
-        x.check("affine.Affine", 4 * self._image.shape[1])
+        x.check("affine.Affine", self._image.columns)
         rotated = x.rotated(rotate)
         multiply = self._multiply if x.rows < DECODED_ROWS else self._multiply_decoded
         return multiply(rotated).astype(x.dtype)
 
     def _multiply(self, rotated: mx.array) -> mx.array:
+        image = self._image
         return mx.quantized_matmul(
             rotated,
-            self._image,
-            self._scales,
-            self._biases,
-            group_size=self._group_size,
+            image.levels,
+            image.scales,
+            image.biases,
+            group_size=image.group_size,
             bits=8,
         )
 
@@ -84,14 +122,31 @@ class Affine(Product):
         """
         step = max(1, _SLICE_WEIGHTS // rotated.shape[-1])
         products = []
-        for start in range(0, self._image.shape[0], step):
-            image, scales, biases = (
-                part[start : start + step] for part in (self._image, self._scales, self._biases)
-            )
-            weight = mx.dequantize(image, scales, biases, group_size=self._group_size, bits=8)
-            products.append(rotated @ weight.T)
+        for start in range(0, self._image.levels.shape[0], step):
+            products.append(rotated @ self._image.rows(start, start + step).decode().T)
             mx.eval(products[-1])  # or all slices would be in memory at once
         return mx.concatenate(products, axis=-1)
+
+
+class AffineExperts(ExpertProduct):
+    """Quantized products with the images of a stack, a row and an expert at a time."""
+
+    def __init__(self, matrix: CodedMatrix, experts: int) -> None:
+        self._stack = Image.of(matrix).stack(experts)
+
+    def __call__(self, x: Activation, experts: mx.array) -> mx.array:
+        x.check("affine.AffineExperts", self._stack.columns)
+        rows = x.rotated(rotate)[..., None, None, :]
+        y = mx.gather_qmm(
+            rows,
+            self._stack.levels,
+            self._stack.scales,
+            self._stack.biases,
+            rhs_indices=experts,
+            group_size=self._stack.group_size,
+            bits=8,
+        )
+        return y[..., 0, :].astype(x.dtype)
 
 
 def _row_slices(matrix: CodedMatrix) -> Iterator[NDArray[np.uint8]]:

@@ -19,14 +19,18 @@ from ..matrix import CodedMatrix
 FEW_ROWS = QMV_ROWS
 
 
-class Product(ABC):
-    """One weight, ready to be multiplied by.
+class Prepared:
+    """A coded weight, ready to be multiplied by.
 
     `is_lazy`: a call with a few rows only adds to MLX's graph, so that a step can be prepared while
     another is computed. A product that evaluates within the call sets it to False.
     """
 
     is_lazy = True
+
+
+class Product(Prepared, ABC):
+    """One weight by which every row is multiplied."""
 
     @abstractmethod
     def __call__(self, x: Activation) -> mx.array:
@@ -45,6 +49,18 @@ class GateUp(Product):
 
     def __call__(self, x: Activation) -> mx.array:
         return ops.gelu_mul(*mx.split(self._product(x), 2, axis=-1))
+
+
+class ExpertProduct(Prepared, ABC):
+    """A stack of weights of one shape, of which each row is multiplied by a few."""
+
+    @abstractmethod
+    def __call__(self, x: Activation, experts: mx.array) -> mx.array:
+        """Multiply: x [..., K], neither rotated nor cast, experts uint32 [..., k] -> [..., k, N].
+
+        The result keeps x's dtype. No row depends on another, however many there are.
+        Raises: ShapeError when x does not fit.
+        """
 
 
 def reference(x: mx.array, matrix: CodedMatrix) -> mx.array:

@@ -16,9 +16,9 @@ from ..chips import MOST_TOKENS
 from ..matrix import CodedMatrix
 from ..packing import BLOCK
 from . import metal
-from .affine import DECODED_ROWS, FITTED_GROUP, Affine
-from .base import FEW_ROWS, GateUp, Product
-from .dense import Dense
+from .affine import DECODED_ROWS, FITTED_GROUP, Affine, AffineExperts
+from .base import FEW_ROWS, ExpertProduct, GateUp, Product
+from .dense import Dense, DenseExperts
 
 DENSE_WEIGHTS = 1 << 22  # 16 MiB in float32
 
@@ -48,6 +48,17 @@ def prepare_gate_up(matrix: CodedMatrix) -> Product:
     )
 
 
+def prepare_experts(matrix: CodedMatrix, experts: int) -> ExpertProduct:
+    """Return the product with a stack of `experts` matrices, whose rows follow each other.
+
+    Raises: ShapeError when an array does not fit the others.
+    """
+    matrix.check("choose.prepare_experts")
+    if _is_for_kernels(matrix):
+        return metal.MetalExperts(matrix, experts, prepare_stock_experts)
+    return prepare_stock_experts(matrix, experts)
+
+
 def prepare_rows(matrix: CodedMatrix) -> Rows:
     """Return a function from ids [...] to those rows of a matrix, [..., K] of activation_dtype().
 
@@ -62,7 +73,12 @@ def prepare_rows(matrix: CodedMatrix) -> Rows:
 
 def prepare_stock(matrix: CodedMatrix) -> Product:
     """Return the product by stock MLX."""
-    return (Dense if matrix.norms.size * BLOCK <= DENSE_WEIGHTS else Affine)(matrix)
+    return (Dense if _is_small(matrix) else Affine)(matrix)
+
+
+def prepare_stock_experts(matrix: CodedMatrix, experts: int) -> ExpertProduct:
+    """Return the product with a stack by stock MLX."""
+    return (DenseExperts if _is_small(matrix) else AffineExperts)(matrix, experts)
 
 
 def steady_rows() -> int:
@@ -89,6 +105,10 @@ def prepared_bytes(weights: int, *, has_kernels: bool) -> int:
     if weights <= DENSE_WEIGHTS:
         return 4 * weights
     return weights + 2 * 4 * (weights // FITTED_GROUP)  # levels, and scales and biases, at most
+
+
+def _is_small(matrix: CodedMatrix) -> bool:
+    return matrix.norms.size * BLOCK <= DENSE_WEIGHTS
 
 
 def _is_for_kernels(matrix: CodedMatrix) -> bool:

@@ -12,7 +12,7 @@ import mlx.core as mx
 from .. import codec
 from ..activation import Activation
 from ..matrix import CodedMatrix
-from .base import Product, rotate
+from .base import ExpertProduct, Product, rotate
 
 
 class Dense(Product):
@@ -25,3 +25,18 @@ class Dense(Product):
     def __call__(self, x: Activation) -> mx.array:
         x.check("dense.Dense", self._weight.shape[1])
         return (x.rotated(rotate) @ self._weight.T).astype(x.dtype)
+
+
+class DenseExperts(ExpertProduct):
+    """Matrix products with a stack of decoded weights, a row and an expert at a time."""
+
+    def __init__(self, matrix: CodedMatrix, experts: int) -> None:
+        weight = codec.rotated_weight(matrix)
+        self._stack = weight.reshape(experts, -1, weight.shape[1])
+        mx.eval(self._stack)
+
+    def __call__(self, x: Activation, experts: mx.array) -> mx.array:
+        x.check("dense.DenseExperts", self._stack.shape[-1])
+        rows = x.rotated(rotate)[..., None, None, :]
+        y = mx.gather_mm(rows, self._stack.swapaxes(-1, -2), rhs_indices=experts)
+        return y[..., 0, :].astype(x.dtype)

@@ -18,14 +18,19 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
-from .. import codec, device, kernels, ops, selftest
+from .. import codec, device, expert_kernels, kernels, ops, selftest
 from ..activation import Activation, Input
 from ..chips import Tile
 from ..kernels import QMV_ROWS
 from ..matrix import CodedMatrix
-from .base import Product, reference, reference_geglu
+from .base import ExpertProduct, Product, reference, reference_geglu
 
 Stock = Callable[[CodedMatrix], Product]
+ExpertStock = Callable[[CodedMatrix, int], ExpertProduct]
+
+# The stack that the self-test's matrix is taken for, and which of it each of its rows meets.
+TRIED_EXPERTS = 7
+TRIED_AT_ONCE = 3
 
 
 class Passed(NamedTuple):
@@ -97,6 +102,80 @@ class MetalGateUp(Product):
                 few_geglu, reference_geglu, self._matrix, dtype
             )
         return self._passed[dtype]
+
+
+class MetalExperts(ExpertProduct):
+    """A product with a stack: by gather_qmv, of many rows by gather_qmm, sorted by expert.
+
+    Rows are many where an expert has more than 8 of them on average, so 8 rows of x never are.
+    `stock` replaces both if the first fails.
+    """
+
+    def __init__(self, matrix: CodedMatrix, experts: int, stock: ExpertStock) -> None:
+        kernels.check_matrix("metal.MetalExperts", matrix)
+        self._matrix = matrix
+        self._count = experts
+        self._make_stock = stock
+        self._stock: ExpertProduct | None = None
+        self._try_kernels(device.activation_dtype())
+
+    def __call__(self, x: Activation, experts: mx.array) -> mx.array:
+        x.check("metal.MetalExperts", self._matrix.shape[1])
+        passed = self._try_kernels(x.dtype)
+        is_many = experts.size > QMV_ROWS * self._count
+        if passed.many and is_many:
+            return sorted_experts(x, experts, self._matrix, self._count)
+        if passed.few:
+            rotated = x.rotated(_rotate)
+            return expert_kernels.gather_qmv(
+                rotated, experts, self._matrix, self._count, dtype=x.dtype
+            )
+        if self._stock is None:
+            self._stock = self._make_stock(self._matrix, self._count)
+        return self._stock(x, experts)
+
+    def _try_kernels(self, dtype: mx.Dtype) -> Passed:
+        """Return which ways work for x of `dtype`; there is no decoded one."""
+        bits, (N, K) = self._matrix.bits, self._matrix.shape
+        tile = expert_kernels.gather_tile(bits, N // self._count, K)
+        few = selftest.passes(tried_experts, reference_experts, bits, dtype, tile)
+        many = selftest.passes(tried_sorted, reference_experts, bits, dtype)
+        return Passed(few, many, decoded=False)
+
+
+def sorted_experts(x: Activation, experts: mx.array, matrix: CodedMatrix, count: int) -> mx.array:
+    """Sort the rows by expert, multiply by `expert_kernels.gather_qmm`, and sort back."""
+    flat = experts.reshape(-1)
+    order = mx.argsort(flat)
+    rotated = x.rotated(_rotate)
+    rows = rotated.reshape(-1, rotated.shape[-1])[order // experts.shape[-1]]
+    starts = (flat < mx.arange(count + 1)[:, None]).sum(axis=-1)
+    y = expert_kernels.gather_qmm(rows, starts, matrix, count, dtype=x.dtype)
+    return y[mx.argsort(order)].reshape(*experts.shape, y.shape[-1])
+
+
+def tried_experts(x: mx.array, matrix: CodedMatrix, tile: Tile | None = None) -> mx.array:
+    """Multiply by some of a stack that `matrix` is taken for, by `expert_kernels.gather_qmv`."""
+    rotated, experts = Activation.of(x).rotated(_rotate), _tried(x)
+    return expert_kernels.gather_qmv(
+        rotated, experts, matrix, TRIED_EXPERTS, dtype=x.dtype, tile=tile
+    )
+
+
+def tried_sorted(x: mx.array, matrix: CodedMatrix, tile: Tile | None = None) -> mx.array:
+    """Do the same by `expert_kernels.gather_qmm`, which has but one tile."""
+    return sorted_experts(Activation.of(x), _tried(x), matrix, TRIED_EXPERTS)
+
+
+def reference_experts(x: mx.array, matrix: CodedMatrix) -> mx.array:
+    """Return what `tried_experts` computes, by the twins alone, in float32."""
+    rotated = codec.hadamard(x.astype(mx.float32))
+    return codec.gather_qmv(rotated, _tried(x), matrix, TRIED_EXPERTS)
+
+
+def _tried(x: mx.array) -> mx.array:
+    pairs = mx.arange(x.shape[0] * TRIED_AT_ONCE) * 5 % TRIED_EXPERTS
+    return pairs.astype(mx.uint32).reshape(-1, TRIED_AT_ONCE)
 
 
 def passes_with_all_tiles(

@@ -38,7 +38,7 @@ ATTRIBUTES = """
       {threadgroup_position_in_grid.x * %du + thread_index_in_threadgroup, 0u, 0u};
 """
 # Inputs that do not have the type of the activation.
-FIXED = {"codes": "uint", "norms": "half", "centroids": "float", "ids": "uint"}
+FIXED = {"codes": "uint", "norms": "half", "centroids": "float", "ids": "uint", "experts": "uint"}
 MLX_ENTRY = """
 __kernel __attribute__((reqd_work_group_size(32, 2, 1)))
 void program(const __global uint* w, const __global {x}* scales, const __global {x}* biases,
@@ -139,6 +139,17 @@ def qmv(bits: int, tile: Tile, x: str = "float", *, is_geglu: bool = False) -> P
     )
 
 
+def gather_qmv(bits: int) -> Program:
+    """One row by experts of 26B-A4B's size."""
+    tile = chips()["M1"].tile(bits, 1, 1408, 2816)
+    options = {"E": "half", "B": bits, "ROWS": tile.rows, "LANES": tile.lanes}
+    options |= {"SIMDGROUPS": tile.simdgroups, "EXPERTS": 128}
+    group = (32, tile.simdgroups)
+    weights = UNIT * tile.rows
+    name = f"gather_qmv {bits}-bit, {tile.rows} rows, {tile.lanes} lanes"
+    return Program(name, "gather_qmv", options, "float", "float", group, weights, is_loop=True)
+
+
 def affine(bits: int, x: str = "half") -> Program:
     """MLX's product of one row, whose lanes take four rows of one or two packs each."""
     power = bits & (bits - 1) == 0
@@ -179,6 +190,7 @@ def others() -> Iterator[Program]:
         yield from (qmv(bits, tile, is_geglu=True) for tile in chosen_tiles(bits))
         for x in ("half", "bfloat"):
             yield qmv(bits, usual_tile(bits, 1), x)
+        yield gather_qmv(bits)
         options: dict[str, str | int] = {"B": bits}
         for back, kind in ((1, "dequantize"), (0, "rotated_weight")):
             both = {**options, "BACK": back}
