@@ -278,6 +278,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--tools", metavar="FILE", help="JSON list of functions the model may call")
     cli.add_sampling_args(parser)
     cli.add_memory_args(parser)
+    cli.add_draft_args(parser)
     return parser
 
 

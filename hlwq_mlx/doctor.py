@@ -87,18 +87,22 @@ def verify(model: str) -> str:
 
     from .disk.sizes import format_bytes
     from .folder import checksums
-    from .folder.folder import is_ours
+    from .folder.folder import DrafterFolder, is_ours
+    from .source.layout import DRAFTER
     from .source.locate import local_path
 
     folder = local_path(model)
-    if not is_ours(folder):
+    if not is_ours(folder) and DrafterFolder.find(folder) is None:
         raise SourceError(
             f"[--verify] needed a folder that convert made, got {model}. Those that were made in "
             "passing lie in ~/.cache/hlwq_mlx, or in $HLWQ_CACHE."
         )
-    total = checksums.total_bytes(folder)
+    folders = [folder]
+    if DrafterFolder.find(folder / DRAFTER) is not None:
+        folders.append(folder / DRAFTER)
+    total = sum(map(checksums.total_bytes, folders))
     with tqdm(total=total, unit="B", unit_scale=True, desc="verify", delay=cli.PATIENCE_S) as bar:
-        count = checksums.verify(folder, bar.update)
+        count = sum(checksums.verify(each, bar.update) for each in folders)
     return f"{count} files, {format_bytes(total)}: all as convert wrote them"
 
 
@@ -119,6 +123,9 @@ def examine(model: str, variant: str | None, settings: "Settings", choice: str) 
     found = inventory.take(model, variant)
     for line in contents(found):
         cli.result(line)
+    if found.is_drafter:
+        cli.result("a drafter, and no model: name it with --draft-model, beside its model")
+        return True
     folder = Folder.find(local_path(model))
     if folder is not None:
         loading.require_loadable(folder)
@@ -165,6 +172,9 @@ def contents(found: "Inventory") -> Iterator[str]:
         yield f"{kind:<10}{width:>10}{count:>6} tensors{weights:>16,} weights{stored:>12}"
     state = "converted" if found.is_converted else "as published"
     yield f"{len(found.entries)} tensors, {format_bytes(found.stored_bytes)} on disk, {state}"
+    if found.drafter:
+        stored = format_bytes(sum(entry.stored_bytes for entry in found.drafter))
+        yield f"beside it a drafter: {len(found.drafter)} tensors, {stored} on disk"
     yield from (f"odd: {doubt}" for doubt in inventory.doubts(found))
 
 

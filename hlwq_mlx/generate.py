@@ -81,6 +81,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     cli.add_sampling_args(parser)
     cli.add_memory_args(parser)
+    cli.add_draft_args(parser)
     return parser
 
 

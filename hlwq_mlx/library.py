@@ -20,6 +20,8 @@ from .dialog.messages import Message
 from .dialog.stop import AnswerText
 from .dialog.tokenizer import Tokenizer
 from .engine.answer import generate_tokens
+from .engine.draft import Drafter
+from .engine.drafters import find_drafter
 from .engine.prefix_cache import MAX_BYTES, PrefixCache
 from .engine.request import (
     PREFILL_STEP,
@@ -53,7 +55,8 @@ class GenerationResponse:
     """A piece of an answer, with the fields of mlx-lm's class of this name.
 
     Rates are tokens a second, `peak_memory` GB; `finish_reason` is `stop` or `length` in the last
-    piece. Shapes: logprobs float32 [V].
+    piece. A token is `from_draft` that took no pass of its own; `passes` brought all so far.
+    Shapes: logprobs float32 [V].
     """
 
     text: str
@@ -66,6 +69,7 @@ class GenerationResponse:
     generation_tps: float
     peak_memory: float
     finish_reason: str | None = None
+    passes: int = 0
 
 
 @dataclass
@@ -161,6 +165,7 @@ def stream_generate(
     prefill_step: int = PREFILL_STEP,
     caching: Caching = WHOLE,
     session: Session | None = None,
+    draft: str | Drafter | None = None,
     on_media: Progress = no_progress,
     on_prefill: Progress = no_progress,
     **options: Any,
@@ -172,7 +177,9 @@ def stream_generate(
     280, 560 or 1120), `http` allows downloads of media, `caching` is how keys and values are kept.
     Pass the same `session` with every prompt of a conversation, and nothing is read twice. An
     answer ends before the first text of `stop`, after `max_tokens` (-1 is no limit), or where the
-    context ends, which it shares with the prompt. `options` are the fields of `Sampling` (temp,
+    context ends, which it shares with the prompt. `draft` guesses tokens, so that a pass brings
+    several of the same answer: a drafter, or `lookup` for what followed the same tokens before.
+    `options` are the fields of `Sampling` (temp,
     top_p, top_k, min_p), greedy by default.
     Raises: RequestError for a prompt or option that cannot be served; SourceError for media that
     cannot be read.
@@ -191,7 +198,7 @@ def stream_generate(
         prefill_step,
         on_prefill,
     )
-    tokens = generate_tokens(model, request, session.prefixes(model, caching))
+    tokens = generate_tokens(model, request, session.prefixes(model, caching), find_drafter(draft))
     stops = [stop] if isinstance(stop, str) else stop
     yield from _answer(tokenizer, tokens, request, stops)
 
@@ -220,8 +227,8 @@ def _answer(
     """Turn tokens into pieces of text, up to the answer's end."""
     text = AnswerText(tokenizer.detokenizer, stops)
     clock = _Clock(len(request.prompt.ids))
-    for token, scores in tokens:
-        clock.tick()
+    for token, scores, is_drafted in tokens:
+        clock.tick(is_drafted=is_drafted)
         if token in request.stop_ids:
             yield clock.response(text.finish(), token, scores, "stop")
             return
@@ -240,11 +247,14 @@ class _Clock:
 
     def __init__(self, prompt_tokens: int) -> None:
         self._prompt_tokens = prompt_tokens
-        self.tokens = 0
+        self.tokens = self._passes = 0
+        self._is_drafted = False
         self._prompt_s = 0.0
         self._begun = time.perf_counter()
 
-    def tick(self) -> None:
+    def tick(self, *, is_drafted: bool) -> None:
+        self._is_drafted = is_drafted
+        self._passes += not is_drafted
         if not self.tokens:  # the time up to the first token is the prompt's
             now = time.perf_counter()
             self._prompt_s, self._begun = now - self._begun, now
@@ -257,13 +267,14 @@ class _Clock:
             text=text,
             token=token,
             logprobs=scores,
-            from_draft=False,
+            from_draft=self._is_drafted,
             prompt_tokens=self._prompt_tokens,
             prompt_tps=self._prompt_tokens / self._prompt_s,
             generation_tokens=self.tokens,
             generation_tps=self.tokens / (time.perf_counter() - self._begun),
             peak_memory=mx.get_peak_memory() / 1e9,
             finish_reason=finish_reason,
+            passes=self._passes,
         )
 
 

@@ -38,6 +38,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_network_args(parser)
     _add_work_args(parser)
     cli.add_memory_args(parser)
+    cli.add_draft_args(parser)
     return parser
 
 

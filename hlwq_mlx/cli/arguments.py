@@ -33,6 +33,7 @@ def answer_options(
         "sampling": sampling,
         "prefill_step": settings.prefill_step,
         "caching": settings.caching,
+        "draft": arguments.draft,
         "image_tokens": arguments.image_tokens,
         "http": arguments.allow_http,
         "on_media": progress("encode media", "media"),

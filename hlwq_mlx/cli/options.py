@@ -10,6 +10,7 @@ from ..media.processor import BUDGETS
 
 CONTEXT = 8192  # tokens of a conversation that should fit into memory
 PREFILL_STEP = 512  # of engine.request; mlx-lm's 2048 would take four times the memory
+DRAFTS = ("none", "lookup")  # of engine.drafters
 LEFTOVERS = ("auto", "keep", "small")  # of write.leftovers
 MODEL_NAMES = "hub id (owner/name or owner/name/PQ5), source folder, PQ folder or converted folder"
 
@@ -157,6 +158,18 @@ def add_kv_args(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     )
     parser.set_defaults(max_kv_size=None)
     return group
+
+
+def add_draft_args(parser: argparse.ArgumentParser) -> None:
+    """Add --draft."""
+    group = parser.add_argument_group("speed")
+    group.add_argument(
+        "--draft",
+        choices=DRAFTS,
+        default=DRAFTS[0],
+        help="guess the next tokens and check several in one pass, for the same answer sooner: "
+        "lookup guesses what followed the same words before, as in quoting and editing",
+    )
 
 
 class _AppendMedium(argparse.Action):

@@ -103,4 +103,7 @@ def _print_statistics(last: Any) -> None:
     note("=" * 10)
     note(f"Prompt: {last.prompt_tokens} tokens, {last.prompt_tps:.3f} tokens-per-sec")
     note(f"Generation: {last.generation_tokens} tokens, {last.generation_tps:.3f} tokens-per-sec")
+    if last.passes < last.generation_tokens:  # drafts were accepted
+        a_pass = last.generation_tokens / last.passes
+        note(f"Passes: {last.passes}, {a_pass:.3f} tokens-per-pass")
     note(f"Peak memory: {last.peak_memory:.3f} GB")

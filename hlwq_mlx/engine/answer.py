@@ -13,22 +13,27 @@ from typing import Any
 
 import mlx.core as mx
 
+from ..gemma4.caches import rewind
 from ..gemma4.model import Model
 from .decoding import Chooser, Decoding
+from .draft import Course, Drafter
 from .finite import require_finite
-from .overlap import make_step
 from .prefix_cache import PrefixCache
 from .request import Prepared, Request
-from .step import Chosen, Outcome, Row, start_row
+from .speculate import make_step
+from .step import Chosen, Outcome, Row, Step, start_row
 
 
 def generate_tokens(
-    model: Model, request: Request, prefix_cache: PrefixCache | None = None
+    model: Model,
+    request: Request,
+    prefix_cache: PrefixCache | None = None,
+    drafter: Drafter | None = None,
 ) -> Iterator[Chosen]:
     """Yield an answer's tokens with their log probabilities; media tokens are never chosen.
 
     What a `prefix_cache` of this model and caching knows of the prompt is not read again, and the
-    prompt and its answer are kept there.
+    prompt and its answer are kept there. A drafter lets a pass bring several tokens, the same ones.
     Raises: CheckpointError where the scores are not finite; it names the weight at fault.
     """
     prefixes = prefix_cache or PrefixCache(partial(model.make_cache, request.caching), 0)
@@ -44,12 +49,14 @@ def generate_tokens(
 
         row, first = begin_row(model, request, caches, match.length, keep)
         try:
-            for chosen in _decode(model, request, row, first):
-                require_finite(model, *chosen)
+            for chosen in _decode(make_step(model, drafter), request, row, first):
+                require_finite(model, chosen.token, chosen.scores)
                 keys.append(chosen.token)
                 yield chosen
         except GeneratorExit:  # the caller stopped early, and may go on with the same conversation
             if not row.is_broken:
+                # A pass may have brought more tokens than were taken.
+                rewind(caches, min(len(keys), caches[0].offset))
                 prefixes.keep(keys, caches, caches[0].offset)
             raise
         prefixes.keep(keys, caches, caches[0].offset)
@@ -68,7 +75,8 @@ def begin_row(
     """
     chooser = make_chooser(model, Decoding(request.sampling), request.prompt.ids)
     left = math.inf if request.max_tokens == -1 else request.max_tokens
-    row = Row(caches, -1, chooser, request.stop_ids, left)
+    course = Course(request.prompt.keys or request.prompt.ids)
+    row = Row(caches, -1, chooser, request.stop_ids, left, course=course)
     return row, start_row(row, prefill(model, request, caches, begin, on_chunk))
 
 
@@ -81,9 +89,8 @@ def make_chooser(model: Model, decoding: Decoding, prompt: Sequence[int]) -> Cho
     return decoding.chooser(args.text_config.vocab_size, args.media_token_ids, prompt)
 
 
-def _decode(model: Model, request: Request, row: Row, first: Chosen) -> Iterator[Chosen]:
+def _decode(step: Step, request: Request, row: Row, first: Chosen) -> Iterator[Chosen]:
     """Yield the first token and those that follow, up to the request's end."""
-    step = make_step(model)
     pending: Outcome = [first]
     count = 0
     while True:

@@ -108,6 +108,28 @@ class Chooser:
         key = None if self._key is None else mx.random.split(self._key)[0]
         return self._choose(scores, key)
 
+    def ahead(self, logits: Sequence[mx.array]) -> list[mx.array]:
+        """Choose at consecutive positions, as if each choice had been accepted before the next.
+
+        Where a choice depends on the tokens before, there is none. Nothing is evaluated.
+        Shapes: logits float32 [1, V] each -> ids [1].
+        """
+        decoding = self._decoding
+        depends = (
+            decoding.repetition_penalty != 1
+            or decoding.presence_penalty
+            or decoding.frequency_penalty
+            or self._bias
+            or decoding.constraint is not None
+        )
+        if depends:
+            return []
+        ids, rest = [], self._key
+        for each in logits:
+            key, rest = (None, None) if rest is None else mx.random.split(rest)
+            ids.append(self._choose(each, key))
+        return ids
+
     def accept(self, token: int) -> None:
         """Take the token that was chosen.
 

@@ -20,7 +20,7 @@ from ..gemma4.late_rows import can_be_late
 from ..gemma4.model import Model
 from ..quant.backends.choose import steady_rows
 from ..quant.layers import is_lazy
-from .step import Outcome, PlainStep, Row, Step, choose, read, take, together
+from .step import Outcome, PlainStep, Row, Step, choose, read, take, together, wait
 
 
 def make_step(model: Model) -> Step:
@@ -51,10 +51,12 @@ class OverlappedStep:
             choose(fresh, read(self._model, fresh))
         ahead = _Ahead(self._model, [row for row in rows if _may_go_on(row)])
         try:
-            outcomes = take(rows)
+            wait(rows)
         except BaseException:
             ahead.undo()
             raise
+        ahead.begin()
+        outcomes = take(rows)
         ahead.finish()
         return outcomes
 
@@ -83,34 +85,54 @@ class _Ahead:
             return
         self._late = model.late_rows(len(rows))
         self._marks = [(cache, cache.mark()) for row in rows for cache in row.caches]
+        layers: list[mx.array] = []
         try:
-            self._logits = model.decode_late(_tokens(rows), self._late, together(rows))
+            self._logits = model.decode_late(
+                _tokens(rows), self._late, together(rows), layers.append
+            )
         except BaseException:
             self.undo()
             raise
+        self._first = layers[0]
 
     def undo(self) -> None:
         """Make the caches what they were."""
         for cache, mark in self._marks:
             cache.undo(mark)
+        self._rows = ()
+
+    def begin(self) -> None:
+        """Hand the first layer to MLX, now that the tokens are known: MLX has nothing else to do.
+
+        Raises: what MLX raises as it begins.
+        """
+        tokens = [int(np.array(row.chosen.token)[0]) for row in self._rows]
+        if any(token in row.stop_ids for token, row in zip(tokens, self._rows, strict=True)):
+            self.undo()
+        elif self._rows and self._fill(tokens):
+            self._marks = []
+            mx.async_eval(self._first)
 
     def finish(self) -> None:
-        """Add what needs the tokens, which are taken now, and let MLX begin.
+        """Hand the rest to MLX, with what choosers make of the scores.
 
-        An exception waits for the next call, because this one's tokens are taken.
+        The next call raises what MLX raises here, because this one's tokens are taken.
         """
-        if any(row.is_over or row.under_way is not None for row in self._rows):
-            self.undo()
-        elif self._rows:
-            self._marks = []
-            try:
-                self._fill()
-                choose(self._rows, self._logits)
-            except Exception as problem:  # noqa: BLE001 - of any kind, and told by the next call
-                for row in self._rows:
-                    row.under_way = problem
+        if not self._rows:
+            return
+        try:
+            choose(self._rows, self._logits)
+        except Exception as problem:  # noqa: BLE001 - of any kind, and raised later
+            for row in self._rows:
+                row.under_way = problem
 
-    def _fill(self) -> None:
-        if self._late is not None:
-            ids = np.array([[row.token] for row in self._rows])
-            self._late.fill(self._model.read_rows(ids))
+    def _fill(self, tokens: Sequence[int]) -> bool:
+        """Fill in the rows of the table; where they cannot be read, the next call meets that."""
+        if self._late is None:
+            return True
+        try:
+            self._late.fill(self._model.read_rows(np.array(tokens)[:, None]))
+        except Exception:  # noqa: BLE001 - of any kind, and met again
+            self.undo()
+            return False
+        return True

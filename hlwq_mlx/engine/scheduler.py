@@ -162,7 +162,10 @@ def explain_briefly(problem: Exception) -> HLWQError:
 
 @dataclass
 class Tally:
-    """Counts what a scheduler did; `first_token_s` is of the last answer that began."""
+    """Counts what a scheduler did; `first_token_s` is of the last answer that began.
+
+    `passes` of the model brought the `tokens` of answers, each counted for every answer in it.
+    """
 
     finished: int = 0
     failed: int = 0
@@ -171,6 +174,7 @@ class Tally:
     cached_tokens: int = 0
     cache_hits: int = 0
     tokens: int = 0
+    passes: int = 0
     first_token_s: float | None = None
 
 
@@ -317,7 +321,8 @@ class Scheduler:
             worker.again(ticket.job)
 
     def _tell(self, worker: Worker[Any], ticket: Ticket, tokens: Sequence[Token]) -> None:
-        """Deliver tokens up to the end of the answer."""
+        """Deliver tokens up to the end of the answer, which one pass brought."""
+        self.tally.passes += bool(tokens)
         for token in tokens:
             ticket.count += 1
             if ticket.count == ticket.reserved:

@@ -18,16 +18,18 @@ from ..gemma4.caches import Rows
 from ..gemma4.model import Model
 from ..quant.backends.choose import steady_rows
 from .decoding import Chooser
+from .draft import Course
 
 
 class Chosen(NamedTuple):
-    """A token and the log probabilities it was chosen from.
+    """A token and the log probabilities it was chosen from; a drafted one took no pass of its own.
 
     Shapes: scores float32 [V].
     """
 
     token: int
     scores: mx.array
+    is_drafted: bool = False
 
 
 class UnderWay(NamedTuple):
@@ -51,7 +53,7 @@ class Row:
 
     The answer is over with a token of `stop_ids`, or when none are `left`. The caches do not hold
     the last token yet; while a step that reads it is `under_way`, they do. An exception there is
-    what ended the row.
+    what that step raised. Only a row with its course can be drafted.
     """
 
     caches: list[Any]
@@ -60,6 +62,7 @@ class Row:
     stop_ids: Collection[int] = ()
     left: float = math.inf
     under_way: UnderWay | Exception | None = None
+    course: Course | None = None
 
     @property
     def is_over(self) -> bool:
@@ -74,7 +77,7 @@ class Row:
 
     @property
     def is_broken(self) -> bool:
-        """Whether the row was ended by an exception, so that its caches are of no use."""
+        """Whether what is under way raised, so that the caches are of no use."""
         return isinstance(self.under_way, Exception)
 
 
@@ -131,7 +134,10 @@ class PlainStep:
 
     def __call__(self, rows: Sequence[Row]) -> list[Outcome]:
         """Read each row's token and choose the next."""
-        choose(rows, read(self._model, rows))
+        fresh = [row for row in rows if row.under_way is None]
+        if fresh:
+            choose(fresh, read(self._model, fresh))
+        wait(rows)
         return take(rows)
 
 
@@ -165,12 +171,16 @@ def choose(rows: Sequence[Row], logits: mx.array) -> None:
         row.under_way = UnderWay(id, each)
 
 
-def take(rows: Sequence[Row]) -> list[Outcome]:
-    """Wait for the tokens that are under way, and take them.
+def wait(rows: Sequence[Row]) -> None:
+    """Wait for the tokens that are under way.
 
-    Raises: what MLX raises while it computes, before any row has changed.
+    Raises: what MLX raises while it computes.
     """
     mx.eval([row.chosen.token for row in rows if row.chosen.is_sound])
+
+
+def take(rows: Sequence[Row]) -> list[Outcome]:
+    """Take the tokens that were waited for."""
     return [_take(row) for row in rows]
 
 
@@ -181,16 +191,17 @@ def _take(row: Row) -> Outcome:
     try:
         return [accept(row, token, scores)]
     except Exception as problem:  # noqa: BLE001 - a constraint's own, of any kind
-        row.under_way = problem
         return problem
 
 
-def accept(row: Row, token: mx.array, scores: mx.array) -> Chosen:
-    """Take a row's next token, which is evaluated."""
+def accept(row: Row, token: mx.array, scores: mx.array, *, is_drafted: bool = False) -> Chosen:
+    """Take a row's next token."""
     row.token = int(np.array(token)[0])
     row.left -= 1
     row.chooser.accept(row.token)
-    return Chosen(row.token, scores)
+    if row.course is not None:
+        row.course.take(row.token)
+    return Chosen(row.token, scores, is_drafted)
 
 
 def _try_choose(logits: mx.array, chooser: Chooser) -> mx.array | Exception:

@@ -20,10 +20,11 @@ from ..gemma4.caches import WHOLE, Caching
 from ..gemma4.model import Model
 from .answer import chunks, inseparable, make_chooser, read_chunk
 from .decoding import Chooser
+from .draft import Course, Drafter
 from .finite import require_finite
-from .overlap import make_step
 from .prefix_cache import Match, PrefixCache
 from .request import PREFILL_STEP, Prepared
+from .speculate import make_step
 from .step import Chosen, Row, start_row
 from .task import Task, Token
 
@@ -40,6 +41,7 @@ class Job:
 
     task: Task
     chooser: Chooser
+    course: Course
     cached: int
     reading: Reading
     share: float = 1.0
@@ -64,11 +66,12 @@ class Worker:
         prefixes: PrefixCache | None = None,
         caching: Caching = WHOLE,
         prefill_step: int = PREFILL_STEP,
+        drafter: Drafter | None = None,
     ) -> None:
         self.model = model
         self.prefixes = prefixes or PrefixCache(partial(model.make_cache, caching), 0)
         self._prefill_step = prefill_step
-        self._step = make_step(model)
+        self._step = make_step(model, drafter)
 
     def begin(self, task: Task) -> Job:
         """Find what is known of the prompt."""
@@ -78,7 +81,7 @@ class Worker:
         share = 1.0 if _has_media(task, match.length) else min(1.0, unread / self._prefill_step)
         # At once, because other jobs may drive out what was found.
         reading = self._read(task, match, match.restore())
-        return Job(task, chooser, match.length, reading, share)
+        return Job(task, chooser, Course(task.keys), match.length, reading, share)
 
     def advance(self, job: Job) -> list[Token]:
         """Do one piece of reading; behind the last one, choose the first token."""
@@ -89,7 +92,7 @@ class Worker:
             caches, logits = end.value
         left = math.inf if job.task.max_tokens == -1 else job.task.max_tokens - len(job.answer)
         last = job.answer[-1] if job.answer else -1
-        job.row = Row(caches, last, job.chooser, job.task.stop_ids, left)
+        job.row = Row(caches, last, job.chooser, job.task.stop_ids, left, course=job.course)
         if job.answer:  # it was read again
             return []
         return [self._token(job, start_row(job.row, logits))]
@@ -182,7 +185,7 @@ class Worker:
 
     def _token(self, job: Job, chosen: Chosen) -> Token:
         """Take a token of an answer and return it as plain values."""
-        require_finite(self.model, *chosen)
+        require_finite(self.model, chosen.token, chosen.scores)
         job.answer.append(chosen.token)
         scores = np.array(chosen.scores, copy=False)
         top = likeliest(scores, job.task.top_logprobs or 0)

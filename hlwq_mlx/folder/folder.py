@@ -1,5 +1,7 @@
 """A converted folder, opened once: its small files, each parsed when first asked for.
 
+A folder holds a model or a drafter; a model's may hold the folder of its drafter.
+
 Who loads, judges or serves a folder hands this object on instead of its path, so that all see the
 same state of its files. Weights are read by `loading`, and side files are checked by `side_files`.
 """
@@ -7,7 +9,7 @@ same state of its files. Weights are read by `loading`, and side files are check
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from ..disk.failures import is_there
 from ..disk.index import weight_map
@@ -15,7 +17,8 @@ from ..disk.jsonfile import read_json
 from ..disk.tensorfile import TensorFile, TensorSpec
 from ..errors import SourceError, naming
 from ..gemma4.config import Gemma4Config
-from ..source.layout import PLAIN
+from ..gemma4.drafter_config import DRAFTERS, DrafterConfig
+from ..source.layout import DRAFTER, PLAIN
 from .manifest import MODEL_TYPE, manifest_of
 from .names import INDEX_NAME
 
@@ -23,8 +26,10 @@ CONFIG = "config.json"
 GENERATION = "generation_config.json"
 
 
-class Folder:
+class Converted:
     """A folder that `convert` wrote, and its parsed config.json."""
+
+    model_type: ClassVar[str]
 
     def __init__(self, path: Path, config: Mapping[str, Any]) -> None:
         self.path = path
@@ -40,14 +45,14 @@ class Folder:
 
     @classmethod
     def find(cls, path: Path) -> Self | None:
-        """Open a folder if it is one that `convert` wrote, else return None.
+        """Open a folder if it is one that `convert` wrote of this kind, else return None.
 
         Raises: SourceError for a config.json that is no JSON object.
         """
         if not is_there(path / CONFIG):
             return None
         opened = cls.open(path)
-        return opened if opened.config.get("model_type") == MODEL_TYPE else None
+        return opened if opened.config.get("model_type") == cls.model_type else None
 
     @cached_property
     def manifest(self) -> Mapping[str, Any]:
@@ -58,30 +63,12 @@ class Folder:
         return manifest_of(self.path, self.config)
 
     @cached_property
-    def args(self) -> Gemma4Config:
-        """The model's configuration.
-
-        Raises: ConfigError for a config that is incomplete.
-        """
-        with naming(self.path / CONFIG):
-            return Gemma4Config.from_dict(self.config)
-
-    @cached_property
     def weight_map(self) -> Mapping[str, str]:
         """The shard of each tensor.
 
         Raises: SourceError for an index that cannot be read.
         """
         return weight_map(self.path / INDEX_NAME)
-
-    @cached_property
-    def generation(self) -> Mapping[str, Any]:
-        """The parsed generation_config.json, empty when there is none.
-
-        Raises: SourceError for one that is no JSON object.
-        """
-        path = self.path / GENERATION
-        return read_json(path) if is_there(path) else {}
 
     @property
     def shards(self) -> list[Path]:
@@ -109,8 +96,55 @@ class Folder:
             )
 
 
+class Folder(Converted):
+    """The folder of a model."""
+
+    model_type = MODEL_TYPE
+
+    @cached_property
+    def args(self) -> Gemma4Config:
+        """The model's configuration.
+
+        Raises: ConfigError for a config that is incomplete.
+        """
+        with naming(self.path / CONFIG):
+            return Gemma4Config.from_dict(self.config)
+
+    @cached_property
+    def generation(self) -> Mapping[str, Any]:
+        """The parsed generation_config.json, empty when there is none.
+
+        Raises: SourceError for one that is no JSON object.
+        """
+        path = self.path / GENERATION
+        return read_json(path) if is_there(path) else {}
+
+    @cached_property
+    def drafter(self) -> "DrafterFolder | None":
+        """The folder of its drafter, None when there is none.
+
+        Raises: SourceError for one whose config.json is no JSON object.
+        """
+        return DrafterFolder.find(self.path / DRAFTER)
+
+
+class DrafterFolder(Converted):
+    """The folder of a drafter."""
+
+    model_type = DRAFTERS[1]
+
+    @cached_property
+    def args(self) -> DrafterConfig:
+        """The drafter's configuration.
+
+        Raises: ConfigError for a config that is incomplete.
+        """
+        with naming(self.path / CONFIG):
+            return DrafterConfig.from_dict(self.config)
+
+
 def is_ours(path: Path) -> bool:
-    """Return whether a folder is one that `convert` wrote.
+    """Return whether a folder is one of a model that `convert` wrote.
 
     Raises: as `Folder.find`.
     """

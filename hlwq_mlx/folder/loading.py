@@ -14,11 +14,13 @@ from tqdm import tqdm
 
 from ..disk.tensorfile import TensorFile, TensorSpec
 from ..errors import CheckpointError, naming, raise_all
+from ..gemma4.drafter import Drafter
+from ..gemma4.drafter_config import require_fit
 from ..gemma4.model import Model, Resources
 from ..gemma4.towers.tower import TOWER_PREFIXES, Tower, make_tower, no_tower, prefixes
 from ..quant import device, fuse
 from ..quant.layers import CodedLayer
-from .folder import CONFIG, Folder
+from .folder import CONFIG, Converted, DrafterFolder, Folder
 from .identity import require_same
 from .names import CodedNames, check_depths, row_table_shape, shapes_of
 from .rows import FILE_NAME as ROW_STORE
@@ -62,9 +64,9 @@ def map_folder(folder: Folder) -> Model:
 
 
 def require_loadable(folder: Folder) -> None:
-    """Check from headers alone that a folder's model, rows and towers can be loaded.
+    """Check from headers alone that a folder's model, rows, towers and drafter can be loaded.
 
-    Raises: as `load_folder` and `load_tower`.
+    Raises: as `load_folder`, `load_tower` and `require_drafter`.
     """
     _ = folder.manifest
     _check_depths(folder)
@@ -81,6 +83,34 @@ def require_loadable(folder: Folder) -> None:
         specs = {name: spec for name, spec in folder.specs.items() if name.startswith(mine)}
         if specs:
             check_weights(make_tower(folder.args, kind), specs, folder)
+    if folder.drafter is not None:
+        require_drafter(folder.drafter, folder)
+
+
+def load_drafter(folder: DrafterFolder) -> Drafter:
+    """Load a drafter's folder, ready to draft.
+
+    Raises: CheckpointError listing all that is missing, damaged, extra or of another shape.
+    """
+    _ = folder.manifest
+    _check_depths(folder)
+    drafter = Drafter(folder.args)
+    _load_weights(drafter, folder, lambda name: True)
+    drafter.eval()
+    prepare(drafter)
+    return drafter
+
+
+def require_drafter(folder: DrafterFolder, model: Folder) -> None:
+    """Check from headers alone that a drafter can be loaded and fits a model.
+
+    Raises: as `load_drafter` and `require_fit`.
+    """
+    require_fit(folder.args, model.args.text_config)
+    _ = folder.manifest
+    _check_depths(folder)
+    require_own_shards(folder)
+    check_weights(Drafter(folder.args), folder.specs, folder)
 
 
 def load_tower(folder: Folder, kind: str) -> Tower:
@@ -99,7 +129,7 @@ def load_tower(folder: Folder, kind: str) -> Tower:
     return tower
 
 
-def _load_weights(module: nn.Module, folder: Folder, belongs: Callable[[str], bool]) -> None:
+def _load_weights(module: nn.Module, folder: Converted, belongs: Callable[[str], bool]) -> None:
     """Load a part's weights without reading them; only the part holds them, so it can drop some."""
     weights = cast(_read_shards(folder, belongs))
     check_weights(module, weights, folder)
@@ -135,11 +165,13 @@ def _bytes_of(module: nn.Module) -> int:
 
 
 def cast(weights: Mapping[str, mx.array]) -> dict[str, mx.array]:
-    """Cast what is not coded to the dtype that activations have on this machine."""
+    """Cast numbers that are not coded to the dtype that activations have on this machine."""
     dtype = device.activation_dtype()
     coded_parts = tuple(f".{part}" for part in CodedNames._fields)
     return {
-        name: weight if name.endswith(coded_parts) else weight.astype(dtype)
+        name: weight
+        if name.endswith(coded_parts) or mx.issubdtype(weight.dtype, mx.integer)
+        else weight.astype(dtype)
         for name, weight in weights.items()
     }
 
@@ -162,7 +194,7 @@ def resources(folder: Folder) -> Resources:
     return found
 
 
-def require_own_shards(folder: Folder) -> None:
+def require_own_shards(folder: Converted) -> None:
     """Check that every shard is of the folder's conversion; mlx-lm loads shards without asking us.
 
     Raises: CheckpointError for one that is not; SourceError for one that is missing.
@@ -171,7 +203,7 @@ def require_own_shards(folder: Folder) -> None:
         require_same(TensorFile(path), folder.manifest)
 
 
-def _read_shards(folder: Folder, belongs: Callable[[str], bool]) -> dict[str, mx.array]:
+def _read_shards(folder: Converted, belongs: Callable[[str], bool]) -> dict[str, mx.array]:
     """Map the tensors whose names belong to a part; shards without one are not touched."""
     files = {name: file for name, file in folder.weight_map.items() if belongs(name)}
     weights: dict[str, mx.array] = {}
@@ -188,14 +220,14 @@ def _read_shards(folder: Folder, belongs: Callable[[str], bool]) -> dict[str, mx
     return weights
 
 
-def _check_depths(folder: Folder) -> None:
+def _check_depths(folder: Folder | DrafterFolder) -> None:
     args, names = folder.args, folder.weight_map
     with naming(folder.path / CONFIG):
         check_depths(args, names)
 
 
 def check_weights(
-    module: nn.Module, weights: Mapping[str, mx.array | TensorSpec], folder: Folder
+    module: nn.Module, weights: Mapping[str, mx.array | TensorSpec], folder: Converted
 ) -> None:
     """Check the names and shapes of a part's weights, which are not read yet.
 

@@ -5,6 +5,7 @@ A coded weight `x.weight` lies on disk as `x.codes`, `x.norms` and `x.centroids`
 
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import NamedTuple
 
 from mlx import nn
@@ -12,6 +13,8 @@ from mlx.utils import tree_flatten
 
 from ..errors import CheckpointError
 from ..gemma4.config import Gemma4Config
+from ..gemma4.drafter import Drafter
+from ..gemma4.drafter_config import DrafterConfig
 from ..gemma4.model import Model
 from ..gemma4.towers.config import AUDIO, AUDIO_SECTION, VISION, VISION_SECTION
 from ..gemma4.towers.tower import make_tower, prefixes
@@ -21,7 +24,7 @@ INDEX_NAME = "model.safetensors.index.json"
 TEXT = "model.language_model."
 ROW_TABLE = f"{TEXT}embed_tokens_per_layer.weight"
 TIED_HEAD = "lm_head.weight"
-_LAYER = re.compile(r"(model\..+?\.)layers\.(\d{1,6})\.")
+_LAYER = re.compile(r"(model\.(?:.+?\.)?)layers\.(\d{1,6})\.")
 Shape = tuple[int, ...]
 
 
@@ -39,7 +42,7 @@ def coded_names(weight: str) -> CodedNames:
     return CodedNames(f"{module}.codes", f"{module}.norms", f"{module}.centroids")
 
 
-def check_depths(args: Gemma4Config, names: Iterable[str]) -> None:
+def check_depths(args: Gemma4Config | DrafterConfig, names: Iterable[str]) -> None:
     """Check that there are tensors of as many layers as the config says, before any is made.
 
     Raises: CheckpointError naming the first section that says more.
@@ -47,19 +50,27 @@ def check_depths(args: Gemma4Config, names: Iterable[str]) -> None:
     depths: dict[str, int] = {}
     for found in filter(None, map(_LAYER.match, names)):
         depths[found[1]] = max(depths.get(found[1], 0), int(found[2]) + 1)
-    stated = {TEXT: ("text_config", args.text_config.num_hidden_layers)}
-    if args.vision_config is not None:
-        tower = f"{prefixes(VISION)[0]}encoder."
-        stated[tower] = VISION_SECTION, args.vision_config.num_hidden_layers
-    if args.audio_config is not None:
-        stated[prefixes(AUDIO)[0]] = AUDIO_SECTION, args.audio_config.num_hidden_layers
-    for part, (section, depth) in stated.items():
+    for part, (section, depth) in _stated_depths(args).items():
         held = depths.get(part, 0)
         if 0 < held < depth:
             raise CheckpointError(
                 f"[{section}.num_hidden_layers] needed tensors of {depth} layers by config.json, "
                 f"got {held}. The files do not belong together, or some are missing."
             )
+
+
+def _stated_depths(args: Gemma4Config | DrafterConfig) -> dict[str, tuple[str, int]]:
+    """Return the section that states a depth, and the depth, by how its tensors' names begin."""
+    text = "text_config", args.text_config.num_hidden_layers
+    if isinstance(args, DrafterConfig):
+        return {"model.": text}
+    stated = {TEXT: text}
+    if args.vision_config is not None:
+        tower = f"{prefixes(VISION)[0]}encoder."
+        stated[tower] = VISION_SECTION, args.vision_config.num_hidden_layers
+    if args.audio_config is not None:
+        stated[prefixes(AUDIO)[0]] = AUDIO_SECTION, args.audio_config.num_hidden_layers
+    return stated
 
 
 def shapes_of(model: nn.Module) -> dict[str, Shape]:
@@ -71,7 +82,12 @@ def text_shapes(model: Model) -> dict[str, Shape]:
     return shapes_of(model) | row_table_shape(model.args)
 
 
-def row_width(args: Gemma4Config) -> int:
+def drafter_shapes(args: DrafterConfig) -> dict[str, Shape]:
+    """List the tensors of an uncoded drafter, with their shapes."""
+    return shapes_of(Drafter(replace(args, quantization_config=None)))
+
+
+def row_width(args: Gemma4Config | DrafterConfig) -> int:
     """Return how many columns the per-layer-embedding table has, 0 for a model without one."""
     return args.text_config.num_hidden_layers * args.text_config.hidden_size_per_layer_input
 

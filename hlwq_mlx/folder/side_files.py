@@ -31,6 +31,7 @@ from ..errors import (
     naming,
 )
 from ..gemma4.config import Gemma4Config
+from ..gemma4.drafter_config import is_drafter
 from ..media.processor import Processor
 from ..source.code_keys import CODE_KEYS, without_code
 from ..source.locate import find_local, local_path
@@ -68,9 +69,12 @@ class Copied:
 def copy_side_files(source: Source, folder: Path) -> Copied:
     """Copy a source's files into a folder, without keys that name code, and open them there.
 
-    A folder that has no tokenizer.json gets one made of its tokenizer.model.
+    A folder that has no tokenizer.json gets one made of its tokenizer.model. A drafter reads and
+    writes what its model's tokenizer says, and needs none.
     Raises: SourceError, CheckpointError or ConfigError naming the file that cannot be used.
     """
+    if is_drafter(source.config):
+        return Copied(())
     for path in source.side_files:
         (folder / path.name).write_bytes(cleaned(path))
     try:

@@ -17,10 +17,11 @@ from ..quant.activation import Input
 from ..quant.layers import Linear
 from .caches import Rows
 from .config import TextConfig
-from .masks import Causal, Mask
+from .masks import Causal, Mask, Seen
 from .rope import rotate, wavelengths
 
 SCORES = 1 << 25  # of one attention at once: 64 MiB in 16 bits
+BLOCK = 128  # queries of one attention at once: more score more keys that only some of them see
 FEW = 8  # queries that attend one by one, so that each sums as it would alone
 
 
@@ -48,18 +49,19 @@ class SharedKV(NamedTuple):
     def attend(self, queries: mx.array) -> mx.array:
         """Mix the values by a float32 softmax of unscaled scores.
 
-        All scores of a call may be in memory at once, so many queries go block by block.
+        The scores of a block are in memory at once, and each of its queries scores every key that
+        any of them sees, so many queries go block by block.
         Shapes: queries [B, heads, L, D], normed and rotated -> [B, heads, L, D].
         """
         B, heads, L, _ = queries.shape
         K = self._key_count()
-        step = 1 if L <= FEW else max(1, SCORES // (B * heads * K))
-        blocks = [
-            self._rows(start, min(start + step, L), K - L)._attend(
-                queries[:, :, start : start + step]
-            )
-            for start in range(0, L, step)
-        ]
+        step = 1 if L <= FEW else min(BLOCK, max(1, SCORES // (B * heads * K)))
+        blocks = []
+        for start in range(0, L, step):
+            part = self._rows(start, min(start + step, L), K - L)
+            blocks.append(part._attend(queries[:, :, start : start + step]))
+            if B * heads * L * K > SCORES:
+                mx.eval(blocks[-1])  # or all blocks' scores could be in memory at once
         return blocks[0] if len(blocks) == 1 else mx.concatenate(blocks, axis=2)
 
     def _key_count(self) -> int:
@@ -69,22 +71,22 @@ class SharedKV(NamedTuple):
     def _rows(self, start: int, stop: int, cached: int) -> "SharedKV":
         """Return the keys and values for queries `start` to `stop`.
 
-        Under a causal mask, keys that none of them sees are cut off. The mask keeps its form, since
-        the last key is still the last query's own.
+        Keys that none of them sees are cut off, if the mask tells.
         """
         if self.mask is None:
             return self
-        if not isinstance(self.mask, Causal):
+        if isinstance(self.mask, mx.array):
             return self._replace(mask=self.mask[..., start:stop, :])
-        span = self.mask.span(start, stop, cached)
+        span, mask = self.mask.part(start, stop, cached)
         if span == slice(0, self._key_count()):
-            return self
+            return self._replace(mask=mask)
         seen = (..., span, slice(None))
         keys, values = tree_map(lambda array: array[seen], (self.keys, self.values))
-        return self._replace(keys=keys, values=values)
+        return self._replace(keys=keys, values=values, mask=mask)
 
     def _attend(self, queries: mx.array) -> mx.array:
         L, K = queries.shape[2], self._key_count()
+        assert not isinstance(self.mask, Seen)  # a part has arrays
         mask = self.mask.within(L, K) if isinstance(self.mask, Causal) else self.mask
         if isinstance(self.keys, tuple):
             return attend_coded(queries, self, mask)
@@ -179,21 +181,38 @@ class Attention(nn.Module):
     def run_with_kv(self, h: Input, mask: Mask, cache: Any) -> tuple[mx.array, SharedKV | RowsKV]:
         """Append keys and values of new positions to the cache, and attend to what it then holds.
 
-        Shapes: h [B, L, H] -> [B, L, H]. Values get a norm without weights and no rotation.
+        Shapes: h [B, L, H] -> [B, L, H].
+        """
+        queries, shared = self.fill(h, mask, cache)
+        return self.attend(queries, shared), shared
+
+    def fill(self, h: Input, mask: Mask, cache: Any) -> tuple[mx.array, SharedKV | RowsKV]:
+        """Append keys and values of new positions to the cache; return what `attend` takes.
+
+        Shapes: h [B, L, H] -> [B, L, heads * D]. Values get a norm without weights and no rotation.
         """
         # With k_eq_v, values are the keys' projection from before its norm and rotation.
         queries, keys, values = self._projections(h)
         keys = rotate(self.k_norm(self._heads(keys)), self._waves, mx.array(cache.offset))
         values = mx.fast.rms_norm(self._heads(values), None, self.eps)
-        shared = extend(cache, keys, values, mask)
-        return self._attend(queries, shared), shared
+        return queries, extend(cache, keys, values, mask)
 
     def __call__(self, h: Input, shared: SharedKV | RowsKV) -> mx.array:
         """Attend from each position to the keys and values of another layer.
 
         Shapes: h [B, L, H] -> [B, L, H].
         """
-        return self._attend(self.q_proj(h), shared)
+        return self.attend(self.q_proj(h), shared)
+
+    def attend(self, queries: mx.array, shared: SharedKV | RowsKV) -> mx.array:
+        """Attend by queries as they are projected.
+
+        Shapes: queries [B, L, heads * D] -> [B, L, H].
+        """
+        B, L, _ = queries.shape
+        queries = rotate(self.q_norm(self._heads(queries)), self._waves, shared.offset)
+        out = shared.attend(queries)
+        return self.o_proj(out.transpose(0, 2, 1, 3).reshape(B, L, -1))
 
     def _projections(self, h: Input) -> tuple[mx.array, mx.array, mx.array]:
         """Queries, keys and values, each [B, L, heads * D]; values may be the keys."""
@@ -203,13 +222,6 @@ class Attention(nn.Module):
             queries, keys = self.q_proj(h), self.k_proj(h)
             values = [] if self.k_eq_v else [self.v_proj(h)]
         return queries, keys, values[0] if values else keys
-
-    def _attend(self, queries: mx.array, shared: SharedKV | RowsKV) -> mx.array:
-        """queries [B, L, heads * D] -> [B, L, H]"""
-        B, L, _ = queries.shape
-        queries = rotate(self.q_norm(self._heads(queries)), self._waves, shared.offset)
-        out = shared.attend(queries)
-        return self.o_proj(out.transpose(0, 2, 1, 3).reshape(B, L, -1))
 
     def _heads(self, x: mx.array) -> mx.array:
         """[B, L, heads * D] -> [B, heads, L, D]"""

@@ -24,6 +24,7 @@ GROUP_SIZES = (32, 64, 128)
 SINKS = 4  # first positions that a bounded cache never drops
 STEP = 256  # positions by which a buffer grows
 DROPPED_SHARE = 8  # a full bounded cache drops an eighth at once: a drop copies all that is left
+ANY = 1 << 30  # positions
 
 Arrays = tuple[mx.array, ...]
 
@@ -104,11 +105,12 @@ class _Buffer:
     """Arrays that grow at their end and lose positions at their front.
 
     Every array is [1, heads, positions, width]. It grows by `STEP` positions at once, so that most
-    appends write in place.
+    appends write in place; `spare` more than needed, so that a window of whole steps does too.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, spare: int = 0) -> None:
         self.arrays: Arrays = ()
+        self._spare = spare
         self._start = self._stop = 0
 
     def __len__(self) -> int:
@@ -126,9 +128,10 @@ class _Buffer:
             array[:, :, self._stop : stop] = more
         self.arrays, self._stop = grown, stop
 
-    def held(self) -> Arrays:
-        """Return what is held, oldest first."""
-        return tuple(array[:, :, self._start : self._stop] for array in self.arrays)
+    def held(self, most: int | None = None) -> Arrays:
+        """Return what is held, oldest first, or the last `most` positions of it."""
+        start = self._start if most is None else max(self._start, self._stop - most)
+        return tuple(array[:, :, start : self._stop] for array in self.arrays)
 
     def keep_last(self, count: int) -> None:
         """Drop all but the last positions."""
@@ -148,6 +151,10 @@ class _Buffer:
         )
         self._start, self._stop = 0, count
 
+    def drop_last(self, count: int) -> None:
+        """Drop the last `count` positions; the next ones are written over them."""
+        self._stop -= count
+
     def mark(self, offset: int) -> Mark:
         """Return what is held, beside the offset that belongs to it."""
         return Mark(offset, self.arrays, self._start, self._stop)
@@ -166,7 +173,8 @@ class _Buffer:
 
     def _make_room(self, new: Arrays, length: int) -> None:
         held, count = self.held() or new, len(self)
-        self.arrays = tuple(_zeros(array, _capacity(count + length)) for array in new)
+        capacity = _capacity(count + length + self._spare)
+        self.arrays = tuple(_zeros(array, capacity) for array in new)
         for array, old in zip(self.arrays, held, strict=True):
             array[:, :, :count] = old[:, :, :count]
         self._start, self._stop = 0, count
@@ -214,10 +222,26 @@ class FullCache:
 
         Shapes: [1, heads, L, D] -> [1, heads, held, D].
         """
-        self._buffer.append((keys, values))
-        self.offset += keys.shape[2]
+        self._take((keys, values))
+        return self.peek()
+
+    def peek(self) -> tuple[Any, Any]:
+        """Return all that the next query sees but its own, as `update_and_fetch` does."""
         held = self._buffer.held()
         return held[0], held[1]
+
+    @property
+    def room(self) -> int:
+        """How many positions one update takes just as so many updates of one would."""
+        return ANY
+
+    def rewind(self, count: int) -> None:
+        """Drop the last `count` positions, as if they had never been taken.
+
+        `room` bounds them, and at least one position of the last update stays.
+        """
+        self._buffer.drop_last(count)
+        self.offset -= count
 
     def mark(self) -> Mark:
         """Return what `undo` needs to take back updates that were not evaluated."""
@@ -246,15 +270,23 @@ class FullCache:
         self._buffer.fill(snapshots)
         self.offset = end
 
+    def _take(self, new: Arrays) -> None:
+        self._buffer.append(new)
+        self.offset += new[0].shape[2]
+
 
 class SlidingCache(FullCache):
-    """The last positions: those that the next query sees, without its own."""
+    """The last positions: those that the next query sees, without its own.
+
+    What an update brings stays behind them until the next one, so that it can be rewound.
+    """
 
     snapshots_join = False
 
     def __init__(self, window: int) -> None:
         super().__init__()
         self._window = window
+        self._buffer = _Buffer(spare=1)
 
     def make_mask(self, length: int, /, *, return_array: bool, window_size: int | None) -> Mask:
         """Return a causal mask that sees no farther back than the window."""
@@ -263,7 +295,14 @@ class SlidingCache(FullCache):
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[Any, Any]:
         """Take new positions and return them behind the window of the first."""
         self._buffer.keep_last(self._window - 1)
-        return super().update_and_fetch(keys, values)
+        self._take((keys, values))
+        held = self._buffer.held()
+        return held[0], held[1]
+
+    def peek(self) -> tuple[Any, Any]:
+        """Return the window of the next query, without its own position."""
+        held = self._buffer.held(self._window - 1)
+        return held[0], held[1]
 
     def snapshot(self, start: int, end: int) -> Arrays | None:
         """Copy the window of the position behind `end`, or None when it is forgotten."""
@@ -288,6 +327,12 @@ class BoundedCache(FullCache):
             self._buffer.drop(SINKS, min(count, droppable))
         return super().update_and_fetch(keys, values)
 
+    @property
+    def room(self) -> int:
+        """As FullCache's: up to where it is full, or up to where it is full again."""
+        left = self.max_size - len(self)
+        return left if left > 0 else max(1, self.max_size // DROPPED_SHARE)
+
     def snapshot(self, start: int, end: int) -> Arrays | None:
         """Copy what is remembered at `end`, or None when it no longer is what it was there."""
         if len(self) == self.offset:
@@ -310,8 +355,11 @@ class CodedCache(FullCache):
             for array in (keys, values)
             for part in mx.quantize(array, group_size=self.group_size, bits=self.bits)
         ]
-        self._buffer.append(tuple(coded))
-        self.offset += keys.shape[2]
+        self._take(tuple(coded))
+        return self.peek()
+
+    def peek(self) -> tuple[Any, Any]:
+        """Return all positions: twice codes, scales and biases."""
         held = self._buffer.held()
         return held[:3], held[3:]
 
@@ -337,6 +385,15 @@ class Rows:
     def make_mask(self, length: int, /, *, return_array: bool, window_size: int | None) -> Mask:
         """Return the mask of the sequences: caches of one layer all have the same kind."""
         return self.entries[0].make_mask(length, return_array=return_array, window_size=window_size)
+
+
+def rewind(caches: Sequence[Any], length: int) -> None:
+    """Drop all positions behind the first `length`, as if they had never been taken.
+
+    At least one position of the last update stays, which had no more than there was `room` for.
+    """
+    for entry in caches:
+        entry.rewind(entry.offset - length)
 
 
 def make_caches(config: TextConfig, caching: Caching) -> list[Any]:

@@ -129,6 +129,13 @@ class TextConfig:
         An unknown key may stand for a formula, unless it is null or false.
         Raises: ConfigError naming the key that is missing, unknown or not implemented.
         """
+        config = cls.read(section)
+        _check_sharing(config)
+        return config
+
+    @classmethod
+    def read(cls, section: Mapping[str, Any]) -> Self:
+        """Read a section as `from_dict` does, whichever layers make keys and values."""
         types = _layer_types(section)
         values = released_form(section, [layer_type == FULL for layer_type in types])
         check_fixed(values, FIXED, "text_config")
@@ -139,7 +146,6 @@ class TextConfig:
         chosen["rope_parameters"] = _ropes(chosen["rope_parameters"])
         config = cls(**checked(cls, chosen, "text_config"))
         _check_sizes(config)
-        _check_sharing(config)
         _check_formulas(config)
         return config
 
@@ -236,15 +242,9 @@ class Gemma4Config:
     def manifest(self, belongs: Callable[[str], bool]) -> dict[str, Any]:
         """Return the part of the HLWQ manifest whose tensors `belongs` accepts by name.
 
-        It is empty for a config without a manifest.
-        Raises: ConfigError when it names no tensors.
+        Raises: as `manifest_part`.
         """
-        whole = self.quantization_config
-        if whole is None or whole.get("quant_method") != "hlwq":
-            return {"tensors": {}, "tables": {}}
-        named = as_section(whole.get("tensors"), "quantization_config.tensors")
-        tensors = {name: entry for name, entry in named.items() if belongs(name)}
-        return {**whole, "tensors": tensors}
+        return manifest_part(self.quantization_config, belongs)
 
     @property
     def vision_token_ids(self) -> tuple[int, ...]:
@@ -256,6 +256,21 @@ class Gemma4Config:
         """The ids whose embeddings come from a tower."""
         audio = () if self.audio_token_id is None else (self.audio_token_id,)
         return self.vision_token_ids + audio
+
+
+def manifest_part(
+    whole: Mapping[str, Any] | None, belongs: Callable[[str], bool]
+) -> dict[str, Any]:
+    """Return the part of a config's manifest whose tensors `belongs` accepts by name.
+
+    It is empty for a config without an HLWQ manifest.
+    Raises: ConfigError when it names no tensors.
+    """
+    if whole is None or whole.get("quant_method") != "hlwq":
+        return {"tensors": {}, "tables": {}}
+    named = as_section(whole.get("tensors"), "quantization_config.tensors")
+    tensors = {name: entry for name, entry in named.items() if belongs(name)}
+    return {**whole, "tensors": tensors}
 
 
 def _token_id(config: Mapping[str, Any], key: str, vocab_size: int) -> int:

@@ -12,6 +12,7 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
+from numpy.typing import NDArray
 
 from .config import FULL, SLIDING, TextConfig
 
@@ -32,6 +33,13 @@ class Causal:
         first = 0 if self.window is None else max(0, cached + start + 1 - self.window)
         return slice(first, cached + stop)
 
+    def part(self, start: int, stop: int, cached: int) -> tuple[slice, "Causal"]:
+        """Return the keys that queries `start` to `stop` see, and their mask over these keys.
+
+        It keeps its form, since the last key is still the last query's own.
+        """
+        return self.span(start, stop, cached), self
+
     def array(self, L: int, K: int) -> mx.array:
         """Return it as booleans [L, K]."""
         if (L, K) not in self._arrays:
@@ -48,8 +56,29 @@ class Causal:
         return self.array(L, K) if self.window is not None and self.window < K else "causal"
 
 
-# Booleans [L, K] or [B, 1, L, K], Causal, or None where every query sees every key.
-Mask = mx.array | Causal | None
+@dataclass(frozen=True)
+class Seen:
+    """Which query sees which key, on the host: booleans [L, K] or [B, 1, L, K].
+
+    One object serves all layers of a pass, as Causal does.
+    """
+
+    pairs: NDArray[np.bool_]
+    _parts: dict[tuple[int, int], tuple[slice, mx.array]] = field(default_factory=dict, repr=False)
+
+    def part(self, start: int, stop: int, cached: int) -> tuple[slice, mx.array]:
+        """Return the keys that queries `start` to `stop` see, and their mask over these keys."""
+        if (start, stop) not in self._parts:
+            rows = self.pairs[..., start:stop, :]
+            seen = np.flatnonzero(rows.any(axis=tuple(range(rows.ndim - 1))))
+            # Padding sees nothing.
+            span = slice(int(seen[0]), int(seen[-1]) + 1) if len(seen) else slice(0, rows.shape[-1])
+            self._parts[start, stop] = span, mx.array(rows[..., span])
+        return self._parts[start, stop]
+
+
+# Booleans [L, K] or [B, 1, L, K], what tells a part's keys, or None where each query sees each key.
+Mask = mx.array | Causal | Seen | None
 
 
 def attention_masks(
@@ -81,7 +110,7 @@ def _known(mask: Any) -> Mask:
     return Causal(None) if isinstance(mask, str) else mask
 
 
-def join_blocks(mask: Any, is_vision: np.ndarray) -> mx.array:
+def join_blocks(mask: Any, is_vision: np.ndarray) -> Seen:
     """Add to a mask that each contiguous run of vision tokens sees its own later positions.
 
     Earlier positions stay as the mask has them, because the window cuts those alone.
@@ -93,4 +122,4 @@ def join_blocks(mask: Any, is_vision: np.ndarray) -> mx.array:
     same = (runs[:, :, None] == runs[:, None, :]) & is_vision[:, :, None]
     later = np.triu(same, k=1)
     cached = mask.shape[-1] - length
-    return mask | mx.array(np.pad(later, ((0, 0), (0, 0), (cached, 0)))[:, None])
+    return Seen(np.array(mask) | np.pad(later, ((0, 0), (0, 0), (cached, 0)))[:, None])

@@ -7,7 +7,7 @@ B batch, L positions, H hidden size, V vocabulary, N layers, d per-layer input w
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,8 +21,8 @@ from .caches import WHOLE, Caching, make_caches
 from .config import FLAT, Gemma4Config
 from .features import insert_features
 from .late_rows import LateRows
-from .masks import attention_masks
-from .text import AfterLayer, Shared, TextModel, nothing
+from .masks import Mask, attention_masks
+from .text import AfterLayer, Filled, Shared, TextModel, nothing
 from .towers.config import AUDIO, VISION
 from .towers.tower import TOWER_PREFIXES, Tower, no_tower
 
@@ -81,21 +81,21 @@ class _Towers:
         return self._loaded[kind]
 
 
+class Start(NamedTuple):
+    """What a forward pass begins with: x [B, L, H], rows [B, L, N * d], and where blocks are."""
+
+    x: mx.array
+    rows: mx.array | None
+    cache: Sequence[Any]
+    is_vision: np.ndarray | None
+
+
 class Pass(NamedTuple):
     """A forward pass between the layers that make keys and values and those that share them."""
 
     x: mx.array
     per_layer: Sequence[mx.array | None]
     shared: dict[str, Shared]
-
-    def last(self) -> "Pass":
-        """The same pass for its last position alone."""
-        length = self.x.shape[1]
-        return Pass(
-            self.x[:, -1:],
-            [None if extra is None else extra[:, -1:] for extra in self.per_layer],
-            {layer_type: shared.last(length) for layer_type, shared in self.shared.items()},
-        )
 
 
 class CheckpointRoot(nn.Module):
@@ -205,8 +205,22 @@ class Model(nn.Module):
         begun = self._begin(inputs, cache, None, mx.async_eval)
         return self._logits(begun, mx.async_eval)[:, -1]
 
+    def check(self, inputs: mx.array, cache: Sequence[Any]) -> tuple[mx.array, mx.array]:
+        """Score the token behind each of a few positions; return the hidden states behind the norm.
+
+        A few positions score as they would one by one (see attention.FEW).
+        Shapes: inputs int [1, L] -> [1, L, H], float32 [L, V].
+        """
+        begun = self._begin(inputs, cache, None, mx.async_eval)
+        hidden = self._hidden(begun, mx.async_eval)
+        return hidden, self.model.language_model.logits(hidden)[0]
+
     def decode_late(
-        self, inputs: mx.array, rows: LateRows | None, cache: Sequence[Any]
+        self,
+        inputs: mx.array,
+        rows: LateRows | None,
+        cache: Sequence[Any],
+        after_layer: AfterLayer = nothing,
     ) -> mx.array:
         """Score the next token of each row as `decode` does, from tokens that may be under way.
 
@@ -216,7 +230,8 @@ class Model(nn.Module):
         """
         x = self.model.language_model.embed(inputs)
         array = None if rows is None else rows.array
-        return self._logits(self._run(x, array, cache, None))[:, -1]
+        start = Start(x.astype(self._dtype), array, cache, None)
+        return self._logits(self._run(start, after_layer), after_layer)[:, -1]
 
     def late_rows(self, sequences: int) -> LateRows | None:
         """Return what stands for the rows of a token of each sequence; None if there are none."""
@@ -243,11 +258,16 @@ class Model(nn.Module):
         cache: Sequence[Any],
         input_embeddings: mx.array | None = None,
     ) -> mx.array:
-        """Fill the cache and score the last position, running the sharing layers for it alone.
+        """Fill the cache and score the last position, running for it alone what makes no keys.
 
         Shapes: as `__call__`'s, but the logits are [B, 1, V].
         """
-        return self._logits(self._begin(inputs, cache, input_embeddings).last())
+        x, rows, *_ = start = self._start(inputs, cache, input_embeddings)
+        first = self.args.text_config.first_shared
+        last_rows = None if rows is None else rows[:, -1:]
+        own, *others = self._per_layer(x[:, -1:], last_rows, slice(first - 1, None))
+        x, shared = self.model.language_model.go_on(self._fill(start), own)
+        return self._logits(Pass(x, [*[None] * first, *others], shared))
 
     def fill_cache(
         self,
@@ -259,7 +279,7 @@ class Model(nn.Module):
 
         The caches hold unevaluated arrays afterwards: evaluate their `state` between chunks.
         """
-        self._begin(inputs, cache, input_embeddings)
+        self._fill(self._start(inputs, cache, input_embeddings))
 
     def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
         """Drop tensors the tree has no place for, and put flat text checkpoints into it.
@@ -297,6 +317,11 @@ class Model(nn.Module):
         input_embeddings: mx.array | None,
         after_layer: AfterLayer = nothing,
     ) -> Pass:
+        return self._run(self._start(inputs, cache, input_embeddings), after_layer)
+
+    def _start(
+        self, inputs: mx.array, cache: Sequence[Any] | None, input_embeddings: mx.array | None
+    ) -> Start:
         text = self.model.language_model
         ids = self._ids(inputs)
         is_vision = self._blocks(ids, is_cached=cache is not None)
@@ -316,30 +341,45 @@ class Model(nn.Module):
                 "Give one embedding for each id."
             )
         rows = self.read_rows(hard) if self.args.text_config.per_layer_width else None
-        return self._run(x, rows, entries, is_vision, after_layer)
+        return Start(x.astype(text.dtype), rows, entries, is_vision)
 
-    def _run(
-        self,
-        x: mx.array,
-        rows: mx.array | None,
-        entries: Sequence[Any],
-        is_vision: np.ndarray | None,
-        after_layer: AfterLayer = nothing,
-    ) -> Pass:
-        """Run the layers that make keys and values: x [B, L, H], rows [B, L, N * d]."""
-        text, config = self.model.language_model, self.args.text_config
-        x = x.astype(text.dtype)
-        per_layer: Sequence[mx.array | None] = [None] * config.num_hidden_layers
-        if rows is not None:
-            per_layer = text.per_layer_inputs(x, rows)
-        masks = attention_masks(config, entries, x.shape[1], is_vision)
-        x, shared = text.run_kv_layers(x, per_layer, masks, entries, after_layer)
+    def _run(self, start: Start, after_layer: AfterLayer = nothing) -> Pass:
+        """Run the layers that make keys and values."""
+        per_layer = self._per_layer(start.x, start.rows, slice(None))
+        x, shared = self.model.language_model.run_kv_layers(
+            start.x, per_layer, self._masks(start), start.cache, after_layer
+        )
         return Pass(x, per_layer, shared)
 
+    def _fill(self, start: Start) -> Filled:
+        """Run the same layers, the last one as far as its keys and values.
+
+        Each is evaluated before the next one is built, or the activations of all could be in memory
+        at once: MLX gives back what a GPU used when all that it was handed together is done.
+        """
+        making = slice(self.args.text_config.first_shared - 1)
+        per_layer = self._per_layer(start.x, start.rows, making)
+        return self.model.language_model.fill_caches(
+            start.x, per_layer, self._masks(start), start.cache, mx.eval
+        )
+
+    def _per_layer(
+        self, x: mx.array, rows: mx.array | None, layers: slice
+    ) -> Sequence[mx.array | None]:
+        if rows is None:
+            return [None] * len(self.layers[layers])
+        return self.model.language_model.per_layer_inputs(x, rows, layers)
+
+    def _masks(self, start: Start) -> Mapping[str, Mask]:
+        length = start.x.shape[1]
+        return attention_masks(self.args.text_config, start.cache, length, start.is_vision)
+
     def _logits(self, begun: Pass, after_layer: AfterLayer = nothing) -> mx.array:
+        return self.model.language_model.logits(self._hidden(begun, after_layer))
+
+    def _hidden(self, begun: Pass, after_layer: AfterLayer = nothing) -> mx.array:
         text = self.model.language_model
-        x = text.run_shared_layers(begun.x, begun.per_layer, begun.shared, after_layer)
-        return text.logits(x)
+        return text.run_shared_layers(begun.x, begun.per_layer, begun.shared, after_layer)
 
     def _ids(self, inputs: mx.array) -> np.ndarray:
         """The step's ids on the host: the one place that waits for them."""

@@ -7,7 +7,7 @@ Source: transformers 5.23.0, modeling_gemma4.py, Gemma4TextModel and Gemma4TextD
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 from mlx import nn
@@ -30,6 +30,17 @@ def nothing(x: mx.array) -> None:
 def scaled(x: mx.array, factor: float) -> mx.array:
     """Multiply in float32 and round once: MLX would round the factor to x's dtype first."""
     return (x.astype(mx.float32) * factor).astype(x.dtype)
+
+
+class Filled(NamedTuple):
+    """A pass whose keys and values are cached, before the last layer that made some attends.
+
+    Shapes: x [B, L, H], queries [B, L, heads * D].
+    """
+
+    x: mx.array
+    queries: mx.array
+    shared: dict[str, Shared]
 
 
 class MLP(nn.Module):
@@ -87,6 +98,21 @@ class DecoderLayer(nn.Module):
         attended, shared = self.self_attn.run_with_kv(self._normed(x, normed), mask, cache)
         return *self._finish(x, attended, per_layer_input, following), shared
 
+    def fill(
+        self, x: mx.array, normed: Activation | None, mask: Mask, cache: Any
+    ) -> tuple[mx.array, Shared]:
+        """Append keys and values to the cache; return what `go_on` takes beside x."""
+        return self.self_attn.fill(self._normed(x, normed), mask, cache)
+
+    def go_on(
+        self, x: mx.array, queries: mx.array, shared: Shared, per_layer_input: mx.array | None
+    ) -> mx.array:
+        """Run the rest of a layer whose keys and values are cached.
+
+        Shapes: x [B, L, H], queries [B, L, heads * D], per_layer_input [B, L, d] -> [B, L, H].
+        """
+        return self._finish(x, self.self_attn.attend(queries, shared), per_layer_input, None)[0]
+
     def __call__(
         self,
         x: mx.array,
@@ -125,6 +151,9 @@ class DecoderLayer(nn.Module):
         return self.ops.residual_norm(x, update, norm, following, self.layer_scalar)
 
 
+Span = list[tuple[DecoderLayer, nn.RMSNorm | None]]
+
+
 class TextModel(nn.Module):
     """The stack in its two parts: layers that make keys and values, and layers that share them."""
 
@@ -155,17 +184,22 @@ class TextModel(nn.Module):
         x = self.embed_tokens(ids).astype(self.dtype)
         return x * mx.array(self.config.hidden_size**0.5, self.dtype)
 
-    def per_layer_inputs(self, x: mx.array, rows: mx.array) -> list[mx.array]:
+    def per_layer_inputs(
+        self, x: mx.array, rows: mx.array, layers: slice = slice(None)
+    ) -> list[mx.array]:
         """Mix each layer's own embedding of the token with a projection of its input embedding.
 
-        Shapes: x [B, L, H] with soft features in place, rows [B, L, N * d] -> N times [B, L, d].
+        Shapes: x [B, L, H] with soft features in place, rows [B, L, N * d] -> as many times
+        [B, L, d] as there are `layers`.
         """
         N, d = self.config.num_hidden_layers, self.config.hidden_size_per_layer_input
         shape = (*x.shape[:2], N, d)
-        context = self.per_layer_projection_norm(self.per_layer_model_projection(x).reshape(shape))
-        identity = rows.astype(x.dtype).reshape(shape) * mx.array(d**0.5, x.dtype)
+        projected = self.per_layer_model_projection(x).reshape(shape)[:, :, layers]
+        context = self.per_layer_projection_norm(projected)
+        own = rows.reshape(shape)[:, :, layers]
+        identity = own.astype(x.dtype) * mx.array(d**0.5, x.dtype)
         mixed = scaled(context + identity, 2**-0.5)
-        return [mixed[:, :, i] for i in range(N)]
+        return [mixed[:, :, i] for i in range(mixed.shape[2])]
 
     def run_kv_layers(
         self,
@@ -180,15 +214,57 @@ class TextModel(nn.Module):
         `after_layer` gets what each layer returns, before the next one is built.
         Shapes: x [B, L, H] -> [B, L, H].
         """
+        x, _, shared = self._run_kv(
+            self._span(0, self.config.first_shared), x, per_layer, masks, cache, after_layer
+        )
+        return x, shared
+
+    def fill_caches(
+        self,
+        x: mx.array,
+        per_layer: Sequence[mx.array | None],
+        masks: Mapping[str, Mask],
+        cache: Sequence[Any],
+        after_layer: AfterLayer = nothing,
+    ) -> Filled:
+        """Run the layers that make keys and values, the last of them no farther than that.
+
+        `after_layer` as in `run_kv_layers`. Shapes: x [B, L, H].
+        """
+        *span, (last, _) = self._span(0, self.config.first_shared)
+        x, normed, shared = self._run_kv(span, x, per_layer, masks, cache, after_layer)
+        queries, own = last.fill(x, normed, masks[last.layer_type], cache[len(span)])
+        return Filled(x, queries, {**shared, last.layer_type: own})
+
+    def go_on(
+        self, filled: Filled, per_layer_input: mx.array | None
+    ) -> tuple[mx.array, dict[str, Shared]]:
+        """Finish the last layer that made keys and values, for the last position alone.
+
+        Shapes: per_layer_input [B, 1, d] -> [B, 1, H].
+        """
+        layer, length = self.layers[self.config.first_shared - 1], filled.x.shape[1]
+        shared = {layer_type: each.last(length) for layer_type, each in filled.shared.items()}
+        last = filled.x[:, -1:], filled.queries[:, -1:], shared[layer.layer_type]
+        return layer.go_on(*last, per_layer_input), shared
+
+    def _run_kv(
+        self,
+        span: Span,
+        x: mx.array,
+        per_layer: Sequence[mx.array | None],
+        masks: Mapping[str, Mask],
+        cache: Sequence[Any],
+        after_layer: AfterLayer,
+    ) -> tuple[mx.array, Activation | None, dict[str, Shared]]:
         shared: dict[str, Shared] = {}
         normed = None
-        span = self._span(0, self.config.first_shared)
         for (layer, following), entry, extra in zip(span, cache, per_layer, strict=False):
             x, normed, shared[layer.layer_type] = layer.run_with_kv(
                 x, normed, masks[layer.layer_type], entry, extra, following
             )
             after_layer(x)
-        return x, shared
+        return x, normed, shared
 
     def run_shared_layers(
         self,
@@ -208,7 +284,7 @@ class TextModel(nn.Module):
             after_layer(x)
         return self.norm(x)
 
-    def _span(self, first: int, end: int) -> list[tuple[DecoderLayer, nn.RMSNorm | None]]:
+    def _span(self, first: int, end: int) -> Span:
         """Return layers `first` to `end`, each with the norm of the next one's input."""
         layers = self.layers[first:end]
         following = [*(layer.input_layernorm for layer in layers[1:]), None]

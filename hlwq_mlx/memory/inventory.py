@@ -18,11 +18,20 @@ from ..disk.failures import is_there
 from ..disk.tensorfile import TensorFile, TensorSpec
 from ..errors import CheckpointError, naming
 from ..folder import published
-from ..folder.folder import CONFIG, Folder, is_ours
-from ..folder.names import ROW_TABLE, CodedNames, check_depths, coded_names, row_width
+from ..folder.folder import CONFIG, Converted, DrafterFolder, Folder, is_ours
+from ..folder.names import (
+    ROW_TABLE,
+    CodedNames,
+    check_depths,
+    coded_names,
+    drafter_shapes,
+    row_width,
+)
 from ..folder.rows import FILE_NAME as ROW_STORE
 from ..folder.rows import coded_specs
 from ..gemma4.config import Gemma4Config
+from ..gemma4.drafter import TOKEN_ORDERING
+from ..gemma4.drafter_config import DrafterConfig, is_drafter
 from ..gemma4.towers.tower import TOWER_PREFIXES
 from ..quant.packing import BLOCK
 from ..quant.tables import centroids, error_energy
@@ -54,6 +63,11 @@ class Entry:
         return math.prod(self.shape)
 
     @property
+    def is_order(self) -> bool:
+        """Whether it orders a drafter's tokens: whole numbers, which nothing casts."""
+        return self.name == TOKEN_ORDERING
+
+    @property
     def is_row_table(self) -> bool:
         return self.name == ROW_TABLE
 
@@ -66,7 +80,8 @@ class Entry:
 class Inventory:
     """The tensors of one variant and its config, which is the file `origin`.
 
-    `problems` are contradictions between its headers, one line each.
+    `problems` are contradictions between its headers, one line each. `drafter` lists the drafter
+    that goes with a model; a drafter has an inventory too, of which `args` cannot be asked.
     """
 
     variant: str | None
@@ -75,6 +90,7 @@ class Inventory:
     is_converted: bool = False
     problems: tuple[str, ...] = ()
     origin: str = field(default=CONFIG, compare=False)
+    drafter: tuple[Entry, ...] = ()
 
     @cached_property
     def args(self) -> Gemma4Config:
@@ -83,13 +99,35 @@ class Inventory:
             return Gemma4Config.from_dict(self.config)
 
     @property
+    def is_drafter(self) -> bool:
+        """Whether this is a drafter and no model."""
+        return is_drafter(self.config)
+
+    @cached_property
+    def expected(self) -> Mapping[str, Shape]:
+        """The tensors that the config lets one expect, with their shapes.
+
+        Raises: ConfigError; CheckpointError when there are not as many layers as it says.
+        """
+        args = DrafterConfig.from_dict(self.config) if self.is_drafter else self.args
+        check_depths(args, (entry.name for entry in self.entries))
+        if isinstance(args, DrafterConfig):
+            return drafter_shapes(args)
+        return published.tensors(self.config)
+
+    @property
+    def dead(self) -> Mapping[str, Shape]:
+        """The tensors that released files carry and no layer reads."""
+        return {} if self.is_drafter else published.dead(self.args)
+
+    @property
     def stored_bytes(self) -> int:
         return sum(entry.stored_bytes for entry in self.entries)
 
     @cached_property
     def live(self) -> tuple[Entry, ...]:
         """The tensors that some layer reads."""
-        dead = published.dead(self.args)
+        dead = self.dead
         return tuple(entry for entry in self.entries if entry.name not in dead)
 
     def kinds(self) -> dict[tuple[str, int | None], tuple[int, int, int]]:
@@ -108,10 +146,16 @@ def take(model: str, variant: str | None = None) -> Inventory:
 
     Raises: SourceError, CheckpointError as opening it would.
     """
-    folder = Folder.find(local_path(model))
+    path = local_path(model)
+    folder = Folder.find(path)
     if folder is not None:
         folder.require_variant(variant)
         return of_converted(folder)
+    drafter = DrafterFolder.find(path)
+    if drafter is not None:
+        made_of, origin = drafter.manifest.get("variant"), str(path / CONFIG)
+        entries = _entries_of(drafter)
+        return Inventory(made_of, drafter.config, entries, is_converted=True, origin=origin)
     local = find_local(model, variant)
     if local is None:
         from ..source import hub  # a client of the web, which what is here does not need
@@ -120,8 +164,14 @@ def take(model: str, variant: str | None = None) -> Inventory:
         origin = f"{model}/{CONFIG}"
         return of_headers(found.variant, found.config, found.headers, origin)
     opened = Source(*local)
+    listed = _of_source(opened, local[1])
+    beside = opened.drafter
+    return listed if beside is None else replace(listed, drafter=_of_source(beside).entries)
+
+
+def _of_source(opened: Source, variant: str | None = None) -> Inventory:
     headers = [TensorFile(path).specs for path in opened.weight_files]
-    return of_headers(local[1], opened.config, headers, str(opened.config_path))
+    return of_headers(variant, opened.config, headers, str(opened.config_path))
 
 
 def is_at_hand(model: str, variant: str | None = None) -> bool:
@@ -157,9 +207,11 @@ def as_converted(found: Inventory, choice: str) -> Inventory:
     """
     if found.is_converted:
         return found
-    own = _own_energy(found.live)
-    entries = tuple(_coded_leftover(entry, choice, own) for entry in found.live)
-    return replace(found, entries=entries, is_converted=True)
+    entries, drafter = (
+        tuple(_coded_leftover(entry, choice, _own_energy(each)) for entry in each)
+        for each in (found.live, found.drafter)
+    )
+    return replace(found, entries=entries, drafter=drafter, is_converted=True)
 
 
 def _own_energy(entries: Iterable[Entry]) -> float:
@@ -199,12 +251,11 @@ def doubts(inventory: Inventory) -> Iterator[str]:
     yield from inventory.problems
     try:
         with naming(inventory.origin):
-            check_depths(inventory.args, (entry.name for entry in inventory.entries))
+            expected = inventory.expected
     except CheckpointError as problem:
         yield str(problem)
         return
-    dead = published.dead(inventory.args)  # transformers leaves them out when it saves
-    expected = published.tensors(inventory.config)
+    dead = inventory.dead  # transformers leaves them out when it saves
     found = {entry.name: entry for entry in inventory.entries}
     yield from _named("missing", expected.keys() - found.keys() - dead.keys())
     yield from _named("in no released file", found.keys() - expected.keys())
@@ -255,16 +306,17 @@ def of_headers(
 ) -> Inventory:
     with naming(origin):
         config = normalize_config(config)
+    named = str if is_drafter(config) else canonical_name
     plain: list[Entry] = []
     parts: dict[str, dict[str, TensorSpec]] = {}
     for specs in headers:
         for name, spec in specs.items():
             key = parse_key(name)
             if key is None:
-                name = canonical_name(name)
+                name = named(name)
                 plain.append(Entry(name, spec.shape, None, spec.nbytes))
             else:
-                parts.setdefault(canonical_name(key.tensor), {})[key.role] = spec
+                parts.setdefault(named(key.tensor), {})[key.role] = spec
     problems: list[str] = []
     coded = [_coded(name, roles, problems) for name, roles in sorted(parts.items())]
     entries = (*sorted(plain, key=lambda entry: entry.name), *filter(None, coded))
@@ -293,18 +345,35 @@ def _coded(name: str, roles: Specs, problems: list[str]) -> Entry | None:
     return Entry(name, (rows, count // rows * BLOCK), bits, size)
 
 
-def of_converted(folder: Folder) -> Inventory:
-    """List what a converted folder holds.
+def of_converted(folder: Folder, drafter: DrafterFolder | None = None) -> Inventory:
+    """List what a converted folder holds, and a drafter: the one that is given, or its own.
 
     Raises: SourceError, CheckpointError for files that are missing or damaged.
     """
-    manifest, specs = folder.manifest, dict(folder.specs)
-    entries = []
+    rows = []
     store = folder.path / ROW_STORE
     if is_there(store):  # in whatever dtype
         shape = (folder.args.text_config.vocab_size_per_layer_input, row_width(folder.args))
         size = sum(spec.nbytes for spec in TensorFile(store).specs.values())
-        entries.append(Entry(ROW_TABLE, shape, None, size))
+        rows.append(Entry(ROW_TABLE, shape, None, size))
+    beside = drafter or folder.drafter
+    return Inventory(
+        folder.manifest.get("variant"),
+        folder.config,
+        (*rows, *_entries_of(folder)),
+        is_converted=True,
+        origin=str(folder.path / CONFIG),
+        drafter=() if beside is None else _entries_of(beside),
+    )
+
+
+def _entries_of(folder: Converted) -> tuple[Entry, ...]:
+    """List the tensors in a converted folder's shards.
+
+    Raises: as `of_converted`.
+    """
+    manifest, specs = folder.manifest, dict(folder.specs)
+    entries = []
     for name, entry in manifest["tensors"].items():
         parts = [specs.pop(part) for part in coded_names(name) if part in specs]
         if len(parts) == len(CodedNames._fields):
@@ -312,6 +381,31 @@ def of_converted(folder: Folder) -> Inventory:
             size = sum(part.nbytes for part in parts)
             entries.append(Entry(name, (norms[0], norms[1] * BLOCK), entry["bits"], size))
     entries += [Entry(name, spec.shape, None, spec.nbytes) for name, spec in specs.items()]
-    variant = manifest.get("variant")
-    origin = str(folder.path / CONFIG)
-    return Inventory(variant, folder.config, tuple(entries), is_converted=True, origin=origin)
+    return tuple(entries)
+
+
+def draft_bytes(entries: Iterable[Entry], args: DrafterConfig) -> int:
+    """Return how many bytes of weights one draft reads.
+
+    With ordered embeddings it reads the rows of the chosen groups of tokens alone.
+    """
+    rows, share = ("model.embed_tokens.weight", TOKEN_ORDERING), 1.0
+    if args.use_ordered_embeddings:
+        share = args.centroid_intermediate_top_k / args.num_centroids
+    return round(
+        sum(entry.stored_bytes * (share if entry.name in rows else 1.0) for entry in entries)
+    )
+
+
+def of_drafter(variant: str | None) -> tuple[Entry, ...]:
+    """List E4B's drafter as it is published, or coded as a variant of the model would be.
+
+    Raises: RequestError for a variant that was never published.
+    """
+    rule = rules.variant_rule(variant)[1] if variant else (lambda name, shape: None)
+    entries = []
+    for name, shape in drafter_shapes(DrafterConfig.from_dict(published.E4B_DRAFTER)).items():
+        bits = rule(name, shape)
+        size = 8 * math.prod(shape) if name == TOKEN_ORDERING else stored_bytes(shape, bits)
+        entries.append(Entry(name, shape, bits, size))
+    return tuple(entries)

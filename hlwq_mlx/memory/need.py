@@ -45,16 +45,18 @@ class Need:
     activations: int
     spare: int
     rows_on_disk: int
+    drafter: int = 0
 
     @property
     def total(self) -> int:
-        return self.text + self.towers + self.kv + self.activations + self.spare
+        return self.text + self.towers + self.drafter + self.kv + self.activations + self.spare
 
     def parts(self) -> str:
         """Return the sum's terms as text."""
         named = {
             "text weights": self.text,
             "towers": self.towers,
+            "drafter": self.drafter,
             "keys and values": self.kv,
             "activations": self.activations,
             "freed or in flight": self.spare,
@@ -78,11 +80,14 @@ def need(inventory: Inventory, settings: Settings, machine: Machine) -> Need:
             towers += _resident_bytes(entry, item_bytes, machine)
     kv, activations = running_bytes(inventory, settings, item_bytes)
     spare = machine.cache_bytes + machine.in_flight_bytes
-    return Need(text, towers, kv, activations, spare, rows)
+    drafter = sum(_resident_bytes(entry, item_bytes, machine) for entry in inventory.drafter)
+    return Need(text, towers, kv, activations, spare, rows, drafter)
 
 
 def _resident_bytes(entry: Entry, item_bytes: int, machine: Machine) -> int:
     """Return what a tensor takes in memory: cast to the dtype of activations, or as codes."""
+    if entry.is_order:
+        return entry.stored_bytes
     if entry.bits is None:
         return item_bytes * entry.weights
     prepared = prepared_bytes(entry.weights, has_kernels=machine.has_metal)

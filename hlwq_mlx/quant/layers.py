@@ -7,6 +7,7 @@ its rows from them and a model can be saved after it has run. The manifest, not 
 which modules are coded.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 from typing import Any, Generic, TypeVar
@@ -164,6 +165,18 @@ def is_lazy(model: nn.Module) -> bool:
     """Return whether a step with a few rows only adds to MLX's graph, in all coded layers."""
     layers = (module for module in model.modules() if isinstance(module, CodedLayer))
     return all(layer.prepare().is_lazy for layer in layers)
+
+
+def rows_of_a_pass(model: nn.Module) -> int:
+    """Return how many rows of x a pass may have that waits for the weights, not for products.
+
+    It is what holds for the width that most of the coded weights have.
+    """
+    weights: Counter[int] = Counter()
+    for module in model.modules():
+        if isinstance(module, CodedLayer):
+            weights[module.code_bits] += module.norms.size
+    return choose.PASS_ROWS[max(weights, key=weights.__getitem__, default=8)]
 
 
 def code_modules(model: nn.Module, manifest: Mapping[str, Any]) -> None:

@@ -181,6 +181,7 @@ class Engine:
             "engine_prompt_tokens": tally.prompt_tokens,
             "engine_cached_tokens": tally.cached_tokens,
             "engine_tokens": tally.tokens,
+            "engine_passes": tally.passes,
             "prefix_cache_hits": tally.cache_hits,
             "prefix_cache_bytes": self._kept_bytes,
             "active_memory_bytes": mx.get_active_memory(),

@@ -16,6 +16,7 @@ from starlette.types import ASGIApp
 
 from .. import cli
 from ..dialog.vocabulary import Vocabulary
+from ..engine.drafters import find_drafter
 from ..engine.feature_cache import FeatureCache
 from ..engine.prefix_cache import PrefixCache
 from ..engine.prefix_disk import PrefixStore, origin_of
@@ -85,7 +86,7 @@ def application(arguments: argparse.Namespace) -> Iterator[Started]:
     vocab_size = folder.args.text_config.vocab_size
     features = FeatureCache()
     engine = Engine(  # last: what may fail does so before its thread begins to load
-        partial(_load, folder, settings, room, arguments.prompt_cache_dir),
+        partial(_load, folder, settings, room, arguments.prompt_cache_dir, arguments.draft),
         room.capacity,
         queue=arguments.max_queue,
         idle_s=arguments.idle_unload,
@@ -146,7 +147,9 @@ class Room:
         return cls(Capacity(context, max(rows, bytes_of(context)), bytes_of), prefix_bytes)
 
 
-def _load(folder: Folder, settings: Settings, room: Room, cache_dir: Path | None) -> Worker:
+def _load(
+    folder: Folder, settings: Settings, room: Room, cache_dir: Path | None, draft: str
+) -> Worker:
     """Load the model, and what was kept of earlier prompts."""
     model = loading.load_folder(folder)
     store = None
@@ -154,7 +157,7 @@ def _load(folder: Folder, settings: Settings, room: Room, cache_dir: Path | None
         store = PrefixStore(cache_dir, origin_of(model, identity_of(folder), settings.caching))
     make_caches = partial(model.make_cache, settings.caching)
     prefixes = PrefixCache(make_caches, room.prefix_bytes, store)
-    return Worker(model, prefixes, settings.caching, settings.prefill_step)
+    return Worker(model, prefixes, settings.caching, settings.prefill_step, find_drafter(draft))
 
 
 def identity_of(folder: Folder) -> str:

@@ -17,6 +17,7 @@ PLAIN = "bf16"  # the variant name of a repository's own, uncoded weights
 CODED_FILE = "codes.safetensors"
 PLAIN_FILE = "bf16.safetensors"
 SETTINGS_FILE = "polar_config.json"
+DRAFTER = "drafter"  # the folder of a drafter at the root of its model's repository
 ROOT_FILES = ("*.json", "*.jinja", "tokenizer.model")
 ROOT_WEIGHTS = (
     "polar_state_chunk*.safetensors",

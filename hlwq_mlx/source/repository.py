@@ -26,11 +26,21 @@ from ..quant.tables import CENTROIDS
 from . import detect
 from .code_keys import without_code
 from .coded import CodedTensor, Parts, gather, parse_key
-from .layout import CODED_FILE, PLAIN_FILE, SIDE_FILES, folder_bits, read_settings, root_weights
+from .layout import (
+    CODED_FILE,
+    DRAFTER,
+    PLAIN_FILE,
+    SIDE_FILES,
+    folder_bits,
+    read_settings,
+    root_weights,
+)
 
 TABLE_KEY = "hlwq_table"  # where our own encoder says, in a file's metadata, which table it used
 _CACHED_WEIGHTS = 1 << 16
 _PLAIN_DTYPES = ("BF16", "F16", "F32")
+_ORDER = ".token_ordering"  # of a drafter: ids, and so whole numbers
+_ORDER_DTYPES = ("I64", "I32")
 
 
 @dataclass(frozen=True)
@@ -161,6 +171,15 @@ class Source:
         return [self.root / name for name in SIDE_FILES if os.path.lexists(self.root / name)]
 
     @property
+    def drafter(self) -> "Source | None":
+        """The drafter at the repository's root, None when there is none.
+
+        Raises: as `Source`.
+        """
+        folder = self.root / DRAFTER
+        return Source(folder) if is_there(folder / "config.json") else None
+
+    @property
     def weight_bytes(self) -> int:
         """Bytes of the weight files."""
         return sum(file.path.stat().st_size for file in self._files)
@@ -229,9 +248,10 @@ class Source:
                     continue
                 if name in plain:
                     problems.append(_twice(name))
-                if spec.dtype not in _PLAIN_DTYPES:
+                wanted = _ORDER_DTYPES if name.endswith(_ORDER) else _PLAIN_DTYPES
+                if spec.dtype not in wanted:
                     problems.append(
-                        f"[{name}] needed {', '.join(_PLAIN_DTYPES)}, got {spec.dtype}. "
+                        f"[{name}] needed {', '.join(wanted)}, got {spec.dtype}. "
                         "The file is not an HLWQ checkpoint."
                     )
                 plain[name] = PlainTensor(name, file, spec)

@@ -7,10 +7,12 @@ import hashlib
 import logging
 import os
 from pathlib import Path
+from typing import TypeVar
 
 from ..errors import SourceError
-from ..folder.folder import Folder
+from ..folder.folder import Converted, DrafterFolder, Folder
 from ..folder.manifest import FORMAT
+from ..gemma4.drafter_config import is_drafter
 from ..source.locate import find, local_path
 from ..source.repository import Source
 from . import convert, leftovers
@@ -18,6 +20,8 @@ from . import convert, leftovers
 DEMO = Path(__file__).parents[1] / "demo"
 DEMO_VARIANT = "PQ5"
 CACHE_VARIABLE = "HLWQ_CACHE"
+
+C = TypeVar("C", bound=Converted)
 
 logger = logging.getLogger("hlwq_mlx")
 
@@ -41,19 +45,48 @@ def open_folder(model: str, variant: str | None = None) -> Folder:
 
     Raises: SourceError, CheckpointError, DeviceError as `find` and `convert` do.
     """
-    given = Folder.find(local_path(model))
+    return _open(Folder, model, variant)
+
+
+def open_drafter(model: str) -> DrafterFolder:
+    """Open the converted folder of a drafter; convert it first if that was never done.
+
+    Raises: as `open_folder`.
+    """
+    return _open(DrafterFolder, model, None)
+
+
+def _open(kind: type[C], model: str, variant: str | None) -> C:
+    path = local_path(model)
+    given = kind.find(path)
     if given is not None:
         given.require_variant(variant)
         return given
+    if Folder.find(path) or DrafterFolder.find(path):  # the other kind
+        raise _other_kind(kind, model)
     folder, variant = find(model, variant)
     opened = Source(folder, variant)
+    if is_drafter(opened.config) != (kind is DrafterFolder):
+        raise _other_kind(kind, model)
     target = cache_folder() / _cache_name(model, opened)
     if not target.is_dir():
         logger.info("converting %s %s once into %s", model, variant or "", target)
         _convert(opened, target)
     else:
         logger.info("using %s, converted before", target)
-    return Folder.open(target)
+    return kind.open(target)
+
+
+def _other_kind(kind: type[Converted], model: str) -> SourceError:
+    if kind is DrafterFolder:
+        return SourceError(
+            f"[--draft-model] needed a drafter, got {model}, a whole model. Name the one that was "
+            "made for your model, whose config.json says gemma4_assistant."
+        )
+    return SourceError(
+        f"[--model] needed a model, got {model}, which only drafts for one. Name it with "
+        "--draft-model, beside its model."
+    )
 
 
 def _convert(opened: Source, target: Path) -> None:
@@ -69,7 +102,8 @@ def _convert(opened: Source, target: Path) -> None:
 
 def _cache_name(model: str, opened: Source) -> str:
     """Return a folder name made of the model, the state of its files and the way of converting."""
-    files = [*opened.weight_files, *opened.root_files]
+    sources = [opened, *([opened.drafter] if opened.drafter else [])]
+    files = [path for each in sources for path in (*each.weight_files, *each.root_files)]
     state = [
         (path.resolve().as_posix(), path.stat().st_size, path.stat().st_mtime_ns) for path in files
     ]

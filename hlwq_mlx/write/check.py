@@ -10,11 +10,13 @@ from ..folder.names import (
     TIED_HEAD,
     Shape,
     check_depths,
+    drafter_shapes,
     padded_shape,
     text_shapes,
     tower_shapes,
 )
 from ..gemma4.config import FLAT, FLAT_IGNORED, MULTIMODAL, Gemma4Config
+from ..gemma4.drafter_config import DRAFTERS, DrafterConfig, is_drafter
 from ..gemma4.model import Model
 from ..gemma4.towers.tower import TOWER_PREFIXES, prefixes
 from ..source.coded import CodedTensor
@@ -26,20 +28,28 @@ Tensors = dict[str, CodedTensor | PlainTensor]
 def normalize_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Turn a source's config.json into ours: nested text_config, our model type.
 
-    Raises: SourceError when it is not the config of a Gemma 4 model.
+    Raises: SourceError when it is not the config of a Gemma 4 model or of its drafter.
     """
     kind = config.get("model_type")
     if kind == FLAT:
         text = {key: value for key, value in config.items() if key not in FLAT_IGNORED}
         stop_ids = {key: config[key] for key in ("eos_token_id",) if key in config}
         return stop_ids | {"model_type": MODEL_TYPE, "text_config": text}
-    if kind not in MULTIMODAL:
+    if kind not in (*MULTIMODAL, *DRAFTERS):
         raise SourceError(
             f"[config.json] needed model_type gemma4 or gemma4_text, got {kind!r}. "
             "Only Gemma 4 can be converted."
         )
     kept = {key: value for key, value in config.items() if key not in FLAT_IGNORED}
-    return kept | {"model_type": MODEL_TYPE}
+    return kept | {"model_type": DRAFTERS[1] if is_drafter(config) else MODEL_TYPE}
+
+
+def read_args(config: Mapping[str, Any]) -> Gemma4Config | DrafterConfig:
+    """Read the config of a model or of a drafter.
+
+    Raises: ConfigError naming the key that is missing, unknown or not implemented.
+    """
+    return (DrafterConfig if is_drafter(config) else Gemma4Config).from_dict(config)
 
 
 def fit(source: Source) -> tuple[dict[str, Any], Tensors, set[str]]:
@@ -51,14 +61,14 @@ def fit(source: Source) -> tuple[dict[str, Any], Tensors, set[str]]:
     stated = source.config
     with naming(source.config_path):
         config = normalize_config(stated)
-        Gemma4Config.from_dict(config)
+        read_args(config)
     tensors = canonical_tensors(source)
     with naming(source.config_path):
         return config, tensors, unread_names(config, tensors)
 
 
 def canonical_name(name: str) -> str:
-    """Return a source's tensor name as the multimodal checkpoint has it."""
+    """Return the name of a model's tensor as the multimodal checkpoint has it."""
     if name.startswith("model.") and not name.startswith((TEXT, *TOWER_PREFIXES)):
         return TEXT + name.removeprefix("model.")
     return name
@@ -72,8 +82,9 @@ def canonical_tensors(source: Source) -> Tensors:
     found: Tensors = {**source.coded, **source.plain}
     tensors: Tensors = {}
     problems: list[str] = []
+    is_model = not is_drafter(source.config)
     for spelled in sorted(found):
-        name = canonical_name(spelled)
+        name = canonical_name(spelled) if is_model else spelled
         if name in tensors:
             problems.append(
                 f"[{name}] needed one tensor of that meaning, got {tensors[name].name} and "
@@ -96,8 +107,13 @@ def unread_names(
     Raises: ConfigError for a config that is incomplete; CheckpointError listing every tensor that
     is missing, unknown or of another shape.
     """
-    args = Gemma4Config.from_dict(config)
+    args = read_args(config)
     check_depths(args, tensors)
+    if isinstance(args, DrafterConfig):
+        head = tensors.keys() & {TIED_HEAD}
+        read_ones = {name: tensors[name] for name in sorted(tensors.keys() - head)}
+        raise_all(_misfits(drafter_shapes(args), read_ones))
+        return set(head)
     model = Model(args)
     unread = {name for name in tensors if name == TIED_HEAD or model.is_dead(name)}
     read = {name for name in tensors.keys() - unread if not name.startswith(TOWER_PREFIXES)}

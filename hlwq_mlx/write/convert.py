@@ -22,17 +22,18 @@ from ..disk.tensorfile import TensorSpec
 from ..folder import checksums, identity
 from ..folder import rows as ple
 from ..folder.manifest import TEMPLATES_KEY, make_manifest
-from ..folder.names import ROW_TABLE, TEXT, CodedNames, coded_names, row_width
+from ..folder.names import ROW_TABLE, CodedNames, coded_names, row_width
 from ..folder.rows import FILE_NAME as ROW_STORE
 from ..folder.side_files import copy_side_files
-from ..gemma4.config import Gemma4Config
+from ..gemma4.towers.tower import TOWER_PREFIXES
 from ..quant.layers import pad_table
 from ..quant.packing import BLOCK, UNIT, Words, p32_plane_offsets, p32_planes
 from ..source.coded import CodedTensor
 from ..source.detect import Reading, is_odd
+from ..source.layout import DRAFTER
 from ..source.repository import PlainTensor, Source
 from . import leftovers
-from .check import Tensors, fit
+from .check import Tensors, fit, read_args
 from .leftovers import Leftover
 from .output import (
     Output,
@@ -67,6 +68,7 @@ class Summary:
     token_bytes: tuple[int, int] = (0, 0)  # of weights that one token reads, before and after
     evidence: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    drafter: "Summary | None" = None
 
     def lines(self) -> Iterator[str]:
         """Return the summary as lines for a person."""
@@ -81,6 +83,8 @@ class Summary:
         before, after = format_bytes(self.source_bytes), format_bytes(self.written_bytes)
         yield f"on disk: {before} before, {after} after"
         yield from (f"warning: {warning}" for warning in self.warnings)
+        if self.drafter is not None:
+            yield from (f"drafter: {line}" for line in self.drafter.lines())
 
     def notes(self) -> Iterator[str]:
         """Return what is known before anything is written, of leftovers nothing."""
@@ -156,7 +160,7 @@ def prepare(source: Source, choice: str) -> Conversion:
     stated = {"config": config, "leftovers": coding, "row_bits": plan.row_bits}
     found = tensors | ({} if table is None else {ROW_TABLE: table})
     own = identity.identify(stated, found, source.readings)
-    columns = row_width(Gemma4Config.from_dict(config))
+    columns = row_width(read_args(config))
     _count(summary, coded, plain, plan)
     return Conversion(config, tensors, coded, plain, plan, table, columns, own, summary)
 
@@ -164,7 +168,7 @@ def prepare(source: Source, choice: str) -> Conversion:
 def convert(source: Source, output: Path, choice: str = leftovers.KEEP) -> Summary:
     """Convert a source into the folder `output`, which must not exist yet.
 
-    `choice` is one of leftovers.CHOICES.
+    `choice` is one of leftovers.CHOICES. A drafter beside the source gets a folder in `output`.
     Raises: SourceError when `output` exists; CheckpointError when the source does not fit its
     config; DeviceError when the disk is too small; what copy_side_files raises for those files.
     """
@@ -188,6 +192,8 @@ def convert(source: Source, output: Path, choice: str = leftovers.KEEP) -> Summa
         write_config(folder, made.config, manifest, plan)
         checksums.write(folder, written)
         summary.written_bytes = sum(path.stat().st_size for path in folder.iterdir())
+        if source.drafter is not None:
+            summary.drafter = convert(source.drafter, folder / DRAFTER, choice)
     summary.row_store_bytes = total_bytes(rows)
     summary.token_bytes = token_bytes(made.tensors, outputs)
     return summary
@@ -224,19 +230,19 @@ def _count(
 
 
 def token_bytes(tensors: Tensors, outputs: list[Output]) -> tuple[int, int]:
-    """Sum what one token reads of the text model, before and after; the table is the head too."""
+    """Sum what one token reads but for towers, before and after; the table is the head too."""
     before = sum(
         tensor.spec.nbytes
         if isinstance(tensor, PlainTensor)
         else tensor.raw.nbytes + tensor.norms.nbytes
         for name, tensor in tensors.items()
-        if name.startswith(TEXT)
+        if not name.startswith(TOWER_PREFIXES)
     )
     after = sum(
         spec.nbytes
         for output in outputs
         for name, spec in output.specs.items()
-        if name.startswith(TEXT)
+        if not name.startswith(TOWER_PREFIXES)
     )
     return before, after
 

@@ -32,6 +32,7 @@ from .output import ahead, row_slices
 
 _SLICE_WEIGHTS = 1 << 21
 _CACHED_BLOCKS = 1 << 10
+_ORDERED_TOKENS = "masked_embedding."  # of a drafter: centroids, and whose tokens are whose
 _MEAN_SIGMA = 4.0  # where the published tables end
 MEAN_SHARE = 0.01  # of a Gaussian's blocks 0.006 % go beyond
 
@@ -139,7 +140,7 @@ def write_published(source: Source, rule: Rule, output: Path, encoder: Encoder) 
     for tensor, bits in tensors:
         codes_specs |= _published_specs(tensor, bits)
     plain = [tensor for tensor in source.plain.values() if tensor.name not in coded]
-    plain_specs = {tensor.name: TensorSpec("BF16", tensor.shape) for tensor in plain}
+    plain_specs = {tensor.name: _plain_spec(tensor) for tensor in plain}
     total = sum(tensor.spec.nbytes for tensor in source.plain.values())
     with (
         building(output) as folder,
@@ -266,7 +267,21 @@ def report_class(name: str) -> str:
     return ".".join(part for part in parts[-2:] if not part.isdigit())
 
 
+def _plain_spec(tensor: PlainTensor) -> TensorSpec:
+    """Return how an uncoded tensor is written: in bfloat16, but for what orders tokens."""
+    return tensor.spec if _is_order(tensor) else TensorSpec("BF16", tensor.shape)
+
+
+def _is_order(tensor: PlainTensor) -> bool:
+    return tensor.name.startswith(_ORDERED_TOKENS)
+
+
 def _write_plain(writer: TensorWriter, tensor: PlainTensor, progress: "tqdm[Any]") -> None:
+    if _is_order(tensor):
+        raw = tensor.file.view(tensor.name)
+        writer.write(tensor.name, raw)
+        progress.update(raw.nbytes)
+        return
     for at, piece in bfloat16_pieces(tensor):
         writer.write(tensor.name, piece, at)
         progress.update(piece.size * tensor.spec.item_bytes)

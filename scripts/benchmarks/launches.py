@@ -13,6 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from typing import Any
 from unittest import mock
 
@@ -175,6 +176,14 @@ def _key_shapes() -> list[tuple[int, int]]:
     return [(layer.num_key_value_heads, layer.head_dim) for layer in layers]
 
 
+@cache
+def zeros(shape: tuple[int, ...], dtype: mx.Dtype) -> mx.array:
+    """Return zeros that are evaluated, so that a stand-in takes no time of its own."""
+    array = mx.zeros(shape, dtype)
+    mx.eval(array)
+    return array
+
+
 @contextmanager
 def standing_in() -> Iterator[Counter[str]]:
     """Build graphs within the block as on an M1; yield the names of the stand-ins used."""
@@ -184,8 +193,7 @@ def standing_in() -> Iterator[Counter[str]]:
         name: str, inputs: Sequence[Any], outputs: Sequence[tuple[Sequence[int], mx.Dtype]]
     ) -> list[mx.array]:
         names[name] += 1
-        results = [mx.zeros(shape, dtype) for shape, dtype in outputs]
-        mx.eval(results)
+        results = [zeros(tuple(shape), dtype) for shape, dtype in outputs]
         arrays = [array for array in inputs if isinstance(array, mx.array)]
         launched: list[mx.array] = mx.depends(results, arrays)
         return launched

@@ -5,12 +5,15 @@
 
 Writes FOLDER/mac-report.md, for a person to read and send back, and mac-report.json, with all
 numbers. Both are written again after every step, so that a crash leaves what came before, and hold
-neither paths nor names of people or machines. A step that fails is part of the report.
+neither paths nor names of people or machines. A step that fails is part of the report; one that
+takes more than its share of ten minutes, or of two with --quick, leaves its last cases out. What
+was found best is in FOLDER/chips.json, which may take the place of hlwq_mlx/quant/chips.json.
 """
 
 import argparse
 import getpass
 import json
+import math
 import os
 import platform
 import re
@@ -32,10 +35,12 @@ import mlx.core as mx
 from hlwq_mlx.quant import device as computer
 from hlwq_mlx.quant import selftest
 from hlwq_mlx.quant.chips import chips
-from scripts.mac import mac_steps
+from scripts.mac import mac_steps, new_table
+from scripts.mac.sizes import FULL, QUICK, REHEARSAL, Sizes
 
 TESTS = Path(__file__).parents[2] / "tests"
 NAME = "mac-report"
+TABLE = "What was found best for this chip: chips.json"
 PACKAGES = ("hlwq-mlx", "mlx", "mlx-lm", "numpy", "transformers")
 PATH = re.compile(r"(?<![\w.])~?/(?:[^\s'\"`,:;()<>|]+/)+[^\s'\"`,:;()<>|]*")
 COMMON = {"", "root", "user", "localhost"}
@@ -94,13 +99,17 @@ def _shortened(path: re.Match[str]) -> str:
     return f"<path>/{Path(path[0]).name}" if path[0].endswith(".py") else "<path>"
 
 
-def run_step(run: Any) -> dict[str, Any]:
-    """Run a step to its end or its error, and return the rows it had by then."""
+def run_step(run: Any, limit: float = math.inf) -> dict[str, Any]:
+    """Run a step to its end, its error or its limit in seconds; return the rows it had by then."""
     begun = time.perf_counter()
     rows: list[mac_steps.Row] = []
     error = ""
     try:
-        rows.extend(run())
+        for row in run():
+            rows.append(row)
+            if time.perf_counter() - begun > limit:
+                rows.append({"left out": f"the rest, after {limit:.0f} s"})
+                break
     except Exception as problem:  # noqa: BLE001 - whatever it is, it belongs into the report
         error = "".join(traceback.format_exception(problem))
     return {"rows": rows, "error": error, "seconds": time.perf_counter() - begun}
@@ -173,7 +182,7 @@ def rehearsing() -> Iterator[None]:
         sys.path.remove(str(TESTS))
 
 
-def explore(sizes: mac_steps.Sizes, arguments: argparse.Namespace) -> dict[str, Any]:
+def explore(sizes: Sizes, arguments: argparse.Namespace) -> dict[str, Any]:
     """Take every step, writing the report after each."""
     model = arguments.model
     is_local = model is not None and Path(model).expanduser().exists()
@@ -187,14 +196,30 @@ def explore(sizes: mac_steps.Sizes, arguments: argparse.Namespace) -> dict[str, 
     save(report, arguments.output)
     if arguments.prompt:
         sizes = replace(sizes, prompts=tuple(arguments.prompt))
-    for name, run in mac_steps.steps(sizes, model, arguments.variant).items():
+    steps = mac_steps.steps(sizes, model, arguments.variant)
+    limits = mac_steps.limits(list(steps), sizes.seconds)
+    spare = 0.0
+    for name, run in {**steps, TABLE: lambda: new_table_of(report, arguments.output)}.items():
         print(f"{name} ...", file=sys.stderr, flush=True)
-        step = run_step(run)
+        limit = limits[name] + spare if name in limits else math.inf
+        step = run_step(run, limit)
+        spare = max(0.0, limit - step["seconds"]) if name in limits else spare
         report["steps"][name] = step
         save(report, arguments.output)
         outcome = "failed, see the report" if step["error"] else f"{len(step['rows'])} rows"
         print(f"  {outcome}, {step['seconds']:.0f} s", file=sys.stderr, flush=True)
     return report
+
+
+def new_table_of(report: dict[str, Any], folder: Path) -> Iterator[mac_steps.Row]:
+    """Write the table of chips with what the steps found."""
+    names = {"rows": mac_steps.ROWS, "tiles": mac_steps.TILES, "many": mac_steps.MANY}
+    found = {
+        key: report["steps"][name]["rows"] for key, name in names.items() if name in report["steps"]
+    }
+    name = str(mx.device_info().get("device_name", "this chip")).removeprefix("Apple ")
+    file = "rehearsal-chips.json" if report["rehearsal"] else "chips.json"
+    return new_table.table_step(name, computer.chip(), found, folder / file)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -233,9 +258,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = make_parser().parse_args(argv)
     if arguments.rehearse:
         with rehearsing():
-            report = explore(mac_steps.REHEARSAL, arguments)
+            report = explore(REHEARSAL, arguments)
     elif mx.metal.is_available():
-        report = explore(mac_steps.QUICK if arguments.quick else mac_steps.FULL, arguments)
+        report = explore(QUICK if arguments.quick else FULL, arguments)
     else:
         print(
             f"error: [first_mac_run] needed a Mac with Metal, got {platform.system()} without. "

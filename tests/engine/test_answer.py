@@ -42,15 +42,15 @@ def greedy_by_hand(model, prompt=PROMPT, embeddings=None):
 @pytest.mark.parametrize("prefill_step", [1, 4, 5, 12, 13, 512])
 def test_every_chunking_takes_the_greedy_path(model, prefill_step):
     found = answer(model, max_tokens=STEPS, prefill_step=prefill_step)
-    assert [token for token, _ in found] == greedy_by_hand(model)
+    assert [chosen.token for chosen in found] == greedy_by_hand(model)
 
 
 def test_scores_are_log_probabilities(model):
-    for token, scores in answer(model, max_tokens=3):
-        values = np.array(scores)
+    for chosen in answer(model, max_tokens=3):
+        values = np.array(chosen.scores)
         assert values.shape == (320,)
         assert abs(np.exp(values).sum() - 1) < 1e-5
-        assert token == values.argmax()
+        assert chosen.token == values.argmax()
 
 
 def test_progress_counts_the_prompt(model):
@@ -93,7 +93,7 @@ def test_a_seed_repeats_a_draw(model):
     def draw():
         mx.random.seed(7)
         chosen = Sampling(temp=1.0, top_k=20)
-        return [token for token, _ in answer(model, sampling=chosen, max_tokens=12)]
+        return [chosen.token for chosen in answer(model, sampling=chosen, max_tokens=12)]
 
     assert draw() == draw()
     assert draw() != greedy_by_hand(model)
@@ -119,7 +119,7 @@ def test_every_chunking_reads_the_same_embeddings(variant, prefill_step):
     model = oracle_model(variant)
     embeddings = features_for(model, SHOWN)
     found = answer(model, SHOWN, embeddings, max_tokens=STEPS, prefill_step=prefill_step)
-    tokens, scores = zip(*found, strict=True)
+    tokens, scores, _ = zip(*found, strict=True)
     assert list(tokens) == greedy_by_hand(model, SHOWN, embeddings)
     wanted = log_probabilities(model, SHOWN, embeddings)
     assert np.abs(np.array(scores[0]) - wanted).max() < TOLERANCE
@@ -144,5 +144,5 @@ def test_media_tokens_are_never_chosen():
     model.args = dataclasses.replace(model.args, media_token_ids=favourites)
     mx.random.seed(3)
     for sampling in (Sampling(), Sampling(temp=1.0, top_k=3), Sampling(temp=1.0, top_p=0.5)):
-        found = [token for token, _ in answer(model, sampling=sampling, max_tokens=STEPS)]
+        found = [chosen.token for chosen in answer(model, sampling=sampling, max_tokens=STEPS)]
         assert set(favourites).isdisjoint(found)

@@ -8,8 +8,8 @@ from mlx_lm.models.base import scaled_dot_product_attention
 from mlx_lm.models.cache import KVCache, QuantizedKVCache, RotatingKVCache
 from oracle import model
 
-from hlwq_mlx.gemma4.attention import SharedKV, attend_coded
-from hlwq_mlx.gemma4.masks import Causal
+from hlwq_mlx.gemma4.attention import BLOCK, SharedKV, attend_coded
+from hlwq_mlx.gemma4.masks import Causal, Seen
 
 
 def normed(x, weight=1.0):
@@ -133,3 +133,29 @@ def test_many_queries_go_block_by_block(monkeypatch, is_array, bits):
     monkeypatch.setattr("hlwq_mlx.gemma4.attention.SCORES", 3 * 4 * 9)
     np.testing.assert_allclose(np.array(view.attend(queries)), np.array(whole), atol=1e-6)
     assert not np.allclose(np.array(whole[:, :, 1:]), np.array(whole[:, :, :-1]), atol=1e-2)
+
+
+@pytest.mark.parametrize("kind", ["full", "window", "seen"])
+def test_a_chunk_scores_few_keys_that_it_does_not_see(monkeypatch, kind):
+    L, K, window = 3 * BLOCK, 3 * BLOCK + 40, 50
+    causal = Causal(None if kind == "full" else window)
+    pairs = np.array(causal.array(L, K))
+    keys, values, queries = (
+        mx.random.normal((1, heads, length, 16), key=mx.random.key(seed))
+        for seed, (heads, length) in enumerate(((1, K), (1, K), (2, L)))
+    )
+    wanted = mx.fast.scaled_dot_product_attention(
+        queries, keys, values, scale=1.0, mask=mx.array(pairs)
+    )
+    scored, run = [], mx.fast.scaled_dot_product_attention
+
+    def spy(queries, keys, values, **options):
+        scored.append(queries.shape[2] * keys.shape[2])
+        return run(queries, keys, values, **options)
+
+    monkeypatch.setattr(mx.fast, "scaled_dot_product_attention", spy)
+    mask = Seen(pairs) if kind == "seen" else causal
+    found = SharedKV(keys, values, mask, mx.array(K - L), KVCache()).attend(queries)
+    np.testing.assert_allclose(np.array(found), np.array(wanted), atol=1e-6)
+    # A block's queries score what any of them sees: of each, up to a block more than its own.
+    assert pairs.sum() <= sum(scored) < pairs.sum() + L * BLOCK

@@ -4,6 +4,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 import tiny
+from mlx.utils import tree_flatten, tree_map
 
 from hlwq_mlx.errors import RequestError
 from hlwq_mlx.gemma4.caches import (
@@ -17,6 +18,7 @@ from hlwq_mlx.gemma4.caches import (
     Rows,
     SlidingCache,
     make_caches,
+    rewind,
 )
 
 IDS = np.random.default_rng(5).integers(2, 320, 40)
@@ -100,6 +102,15 @@ def test_a_sliding_cache_returns_the_window_of_its_first_query(window, lengths):
     assert cache.state[0].shape[2] <= window + max(lengths) + STEP
 
 
+def test_a_window_of_whole_steps_is_not_copied_at_every_token():
+    cache = SlidingCache(2 * STEP)
+    copies, length = 0, 2 * STEP - 1
+    for count in (length, *[1] * STEP):
+        cache.update_and_fetch(*[mx.zeros((1, 1, count, 2))] * 2)
+        copies += cache._buffer._start == 0 and count == 1
+    assert copies < 3
+
+
 def test_what_was_returned_outlives_the_next_update():
     cache = FullCache()
     first, _ = cache.update_and_fetch(*[mx.ones((1, 1, 3, 2))] * 2)
@@ -138,6 +149,68 @@ def test_a_few_tokens_in_one_pass_are_what_they_are_one_by_one(model, caching, b
     for i in range(5):
         wanted = model(tokens[:, i : i + 1], single)
         assert np.array_equal(np.array(found[:, i]), np.array(wanted[:, 0])), i
+
+
+MAKERS = {
+    "full": FullCache,
+    "sliding": lambda: SlidingCache(12),
+    "wide": lambda: SlidingCache(300),
+    "coded": lambda: CodedCache(8, 32),
+    "bounded": lambda: BoundedCache(40),
+    "tightly bounded": lambda: BoundedCache(SINKS + 1),
+}
+
+
+def same_arrays(found, wanted):
+    """Whether keys and values, or their codes, scales and biases, are equal bit for bit."""
+    pairs = zip(tree_flatten(found), tree_flatten(wanted), strict=True)
+    return all(np.array_equal(np.array(each[1]), np.array(other[1])) for each, other in pairs)
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_a_rewound_cache_never_saw_what_was_dropped(kind):
+    """Against one that took the other positions one by one: all that later queries see."""
+    rng = np.random.default_rng(4)
+    cache, single = MAKERS[kind](), MAKERS[kind]()
+    prompt = mx.array(rng.standard_normal((1, 1, 30, 32)), mx.float32)
+    for each in (cache, single):
+        each.update_and_fetch(prompt, -prompt)
+    longest = 0
+    for _ in range(150):
+        length = int(rng.integers(1, min(9, cache.room + 1)))
+        kept = int(rng.integers(1, length + 1))
+        longest = max(longest, length - kept)
+        new = mx.array(rng.standard_normal((1, 1, length, 32)), mx.float32)
+        seen = cache.update_and_fetch(new, -new)
+        for i in range(kept):
+            one = single.update_and_fetch(new[:, :, i : i + 1], -new[:, :, i : i + 1])
+            assert same_arrays(last(seen, length - 1 - i, one), one)
+        cache.rewind(length - kept)
+        assert cache.offset == single.offset
+        assert same_arrays(cache.peek(), single.peek())
+        assert cache.snapshot(0, cache.offset) is not None
+    assert longest >= 3 or kind == "tightly bounded"
+
+
+def last(seen, ahead, like):
+    """What a query `ahead` positions before the last one sees: as many positions as `like` has."""
+    count = tree_flatten(like)[0][1].shape[2]
+    return tree_map(lambda array: array[:, :, : array.shape[2] - ahead][:, :, -count:], seen)
+
+
+def test_snapshots_of_the_rewound_and_the_plain_are_equal(model):
+    """A sliding cache keeps positions before its window, and no snapshot has them."""
+    for caching in (WHOLE, Caching(8, 32), Caching(max_kv_size=99)):
+        few, single = model.make_cache(caching), model.make_cache(caching)
+        for cache in (few, single):
+            model.fill_cache(mx.array(IDS[:25])[None], cache)
+        model.check(mx.array(IDS[25:31])[None], few)
+        rewind(few, 27)
+        for token in IDS[25:27]:
+            model(mx.array([[int(token)]]), single)
+        for each, other in zip(few, single, strict=True):
+            assert same_arrays(each.snapshot(0, 27), other.snapshot(0, 27))
+            assert each.snapshot(0, 28) is None
 
 
 def test_kinds_of_cache(model):

@@ -7,7 +7,7 @@ from oracle import config
 
 from hlwq_mlx.gemma4.caches import FullCache, SlidingCache
 from hlwq_mlx.gemma4.config import FULL, SLIDING, Gemma4Config
-from hlwq_mlx.gemma4.masks import Causal, attention_masks, join_blocks
+from hlwq_mlx.gemma4.masks import Causal, Seen, attention_masks, join_blocks
 
 TEXT = Gemma4Config.from_dict(config("bidirectional")).text_config
 WINDOW = 6
@@ -29,7 +29,7 @@ def sees(query, key, window, runs):
 
 def expand(mask, length, keys):
     """A mask as booleans [length, keys]."""
-    array = mask.array(length, keys) if isinstance(mask, Causal) else mask
+    array = mask.array(length, keys) if isinstance(mask, Causal) else mask.pairs
     return np.broadcast_to(np.array(array), (1, 1, length, keys))[0, 0]
 
 
@@ -69,7 +69,7 @@ def test_blocks_see_themselves_whole_in_sliding_layers_only(cached):
 def test_each_sequence_of_a_batch_has_its_own_blocks():
     causal = mx.tril(mx.ones((3, 3))).astype(mx.bool_)
     vision = np.array([[True, True, False], [False, True, True]])
-    joined = np.array(join_blocks(causal, vision))
+    joined = join_blocks(causal, vision).pairs
     assert joined.shape == (2, 1, 3, 3)
     assert joined[0, 0].astype(int).tolist() == [[1, 1, 0], [1, 1, 0], [1, 1, 1]]
     assert joined[1, 0].astype(int).tolist() == [[1, 0, 0], [1, 1, 1], [1, 1, 1]]
@@ -77,7 +77,7 @@ def test_each_sequence_of_a_batch_has_its_own_blocks():
 
 def test_blocks_leave_padding_hidden():
     padded = mx.array([[[[False] * 3, [False, True, False], [False, True, True]]]])
-    joined = np.array(join_blocks(padded, np.array([[False, True, True]])))
+    joined = join_blocks(padded, np.array([[False, True, True]])).pairs
     assert joined[0, 0].astype(int).tolist() == [[0, 0, 0], [0, 1, 1], [0, 1, 1]]
 
 
@@ -100,3 +100,17 @@ def test_a_span_is_what_its_queries_see(window):
             assert whole[start:stop, span].tolist() == causal.astype(bool).tolist()
         else:
             assert np.array(within).tolist() == whole[start:stop, span].tolist()
+
+
+def test_a_part_of_seen_pairs_has_the_keys_that_it_sees_and_no_more():
+    rows = [[0, 0, 0, 0], [1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1]]
+    pairs = np.array(rows, dtype=bool)[None, None]
+    for (start, stop), keys in (
+        ((0, 1), slice(0, 4)),  # padding
+        ((1, 2), slice(0, 2)),
+        ((2, 4), slice(1, 4)),
+        ((0, 4), slice(0, 4)),
+    ):
+        span, mask = Seen(pairs).part(start, stop, cached=1)
+        assert span == keys
+        assert np.array(mask).tolist() == pairs[..., start:stop, span].tolist()

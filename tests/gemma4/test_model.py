@@ -132,6 +132,45 @@ def test_prefill_runs_the_sharing_layers_for_one_position():
     assert seen == [(1, 1)] * 3
 
 
+def test_prefill_finishes_the_last_layer_with_keys_for_one_position():
+    """And a chunk that is not the last does not run it beyond its keys and values."""
+    tiny, seen = fresh_model(), []
+    layer = tiny.layers[4]
+    mlp = layer.mlp
+
+    def watched(x):
+        seen.append(x.rows)
+        return mlp(x)
+
+    layer.mlp = watched
+    cache = tiny.make_cache()
+    tiny.fill_cache(TEXT[:, :9], cache)
+    assert seen == []
+    tiny.prefill(TEXT[:, 9:], cache)
+    assert seen == [1]
+
+
+@pytest.mark.parametrize("cached", [0, 9])
+def test_prefill_mixes_the_rows_of_layers_that_read_them(monkeypatch, cached):
+    """Of every position those of the layers before the last with keys, of the last one the rest."""
+    text, mixed = model().model.language_model, []
+    mix = type(text).per_layer_inputs
+
+    def spy(self, x, rows, layers):
+        found = mix(self, x, rows, layers)
+        mixed.append((x.shape[1], len(found)))
+        return found
+
+    monkeypatch.setattr(type(text), "per_layer_inputs", spy)
+    cache = model().make_cache()
+    if cached:
+        model().fill_cache(TEXT[:, :cached], cache)
+        assert mixed == [(cached, 4)]
+        mixed.clear()
+    model().prefill(TEXT[:, cached:], cache)
+    assert sorted(mixed) == [(1, 4), (TEXT.shape[1] - cached, 4)]
+
+
 def test_a_batch_of_two_is_two_batches():
     both = mx.concatenate([TEXT, mx.flip(TEXT, 1)])
     cache = model().make_cache()

@@ -10,7 +10,8 @@ from hlwq_mlx.quant.activation import Activation
 from hlwq_mlx.quant.backends import choose
 from hlwq_mlx.quant.backends.base import reference
 from hlwq_mlx.quant.matrix import CodedMatrix
-from scripts.mac import mac_steps
+from scripts.mac.self_tests import self_tests
+from scripts.mac.sizes import FULL
 
 pytestmark = [
     pytest.mark.metal,
@@ -19,10 +20,10 @@ pytestmark = [
 
 
 @pytest.mark.parametrize("bits", range(1, 9))
-@pytest.mark.parametrize("dtype", mac_steps.FULL.dtypes)
+@pytest.mark.parametrize("dtype", FULL.dtypes)
 def test_every_variant_passes_its_self_test(bits, dtype):
-    sizes = replace(mac_steps.FULL, bits=(bits,), dtypes=(dtype,))
-    assert [row for row in mac_steps.self_tests(sizes) if row["faults"]] == []
+    sizes = replace(FULL, bits=(bits,), dtypes=(dtype,))
+    assert [row for row in self_tests(sizes) if row["faults"]] == []
 
 
 def test_the_chip_is_known():

@@ -20,10 +20,11 @@ from hlwq_mlx.quant import device as computer
 from hlwq_mlx.quant import selftest
 from hlwq_mlx.quant.packing import UNIT
 from hlwq_mlx.source import model_card
-from scripts.mac import mac_report, mac_steps
+from scripts.mac import kernel_times, mac_report, mac_steps, model_times, self_tests
+from scripts.mac.sizes import FULL, QUICK, REHEARSAL
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "first_mac_run"
-NO_MODEL = list(mac_steps.steps(mac_steps.REHEARSAL, None, None))
+NO_MODEL = list(mac_steps.steps(REHEARSAL, None, None))
 
 
 @pytest.fixture(scope="module")
@@ -37,11 +38,11 @@ def folder(tmp_path_factory):
 
 def test_a_rehearsal_takes_every_step(folder):
     report = json.loads((folder / "mac-report.json").read_text())
-    assert list(report["steps"]) == NO_MODEL
+    assert list(report["steps"]) == [*NO_MODEL, mac_report.TABLE]
     for step in report["steps"].values():
         assert step["rows"]
         assert step["error"] == ""
-    tests = report["steps"][NO_MODEL[0]]["rows"]
+    tests = report["steps"][mac_steps.SELF_TESTS]["rows"]
     assert {row["faults"] for row in tests} == {0}
     assert {row["path"]: row["variants"] for row in tests} == {
         **{"few_rows": 1, "few_geglu": 1, "many_rows": 1, "decoded": 1, "rows_of": 1},
@@ -58,7 +59,8 @@ def test_a_report_can_be_read_and_says_that_it_was_a_rehearsal(folder):
     assert "A rehearsal" in text
     assert all(f"## {name}" in text for name in NO_MODEL)
     assert "| 256 x 64 | 5 |" in text
-    assert sorted(path.name for path in folder.iterdir()) == ["mac-report.json", "mac-report.md"]
+    names = ["mac-report.json", "mac-report.md", "rehearsal-chips.json"]
+    assert sorted(path.name for path in folder.iterdir()) == names
 
 
 def test_a_report_names_no_one(folder):
@@ -76,7 +78,7 @@ def test_nothing_of_a_rehearsal_stays():
     path = list(sys.path)
     with mac_report.rehearsing():
         assert computer.has_metal()
-        assert list(mac_steps.self_tests(mac_steps.REHEARSAL))
+        assert list(self_tests.self_tests(REHEARSAL))
     assert not computer.has_metal()
     assert sys.path == path
     assert selftest.passes.cache_info().currsize == 0
@@ -156,6 +158,7 @@ def test_without_metal_one_line_says_so(tmp_path, monkeypatch, capsys):
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(mx.metal.is_available(), reason="would run everything")
 def test_the_command_runs_from_anywhere(tmp_path):
     ran = subprocess.run(
@@ -171,7 +174,7 @@ def test_the_command_runs_from_anywhere(tmp_path):
 
 
 def test_with_a_model_there_is_one_more_step():
-    names = list(mac_steps.steps(mac_steps.FULL, "owner/name", "PQ5"))
+    names = list(mac_steps.steps(FULL, "owner/name", "PQ5"))
     assert names == [*NO_MODEL, "The model"]
 
 
@@ -185,7 +188,7 @@ def test_a_kernel_that_is_wrong_is_a_fault_at_every_shape(monkeypatch):
             return lambda **call: [1.1 * output for output in kernel(**call)]
 
         patch.setattr(mx.fast, "metal_kernel", wrong)
-        rows = {row["path"]: row for row in mac_steps.self_tests(mac_steps.REHEARSAL)}
+        rows = {row["path"]: row for row in self_tests.self_tests(REHEARSAL)}
     assert all(row["faults"] == row["variants"] for row in rows.values())
     assert rows["residual_norm"]["first fault"].startswith(
         "((2, 256), (2, 256), (256,), (1,), 1e-06, None)"
@@ -195,11 +198,11 @@ def test_a_kernel_that_is_wrong_is_a_fault_at_every_shape(monkeypatch):
 
 
 def test_the_full_run_tries_what_exists():
-    sizes = mac_steps.FULL
-    assert set(sizes.timed_bits) >= mac_steps.TARGET_MS.keys()
+    sizes = FULL
+    assert set(sizes.timed_bits) >= kernel_times.TARGET_MS.keys()
     for tile in sizes.tiles:
         assert any(K // UNIT % tile.lanes == 0 for K, _ in sizes.shapes)
-    variants = list(mac_steps._variants(sizes, 5))
+    variants = list(self_tests.coded_cases(sizes, 5))
     assert len(variants[0][2]) > 5
     assert {tile.lanes for tile in variants[0][2]} == {8, 16}
 
@@ -209,8 +212,8 @@ def test_the_full_run_tries_every_width_of_e4b():
     heads = text["num_attention_heads"]
     widths = {heads * text["head_dim"], heads * text["global_head_dim"]}
     widths |= {text["hidden_size"], text["intermediate_size"], text["hidden_size_per_layer_input"]}
-    assert widths == set(mac_steps.FULL.widths)
-    tried = {kernel.__name__: cases for kernel, _, cases in mac_steps._between(mac_steps.FULL)}
+    assert widths == set(FULL.widths)
+    tried = {kernel.__name__: cases for kernel, _, cases in self_tests.plain_cases(FULL)}
     assert {case[0][1] for case in tried["gelu_mul"]} == widths
     assert {case[0][1] for case in tried["hadamard"]} == widths
     assert {case[-1] for case in tried["residual_norm"] if case[0][1] == text["hidden_size"]} == {
@@ -226,7 +229,7 @@ def test_a_quick_run_tries_less_of_the_same(tmp_path, monkeypatch):
     for options in ([], ["--quick"]):
         assert mac_report.main(["--output", str(tmp_path), *options]) == 0
     full, quick = map(vars, tried)
-    assert (tried[0], tried[1]) == (mac_steps.FULL, mac_steps.QUICK)
+    assert (tried[0], tried[1]) == (FULL, QUICK)
     assert quick["bits"] == full["bits"] and quick["prompts"] == full["prompts"]
     for name, chosen in quick.items():
         if isinstance(chosen, tuple):
@@ -237,26 +240,42 @@ def test_a_quick_run_tries_less_of_the_same(tmp_path, monkeypatch):
     assert "no model, quick\n" in (tmp_path / "mac-report.md").read_text()
 
 
+def test_a_step_that_takes_too_long_leaves_the_rest_out(tmp_path, monkeypatch):
+    clock = iter(range(0, 1000, 20))
+    monkeypatch.setattr(mac_report.time, "perf_counter", lambda: next(clock))
+    step = mac_report.run_step(lambda: ({"ms": n} for n in range(9)), limit=50)
+    assert step["rows"] == [{"ms": n} for n in range(3)] + [{"left out": "the rest, after 50 s"}]
+    assert step["error"] == ""
+
+
+@pytest.mark.parametrize("sizes", [FULL, QUICK])
+def test_steps_share_the_time_that_there_is_and_a_model_takes_its_own(sizes):
+    names = list(mac_steps.steps(sizes, "owner/name", "PQ5"))
+    limits = mac_steps.limits(names, sizes.seconds)
+    assert set(names) - set(limits) == {mac_steps.MODEL}
+    assert sum(limits.values()) == pytest.approx({FULL: 600, QUICK: 120}[sizes])
+
+
 def test_tiles_that_do_not_work_are_not_timed(monkeypatch):
     if reason := metal_host.missing():
         pytest.skip(reason)
-    bad = mac_steps.REHEARSAL.tiles[0]
+    bad = REHEARSAL.tiles[0]
 
     def fault(tile, trial):
         return "wrong" if tile == bad else ""
 
-    monkeypatch.setattr(mac_steps, "_fault", fault)
+    monkeypatch.setattr(kernel_times, "fault", fault)
     with mac_report.rehearsing():
-        (row,) = mac_steps.time_tiles(mac_steps.REHEARSAL)
+        (row,) = kernel_times.time_tiles(REHEARSAL)
     assert row["unsound"] == 1
     assert list(row["all"]) == [row["fastest"]]
 
 
 def test_where_no_tile_works_the_next_matrix_is_tried(monkeypatch):
-    monkeypatch.setattr(mac_steps, "_fault", lambda tile, trial: "wrong")
-    two = replace(mac_steps.REHEARSAL, tile_bits=(3, 5))
+    monkeypatch.setattr(kernel_times, "fault", lambda tile, trial: "wrong")
+    two = replace(REHEARSAL, tile_bits=(3, 5))
     with mac_report.rehearsing():
-        rows = list(mac_steps.time_tiles(two))
+        rows = list(kernel_times.time_tiles(two))
     assert [(row["unsound"], row["ms"], row["its ms"]) for row in rows] == [(2, None, None)] * 2
 
 
@@ -272,12 +291,12 @@ def test_peak_memory_is_that_of_each_part_alone(monkeypatch):
         **{"prompt_tokens": 1, "prompt_tps": 1.0, "generation_tokens": 1, "generation_tps": 1.0},
         text="4",
     )
-    monkeypatch.setattr(mac_steps.library, "converted_folder", take(1 << 22, Path("converted")))
-    monkeypatch.setattr(mac_steps.library, "load", take(1 << 20, (None, None)))
-    monkeypatch.setattr(mac_steps.library, "stream_generate", lambda *_, **__: [answered])
+    monkeypatch.setattr(model_times.library, "converted_folder", take(1 << 22, Path("converted")))
+    monkeypatch.setattr(model_times.library, "load", take(1 << 20, (None, None)))
+    monkeypatch.setattr(model_times.library, "stream_generate", lambda *_, **__: [answered])
     gc.collect()  # arrays of other tests would be let go between the two
     held = mx.get_active_memory() / 1e9
-    rows = mac_steps.answers("model", "PQ5", mac_steps.REHEARSAL)
+    rows = model_times.answers("model", "PQ5", REHEARSAL)
     converting, loading, _ = (row["peak memory, GB"] - held for row in rows)
     assert converting > 0.016
     assert 0.004 < loading < 0.008

@@ -22,6 +22,10 @@ from .dense import Dense
 
 DENSE_WEIGHTS = 1 << 22  # 16 MiB in float32
 
+# Rows of x a pass, by width, that an M1 multiplies while memory delivers the weights: counted, and
+# held by scripts/kernels/agx.
+PASS_ROWS = {1: 1, 2: 3, 3: 4, 4: 5, 5: 5, 6: 5, 7: 5, 8: 5}
+
 Rows = Callable[[mx.array], mx.array]
 
 

@@ -13,6 +13,7 @@ M rows of x, N rows and K columns of the matrix.
 """
 
 from collections.abc import Callable
+from functools import cache, partial
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -132,10 +133,25 @@ def decoded(x: Input, matrix: CodedMatrix, tile: Tile | None = None) -> mx.array
     """
     x = Activation.of(x)
     rotated = x.rotated(_rotate)
-    largest = mx.maximum(mx.abs(rotated).max(axis=-1, keepdims=True), 1e-30)
-    weight = kernels.rotated_weight(matrix, dtype=mx.float16)
-    y = (rotated / largest).astype(mx.float16) @ weight.T
-    return (y.astype(mx.float32) * largest).astype(x.dtype)
+    # Of abs(rotated) there would be a copy.
+    most, least = (each(rotated, axis=-1, keepdims=True) for each in (mx.max, mx.min))
+    largest = mx.maximum(mx.maximum(most, -least), 1e-30)
+    y = _scaled(rotated, largest) @ kernels.rotated_weight(matrix, dtype=mx.float16).T
+    return _unscaled(x.dtype)(y, largest)
+
+
+@partial(mx.compile, shapeless=True)  # one pass over memory, where every step would be one
+def _scaled(rotated: mx.array, largest: mx.array) -> mx.array:
+    return (rotated / largest).astype(mx.float16)
+
+
+@cache
+def _unscaled(dtype: mx.Dtype) -> Callable[[mx.array, mx.array], mx.array]:
+    def unscale(y: mx.array, largest: mx.array) -> mx.array:
+        return (y.astype(mx.float32) * largest).astype(dtype)
+
+    unscaled: Callable[[mx.array, mx.array], mx.array] = mx.compile(unscale, shapeless=True)
+    return unscaled
 
 
 def rows_of(ids: mx.array, matrix: CodedMatrix, tile: Tile | None = None) -> mx.array:

@@ -2,12 +2,11 @@
 
 from collections.abc import Iterator
 
+from hlwq_mlx.quant.backends.choose import PASS_ROWS
 from scripts.kernels.agx import programs
 from scripts.kernels.agx.chips import M1
 from scripts.kernels.agx.listing import Counts
 
-MOST_TOKENS = {1: 1, 2: 3, 3: 4, 4: 5, 5: 5, 6: 5, 7: 5, 8: 5}
-"""Rows of x a pass that an M1 multiplies while memory delivers the weights, by width."""
 MOST_TOKENS_SHOWN = (2, 3, 4, 5)
 FULL_TOKENS = 5
 LARGEST_SHARE = {True: 0.85, False: 0.90}  # of the budget, by whether five tokens fit a pass
@@ -39,7 +38,7 @@ def against_mlx(counted: dict[str, Counts]) -> Iterator[Finding]:
 
 def within_budget(counted: dict[str, Counts]) -> Iterator[Finding]:
     """Memory, not arithmetic, is what a pass of the most tokens waits for."""
-    for bits, tokens in MOST_TOKENS.items():
+    for bits, tokens in PASS_ROWS.items():
         share = counted[programs.qmv(bits, programs.usual_tile(bits, tokens)).name].cost
         share /= M1.budget(bits)
         limit = LARGEST_SHARE[tokens == FULL_TOKENS]

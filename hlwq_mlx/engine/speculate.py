@@ -1,0 +1,107 @@
+"""A step with several tokens a pass: a drafter proposes, and one pass of the model checks.
+
+The pass reads a row's last token and the drafted ones. At each position the row's own chooser
+chooses as it would alone, from the same scores, with the same key; so long as it chooses what was
+drafted, the next position is read already. The rest is dropped from the caches. So an answer is
+the plain one token for token, a sampled one too. This is rejection sampling of the exact
+distribution: a drafted token d is accepted with the probability p(d) that the model gives it, and
+where it is not, the token is drawn from p without d; and it makes no difference how d was found.
+
+It holds bit for bit where a product gives a row the same bits among a few others (see
+quant.backends) and each query attends as it would alone (see gemma4.attention).
+L positions of a pass, V vocabulary.
+"""
+
+from collections.abc import Sequence
+from itertools import takewhile
+
+import mlx.core as mx
+import numpy as np
+
+from ..gemma4.caches import rewind
+from ..gemma4.model import Model
+from ..quant.device import has_metal
+from ..quant.layers import rows_of_a_pass
+from . import overlap
+from .draft import Course, Drafter
+from .step import Chosen, Outcome, Row, Step, UnderWay, accept, score, take, wait
+
+# What one more row costs a pass, in passes.
+ROW_COST = {True: 0.05, False: 0.15}  # by whether there is Metal
+
+
+def make_step(model: Model, drafter: Drafter | None) -> Step:
+    """Return the step that answers take: with drafts, where there is a drafter."""
+    step = overlap.make_step(model)
+    return step if drafter is None else DraftingStep(model, drafter, step)
+
+
+class DraftingStep:
+    """Several tokens for a lone row; rows of a batch get one each, by a step without drafts."""
+
+    def __init__(self, model: Model, drafter: Drafter, plain: Step) -> None:
+        self.width = plain.width
+        self._model = model
+        self._drafter = drafter
+        self._plain = plain
+        self._cost = ROW_COST[has_metal()] + drafter.cost
+        self._rows = rows_of_a_pass(model)
+        self._vocab = model.args.text_config.vocab_size
+        self._never = frozenset(model.args.media_token_ids)
+
+    def __call__(self, rows: Sequence[Row]) -> list[Outcome]:
+        """Check drafts of a lone row, or read the token of each."""
+        [row, *others] = rows
+        if others or row.course is None or row.is_broken:
+            return self._plain(rows)
+        drafts = self._draft(row, row.course)
+        if drafts is None:
+            return self._plain(rows)
+        if row.under_way is None:
+            return [self._check(row, row.course, drafts)]
+        wait(rows)  # and do not work ahead, so that the next call can check drafts
+        return take(rows)
+
+    def _draft(self, row: Row, course: Course) -> list[int] | None:
+        """Return what to check behind a row's token, or None where none is worth it.
+
+        It is empty where the pass is to tell the hidden state that the drafter needs.
+        """
+        most = min([self._rows, row.left, *(entry.room for entry in row.caches)]) - 1
+        count = course.pace.count(int(most), self._cost)
+        if count < 1:
+            return None
+        seen = course.seen(row.caches)
+        if self._drafter.needs_hidden and seen.hidden is None:
+            return []
+        return self._usable(self._drafter.draft(seen, count)) or None
+
+    def _usable(self, drafts: Sequence[int] | mx.array) -> list[int]:
+        """Return drafts up to the first that the model never chooses, which it could not read."""
+        ids: list[int] = np.array(drafts, dtype=np.int64).tolist()
+        return list(takewhile(lambda id: 0 <= id < self._vocab and id not in self._never, ids))
+
+    def _check(self, row: Row, course: Course, drafts: list[int]) -> Outcome:
+        """Read a row's token and what was drafted behind it; keep what its chooser agrees to."""
+        start, length = row.caches[0].offset, len(drafts) + 1
+        hidden, logits = self._model.check(mx.array([[row.token, *drafts]]), row.caches)
+        own, scores = [*mx.split(logits, length)], score(logits)
+        ids = row.chooser.ahead(own)
+        mx.eval(hidden, own, scores, ids)
+        found: list[Chosen] = []
+        try:
+            for draft, each, given in zip([*drafts, None], own, scores, strict=True):
+                at = len(found)
+                id = ids[at] if at < len(ids) else row.chooser(each)
+                found.append(accept(row, id, given, is_drafted=at > 0))
+                if row.token != draft or row.is_over:
+                    break
+        except Exception as problem:  # noqa: BLE001 - a constraint's own, of any kind
+            if not found:
+                return problem
+            row.under_way = UnderWay(problem, given)  # the next step tells of it
+        kept = len(found)  # the row's token, and drafts that were accepted
+        rewind(row.caches, start + kept)
+        course.hidden = start + kept, hidden[:, kept - 1 : kept]
+        course.pace.learn(len(drafts), len(found) - 1, self._cost)
+        return found
