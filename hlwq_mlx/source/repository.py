@@ -38,6 +38,7 @@ from .layout import (
 )
 
 TABLE_KEY = "hlwq_table"  # where our own encoder says, in a file's metadata, which table it used
+_CACHED_WEIGHTS = 1 << 16
 _PLAIN_DTYPES = ("BF16", "F16", "F32")
 _ORDER = ".token_ordering"  # of a drafter: ids, and so whole numbers
 _ORDER_DTYPES = ("I64", "I32")
@@ -69,10 +70,19 @@ class PlainTensor:
         """Return rows as float32."""
         raw = self.rows(start, stop)
         if self.spec.dtype == "BF16":
-            bits = raw.astype(np.uint32)
-            bits <<= np.uint32(16)
-            return bits.view(np.float32)
+            return _widened(raw)
         return raw.astype(np.float32)
+
+
+def _widened(raw: NDArray[np.uint16]) -> NDArray[np.float32]:
+    """Return bfloat16 bits as float32, a cache's worth at a time."""
+    bits = np.empty(raw.shape, dtype=np.uint32)
+    source, target = raw.reshape(-1), bits.reshape(-1)
+    for start in range(0, target.size, _CACHED_WEIGHTS):
+        part = slice(start, start + _CACHED_WEIGHTS)
+        target[part] = source[part]
+        target[part] <<= np.uint32(16)
+    return bits.view(np.float32)
 
 
 def _parts(file: TensorFile) -> dict[str, Parts]:
