@@ -249,8 +249,10 @@ def test_a_terminal_s_thoughts_are_dimmed():
     "arguments",
     [
         ["hlwq_mlx.generate", "--prompt", "Hi", "--max-tokens", "1"],
-        ["hlwq_mlx", "generate", "--prompt", "Hi", "--max-tokens", "1"],
-        ["hlwq_mlx.chat"],
+        pytest.param(
+            ["hlwq_mlx", "generate", "--prompt", "Hi", "--max-tokens", "1"], marks=pytest.mark.slow
+        ),
+        pytest.param(["hlwq_mlx.chat"], marks=pytest.mark.slow),
         ["hlwq_mlx.doctor"],
     ],
     ids=["generate", "package", "chat", "doctor"],

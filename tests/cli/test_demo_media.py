@@ -55,7 +55,13 @@ FILES = {
 }
 
 
-@pytest.mark.parametrize("suffix", FILES)
+SLOW = {"jpg", "mp3"}  # other readers' tests have them
+
+
+@pytest.mark.parametrize(
+    "suffix",
+    [pytest.param(each, marks=[pytest.mark.slow] if each in SLOW else []) for each in FILES],
+)
 def test_the_demo_answers_about_a_file(tmp_path, suffix):
     option, content, question, answer = FILES[suffix]
     path = tmp_path / f"shown.{suffix}"

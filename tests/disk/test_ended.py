@@ -109,7 +109,9 @@ def test_a_variant_added_to_a_repository_leaves_its_other_files(repository, tmp_
     assert names(root) == before
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)]
+)
 def test_the_server_ends_with_success(number):
     port = free_port()
     arguments = ("--model", str(demo.folder()), "--port", str(port))

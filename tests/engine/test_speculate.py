@@ -222,7 +222,7 @@ def test_answers_to_pictures_are_the_plain_ones():
     assert_same([*generate_tokens(model, Request(prompt, max_tokens=30), None, drafter)], wanted)
 
 
-@pytest.mark.parametrize("is_dense", [True, False])
+@pytest.mark.parametrize("is_dense", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_coded_weights_answer_as_plainly_as_others(monkeypatch, is_dense):
     """The demo, thinking, which quotes: by decoded weights and by images."""
     monkeypatch.setattr(choose, "DENSE_WEIGHTS", choose.DENSE_WEIGHTS if is_dense else 0)

@@ -104,6 +104,7 @@ def test_benchmark(registered, moved):
     assert "Averages: prompt_tps=" in ran.stdout
 
 
+@pytest.mark.slow
 def test_a_missing_row_store_is_named(registered, moved, tmp_path):
     broken = tmp_path / "broken"
     shutil.copytree(moved, broken)
@@ -114,6 +115,7 @@ def test_a_missing_row_store_is_named(registered, moved, tmp_path):
     assert f"needed the row store {broken / FILE_NAME}, got no such file." in last
 
 
+@pytest.mark.slow
 def test_register_can_be_undone(registered, moved):
     path = environments.site_packages(registered) / register.FILE_NAME
     assert path.read_text() == register.LINE

@@ -199,7 +199,7 @@ def test_what_watchers_look_at(server):
 
 def test_it_ends_after_the_answers_under_way():
     with running(demo.folder()) as server:
-        connection = send(server, {**ENDLESS, "max_tokens": 200, "stream": True})
+        connection = send(server, {**ENDLESS, "max_tokens": 80, "stream": True})
         wait(lambda: server.metric("rows") >= 1)
         server.process.send_signal(signal.SIGTERM)
         said = b""

@@ -323,7 +323,13 @@ def environment(server, cache):
     return own | places | {"HF_HUB_OFFLINE": "", "TRANSFORMERS_OFFLINE": "", "HF_TOKEN": ""}
 
 
-@pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "ending",
+    [
+        signal.SIGTERM,
+        *(pytest.param(each, marks=pytest.mark.slow) for each in (signal.SIGKILL, signal.SIGINT)),
+    ],
+)
 def test_a_run_that_was_ended_is_taken_up(server, tmp_path, ending):
     content = np.random.default_rng(0).bytes(12_000_000)  # written 10 MiB at a time
     server.repositories[NAME]["PQ5/codes.safetensors"] = content
@@ -363,6 +369,7 @@ def test_convert_from_the_hub(server, repository, tmp_path):
     assert mx.array_equal(loading.load(output)(ids), loading.load(own)(ids))
 
 
+@pytest.mark.slow
 def test_quantize_from_the_hub(server, tmp_path):
     server.publish("owner/Demo-HLWQ", library.DEMO)
     arguments = (
