@@ -8,6 +8,7 @@ piece. It knows nothing of what a tensor means.
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -154,6 +155,7 @@ class TensorWriter:
         """Begin a new file, or go on with one whose runs `done` are on the disk."""
         self.path = path
         self.runs = Runs(done)
+        self._digests = ThreadPoolExecutor(1, "digest")
         self._specs = specs
         header: dict[str, Any] = {"__metadata__": {"format": "mlx", **(metadata or {})}}
         self._offsets: dict[str, int] = {}
@@ -215,11 +217,12 @@ class TensorWriter:
             )
 
     def _put(self, at: int, raw: bytes | memoryview) -> None:
-        """Write all of it: one call to the system may take less."""
-        self.runs.add(at, raw)
+        """Write all of it, and digest it meanwhile, which takes as long."""
+        digesting = self._digests.submit(self.runs.add, at, raw)
         self._file.seek(at)
-        while len(raw):
+        while len(raw):  # one call to the system may take less
             raw = raw[self._file.write(raw) :]
+        digesting.result()
 
     def __enter__(self) -> Self:
         return self
@@ -230,6 +233,7 @@ class TensorWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._digests.shutdown()
         try:
             self._file.close()
         except OSError as problem:
