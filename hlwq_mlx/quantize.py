@@ -65,6 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from .source.repository import Source
     from .write.quantize import Encoder
 
+    widths: dict[str, int] = {}
     if arguments.variant:
         name, rule = rules.variant_rule(arguments.variant)
     else:
@@ -77,6 +78,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     folder, _ = find(arguments.model, PLAIN)
     encoder = Encoder(arguments.table, BEST_REFITS if arguments.refit else 0)
     opened = Source(folder)
+    rules.require_classes(widths, {name: each.shape for name, each in opened.plain.items()})
     if is_published:
         report = add_variant(opened, rule, output, encoder)
     else:

@@ -19,6 +19,7 @@ from itertools import takewhile
 import mlx.core as mx
 import numpy as np
 
+from ..errors import RequestError
 from ..gemma4.caches import rewind
 from ..gemma4.model import Model
 from ..quant.backends.choose import tokens_a_pass
@@ -89,11 +90,16 @@ class DraftingStep:
         seen = course.seen(row.caches)
         if self._drafter.needs_hidden and seen.hidden is None:
             return []
-        return self._usable(self._drafter.draft(seen, count)) or None
+        return self._usable(self._drafter.draft(seen, count), count) or None
 
-    def _usable(self, drafts: Sequence[int] | mx.array) -> list[int]:
+    def _usable(self, drafts: Sequence[int] | mx.array, count: int) -> list[int]:
         """Return drafts up to the first that the model never chooses, which it could not read."""
-        ids: list[int] = np.array(drafts, dtype=np.int64).tolist()
+        try:
+            ids: list[int] = np.array(drafts, dtype=np.int64).reshape(-1)[:count].tolist()
+        except (TypeError, ValueError, OverflowError) as problem:
+            raise RequestError(
+                f"[draft] needed a drafter that returns token ids, got {problem}. Mend the drafter."
+            ) from problem
         return list(takewhile(lambda id: 0 <= id < self._vocab and id not in self._never, ids))
 
     def _check(self, row: Row, course: Course, drafts: list[int]) -> Outcome:

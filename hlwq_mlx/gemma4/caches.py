@@ -329,9 +329,12 @@ class BoundedCache(FullCache):
 
     @property
     def room(self) -> int:
-        """As FullCache's: up to where it is full, or up to where it is full again."""
+        """As FullCache's: up to where it is full, or up to where it is full again.
+
+        Behind a prompt it may hold more than its size, and what a drop takes beyond that is less.
+        """
         left = self.max_size - len(self)
-        return left if left > 0 else max(1, self.max_size // DROPPED_SHARE)
+        return left if left > 0 else max(1, self.max_size // DROPPED_SHARE + left)
 
     def snapshot(self, start: int, end: int) -> Arrays | None:
         """Copy what is remembered at `end`, or None when it no longer is what it was there."""

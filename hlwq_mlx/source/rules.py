@@ -5,7 +5,7 @@ The publisher's two rules (spec: hlwq_format §3.4, §3.5) and rules that a user
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from ..errors import RequestError
 
@@ -79,6 +79,20 @@ def parse_bits(text: str) -> dict[str, int]:
             "It is small, and chooses the experts of every token."
         )
     return widths
+
+
+def require_classes(widths: Mapping[str, int], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Check that a model has matrices of every class that is named.
+
+    Raises: RequestError.
+    """
+    found = {matrix_class(*each) for each in shapes.items()}
+    missing = [kind for kind in widths if kind not in found]
+    if missing:
+        raise RequestError(
+            f"[bits] needed classes that the model has, got {', '.join(missing)}. It has "
+            f"{', '.join(kind for kind in CLASSES if kind in found) or 'no matrix'}."
+        )
 
 
 def class_of(name: str) -> str | None:

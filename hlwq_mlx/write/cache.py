@@ -9,8 +9,9 @@ import os
 from pathlib import Path
 from typing import TypeVar
 
+from ..disk.jsonfile import read_json
 from ..errors import SourceError
-from ..folder.folder import Converted, DrafterFolder, Folder
+from ..folder.folder import CONFIG, Converted, DrafterFolder, Folder
 from ..folder.manifest import FORMAT
 from ..gemma4.drafter_config import is_drafter
 from ..source.locate import find, local_path
@@ -64,6 +65,9 @@ def _open(kind: type[C], model: str, variant: str | None) -> C:
         return given
     if Folder.find(path) or DrafterFolder.find(path):  # the other kind
         raise _other_kind(kind, model)
+    stated = path / CONFIG
+    if stated.is_file() and is_drafter(read_json(stated)) != (kind is DrafterFolder):
+        raise _other_kind(kind, model)  # before it is asked which of its variants
     folder, variant = find(model, variant)
     opened = Source(folder, variant)
     if is_drafter(opened.config) != (kind is DrafterFolder):

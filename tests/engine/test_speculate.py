@@ -25,12 +25,14 @@ from hlwq_mlx.engine.sampling import Sampling
 from hlwq_mlx.engine.speculate import DraftingStep, make_step
 from hlwq_mlx.engine.step import PlainStep, Row, start_row
 from hlwq_mlx.engine.task import Failed, Task, Token
+from hlwq_mlx.errors import RequestError
 from hlwq_mlx.gemma4.caches import WHOLE, Caching, FullCache
 from hlwq_mlx.quant.backends import choose
 
 PROMPT = [2, *np.random.default_rng(3).integers(7, 320, 20).tolist()]
 TOKENS = 28  # far past the window of 8, and past the bounds
-KINDS = [WHOLE, Caching(8, 32), Caching(max_kv_size=24), Caching(max_kv_size=6)]
+# Of the bounds, two are less than the prompt, which leaves more in the cache than they say.
+KINDS = [WHOLE, Caching(8, 32), *(Caching(max_kv_size=each) for each in (24, 16, 6))]
 MEDIA = 300
 
 
@@ -60,7 +62,7 @@ class Prompter:
 
 def decode(model, step, decoding, caching=WHOLE, tokens=TOKENS, ends=()):
     """Tokens, scores and how many passes they took, and the caches at the end."""
-    request = Request(Prepared(PROMPT), caching=caching, prefill_step=5)
+    request = Request(Prepared(PROMPT), caching=caching)
     caches = model.make_cache(caching)
     chooser = make_chooser(model, decoding, PROMPT)
     row = Row(caches, -1, chooser, ends, tokens, course=Course(PROMPT))
@@ -117,6 +119,23 @@ def test_a_drafted_answer_is_the_plain_one(model, caching, how):
     assert_same_caches(caches, plain)
     assert passes < plain_passes or caching.max_kv_size == 6
     assert sum(not each.is_drafted for each in found) == passes + 1
+
+
+@pytest.mark.parametrize("drafts", [None, [10**30], [[1], [2, 3]]], ids=str)
+def test_a_drafter_that_returns_no_ids_is_told(model, drafts):
+    drafter = SimpleNamespace(needs_hidden=False, cost=-1.0, draft=lambda seen, count: drafts)
+    with pytest.raises(RequestError, match=r"^\[draft\] needed a drafter that returns token ids"):
+        decode(model, make_step(model, drafter), Decoding())
+
+
+def test_more_drafts_than_were_asked_for_change_nothing(model):
+    caching = Caching(max_kv_size=24)
+    wanted, _, _ = decode(model, PlainStep(model), Decoding(), caching)
+    ids = [each.token for each in wanted]
+    drafter = SimpleNamespace(
+        needs_hidden=False, cost=-1.0, draft=lambda seen, count: ids[len(seen.ids) - len(PROMPT) :]
+    )
+    assert_same(decode(model, make_step(model, drafter), Decoding(), caching)[0], wanted)
 
 
 def prompter(plain, **options):

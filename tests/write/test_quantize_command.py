@@ -302,3 +302,13 @@ def test_a_coded_source_is_refused(tmp_path):
             tmp_path / "out",
             Encoder(),
         )
+
+
+@pytest.mark.parametrize("bits", ["experts=4", "mlp=4,experts=2,router=8"])
+def test_classes_that_the_model_lacks_are_named(tmp_path, capsys, bits):
+    output = tmp_path / "out"
+    assert cli.run(main, ["--model", DEMO, "--bits", bits, "--output", str(output)]) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("error: [bits] needed classes that the model has, got experts")
+    assert "It has mlp, " in last or "It has attention, mlp" in last
+    assert not output.exists()
