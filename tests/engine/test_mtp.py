@@ -55,6 +55,7 @@ def test_drafts_of_random_weights_change_nothing(caching):
     assert drafter.drafted
 
 
+@pytest.mark.slow
 def test_drafts_of_random_weights_cost_little():
     """In passes: 3 % of those that there are without."""
     drafter = Counting(ModelDrafter(oracle_model(), drafters.drafter()))

@@ -79,7 +79,12 @@ def lengths(prefix, ids):
 
 @pytest.mark.parametrize(
     ("caching", "prefill_step"),
-    [(WHOLE, 3), (WHOLE, 512), (CODED, 3), (Caching(max_kv_size=64), 512)],
+    [
+        (WHOLE, 3),
+        (CODED, 3),
+        (Caching(max_kv_size=64), 512),
+        pytest.param(WHOLE, 512, marks=pytest.mark.slow),
+    ],
 )
 def test_a_conversation_is_answered_as_if_read_anew(model, caching, prefill_step):
     options = {"caching": caching, "prefill_step": prefill_step}

@@ -103,6 +103,7 @@ def test_the_command(folder, files, prepared):
     assert f"Prompt: {len(ids)} tokens" in ran.stdout
 
 
+@pytest.mark.slow
 def test_the_server(folder, files, prepared):
     _, ids, _ = prepared
     content = [

@@ -212,6 +212,7 @@ def test_it_ends_after_the_answers_under_way():
         assert b'"finish_reason":"length"' in said
 
 
+@pytest.mark.slow
 def test_it_says_so_when_there_is_no_time_for_an_answer():
     with running(demo.folder(), "--drain", "1") as server:
         connection = send(server, {**ENDLESS, "max_tokens": 3500, "n": 8, "stream": True})
@@ -223,9 +224,8 @@ def test_it_says_so_when_there_is_no_time_for_an_answer():
         assert b"[DONE]" in said or b"the order to end" in said, said[-300:]
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow  # test_listen.py has the moment that was missed
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_it_can_be_ended_while_it_loads(number):
     with running(demo.folder()) as server:
         server.process.send_signal(number)
