@@ -64,7 +64,8 @@ class PlainTensor:
 
     def rows(self, start: int, stop: int) -> NDArray[Any]:
         """Return rows of `matrix` as they lie on disk; bfloat16 as its uint16 bits."""
-        return self.file.view(self.name).reshape(self.matrix)[start:stop]
+        # Not all of them may be there: what was moved elsewhere is cut off (write/staged.py).
+        return self.file.view(self.name).reshape(-1, self.matrix[1])[start:stop]
 
     def float_rows(self, start: int, stop: int) -> NDArray[np.float32]:
         """Return rows as float32."""

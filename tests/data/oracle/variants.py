@@ -44,7 +44,7 @@ def derive(variant: str, weights: dict[str, np.ndarray]) -> dict[str, np.ndarray
     weights = dict(weights)
     if variant in ("unshared", "experts"):
         weights = unshared(weights)
-    if VARIANTS[variant].get("attention_k_eq_v"):
+    if VARIANTS.get(variant, {}).get("attention_k_eq_v"):  # towers have variants of their own
         for i in FULL_LAYERS[:2] if variant == "k_eq_v" else FULL_LAYERS:
             del weights[f"{PREFIX}{i}.self_attn.v_proj.weight"]
             name = f"{PREFIX}{i}.self_attn.k_proj.weight"
