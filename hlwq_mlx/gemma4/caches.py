@@ -143,7 +143,7 @@ class _Buffer:
         return tuple(mx.take(array, places, axis=2) for array in self.arrays)
 
     def fill(self, parts: Sequence[Arrays]) -> None:
-        """Hold the parts, one behind the other, with room for more."""
+        """Replace what is held by the parts, one behind the other, with room for more."""
         count = sum(part[0].shape[2] for part in parts)
         self.arrays = tuple(
             mx.concatenate([*arrays, _zeros(arrays[0], _capacity(count) - count)], axis=2)
@@ -160,7 +160,7 @@ class _Buffer:
         return Mark(offset, self.arrays, self._start, self._stop)
 
     def undo(self, mark: Mark) -> None:
-        """Hold what was held at a mark."""
+        """Return to what was held at a mark."""
         _, self.arrays, self._start, self._stop = mark
 
     def drop(self, first: int, count: int) -> None:

@@ -41,8 +41,10 @@ def with_long_chunk(inventory: Inventory, settings: Settings, machine: Machine) 
     On Metal each chunk decodes every weight once (quant.backends.metal). A CPU gains nothing by
     longer ones. Source of LONG_CHUNKS: scripts/benchmarks/prefill_model.py.
     """
+    if not machine.has_metal:
+        return settings
     longest = longest_context(inventory, settings, machine)
-    for step in LONG_CHUNKS if machine.has_metal else ():
+    for step in LONG_CHUNKS:
         tried = replace(settings, prefill_step=step)
         is_as_long = longest_context(inventory, tried, machine) >= longest
         if is_as_long and _fits(inventory, tried, machine):
