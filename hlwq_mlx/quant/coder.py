@@ -1,8 +1,9 @@
 """Code many rows fast, bit for bit as `codec.encode` defines it.
 
 The transform of a block is that of 8 by 16 columns, two products in float32 so small that no
-library splits them among threads of its own, which would wait for those that code other rows. A
-table of cells then gives the code of every value that cannot lie near the midpoint of two
+library splits them among threads of its own, which would wait for those that code other rows.
+Each call of numpy takes as many blocks as the caches allow: threads wait for each other between
+calls. A table of cells then gives the code of every value that cannot lie near the midpoint of two
 centroids. The few others are settled in float64, as the definition does; its sums are exact, in
 whatever order, unless weights of one block are more than 2**22 apart (bfloat16: 2**38).
 
@@ -18,14 +19,12 @@ from ..errors import ShapeError
 from .codec import MIN_NORM, decode
 from .packing import BLOCK, Codes
 
-_CHUNK_BLOCKS = 1 << 9  # the temporaries of a chunk stay in the second-level cache
+_CHUNK_BLOCKS = 1 << 11
 _CELLS = 1 << 16
-# A block of norm 1 has no coordinate beyond sqrt(128); the last cells take what rounding adds.
-_REACH = 11.32
-_SCALE = _CELLS / (2 * _REACH)
+_MARGIN = 0.1  # between the last midpoint and the last cell, which takes what lies beyond
 # What float32 may be wrong by, in whatever order the products sum: a value is the sum of 8 sums of
-# 16, off by 22 * 2**-24 of all magnitudes, at most 8**0.5 * 4 norms: 1.5e-5. The factor of a block,
-# its product and the cell's number add 2**-24 of 11.32 each, and 2**-8 cells.
+# 16, off by 22 * 2**-24 of all magnitudes, at most 8**0.5 * 4 norms: 1.5e-5. The factor of a block
+# and its product add 2**-24 of sqrt(128) each, the cell's number 2**-8 cells.
 _TOLERANCE = 2e-5
 
 
@@ -36,7 +35,6 @@ def _signs(size: int) -> NDArray[np.float64]:
 
 _SIGNS = _signs(BLOCK)
 _TALL, _WIDE = _signs(8).astype(np.float32), _signs(16).astype(np.float32)
-_PRODUCT_ROWS = 1 << 10  # OpenBLAS splits products of more than 2**18 multiplications
 
 
 class Energies(NamedTuple):
@@ -69,7 +67,9 @@ class Coder:
         levels = centroids.astype(np.float64)
         midpoints = (levels[1:] + levels[:-1]) / 2
         self._midpoints = np.append(midpoints, (np.inf, np.inf))
-        edges = (np.arange(_CELLS + 1) / _SCALE) - _REACH
+        reach = np.abs(midpoints).max() + _MARGIN
+        self._scale = _CELLS / (2 * reach)
+        edges = np.arange(_CELLS + 1) / self._scale - reach
         below, above = (
             np.searchsorted(midpoints, side)
             for side in (edges[:-1] - _TOLERANCE, edges[1:] + _TOLERANCE)
@@ -112,7 +112,7 @@ class Coder:
         lengths = _lengths(blocks, buffers.wide)
         rotated, position = buffers.rotated, buffers.position
         _rotate(blocks, position, rotated)
-        np.multiply(rotated, (_SCALE / lengths).astype(np.float32)[:, None], out=position)
+        np.multiply(rotated, (self._scale / lengths).astype(np.float32)[:, None], out=position)
         position += np.float32(_CELLS // 2)
         cells = buffers.wide.view(np.int64)
         np.copyto(cells, position, casting="unsafe")
@@ -141,7 +141,7 @@ class Coder:
 
         A value half way between two centroids takes the lower code.
         """
-        values = (position[places].astype(np.float64) - _CELLS // 2) / _SCALE
+        values = (position[places].astype(np.float64) - _CELLS // 2) / self._scale
         below = codes[places]
         midpoint = self._midpoints[below]
         codes[places] = below + (values > midpoint)
@@ -200,13 +200,11 @@ def _rotate(
     blocks: NDArray[np.float32], spare: NDArray[np.float32], rotated: NDArray[np.float32]
 ) -> None:
     """Apply the unscaled Walsh-Hadamard transform: blocks [n, 128] -> rotated [n, 128]."""
-    source, half = blocks.reshape(-1, 16), spare.reshape(-1, 16)
-    for start in range(0, len(source), _PRODUCT_ROWS):
-        part = slice(start, start + _PRODUCT_ROWS)
-        np.matmul(source[part], _WIDE, out=half[part])
-    np.matmul(_TALL, spare.reshape(-1, 8, 16), out=rotated.reshape(-1, 8, 16))
+    half = spare.reshape(-1, 8, 16)
+    np.matmul(blocks.reshape(-1, 8, 16), _WIDE, out=half)
+    np.matmul(_TALL, half, out=rotated.reshape(-1, 8, 16))
 
 
 def _squares(rows: NDArray[np.float32]) -> float:
     """Sum squares, in float64 from row to row."""
-    return float(np.einsum("bk,bk->b", rows, rows).sum(dtype=np.float64))
+    return float(np.vecdot(rows, rows).sum(dtype=np.float64))

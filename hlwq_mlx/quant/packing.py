@@ -34,9 +34,10 @@ Codes = NDArray[np.uint8]
 Words = NDArray[np.uint32]
 
 _GROUP = 8  # codes that fill whole bytes at every width
-_CHUNK_GROUPS = 1 << 13  # a chunk's temporaries stay in the second-level cache
 _BLOCK_GROUPS = BLOCK // _GROUP
-_CHUNK_BLOCKS = 1 << 12
+# As many as the caches hold, and no fewer: between calls of numpy threads wait for each other.
+_CHUNK_GROUPS = 1 << 16
+_CHUNK_BLOCKS = 1 << 13
 
 
 def pack(codes: Codes, bits: int, order: BitOrder) -> Codes:
@@ -161,6 +162,8 @@ def stream_planes(stream: Codes, bits: int, order: BitOrder) -> tuple[Words, ...
         _read_groups(flat[start * block_bytes : part.stop * block_bytes], bits, order, chunk)
         if order == "msb":
             _reverse_quads(chunk, spare, bits)
+        elif bits < chunk.itemsize:  # what was read beyond the groups
+            chunk &= chunk.dtype.type((1 << 8 * bits) - 1)
         halves = chunk.reshape(4, 2, 2, n)  # i // 2, i % 2, h
         _exchange_quads(halves[:, 0], halves[:, 1], spare.reshape(4, 2, 2, n)[:, 0], bits)
         # In order msb the first quad of a group is its upper one.
@@ -307,7 +310,7 @@ def _read_groups(raw: Codes, bits: int, order: BitOrder, groups: NDArray[Any]) -
 
 
 def _reverse_quads(groups: NDArray[Any], spare: NDArray[Any], bits: int) -> None:
-    """Turn the four codes of each half of a group round."""
+    """Turn the four codes of each half of a group round, and clear what lies above them."""
     kind = groups.dtype.type
     for taken in (2 * bits, bits):
         low = kind(sum(((1 << taken) - 1) << at for at in range(0, 8 * bits, 2 * taken)))
@@ -330,9 +333,6 @@ def _exchange_quads(
     second ^= spare
     spare <<= kind(quad)
     first ^= spare
-    if 2 * quad < 8 * first.itemsize:  # what was read beyond the groups
-        for groups in (first, second):
-            groups &= kind((1 << 2 * quad) - 1)
 
 
 def _store_units(groups: NDArray[Any], bits: int, planes: list[Words]) -> None:

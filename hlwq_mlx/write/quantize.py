@@ -31,7 +31,7 @@ from ..source.rules import Rule
 from .output import ahead, row_slices
 
 _SLICE_WEIGHTS = 1 << 21
-_CACHED_BLOCKS = 1 << 10
+_CACHED_BLOCKS = 1 << 12
 _ORDERED_TOKENS = "masked_embedding."  # of a drafter: centroids, and whose tokens are whose
 _MEAN_SIGMA = 4.0  # where the published tables end
 MEAN_SHARE = 0.01  # of a Gaussian's blocks 0.006 % go beyond
