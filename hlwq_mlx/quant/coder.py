@@ -25,7 +25,7 @@ _MARGIN = 0.1  # between the last midpoint and the last cell, which takes what l
 # What float32 may be wrong by, in whatever order the products sum: a value is the sum of 8 sums of
 # 16, off by 22 * 2**-24 of all magnitudes, at most 8**0.5 * 4 norms: 1.5e-5. The factor of a block
 # and its product add 2**-24 of sqrt(128) each, the cell's number 2**-8 cells.
-_TOLERANCE = 2e-5
+TOLERANCE = 2e-5
 
 
 def _signs(size: int) -> NDArray[np.float64]:
@@ -72,7 +72,7 @@ class Coder:
         edges = np.arange(_CELLS + 1) / self._scale - reach
         below, above = (
             np.searchsorted(midpoints, side)
-            for side in (edges[:-1] - _TOLERANCE, edges[1:] + _TOLERANCE)
+            for side in (edges[:-1] - TOLERANCE, edges[1:] + TOLERANCE)
         )
         # Above the code, a bit says that the cell does not settle it.
         self._cells = (below | (below != above) << 8).astype(np.uint16)
@@ -91,6 +91,14 @@ class Coder:
         blocks = np.ascontiguousarray(weight).reshape(-1, BLOCK)
         codes = np.empty(blocks.shape, dtype=np.uint8)
         norms = np.empty(len(blocks), dtype=np.float16)
+        energies = Energies(*self._code(blocks, codes, norms))
+        coded = Coded(codes.reshape(N, -1), norms.reshape(N, nb), energies)
+        return self._without_padding(coded, columns) if columns % BLOCK else coded
+
+    def _code(
+        self, blocks: NDArray[np.float32], codes: Codes, norms: NDArray[np.float16]
+    ) -> tuple[float, float, float]:
+        """Code blocks [n, 128] into codes [n, 128] and norms [n]; return sums of squares."""
         sums = np.zeros(len(Energies._fields))
         buffers = _Buffers(min(len(blocks), _CHUNK_BLOCKS))
         for start in range(0, len(blocks), _CHUNK_BLOCKS):
@@ -98,8 +106,8 @@ class Coder:
             chunk = blocks[part]
             buffers.keep(len(chunk))  # the last one may be smaller
             sums += self._chunk(chunk, codes[part], norms[part], buffers)
-        coded = Coded(codes.reshape(N, -1), norms.reshape(N, nb), Energies(*sums.tolist()))
-        return self._without_padding(coded, columns) if columns % BLOCK else coded
+        weights, decoded, errors = sums.tolist()
+        return weights, decoded, errors
 
     def _chunk(
         self,
@@ -108,8 +116,8 @@ class Coder:
         norms: NDArray[np.float16],
         buffers: "_Buffers",
     ) -> tuple[float, float, float]:
-        """Code some blocks [n, 128] into codes [n, 128] and norms [n]; return sums of squares."""
-        lengths = _lengths(blocks, buffers.wide)
+        """Do what `_code` does with a few blocks."""
+        lengths = block_lengths(blocks, buffers.wide)
         rotated, position = buffers.rotated, buffers.position
         _rotate(blocks, position, rotated)
         np.multiply(rotated, (self._scale / lengths).astype(np.float32)[:, None], out=position)
@@ -146,7 +154,7 @@ class Coder:
         midpoint = self._midpoints[below]
         codes[places] = below + (values > midpoint)
         beyond = self._midpoints[below.astype(np.intp) + 1]  # in the same cell if the table is odd
-        is_near = (np.abs(values - midpoint) <= _TOLERANCE) | (values + _TOLERANCE >= beyond)
+        is_near = (np.abs(values - midpoint) <= TOLERANCE) | (values + TOLERANCE >= beyond)
         near = places[is_near]
         empty = lengths <= MIN_NORM
         empty[empty] = ~blocks[empty].any(axis=1)
@@ -184,7 +192,7 @@ class _Buffers:
         self.position, self.found = self.position[:blocks], self.found[:blocks]
 
 
-def _lengths(blocks: NDArray[np.float32], wide: NDArray[np.float64]) -> NDArray[np.float64]:
+def block_lengths(blocks: NDArray[np.float32], wide: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the norms of blocks, as the definition computes them."""
     np.copyto(wide, blocks)
     lengths: NDArray[np.float64] = np.maximum(np.sqrt(np.einsum("bk,bk->b", wide, wide)), MIN_NORM)

@@ -142,16 +142,9 @@ def stream_planes(stream: Codes, bits: int, order: BitOrder) -> tuple[Words, ...
     Shapes: stream uint8 [blocks * 16 * bits] -> planes as `p32_planes` returns them.
     Raises: ShapeError for order `half`, or a stream that ends within a block.
     """
-    _check_order("packing.stream_planes", bits, order)
-    _check_bytes("packing.stream_planes", "a stream", stream)
-    block_bytes = BLOCK * bits // 8
-    if order == "half" or stream.size % block_bytes:
-        raise ShapeError(
-            f"[packing.stream_planes] needed blocks of {block_bytes} bytes in order msb or lsb, "
-            f"got {stream.size} bytes in {order}. Unpack the codes, and use p32_planes."
-        )
+    blocks, block_bytes = check_stream(stream, bits, order), BLOCK * bits // 8
     order = "lsb" if bits == 8 else order  # whole bytes have none
-    flat, blocks = stream.reshape(-1), stream.size // block_bytes
+    flat = stream.reshape(-1)
     planes = [np.empty((blocks, 4, width), dtype="<u4") for width in p32_plane_widths(bits)]
     count = min(blocks, _CHUNK_BLOCKS)
     groups, other = np.empty((2, _BLOCK_GROUPS, count), dtype=_group_type(bits))
@@ -170,6 +163,22 @@ def stream_planes(stream: Codes, bits: int, order: BitOrder) -> tuple[Words, ...
         quarters = halves[:, ::-1] if order == "msb" else halves
         _store_units(quarters, bits, [plane[part] for plane in planes])
     return tuple(plane.reshape(-1) for plane in planes)
+
+
+def check_stream(stream: Codes, bits: int, order: BitOrder) -> int:
+    """Return how many blocks a stream has.
+
+    Raises: ShapeError as `stream_planes` does.
+    """
+    _check_order("packing.stream_planes", bits, order)
+    _check_bytes("packing.stream_planes", "a stream", stream)
+    block_bytes = BLOCK * bits // 8
+    if order == "half" or stream.size % block_bytes:
+        raise ShapeError(
+            f"[packing.stream_planes] needed blocks of {block_bytes} bytes in order msb or lsb, "
+            f"got {stream.size} bytes in {order}. Unpack the codes, and use p32_planes."
+        )
+    return stream.size // block_bytes
 
 
 def pack_p32(codes: Codes, bits: int) -> Words:

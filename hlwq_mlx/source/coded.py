@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CheckpointError, raise_all
-from ..quant.packing import BLOCK, BitOrder, Codes, Words, p32_planes, stream_planes, unpack
+from ..quant.coding import p32_planes, stream_planes
+from ..quant.packing import BLOCK, BitOrder, Codes, Words, unpack
 
 # Longest first, so that `.ct_scaled` is not read as `.ct`.
 _ROLES = (

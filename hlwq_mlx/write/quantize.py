@@ -23,7 +23,8 @@ from ..disk.atomic import building, require_room
 from ..disk.tensorfile import TensorSpec, TensorWriter
 from ..errors import CheckpointError, RequestError, ShapeError
 from ..quant import codec
-from ..quant.coder import Coded, Coder, Energies, energies_of
+from ..quant.coder import Coded, Energies, energies_of
+from ..quant.coding import make_coder
 from ..quant.packing import BLOCK, Codes, pack
 from ..quant.tables import centroids
 from ..source.repository import TABLE_KEY, PlainTensor, Source
@@ -207,7 +208,7 @@ def _coded_slices(
     They raise what `encode` does.
     """
     values = centroids(encoder.table, bits)
-    coder = partial(_refitted, values, encoder.refits) if encoder.refits else Coder(values)
+    coder = partial(_refitted, values, encoder.refits) if encoder.refits else make_coder(values)
 
     def code(start: int, stop: int) -> Slice:
         weight = tensor.float_rows(start, stop)
