@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ..quant.coder import Coder
+from ..quant.coding import make_coder
 from ..quant.packing import BLOCK, Codes
 from ..quant.tables import centroids, error_energy
 from ..source.coded import CodedTensor
@@ -78,7 +79,7 @@ def _energy(bits: int) -> float:
 
 @cache
 def _coder(bits: int) -> Coder:
-    return Coder(centroids(TABLE, bits))
+    return make_coder(centroids(TABLE, bits))
 
 
 @dataclass
