@@ -1,4 +1,8 @@
-"""`python -m hlwq_mlx.quantize`: code an ordinary 16-bit Gemma 4."""
+"""`python -m hlwq_mlx.quantize`: code an ordinary 16-bit Gemma 4.
+
+With --fit it chooses the bits: those with which the model fits a Mac of so much memory, pictures
+and sound included, at the least error. Without --output it only says which.
+"""
 
 import argparse
 import sys
@@ -25,6 +29,7 @@ def make_parser() -> argparse.ArgumentParser:
         parser,
         source="hub id or folder of a 16-bit Gemma 4 in the transformers layout",
         output="the folder to make; with --layout published, the repository to add a variant to",
+        is_output_needed=False,
     )
     width = parser.add_mutually_exclusive_group(required=True)
     width.add_argument(
@@ -34,6 +39,19 @@ def make_parser() -> argparse.ArgumentParser:
     )
     width.add_argument(
         "--bits", metavar="CLASS=N,...", help="code these classes of tensors, as mlp=2,attention=4"
+    )
+    width.add_argument(
+        "--fit",
+        type=cli.gigabytes,
+        metavar="16GB",
+        help="choose the bits of each class for a Mac of so much memory (macOS 15's share of it)",
+    )
+    parser.add_argument(
+        "--context",
+        type=cli.count,
+        default=cli.CONTEXT,
+        metavar="N",
+        help=f"with --fit, tokens of a conversation to leave room for (default: {cli.CONTEXT})",
     )
     parser.add_argument(
         "--layout",
@@ -52,42 +70,26 @@ def make_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="fit block norms to the codes by least squares: less error, same format",
     )
+    cli.add_memory_args(parser)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, quantize, print the report."""
-    arguments = make_parser().parse_args(argv)
-    from .disk import atomic
+    parser = make_parser()
+    arguments = parser.parse_args(argv)
+    if arguments.fit is None and arguments.output is None:
+        parser.error("the following arguments are required: --output")
     from .source import rules
-    from .source.layout import PLAIN
-    from .source.locate import find
-    from .source.repository import Source
-    from .write.quantize import Encoder
 
-    widths: dict[str, int] = {}
+    if arguments.output is None:
+        for line in proposal(arguments).lines():
+            cli.result(line)
+        return
     if arguments.variant:
-        name, rule = rules.variant_rule(arguments.variant)
-    else:
-        widths = rules.parse_bits(arguments.bits)
-        name = "-".join(["PQ", *(f"{kind}{bits}" for kind, bits in widths.items())])
-        rule = rules.class_rule(widths)
-    is_published = arguments.layout == "published"
-    output = arguments.output / name if is_published else arguments.output
-    atomic.require_new(output)
-    folder, _ = find(arguments.model, PLAIN)
-    encoder = Encoder(arguments.table, BEST_REFITS if arguments.refit else 0)
-    opened = Source(folder)
-    rules.require_classes(widths, {name: each.shape for name, each in opened.plain.items()})
-    if is_published:
-        report = add_variant(opened, rule, output, encoder)
-    else:
-        report = make_folder(opened, rule, name, output, encoder)
-    for line in report.lines():
-        cli.note(line)
-    cli.result(str(arguments.output))
-
-
+        _write(arguments, *rules.variant_rule(arguments.variant))
+    elif arguments.bits:
+        _write(arguments, *mixture_rule(rules.parse_bits(arguments.bits)))
 def add_variant(opened: "Source", rule: "Rule", output: Path, encoder: "Encoder") -> "Report":
     """Write a variant's folder, and the repository's root files where they are missing."""
     from .folder.side_files import add_files, try_out

@@ -36,6 +36,9 @@ _ORDERED_TOKENS = "masked_embedding."  # of a drafter: centroids, and whose toke
 _MEAN_SIGMA = 4.0  # where the published tables end
 MEAN_SHARE = 0.01  # of a Gaussian's blocks 0.006 % go beyond
 
+Code = Callable[[NDArray[np.float32]], Coded]
+"""Codes rows of weights."""
+
 
 @dataclass(frozen=True)
 class Encoder:
@@ -43,6 +46,11 @@ class Encoder:
 
     table: str = "clip4_100"
     refits: int = 0
+
+    def coder(self, bits: int) -> Code:
+        """Return what codes rows at a width; threads may share it."""
+        values = centroids(self.table, bits)
+        return partial(_refitted, values, self.refits) if self.refits else Coder(values)
 
 
 @dataclass
@@ -206,8 +214,7 @@ def _coded_slices(
 
     They raise what `encode` does.
     """
-    values = centroids(encoder.table, bits)
-    coder = partial(_refitted, values, encoder.refits) if encoder.refits else Coder(values)
+    coder = encoder.coder(bits)
 
     def code(start: int, stop: int) -> Slice:
         weight = tensor.float_rows(start, stop)
@@ -220,9 +227,7 @@ def _coded_slices(
         yield partial(code, start, stop)
 
 
-def encode(
-    name: str, weight: NDArray[np.float32], coder: Callable[[NDArray[np.float32]], Coded]
-) -> Coded:
+def encode(name: str, weight: NDArray[np.float32], coder: Code) -> Coded:
     """Code some rows of a tensor.
 
     Raises: CheckpointError for weights that are not finite or too large for the norms.

@@ -16,7 +16,7 @@ from transformers.models.gemma4.modeling_gemma4 import Gemma4TextRouter
 from scripts.training.demo_model import NAMES, ROPE, draw_model
 from scripts.training.demo_tokenizer import VOCABULARY
 
-LAYER_TYPES = "s f s f s f"
+LAYER_TYPES = "s f s f"
 EXPERTS, ACTIVE = 8, 2
 
 
