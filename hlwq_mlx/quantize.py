@@ -14,6 +14,7 @@ from . import cli
 from .quant.tables import CENTROIDS
 
 if TYPE_CHECKING:
+    from .memory.mixture import Mixture
     from .source.repository import Source
     from .source.rules import Rule
     from .write.quantize import Encoder, Report
@@ -78,18 +79,94 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parse, quantize, print the report."""
     parser = make_parser()
     arguments = parser.parse_args(argv)
-    if arguments.fit is None and arguments.output is None:
+    if arguments.output is not None:
+        _write(arguments)
+    elif arguments.fit is not None:
+        for line in _proposal(arguments).lines():
+            cli.result(line)
+    else:
         parser.error("the following arguments are required: --output")
+
+
+def _write(arguments: argparse.Namespace) -> None:
+    """Quantize, and print the report."""
+    from .disk import atomic
+    from .source import rules
+    from .source.layout import PLAIN
+    from .source.locate import find
+    from .source.repository import Source
+    from .write import leftovers
+    from .write.quantize import Encoder
+
+    is_published = arguments.layout == "published"
+    if not is_published:
+        atomic.require_new(arguments.output)
+    name, rule, widths = _asked(arguments)
+    output = arguments.output / name if is_published else arguments.output
+    atomic.require_new(output)
+    folder, _ = find(arguments.model, PLAIN)
+    encoder = Encoder(arguments.table, BEST_REFITS if arguments.refit else 0)
+    opened = Source(folder)
+    rules.require_classes(widths, {name: each.shape for name, each in opened.plain.items()})
+    if is_published:
+        report = add_variant(opened, rule, output, encoder)
+    else:
+        choice = leftovers.KEEP if arguments.fit is None else leftovers.AUTO
+        report = make_folder(opened, rule, name, output, encoder, choice)
+    for line in report.lines():
+        cli.note(line)
+    cli.result(str(arguments.output))
+
+
+def _asked(arguments: argparse.Namespace) -> tuple[str, "Rule", dict[str, int]]:
+    """Return the name and the rule of what was asked for, and the classes that it names."""
     from .source import rules
 
-    if arguments.output is None:
-        for line in proposal(arguments).lines():
-            cli.result(line)
-        return
     if arguments.variant:
-        _write(arguments, *rules.variant_rule(arguments.variant))
-    elif arguments.bits:
-        _write(arguments, *mixture_rule(rules.parse_bits(arguments.bits)))
+        return *rules.variant_rule(arguments.variant), {}
+    if arguments.bits:
+        widths = rules.parse_bits(arguments.bits)
+        name = "-".join(["PQ", *(f"{kind}{bits}" for kind, bits in widths.items())])
+        return name, rules.class_rule(widths), widths
+    mixture = _proposal(arguments)
+    for line in mixture.lines():
+        cli.note(line)
+    return f"PQ-{arguments.fit}GB", rules.unit_rule(mixture.widths), {}
+
+
+def _proposal(arguments: argparse.Namespace) -> "Mixture":
+    """Choose the bits with which a model fits; what is not to be written is not downloaded.
+
+    Raises: RequestError for a coded source; DeviceError where it fits at no width.
+    """
+    from dataclasses import replace
+
+    from .memory import inventory
+    from .memory.machine import OLDEST, mac
+    from .memory.mixture import propose
+    from .source.layout import PLAIN
+    from .source.locate import find, find_local
+    from .source.repository import Source
+    from .write import loss
+    from .write.quantize import Encoder, require_uncoded
+
+    encoder = Encoder(arguments.table, BEST_REFITS if arguments.refit else 0)
+    is_asked = arguments.output is None
+    local = (find_local if is_asked else find)(arguments.model, PLAIN)
+    found = inventory.take(arguments.model if local is None else str(local[0]), PLAIN)
+    coded = sum(entry.bits is not None for entry in found.entries)
+    require_uncoded(arguments.model, coded, len(found.entries) - coded)
+    if local is None:
+        cli.note("the model is not here: what coding loses is computed from tables, not measured")
+        losses = loss.by_table({each.name: each.shape for each in found.live}, encoder.table)
+    else:
+        losses = loss.measure(Source(local[0]).plain, encoder)
+    asked = cli.settings_for(arguments, arguments.context)
+    context = min(asked.context, found.args.text_config.max_position_embeddings)
+    settings = replace(asked, context=context, has_towers=True)
+    return propose(found, losses, settings, mac(arguments.fit, OLDEST))
+
+
 def add_variant(opened: "Source", rule: "Rule", output: Path, encoder: "Encoder") -> "Report":
     """Write a variant's folder, and the repository's root files where they are missing."""
     from .folder.side_files import add_files, try_out
@@ -105,7 +182,7 @@ def add_variant(opened: "Source", rule: "Rule", output: Path, encoder: "Encoder"
 
 
 def make_folder(
-    opened: "Source", rule: "Rule", name: str, output: Path, encoder: "Encoder"
+    opened: "Source", rule: "Rule", name: str, output: Path, encoder: "Encoder", choice: str
 ) -> "Report":
     """Write a folder to run; the published layout it is made of is temporary.
 
@@ -119,7 +196,7 @@ def make_folder(
     with atomic.scratch(output) as folder:
         variant = folder / "published" / name
         report = add_variant(opened, rule, variant, encoder)
-        convert.convert(Source(variant, name), folder / "converted")
+        convert.convert(Source(variant, name), folder / "converted", choice)
         if opened.drafter is not None:
             convert.convert(opened.drafter, folder / "converted" / DRAFTER)
         atomic.place(folder / "converted", output)

@@ -137,11 +137,7 @@ def write_published(source: Source, rule: Rule, output: Path, encoder: Encoder) 
     """
     chosen = {tensor.name: rule(tensor.name, tensor.shape) for tensor in source.plain.values()}
     coded = {name: bits for name, bits in chosen.items() if bits is not None}
-    if source.coded or not coded:
-        got = f"{len(source.coded)} that are coded and {len(coded)} to be coded"
-        raise RequestError(
-            f"[{source.folder}] needed uncoded matrices, got {got}. Name a 16-bit model's folder."
-        )
+    require_uncoded(source.folder, len(source.coded), len(coded))
     report = Report()
     tensors = [(source.plain[name], bits) for name, bits in sorted(coded.items())]
     codes_specs: dict[str, TensorSpec] = {}
@@ -164,6 +160,18 @@ def write_published(source: Source, rule: Rule, output: Path, encoder: Encoder) 
             for tensor in plain:
                 _write_plain(writer, tensor, progress)
     return report
+
+
+def require_uncoded(model: Path | str, coded: int, chosen: int) -> None:
+    """Refuse a model that is coded already, or of which nothing is to be.
+
+    Raises: RequestError.
+    """
+    if coded or not chosen:
+        raise RequestError(
+            f"[{model}] needed uncoded matrices, got {coded} that are coded and {chosen} to be "
+            "coded. Name a 16-bit model's folder."
+        )
 
 
 def _write_coded(
