@@ -34,6 +34,7 @@ from ..gemma4.config import Gemma4Config
 from ..gemma4.drafter import TOKEN_ORDERING
 from ..gemma4.drafter_config import DrafterConfig, is_drafter
 from ..gemma4.towers.tower import TOWER_PREFIXES
+from ..gemma4.unified import is_unserved
 from ..quant.packing import BLOCK
 from ..quant.tables import centroids, error_energy
 from ..source import rules
@@ -312,6 +313,8 @@ def of_headers(
     for specs in headers:
         for name, spec in specs.items():
             key = parse_key(name)
+            if is_unserved(config, name):
+                continue
             if key is None:
                 name = named(name)
                 plain.append(Entry(name, spec.shape, None, spec.nbytes))

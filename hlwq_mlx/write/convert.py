@@ -104,7 +104,7 @@ class Summary:
 
     def _left_out(self) -> Iterator[str]:
         if self.left_out:
-            yield f"left out: {self.left_out} tensors that no layer reads (KV-shared layers)"
+            yield f"left out: {self.left_out} tensors that no layer reads"
 
 
 @dataclass
