@@ -157,8 +157,9 @@ void multiply_many(const Of& weight, const float* x, int64_t M, float* y, int64_
   const int64_t most = std::min<int64_t>(M, PASS_M), sums_stride = most * LANES;
   thread_local std::unique_ptr<float[]> kept;
   thread_local int64_t size = 0;
-  if (size < N * sums_stride) {
-    size = N * sums_stride;
+  const int64_t whole = (N + TILE_N - 1) / TILE_N * TILE_N;  // the last tile writes all its rows
+  if (size < whole * sums_stride) {
+    size = whole * sums_stride;
     kept.reset(new float[size]);
   }
   alignas(64) static thread_local float decoded[TILE_N * PASS_BLOCKS * BLOCK];
