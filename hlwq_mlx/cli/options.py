@@ -88,6 +88,21 @@ def add_conversion_args(
     )
 
 
+def add_discard_args(parser: argparse.ArgumentParser) -> None:
+    """Add --discard-source and --force."""
+    parser.add_argument(
+        "--discard-source",
+        action="store_true",
+        help="of a model on the hub, delete each downloaded file of weights once nothing needs it "
+        "any more; a run that was stopped goes on where it was",
+    )
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="begin with --discard-source even if the disk seems too small",
+    )
+
+
 def add_sampling_args(parser: argparse.ArgumentParser) -> None:
     """Add the sampling options; unset ones follow generation_config.json."""
     group = parser.add_argument_group("sampling (default: the checkpoint's generation_config.json)")

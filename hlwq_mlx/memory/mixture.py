@@ -8,15 +8,15 @@ less loss.
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from ..disk.sizes import format_bytes
 from ..errors import DeviceError
-from ..source.rules import Rule, Unit, unit_of, unit_rule
+from ..source.rules import Unit, unit_of, unit_rule
 from ..write import leftovers
 from ..write.loss import WIDTHS, Losses
-from .inventory import Inventory, as_converted, stored_bytes
+from .inventory import Inventory, as_quantized, stored_bytes
 from .machine import Machine
 from .need import Need, Settings, need
 
@@ -127,17 +127,6 @@ def choices_of(found: Inventory, losses: Losses) -> dict[Unit, Choice]:
     return choices
 
 
-def as_quantized(found: Inventory, rule: Rule) -> Inventory:
-    """Return what coding a 16-bit model by a rule, and converting it, would make."""
-    entries = []
-    for entry in found.live:
-        bits = rule(entry.name, entry.shape)
-        if bits is not None:
-            entry = replace(entry, bits=bits, stored_bytes=stored_bytes(entry.shape, bits))
-        entries.append(entry)
-    return as_converted(replace(found, entries=tuple(entries)), leftovers.AUTO)
-
-
 def propose(found: Inventory, losses: Losses, settings: Settings, machine: Machine) -> Mixture:
     """Choose the bits with which a 16-bit model fits a machine with the least loss.
 
@@ -145,10 +134,10 @@ def propose(found: Inventory, losses: Losses, settings: Settings, machine: Machi
     """
     choices = choices_of(found, losses)
     narrow = fewest(choices)
-    least = need(as_quantized(found, unit_rule(narrow)), settings, machine).total
+    least = need(as_quantized(found, unit_rule(narrow), leftovers.AUTO), settings, machine).total
     budget = machine.limit_bytes - least + total(choices, narrow)
     while (widths := choose(choices, budget)) is not None:
-        made = as_quantized(found, unit_rule(widths))
+        made = as_quantized(found, unit_rule(widths), leftovers.AUTO)
         needed = need(made, settings, machine)
         if needed.total <= machine.limit_bytes:
             return Mixture(choices, widths, made, needed, machine, settings)

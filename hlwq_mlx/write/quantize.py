@@ -53,6 +53,15 @@ class Encoder:
         return partial(_refitted, values, self.refits) if self.refits else Coder(values)
 
 
+@dataclass(frozen=True)
+class Coding:
+    """What was asked for: a name for it, which matrices are coded at how many bits, and how."""
+
+    name: str
+    rule: Rule
+    encoder: Encoder
+
+
 @dataclass
 class Fidelity:
     """How close decoded weights are to the original ones.
@@ -315,5 +324,23 @@ def bfloat16_pieces(tensor: PlainTensor) -> Iterator[tuple[int, NDArray[np.uint1
 
 
 def bfloat16_bits(values: NDArray[Any] | mx.array) -> NDArray[np.uint16]:
-    """Round floats to bfloat16, to nearest, and return its bits."""
-    return np.array(mx.array(values).astype(mx.bfloat16).view(mx.uint16))
+    """Round floats to bfloat16, to nearest, and return its bits; on any thread."""
+    floats = np.asarray(values, dtype=np.float32)
+    bits = floats.view(np.uint32)
+    rounded = (bits + (np.uint32(0x7FFF) + (bits >> 16 & np.uint32(1)))) >> 16
+    return np.where(np.isnan(floats), np.uint32(0x7FC0), rounded).astype(np.uint16)
+
+
+@dataclass(frozen=True)
+class _Rounded(PlainTensor):
+    """A tensor of another dtype as bfloat16."""
+
+    def rows(self, start: int, stop: int) -> NDArray[np.uint16]:
+        return bfloat16_bits(super().rows(start, stop))
+
+
+def as_bfloat16(tensor: PlainTensor) -> PlainTensor:
+    """Return a tensor as what a quantized model keeps of it: in bfloat16, but for what orders."""
+    if tensor.spec.dtype == "BF16" or _is_order(tensor):
+        return tensor
+    return _Rounded(tensor.name, tensor.file, _plain_spec(tensor))

@@ -16,12 +16,11 @@ from hlwq_mlx import cli
 from hlwq_mlx.doctor import cell
 from hlwq_mlx.errors import DeviceError
 from hlwq_mlx.folder import published
-from hlwq_mlx.memory.inventory import Entry, Inventory, stored_bytes
+from hlwq_mlx.memory.inventory import Entry, Inventory, as_quantized, stored_bytes
 from hlwq_mlx.memory.machine import OLDEST, Machine, mac
 from hlwq_mlx.memory.mixture import (
     Choices,
     Mixture,
-    as_quantized,
     choices_of,
     loss_of,
     propose,
@@ -29,7 +28,7 @@ from hlwq_mlx.memory.mixture import (
 from hlwq_mlx.memory.need import Settings, need
 from hlwq_mlx.quant.packing import BLOCK
 from hlwq_mlx.source.rules import Unit, unit_rule
-from hlwq_mlx.write import loss
+from hlwq_mlx.write import leftovers, loss
 from scripts.benchmarks.shapes import LARGER, larger_config
 
 MACS = [mac(ram, OLDEST) for ram in (16, 24, 32)]
@@ -124,7 +123,7 @@ def table(name: str, context: int) -> Iterator[str]:
     yield f"| {name}: bits | {' | '.join(HEAD)} |"
     yield "|---" * (len(HEAD) + 1) + "|"
     for label, widths in mixtures(choices):
-        made = as_quantized(found, unit_rule(widths))
+        made = as_quantized(found, unit_rule(widths), leftovers.AUTO)
         yield line(label, made, loss_of(choices, widths), settings)
     for machine in MACS:
         try:

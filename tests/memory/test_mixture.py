@@ -10,14 +10,14 @@ from hlwq_mlx import cli, library, quantize
 from hlwq_mlx.disk.jsonfile import read_json
 from hlwq_mlx.errors import DeviceError
 from hlwq_mlx.folder.names import TEXT
-from hlwq_mlx.memory.inventory import take
+from hlwq_mlx.memory.inventory import as_quantized, take
 from hlwq_mlx.memory.machine import OLDEST, Machine, mac
-from hlwq_mlx.memory.mixture import Choice, as_quantized, choose, loss_of, propose, total
+from hlwq_mlx.memory.mixture import Choice, choose, loss_of, propose, total
 from hlwq_mlx.memory.need import Settings, need
 from hlwq_mlx.quant.tables import centroids, error_energy
 from hlwq_mlx.source.repository import Source
 from hlwq_mlx.source.rules import Unit, class_rule, unit_of, unit_rule
-from hlwq_mlx.write import loss
+from hlwq_mlx.write import leftovers, loss
 from hlwq_mlx.write.quantize import Encoder
 from scripts.benchmarks import fit_table
 
@@ -152,7 +152,7 @@ def test_a_folder_is_coded_as_it_was_proposed(tmp_path, monkeypatch, capsys):
     losses = loss.measure(Source(library.DEMO).plain, Encoder())
     settings = Settings(512, has_towers=True)
     eight = class_rule(dict.fromkeys(("attention", "embedding", "mlp", "ple"), 8))
-    everything = need(as_quantized(found, eight), settings, mac(16, 15))
+    everything = need(as_quantized(found, eight, leftovers.AUTO), settings, mac(16, 15))
     kept = Machine("", 1 << 34, (everything.total - everything.spare - 700_000), has_metal=True)
     limit = (kept.limit_bytes + kept.in_flight_bytes) * 20 // 19  # of which a 20th is kept
     small = Machine("a small Mac", 1 << 34, limit, has_metal=True)

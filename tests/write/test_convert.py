@@ -306,7 +306,7 @@ def test_the_summary_counts_what_was_done(tmp_path):
         "coded at 4 bits: 12 tensors, 245,760 weights",
         f"kept as BF16: 46 tensors, {kept / 1e3:.2f} kB",
         f"row store {ROW_STORE}: {rows / 1e3:.2f} kB, stays on disk",
-        "left out: 6 tensors that no layer reads (KV-shared layers)",
+        "left out: 6 tensors that no layer reads",
         f"weights that a token reads: {was_read} before, {is_read} after",
         f"on disk: {format_bytes(before)} before, {format_bytes(after)} after",
     ]
