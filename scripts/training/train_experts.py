@@ -28,11 +28,10 @@ from scripts.training.demo_lessons import batch_loss, batches_from, render
 from scripts.training.demo_model import write_checkpoint
 from scripts.training.demo_tokenizer import load_tokenizer, write_tokenizer
 from scripts.training.experts_model import make_model, watched
-from scripts.training.fitting import fit
-from scripts.training.train_demo import TEXT
+from scripts.training.fitting import Plan, fit
+from scripts.training.sibling import PUBLISHED
 
-PUBLISHED = Path(__file__).parents[2] / "tests" / "data" / "experts"
-PLAN = TEXT._replace(name="experts")
+PLAN = Plan("experts", 3e-3, ((0, 1 / 60), (59, 1.0), (960, 1.0), (1200, 0.0)))
 BALANCE = 0.02
 FEWEST = 0.05
 STORIES = 200
