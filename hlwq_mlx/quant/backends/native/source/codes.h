@@ -13,6 +13,11 @@ inline int column_of(int step, int lane) {
   return 16 * (2 * (lane % 4) + step / 4) + 4 * (lane / 4) + step % 4;
 }
 
+template <int Bytes>
+inline void prefetch(const uint8_t* from) {
+  for (int at = 0; at < Bytes; at += 64) __builtin_prefetch(from + at);
+}
+
 // Where a row's blocks lie in the three planes of a matrix of `rows` rows.
 template <int Bits>
 struct Row {
@@ -22,6 +27,12 @@ struct Row {
       : a(codes + row * blocks * A),
         b(codes + rows * blocks * A + row * blocks * B),
         c(codes + rows * blocks * (A + B) + row * blocks * C) {}
+  // The codes a few rows on, which the processor does not foresee.
+  void prefetch(int64_t blocks) const {
+    ISA::prefetch<A>(a + blocks * A);
+    ISA::prefetch<B>(b + blocks * B);
+    ISA::prefetch<C>(c + blocks * C);
+  }
   void skip(int64_t blocks) {
     a += blocks * A;
     b += blocks * B;

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <utility>
 
 #include "codes.h"
 
@@ -25,6 +26,7 @@ constexpr float ROOT = 0.08838834764831845f;  // 1 / sqrt(128)
 
 template <int Bits>
 struct Coded {
+  static constexpr int AT_ONCE = Bits <= 5 ? 4 : 2;  // rows whose chains overlap
   const Weight& weight;
   int64_t blocks;
   float scaled[1 << Bits];
@@ -41,6 +43,7 @@ struct Coded {
     Row<Bits> row;
     const uint16_t* norms;
     const Table<Bits>& table;
+    void prefetch(int64_t blocks) const { row.prefetch(blocks); }
     template <class Take>
     void block(const Take& take) {
       decode<Bits>(row, table, half(norms), take);
@@ -58,6 +61,7 @@ struct Coded {
 
 template <int Format>
 struct Plain {
+  static constexpr int AT_ONCE = 4, BYTES = Format == FLOAT32 ? 4 : 2;
   const Weight& weight;
   int64_t blocks;
 
@@ -66,18 +70,18 @@ struct Plain {
   struct Reader {
     const uint8_t* at;
     int64_t left;
+    void prefetch(int64_t blocks) const { ISA::prefetch<BYTES * BLOCK>(at + blocks * BYTES * BLOCK); }
     template <class Take>
     void block(const Take& take) {
-      constexpr int bytes = Format == FLOAT32 ? 4 : 2;
       if (left >= BLOCK) {
 #pragma GCC unroll 8
-        for (int step = 0; step < STEPS; step++) take(step, read(at + bytes * LANES * step));
+        for (int step = 0; step < STEPS; step++) take(step, read(at + BYTES * LANES * step));
       } else {  // the last columns, and zeros
-        alignas(64) uint8_t padded[BLOCK * bytes] = {};
-        memcpy(padded, at, left * bytes);
-        for (int step = 0; step < STEPS; step++) take(step, read(padded + bytes * LANES * step));
+        alignas(64) uint8_t padded[BLOCK * BYTES] = {};
+        memcpy(padded, at, left * BYTES);
+        for (int step = 0; step < STEPS; step++) take(step, read(padded + BYTES * LANES * step));
       }
-      at += BLOCK * bytes;
+      at += BLOCK * BYTES;
       left -= BLOCK;
     }
     static Lanes read(const uint8_t* p) {
@@ -87,39 +91,33 @@ struct Plain {
     }
   };
   Reader reader(int64_t row, int64_t block) const {
-    constexpr int bytes = Format == FLOAT32 ? 4 : 2;
     const int64_t column = block * BLOCK;
-    return {(const uint8_t*)weight.data + (row * weight.columns + column) * bytes,
+    return {(const uint8_t*)weight.data + (row * weight.columns + column) * BYTES,
             weight.columns - column};
   }
 };
 
 // ---------------------------------------------------------------- products
 
-// One row of x by `Rows` rows of a weight at a time: nothing is stored but the sums.
-template <int Rows, class Of>
-void dot(const Of& weight, const float* x, float* y, int64_t begin) {
-  Lanes sums[Rows];
-  for (auto& each : sums) each = zero();
-  using Reader = typename Of::Reader;
-  if constexpr (Rows == 1) {
-    Reader a = weight.reader(begin, 0);
-    for (int64_t block = 0; block < weight.blocks; block++, x += BLOCK)
-      a.block([&](int step, Lanes w) { sums[0] = fma(w, load(x + LANES * step), sums[0]); });
-  } else {
-    Reader a = weight.reader(begin, 0), b = weight.reader(begin + 1, 0);
-    for (int64_t block = 0; block < weight.blocks; block++, x += BLOCK) {
-      a.block([&](int step, Lanes w) { sums[0] = fma(w, load(x + LANES * step), sums[0]); });
-      b.block([&](int step, Lanes w) { sums[1] = fma(w, load(x + LANES * step), sums[1]); });
-    }
-  }
-  for (int row = 0; row < Rows; row++) y[begin + row] = sum(sums[row]);
+// One row of x by some rows of a weight at once: nothing is stored but the sums.
+template <class Of, size_t... Each>
+void dot(const Of& weight, const float* x, float* y, int64_t begin, std::index_sequence<Each...>) {
+  Lanes sums[] = {((void)Each, zero())...};
+  typename Of::Reader readers[] = {weight.reader(begin + Each, 0)...};
+  for (int64_t block = 0; block < weight.blocks; block++, x += BLOCK)
+    ((readers[Each].prefetch(weight.blocks * Of::AT_ONCE),
+      readers[Each].block(
+          [&](int step, Lanes w) { sums[Each] = fma(w, load(x + LANES * step), sums[Each]); })),
+     ...);
+  ((y[begin + Each] = sum(sums[Each])), ...);
 }
 
 template <class Of>
 void multiply_one(const Of& weight, const float* x, float* y, int64_t begin, int64_t end) {
-  for (; begin + 2 <= end; begin += 2) dot<2>(weight, x, y, begin);
-  if (begin < end) dot<1>(weight, x, y, begin);
+  constexpr int ROWS = Of::AT_ONCE;
+  for (; begin + ROWS <= end; begin += ROWS)
+    dot(weight, x, y, begin, std::make_index_sequence<ROWS>());
+  for (; begin < end; begin++) dot(weight, x, y, begin, std::make_index_sequence<1>());
 }
 
 // N decoded rows by M rows of x, some columns of them: the sums are kept in memory between passes.
