@@ -69,9 +69,6 @@ def copy_of(name: str, tensor: PlainTensor) -> Output:
     """Plan a copy of a tensor, bit by bit."""
 
     def pieces() -> Iterator[Piece]:
-        if not tensor.spec.shape:
-            yield name, 0, tensor.file.view(tensor.name)
-            return
         rows = tensor.matrix[0]
         row_bytes = tensor.spec.nbytes // max(1, rows)
         for start, stop in row_slices(rows, row_bytes):
