@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from .write.quantize import Encoder, Report
 
 LAYOUTS = ("mlx", "published")
-BEST_REFITS = 4
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -50,7 +49,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--refit",
         action="store_true",
-        help="fit block norms to the codes by least squares: less error, same format",
+        help="search the norm of each block that fits its codes best: less error, same format",
     )
     return parser
 
@@ -59,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parse, quantize, print the report."""
     arguments = make_parser().parse_args(argv)
     from .disk import atomic
+    from .quant.codec import BEST_NORM, OWN_NORM
     from .source import rules
     from .source.layout import PLAIN
     from .source.locate import find
@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     output = arguments.output / name if is_published else arguments.output
     atomic.require_new(output)
     folder, _ = find(arguments.model, PLAIN)
-    encoder = Encoder(arguments.table, BEST_REFITS if arguments.refit else 0)
+    encoder = Encoder(arguments.table, BEST_NORM if arguments.refit else OWN_NORM)
     opened = Source(folder)
     rules.require_classes(widths, {name: each.shape for name, each in opened.plain.items()})
     if is_published:

@@ -39,10 +39,10 @@ MEAN_SHARE = 0.01  # of a Gaussian's blocks 0.006 % go beyond
 
 @dataclass(frozen=True)
 class Encoder:
-    """How matrices are coded: the table and how often block norms are refitted."""
+    """How matrices are coded: the table, and how block norms are found."""
 
     table: str = "clip4_100"
-    refits: int = 0
+    fit: codec.Fit = codec.OWN_NORM
 
 
 @dataclass
@@ -207,7 +207,9 @@ def _coded_slices(
     They raise what `encode` does.
     """
     values = centroids(encoder.table, bits)
-    coder = partial(_refitted, values, encoder.refits) if encoder.refits else Coder(values)
+    coder = (
+        Coder(values) if encoder.fit == codec.OWN_NORM else partial(_fitted, values, encoder.fit)
+    )
 
     def code(start: int, stop: int) -> Slice:
         weight = tensor.float_rows(start, stop)
@@ -235,8 +237,8 @@ def encode(
         ) from problem
 
 
-def _refitted(values: NDArray[np.float32], refits: int, weight: NDArray[np.float32]) -> Coded:
-    codes, norms = codec.encode(weight, values, refits)
+def _fitted(values: NDArray[np.float32], fit: codec.Fit, weight: NDArray[np.float32]) -> Coded:
+    codes, norms = codec.encode(weight, values, fit)
     decoded = codec.decode(codes, norms, values)[:, : weight.shape[1]]
     return Coded(codes, norms, energies_of(weight, decoded))
 
