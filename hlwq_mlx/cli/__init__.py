@@ -19,6 +19,7 @@ from .boundary import (
     run,
 )
 from .console import PATIENCE_S, note, print_piece, print_stderr, progress, result
+from .machines import leads, load_model
 from .options import (
     CONTEXT,
     LEFTOVERS,
@@ -69,8 +70,10 @@ __all__ = [
     "count",
     "folder_for",
     "json_object",
+    "leads",
     "line_reader",
     "load_for",
+    "load_model",
     "media_part",
     "note",
     "print_error",

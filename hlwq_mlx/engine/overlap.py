@@ -28,7 +28,8 @@ def make_step(model: Model) -> Step:
 
     A model that evaluates something while its graph is built needs its rows first.
     """
-    return OverlappedStep(model) if is_lazy(model) and can_be_late() else PlainStep(model)
+    is_ahead = model.works_ahead and is_lazy(model) and can_be_late()
+    return OverlappedStep(model) if is_ahead else PlainStep(model)
 
 
 class OverlappedStep:

@@ -9,7 +9,7 @@ B batch, L positions, H hidden size, V vocabulary, N layers, d per-layer input w
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import mlx.core as mx
 import numpy as np
@@ -119,6 +119,9 @@ class CheckpointRoot(nn.Module):
 
 class Model(nn.Module):
     """Gemma 4; its modules are coded where the config's HLWQ manifest says so."""
+
+    # Whether a pass can be built before its tokens are known.
+    works_ahead: ClassVar[bool] = True
 
     def __init__(self, args: Gemma4Config, resources: Resources = NO_RESOURCES) -> None:
         super().__init__()
