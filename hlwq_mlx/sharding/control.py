@@ -2,7 +2,8 @@
 
 A collective waits for a lost machine as long as the network lets it, and nothing interrupts it.
 So each end says once a second that it lives, on a thread of its own, and a process whose other end
-falls silent ends itself; rank 0 says why, in one line. Messages are lines of JSON.
+falls silent ends itself; rank 0 says why, in one line. While parts are loaded a thread may be kept
+from speaking, so until then the system's own probes watch alone. Messages are lines of JSON.
 """
 
 import json
@@ -20,7 +21,11 @@ from .launched import Launched
 
 EXIT_LOST = 3
 REACHED_S = 8.0  # for all machines of a group to be there
-BEAT_S, SILENCE_S = 1.0, 5.0
+BEAT_S, SILENCE_S = 1.0, 8.0
+LOADING_S = 120.0
+# The system probes a silent connection from the second second on, every second, and gives up at
+# the eighth: options by the names that Linux and macOS have for them.
+PROBES = {"TCP_KEEPIDLE": 2, "TCP_KEEPALIVE": 2, "TCP_KEEPINTVL": 1, "TCP_KEEPCNT": 6}
 LONGEST_LINE = 1 << 26  # the ids of the longest prompt are far less
 _BEAT = {"beat": True}
 
@@ -32,12 +37,20 @@ class Peer:
 
     def __init__(self, connection: socket.socket) -> None:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        connection.settimeout(SILENCE_S)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in PROBES.items():
+            if hasattr(socket, name):
+                connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+        connection.settimeout(LOADING_S)
         self._connection = connection
         self._lines = connection.makefile("rb")
         self._lock = threading.Lock()
         self.inbox: queue.Queue[Message] = queue.Queue()
         self.sent = 0
+
+    def expect_beats(self) -> None:
+        """Count on hearing of the other end, whose part is loaded."""
+        self._connection.settimeout(SILENCE_S)
 
     def send(self, message: Message) -> None:
         """Send a message. Raises: OSError when the other end is gone."""
@@ -67,14 +80,16 @@ class Peer:
                 time.sleep(BEAT_S)
 
     def watch(self) -> Exception:
-        """Put messages into the inbox; return why that ended."""
+        """Put messages into the inbox; return why that ended, as the other end tells if it can."""
         try:
             while True:
                 message = self.read()
+                if "problem" in message:
+                    return RuntimeError(message["problem"])
                 if message != _BEAT:
                     self.inbox.put(message)
         except TimeoutError:
-            return TimeoutError(f"nothing was heard of it for {SILENCE_S:.0f} s")
+            return TimeoutError("it fell silent")
         except (OSError, ValueError) as problem:
             return problem
 
@@ -123,6 +138,12 @@ class Leader:
         """Return the next message of every other rank; leave if one is gone."""
         return {rank: peer.inbox.get() for rank, peer in self.peers.items()}
 
+    def begin(self) -> None:
+        """Begin with the work: every part is loaded."""
+        self.tell({"do": "begin"})
+        for peer in self.peers.values():
+            peer.expect_beats()
+
     def fail(self, line: str) -> NoReturn:
         """End all processes: this one says why."""
         with self._failing:  # for good: the others wait here for the end of the process
@@ -130,6 +151,8 @@ class Leader:
 
     def lose(self, rank: int, problem: Exception) -> NoReturn:
         """Leave, because of a rank."""
+        if isinstance(problem, RuntimeError):  # its own words
+            self.fail(f"{self.place.name(rank)}: {problem}")
         self.fail(
             f"[{self.place.name(rank)}] needed its part of the answer, got none: {problem}. Look "
             "whether that machine is up and connected, then start again."
@@ -184,12 +207,8 @@ class Leader:
 
     def _watch(self, rank: int, peer: Peer) -> None:
         problem = peer.watch()
-        if self._is_over:
-            return
-        told = [message["problem"] for message in list(peer.inbox.queue) if "problem" in message]
-        if told:
-            self.fail(f"[{self.place.name(rank)}] {told[0]}")
-        self.lose(rank, problem)
+        if not self._is_over:
+            self.lose(rank, problem)
 
     def _leave_unreached(self, problem: BaseException) -> NoReturn:
         lacking = [rank for rank in range(1, self.place.size) if rank not in self.peers]
@@ -234,6 +253,7 @@ class Follower:
     def fail(self, line: str) -> NoReturn:
         """Have rank 0 say why this rank cannot go on, and end."""
         self.tell({"problem": line})
+        time.sleep(SILENCE_S)  # rank 0 ends first: closing a connection drops what was not read
         leave()
 
     def _watch(self) -> None:

@@ -17,6 +17,9 @@ def follow(worker: Worker, follower: Follower) -> None:
         message = follower.hear()
         if message["do"] == "end":
             return
+        if message["do"] == "begin":
+            follower.peer.expect_beats()
+            continue
         mirror.apply(message.get("notes", ()))
         ids = mx.array(np.array(message["ids"], dtype=np.int32))
         if message["do"] == "embed":

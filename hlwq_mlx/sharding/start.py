@@ -72,6 +72,7 @@ def lead(
     leader.tell({"do": "load", "split": split, "layers": layers})
     worker, read_bytes = _load(folder, leader.place, split, layers)
     told = leader.hear()
+    leader.begin()
     sizes = [read_bytes, *(int(told[rank]["read_bytes"]) for rank in sorted(told))]
     parts = ", ".join(f"rank {rank} {format_bytes(size)}" for rank, size in enumerate(sizes))
     _LOG.info("%s: weights read by %s", split, parts)
