@@ -34,7 +34,7 @@ class LedModel(Model):
         self.args, self.model_type = args, args.model_type
         self.model, self.resources = part.model, part.resources
         self._towers = part._towers
-        self.worker, self._leader = worker, leader
+        self.worker, self.leader = worker, leader
         self._notes = mirror.Notes()
         self.read_bytes = tuple(read_bytes)
 
@@ -119,7 +119,7 @@ class LedModel(Model):
     def _leading(self, message: dict[str, Any]) -> Iterator[None]:
         """Tell the others of what they and this machine do within the block."""
         notes = self._notes.take()
-        self._leader.tell({**message, "notes": notes} if notes else message)
+        self.leader.tell({**message, "notes": notes} if notes else message)
         with self._completing():
             yield
 
@@ -129,4 +129,4 @@ class LedModel(Model):
         try:
             yield
         except BaseException as problem:  # noqa: BLE001 - Ctrl-C too: the others would wait
-            self._leader.give_up(problem)
+            self.leader.give_up(problem)

@@ -42,10 +42,10 @@ def join() -> Group | None:
         return None
     if place.rank:
         follower = Follower(place)
-        follower.join(_hello())
+        follower.join(hello())
         return follower
     leader = Leader(place)
-    leader.gather(_hello())
+    leader.gather(hello())
     return leader
 
 
@@ -110,7 +110,7 @@ def _load(folder: Folder, place: Launched, split: str, layers: list[Run]) -> tup
     return TensorsWorker(held.model, link), held.read_bytes
 
 
-def _hello() -> Message:
+def hello() -> Message:
     """Return what has to be the same on every machine."""
     return {
         "hlwq_mlx": version("hlwq-mlx"),

@@ -27,7 +27,7 @@ from hlwq_mlx.folder import loading
 from hlwq_mlx.folder.folder import Folder
 from hlwq_mlx.gemma4.model import Model
 from hlwq_mlx.memory.need import Settings
-from hlwq_mlx.sharding import load, start
+from hlwq_mlx.sharding import start
 from hlwq_mlx.sharding.control import Follower
 from hlwq_mlx.sharding.lead import LedModel
 
@@ -59,16 +59,28 @@ def compare(model: LedModel, whole: Model, tokens: int) -> dict[str, Any]:
     found: dict[str, Any] = {"text": difference(model, whole, ids)}
     found |= dict(media_differences(model, whole, ids[: CHUNK // 2]))
     plain = answer(whole, ids, tokens)
-    before, sent = model.worker.link.sent, sent_bytes()
-    found["tokens"] = equal(plain, answer(model, ids, tokens))
-    found["counted"] = (model.worker.link.sent - before) / tokens
-    found["tcp"] = (sent_bytes() - sent) / tokens
+    found["greedy"] = equal(plain, answer(model, ids, tokens))
     found["drafted"] = equal(plain, answer(model, ids, tokens, drafter=Lookup()))
     found["warm"] = equal(plain, warm(model, ids, tokens))
     found["batch"] = batch(model, whole, ids)
-    whole_bytes = load.held_bytes(whole)
-    found["shares"] = [size / whole_bytes for size in model.read_bytes]
-    return found
+    found["counted"], found["tcp"], found["told"] = bytes_a_token(model, ids, min(tokens, 50))
+    return found | {"read": model.read_bytes}
+
+
+def bytes_a_token(model: LedModel, ids: list[int], tokens: int) -> tuple[float, float, float]:
+    """Return the bytes that rank 0 sends for a token: as counted, by TCP, and of orders."""
+    caches = model.make_cache()
+    mx.eval(model.prefill(mx.array([ids]), caches))
+
+    def sums() -> np.ndarray:
+        told = sum(peer.sent for peer in model.leader.peers.values())
+        return np.array([model.worker.link.sent, sent_bytes(), told])
+
+    before = sums()
+    for token in ids[:tokens]:
+        mx.eval(model.decode(mx.array([[token]]), caches))
+    counted, tcp, told = ((sums() - before) / tokens).tolist()
+    return counted, tcp - told, told
 
 
 def prompt_of(model: Model, length: int) -> list[int]:
