@@ -16,13 +16,15 @@ from ..errors import DeviceError, RequestError
 from ..folder.names import EXPERTS
 from ..gemma4.config import TextConfig
 from ..memory.inventory import Entry, Inventory
-from ..memory.need import Settings, kv_bytes
-from .parts import grain_of
+from ..memory.machine import CACHE_BYTES, IN_FLIGHT
+from ..memory.need import Settings, kv_bytes, running_bytes
+from ..quant.packing import BLOCK
 from .shares import Run, Split
 from .speed import Link, Mac, all_reduces, layers_tokens_s, lone_tokens_s, tensors_tokens_s
 
 LAYERS, TENSORS = "layers", "tensors"
 SPLITS = (LAYERS, TENSORS)
+ITEM_BYTES = 2  # of activations by Metal
 WORTH = 1.05  # of one machine's speed
 _LAYER = re.compile(r"\.layers\.(\d{1,6})\.")
 
@@ -31,7 +33,8 @@ _LAYER = re.compile(r"\.layers\.(\d{1,6})\.")
 class Sizes:
     """Bytes of a model: of each layer, and of all else, which rank 0 has where layers part.
 
-    `held` are bytes in memory, `read` those that one token reads.
+    `held` are bytes in memory, `read` those that one token reads; every machine needs the
+    `working` ones: activations, and what MLX keeps of freed memory.
     """
 
     held: tuple[float, ...]
@@ -39,6 +42,12 @@ class Sizes:
     ends_held: float
     ends_read: float
     towers: float
+    working: float
+
+    @property
+    def whole(self) -> float:
+        """Bytes that a machine alone holds."""
+        return sum(self.held) + self.ends_held + self.towers + self.working
 
 
 @dataclass(frozen=True)
@@ -102,10 +111,12 @@ def sizes_of(found: Inventory, settings: Settings) -> Sizes:
         else:
             ends_held += entry.stored_bytes
             ends_read += entry.stored_bytes
-    kept = kv_bytes(text, settings, 2) / max(1, text.first_shared)
+    kept = kv_bytes(text, settings, ITEM_BYTES) / max(1, text.first_shared)
     for index in range(text.first_shared):
         held[index] += kept
-    return Sizes(tuple(held), tuple(read), ends_held, ends_read, towers)
+    activations = running_bytes(found, settings, ITEM_BYTES)[1]
+    working = activations + CACHE_BYTES + IN_FLIGHT["MLX_MAX_MB_PER_BUFFER"] * 10**6
+    return Sizes(tuple(held), tuple(read), ends_held, ends_read, towers, working)
 
 
 def _read_part(entry: Entry, text: TextConfig) -> float:
@@ -139,12 +150,12 @@ def plan_layers(found: Inventory, settings: Settings, macs: Sequence[Mac], link:
             "Start as many."
         )
     layers = _cut(sizes, [mac.limit_bytes for mac in macs], most)
-    held = [sum(sizes.held[run.start : run.stop]) for run in layers]
+    held = [sum(sizes.held[run.start : run.stop]) + sizes.working for run in layers]
     read = [sum(sizes.read[run.start : run.stop]) for run in layers]
     held[0] += sizes.ends_held + sizes.towers
     read[0] += sizes.ends_read
-    hidden = 2 * text.hidden_size * (1 + (text.hidden_size_per_layer_input > 0))
-    speed = layers_tokens_s(read, macs, link, hidden, 2 * text.hidden_size)
+    hidden = ITEM_BYTES * text.hidden_size * (1 + (text.hidden_size_per_layer_input > 0))
+    speed = layers_tokens_s(read, macs, link, hidden, ITEM_BYTES * text.hidden_size)
     return _plan(LAYERS, layers, held, read, speed, sizes, macs)
 
 
@@ -153,12 +164,13 @@ def plan_tensors(found: Inventory, settings: Settings, macs: Sequence[Mac], link
 
     Raises: RequestError for a number of machines, or a model, that cannot be split so.
     """
-    args, size = found.args, len(macs)
-    text, sizes = args.text_config, sizes_of(found, settings)
-    splits = [Split(text, size, rank, grain_of(args)) for rank in range(size)]
-    kept = kv_bytes(text, settings, 2)
+    text, size = found.args.text_config, len(macs)
+    sizes = sizes_of(found, settings)
+    is_coded = any(entry.bits is not None and not entry.is_tower for entry in found.live)
+    splits = [Split(text, size, rank, BLOCK if is_coded else 1) for rank in range(size)]
+    kept = kv_bytes(text, settings, ITEM_BYTES)
     shares = len(splits[0].kv_heads(0)) / text.layer(0).num_key_value_heads
-    held = [kept * shares] * size
+    held = [kept * shares + sizes.working] * size
     read = [0.0] * size
     for entry in found.live:
         if entry.is_tower or entry.is_row_table:
@@ -168,7 +180,7 @@ def plan_tensors(found: Inventory, settings: Settings, macs: Sequence[Mac], link
             held[rank] += part
             read[rank] += part * _read_part(entry, text)
     held[0] += sizes.towers
-    speed = tensors_tokens_s(read, macs, link, all_reduces(text), 2 * text.hidden_size)
+    speed = tensors_tokens_s(read, macs, link, all_reduces(text), ITEM_BYTES * text.hidden_size)
     every = tuple(Run(0, text.num_hidden_layers) for _ in macs)
     return _plan(TENSORS, every, held, read, speed, sizes, macs)
 
@@ -189,17 +201,20 @@ def _plan(
     sizes: Sizes,
     macs: Sequence[Mac],
 ) -> Plan:
-    whole = sum(sizes.held) + sizes.ends_held + sizes.towers
     alone = lone_tokens_s(sum(sizes.read) + sizes.ends_read, macs[0])
     limits = tuple(mac.limit_bytes for mac in macs)
     return Plan(
         *(split, tuple(layers), tuple(held), tuple(read), limits, speed, alone),
-        fits_alone=whole <= limits[0],
+        fits_alone=sizes.whole <= limits[0],
     )
 
 
 def _cut(sizes: Sizes, limits: Sequence[float], most: int) -> tuple[Run, ...]:
-    """Cut so that the largest filled part of a machine's memory is smallest."""
+    """Cut so that the largest filled part of a machine's memory is smallest.
+
+    What every machine needs to work is taken off its memory first.
+    """
+    room = [max(1.0, limit - sizes.working) for limit in limits]
     count, size = len(sizes.held), len(limits)
     before = [0.0]
     for held in sizes.held:
@@ -211,10 +226,10 @@ def _cut(sizes: Sizes, limits: Sequence[float], most: int) -> tuple[Run, ...]:
         """The least filling of machines `rank` and on, for layers `start` and on, and the cuts."""
         ends = first if rank == 0 else 0.0
         if rank == size - 1:
-            return (before[count] - before[start] + ends) / limits[rank], ()
+            return (before[count] - before[start] + ends) / room[rank], ()
         found: tuple[float, tuple[int, ...]] = (inf, ())
         for stop in range(start + 1, most + 1):
-            filled = (before[stop] - before[start] + ends) / limits[rank]
+            filled = (before[stop] - before[start] + ends) / room[rank]
             rest, cuts = best(rank + 1, stop)
             found = min(found, (max(filled, rest), (stop, *cuts)))
         return found
@@ -223,26 +238,29 @@ def _cut(sizes: Sizes, limits: Sequence[float], most: int) -> tuple[Run, ...]:
     return tuple(Run(start, stop) for start, stop in zip((0, *cuts), (*cuts, count), strict=True))
 
 
-def describe(plan: Plan, macs: Sequence[Mac], link: Link) -> Iterator[str]:
-    """Yield a plan as lines to print."""
+MAKERS = {LAYERS: plan_layers, TENSORS: plan_tensors}
+
+
+def describe_parts(plan: Plan, macs: Sequence[Mac]) -> Iterator[str]:
+    """Yield a line for each machine's part."""
     for rank, (mac, layers, held) in enumerate(zip(macs, plan.layers, plan.held, strict=True)):
-        what = (
-            f"layers {layers.start} to {layers.stop - 1}"
-            if plan.split == LAYERS
-            else f"1/{len(macs)} of every layer"
-        )
+        what = f"a share of all {len(layers)} layers"
+        if plan.split == LAYERS:
+            what = f"layers {layers.start} to {layers.stop - 1}"
         role = ", embedding, head and towers" if rank == 0 and plan.split == LAYERS else ""
         full = "" if held <= mac.limit_bytes else ", which does not fit"
         yield (
             f"rank {rank}, {mac.name}: {what}{role}, {format_bytes(int(held))} of "
             f"{format_bytes(int(mac.limit_bytes))}{full}"
         )
-    alone = f"{plan.lone_tokens_s:.1f}" if plan.fits_alone else "none, it does not fit one"
-    yield (
-        f"modelled, not measured: {plan.tokens_s:.1f} tokens a second over {link.name}, "
-        f"alone {alone}"
-    )
+
+
+def describe(plan: Plan, macs: Sequence[Mac], link: Link) -> Iterator[str]:
+    """Yield a plan as lines to print, with its modelled speed."""
+    yield from describe_parts(plan, macs)
+    alone = f"{plan.lone_tokens_s:.1f} alone" if plan.fits_alone else "it does not fit one"
+    yield (f"modelled, not measured: {plan.tokens_s:.1f} tokens a second over {link.name}; {alone}")
     if not plan.fits:
-        yield "it does not fit these machines"
+        yield "does not fit these machines"
     elif not plan.is_worth_it:
         yield "not worth it on this link: one machine is as fast"

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from ..errors import RequestError
 from ..gemma4.config import TextConfig
+from ..memory.machine import RELEASES, mac
 
 # Bytes a second that memory sustains: what Apple states, at the share of it that others measure on
 # an M1 (57 of 68.25 GB/s).
@@ -48,6 +49,20 @@ class Link:
     def message_s(self, nbytes: float) -> float:
         """Return how long a message to a neighbour takes."""
         return self.latency_s + 8 * nbytes / (self.gbit_s * 1e9)
+
+
+def mac_of(text: str) -> Mac:
+    """Return the Mac that `CHIP:GB` names, with what macOS 26 gives its GPU.
+
+    Raises: RequestError for another text.
+    """
+    chip, _, gb = text.partition(":")
+    if chip not in CHIPS or not gb.isdecimal() or not int(gb):
+        raise RequestError(
+            f"[--macs] needed a chip of {', '.join(CHIPS)} and its memory in GB, as M1:16, got "
+            f"{text}. Take the nearest."
+        )
+    return Mac(f"{chip}, {gb} GB", mac(int(gb), RELEASES[-1]).limit_bytes, CHIPS[chip])
 
 
 def link_of(gbit_s: float) -> Link:

@@ -22,7 +22,7 @@ from .launched import Launched, launched
 from .lead import LedModel
 from .link import Link
 from .passes import LayersWorker, TensorsWorker, Worker
-from .plan import LAYERS, Plan, plan_layers, plan_tensors
+from .plan import LAYERS, MAKERS, describe_parts
 from .shares import Run
 from .speed import CHIPS, Mac, link_of
 
@@ -65,7 +65,11 @@ def lead(
         "Copy rank 0's folder to every machine.",
     )
     limits = [facts["limit"], *(others[rank]["limit"] for rank in sorted(others))]
-    plan = _plan(folder, settings, limits, split)
+    # How fast they are changes no cut.
+    macs = [Mac(leader.place.name(at), limit, CHIPS["M1"]) for at, limit in enumerate(limits)]
+    plan = MAKERS[split](of_converted(folder), settings, macs, link_of(10))
+    for line in describe_parts(plan, macs):
+        _LOG.info("%s: %s", split, line)
     if not is_forced:
         plan.require()
     layers = list(plan.layers)
@@ -90,13 +94,6 @@ def serve(follower: Follower, open_folder: Callable[[], Folder]) -> None:
     worker, read_bytes = _load(folder, follower.place, message["split"], layers)
     follower.tell({"read_bytes": read_bytes})
     follow(worker, follower)
-
-
-def _plan(folder: Folder, settings: Settings, limits: list[float], split: str) -> Plan:
-    # How fast they are changes no cut.
-    macs = [Mac(f"rank {rank}", limit, CHIPS["M1"]) for rank, limit in enumerate(limits)]
-    make = plan_layers if split == LAYERS else plan_tensors
-    return make(of_converted(folder), settings, macs, link_of(10))
 
 
 def _load(folder: Folder, place: Launched, split: str, layers: list[Run]) -> tuple[Worker, int]:
