@@ -236,6 +236,17 @@ class Model(nn.Module):
         """
         return self.logits(self.states(inputs, cache, None, mx.async_eval))[:, -1]
 
+    def decode_likeliest(
+        self, inputs: mx.array, cache: Sequence[Any], most: int
+    ) -> tuple[mx.array, mx.array]:
+        """Score the next token of each row as `decode` does; return the logarithm of their sum too.
+
+        Scores of others than the `most` likeliest may be -inf, where machines share the tokens.
+        Shapes: inputs int [B, 1] -> float32 [B, V], [B, 1].
+        """
+        logits = self.decode(inputs, cache)
+        return logits, mx.logsumexp(logits, axis=-1, keepdims=True)
+
     def check(self, inputs: mx.array, cache: Sequence[Any]) -> tuple[mx.array, mx.array]:
         """Score the token behind each of a few positions; return the hidden states behind the norm.
 

@@ -31,7 +31,9 @@ def follow(worker: Worker, follower: Follower) -> None:
 def _run(worker: Worker, mirror: Mirror, message: Any, ids: mx.array) -> None:
     caches = mirror.together(message["sequences"])
     hidden = worker.run(message["kind"], ids, caches, None, message["has_x"])
-    if hidden is not None:
+    if hidden is not None and "most" in message:
+        mx.eval(worker.likeliest(hidden, message["most"]))
+    elif hidden is not None:
         worker.score(hidden)
     mx.eval([entry.state for entry in caches])
     if ids.shape[1] > 1:

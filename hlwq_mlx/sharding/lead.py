@@ -83,6 +83,17 @@ class LedModel(Model):
         """As Model's."""
         self._pass(FILL, inputs, cache, input_embeddings)
 
+    def decode_likeliest(
+        self, inputs: mx.array, cache: Sequence[Any], most: int
+    ) -> tuple[mx.array, mx.array]:
+        """As Model's."""
+        hidden = self._pass(STATES, inputs, cache, None, most=most)
+        assert hidden is not None
+        with self._completing():
+            scores, total = self.worker.likeliest(hidden, most)
+            mx.eval(scores, total)
+            return scores, total
+
     def logits(self, hidden: mx.array) -> mx.array:
         """As Model's, at once: the others score with this machine."""
         with self._completing():
@@ -96,13 +107,14 @@ class LedModel(Model):
         inputs: mx.array,
         cache: Sequence[Any] | None,
         x: mx.array | None,
+        **how: Any,
     ) -> mx.array | None:
         ids = self._ids(inputs)
         led = self.make_cache() if cache is None else cache
         self._blocks(ids, is_cached=cache is not None)  # refused before the others hear of it
         message = {
             **{"do": "pass", "kind": kind, "ids": ids.tolist(), "has_x": x is not None},
-            "sequences": mirror.sequences_of(led),
+            **{"sequences": mirror.sequences_of(led), **how},
         }
         with self._leading(message):
             own, others = self._apart(led)

@@ -42,6 +42,10 @@ class Worker(Protocol):
         """Take part in scoring a hidden state."""
         ...
 
+    def likeliest(self, hidden: mx.array, most: int) -> tuple[mx.array, mx.array]:
+        """Score the likeliest tokens: hidden [B, 1, H] -> as Model.decode_likeliest returns."""
+        ...
+
     def embed(self, ids: mx.array) -> None:
         """Take part in embedding ids."""
         ...
@@ -80,6 +84,11 @@ class LayersWorker:
 
     def score(self, hidden: mx.array) -> None:
         """Do nothing: rank 0 has the head."""
+
+    def likeliest(self, hidden: mx.array, most: int) -> tuple[mx.array, mx.array]:
+        """Score all tokens, on rank 0."""
+        logits = self.part.logits(hidden)[:, -1]
+        return logits, mx.logsumexp(logits, axis=-1, keepdims=True)
 
     def embed(self, ids: mx.array) -> None:
         """Do nothing: rank 0 has the embedding."""
@@ -120,6 +129,14 @@ class TensorsWorker:
     def score(self, hidden: mx.array) -> None:
         """Score the tokens that are here."""
         mx.eval(self.part.logits(hidden))
+
+    def likeliest(self, hidden: mx.array, most: int) -> tuple[mx.array, mx.array]:
+        """Score the tokens that are here; put every machine's likeliest ones together."""
+        text = self.part.model.language_model
+        scores, ids, total = text.embed_tokens.likeliest(hidden[:, -1], most, text.capped)
+        B, V = len(scores), self.part.args.text_config.vocab_size
+        nothing = mx.full((B, V), -mx.inf, mx.float32)
+        return mx.put_along_axis(nothing, ids, scores, axis=-1), total
 
     def embed(self, ids: mx.array) -> None:
         """Look up the tokens that are here."""

@@ -4,6 +4,8 @@ They wrap the modules of a loaded part. Every machine calls them in the same ord
 call is a collective.
 """
 
+from collections.abc import Callable
+
 import mlx.core as mx
 from mlx import nn
 
@@ -73,6 +75,33 @@ class SplitEmbedding(nn.Module):
         every = self._link.gather(mx.pad(own, [(0, 0), (0, most - len(self._tokens))]))
         whole = every.transpose(1, 0, 2).reshape(*shape, size * most)
         return whole[..., : self._vocab_size]
+
+    def likeliest(
+        self, x: mx.array, most: int, capped: Callable[[mx.array], mx.array]
+    ) -> tuple[mx.array, mx.array, mx.array]:
+        """Score the `most` likeliest tokens of each machine, and the logarithm of all their sum.
+
+        A number of float32 holds every id.
+        Shapes: x [B, H] -> float32 [B, size * k], int [B, size * k], float32 [B, 1].
+        """
+        scores = capped(self.inner.as_linear(x))
+        k = min(most, self._fewest)
+        best = mx.argpartition(-scores, k - 1, axis=-1)[:, :k]
+        own = [
+            mx.take_along_axis(scores, best, axis=-1),
+            (best + self._tokens.start).astype(mx.float32),
+            mx.logsumexp(scores, axis=-1, keepdims=True),
+        ]
+        every = self._link.gather(mx.concatenate(own, axis=-1)).transpose(1, 0, 2)
+        values, ids, totals = mx.split(every, [k, 2 * k], axis=-1)
+        ids = ids.astype(mx.int32).flatten(1)
+        return values.flatten(1), ids, mx.logsumexp(totals, axis=1)
+
+    @property
+    def _fewest(self) -> int:
+        """The tokens of the machine that has fewest, the last."""
+        size = self._link.size
+        return self._vocab_size - (size - 1) * -(-self._vocab_size // size)
 
 
 def split_modules(model: Model, args: Gemma4Config, split: Split, link: Link) -> None:

@@ -23,6 +23,7 @@ import tiny
 from tqdm import tqdm
 
 from hlwq_mlx.disk.tensorfile import TensorSpec
+from hlwq_mlx.engine.step import LISTED
 from hlwq_mlx.folder.folder import Folder
 from hlwq_mlx.gemma4.config import Gemma4Config
 from hlwq_mlx.gemma4.towers.tower import TOWER_PREFIXES
@@ -105,7 +106,7 @@ def coded(folder: Path, settings: dict[str, Any]) -> Path:
     return folder / "converted"
 
 
-def launch(folder: Path, split: str, size: int, tokens: int) -> dict[str, Any]:
+def launch(folder: Path, split: str, size: int, tokens: int, prompt: int = 96) -> dict[str, Any]:
     """Run a group and return what rank 0 found."""
     python = Path(sys.executable)
     rank = [str(python), "-m", "scripts.sharding.rank", str(folder)]
@@ -113,7 +114,7 @@ def launch(folder: Path, split: str, size: int, tokens: int) -> dict[str, Any]:
         [
             *(str(python.parent / "mlx.launch"), "-n", str(size), "-p", str(free_ports(size + 1))),
             *("--env", f"PYTHONPATH={ROOT}", "--cwd", str(ROOT), "--", *rank),
-            *("--split", split, "--tokens", str(tokens)),
+            *("--split", split, "--tokens", str(tokens), "--prompt", str(prompt)),
         ],
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -165,15 +166,15 @@ def formula(args: Gemma4Config, split: str, size: int) -> int:
     """Return the bytes that rank 0 sends for a token.
 
     By layers that is a hidden state, and the embedding that per-layer inputs are made of; by
-    tensors two or three sums a layer, one for the embedding, and its part of the logits.
+    tensors two or three sums a layer, one for the embedding, and its likeliest tokens with their
+    numbers and the sum of all.
     """
     text = args.text_config
     state = FLOAT * text.hidden_size
     if split == "layers":
         return state * (1 + (text.hidden_size_per_layer_input > 0))
     sums = text.num_hidden_layers * (3 if text.enable_moe_block else 2) + 1
-    logits = FLOAT * -(-text.vocab_size // size) * (size - 1)
-    return sums * sum_bytes(state, size) + logits
+    return sums * sum_bytes(state, size) + FLOAT * (2 * LISTED + 1) * (size - 1)
 
 
 if __name__ == "__main__":

@@ -20,9 +20,10 @@ import numpy as np
 from hlwq_mlx.engine.answer import generate_tokens, make_chooser, prefill
 from hlwq_mlx.engine.decoding import Decoding
 from hlwq_mlx.engine.lookup import Lookup
+from hlwq_mlx.engine.overlap import make_step
 from hlwq_mlx.engine.prefix_cache import PrefixCache
 from hlwq_mlx.engine.request import Prepared, Request
-from hlwq_mlx.engine.step import PlainStep, Row, start_row
+from hlwq_mlx.engine.step import LISTED, Row, start_row
 from hlwq_mlx.folder import loading
 from hlwq_mlx.folder.folder import Folder
 from hlwq_mlx.gemma4.model import Model
@@ -31,7 +32,7 @@ from hlwq_mlx.sharding import start
 from hlwq_mlx.sharding.control import Follower
 from hlwq_mlx.sharding.lead import LedModel
 
-CHUNK = 48
+PROMPT, CHUNK = 96, 48
 SENT_AT = 200  # of Linux's struct tcp_info: tcpi_bytes_sent
 
 
@@ -40,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--split", default="layers")
+    parser.add_argument("--prompt", type=int, default=PROMPT)
     parser.add_argument("--tokens", type=int, default=200)
     arguments = parser.parse_args(argv)
     mx.set_default_device(mx.cpu)
@@ -50,14 +52,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     model = start.lead(group, folder, Settings(1024), arguments.split, is_forced=True)
     whole = loading.load_folder(folder)
-    print(json.dumps(compare(model, whole, arguments.tokens)))
+    print(json.dumps(compare(model, whole, arguments.prompt, arguments.tokens)))
 
 
-def compare(model: LedModel, whole: Model, tokens: int) -> dict[str, Any]:
+def compare(model: LedModel, whole: Model, length: int, tokens: int) -> dict[str, Any]:
     """Return what a line of the table says."""
-    ids = prompt_of(whole, 2 * CHUNK)
+    ids = prompt_of(whole, length)
     found: dict[str, Any] = {"text": difference(model, whole, ids)}
-    found |= dict(media_differences(model, whole, ids[: CHUNK // 2]))
+    found |= dict(media_differences(model, whole, ids[: length // 4]))
     plain = answer(whole, ids, tokens)
     found["greedy"] = equal(plain, answer(model, ids, tokens))
     found["drafted"] = equal(plain, answer(model, ids, tokens, drafter=Lookup()))
@@ -78,7 +80,7 @@ def bytes_a_token(model: LedModel, ids: list[int], tokens: int) -> tuple[float, 
 
     before = sums()
     for token in ids[:tokens]:
-        mx.eval(model.decode(mx.array([[token]]), caches))
+        model.decode_likeliest(mx.array([[token]]), caches, LISTED)
     counted, tcp, told = ((sums() - before) / tokens).tolist()
     return counted, tcp - told, told
 
@@ -150,9 +152,9 @@ def warm(model: Model, ids: list[int], tokens: int) -> list[int]:
     return answer(model, ids, tokens, prefixes)
 
 
-def batch(model: Model, whole: Model, ids: list[int], steps: int = 6) -> bool:
+def batch(model: Model, whole: Model, ids: list[int], steps: int = 3) -> bool:
     """Return whether rows that step together get the tokens that each gets alone."""
-    prompts = [ids, ids[: CHUNK // 2], ids[5:]]
+    prompts = [ids, ids[: len(ids) // 4], ids[5:]]
     alone = [answer(whole, prompt, steps + 1) for prompt in prompts]
     rows, found = [], []
     for prompt in prompts:
@@ -160,7 +162,7 @@ def batch(model: Model, whole: Model, ids: list[int], steps: int = 6) -> bool:
         row = Row(caches, -1, make_chooser(model, Decoding(), prompt))
         found.append([start_row(row, prefill(model, request_of(prompt, steps), caches)).token])
         rows.append(row)
-    step = PlainStep(model)
+    step = make_step(model)
     for _ in range(steps):
         for tokens, outcome in zip(found, step(rows), strict=True):
             tokens += [chosen.token for chosen in outcome]

@@ -9,12 +9,15 @@ CLOSE = 1e-5
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return parity.coded(tmp_path_factory.mktemp("experts"), parity.experts())
+    settings = parity.experts()
+    settings["text_config"] |= {"num_hidden_layers": 2}
+    settings["text_config"]["layer_types"] = settings["text_config"]["layer_types"][:2]
+    return parity.coded(tmp_path_factory.mktemp("experts"), settings)
 
 
 @pytest.mark.parametrize("split", ["layers", "tensors"])
 def test_a_group_answers_as_one_process(folder, split):
-    found = parity.launch(folder, split, 2, tokens=4)
+    found = parity.launch(folder, split, 2, tokens=4, prompt=24)
     assert found["text"] <= CLOSE
     assert [found[kind] for kind in ("greedy", "drafted", "warm")] == [4, 4, 4]
     assert found["batch"]
