@@ -19,6 +19,7 @@ from .dialog.interface import AnsweringTokenizer, TokenizerLike
 from .dialog.messages import Message
 from .dialog.stop import AnswerText
 from .dialog.tokenizer import Tokenizer
+from .disk.cache import CACHE_VARIABLE as CACHE_VARIABLE
 from .engine.answer import generate_tokens
 from .engine.draft import Drafter
 from .engine.drafters import find_drafter
@@ -40,7 +41,6 @@ from .folder.folder import Folder
 from .gemma4.caches import WHOLE, Caching
 from .gemma4.model import Model
 from .source.layout import DRAFTER
-from .write.cache import CACHE_VARIABLE as CACHE_VARIABLE
 from .write.cache import DEMO as DEMO
 from .write.cache import DEMO_VARIANT as DEMO_VARIANT
 from .write.cache import converted_folder as converted_folder

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import mlx.core as mx
 import pytest
+from metal_host import toolchain
 
 from hlwq_mlx.library import CACHE_VARIABLE
+from hlwq_mlx.quant.backends.native import build
 
 # References and tolerances are float32's, and float32 runs on the CPU; tests of the other dtypes
 # and of kernels say so themselves.
@@ -37,7 +39,13 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(scope="session", autouse=True)
 def cache_of_this_session(tmp_path_factory):
     """Keep converted models of the tests apart from a person's, for sub-processes too."""
-    os.environ[CACHE_VARIABLE] = str(tmp_path_factory.mktemp("cache"))
+    folder = tmp_path_factory.mktemp("cache")
+    os.environ[CACHE_VARIABLE] = str(folder)
+    # What was compiled for an earlier run serves this one, and both processes of a run.
+    path = build.library_path()
+    compiled = build.build(target=toolchain.cache_folder() / path.name)
+    path.parent.mkdir()
+    path.symlink_to(compiled)
 
 
 @pytest.fixture(autouse=True)

@@ -21,7 +21,7 @@ LONGEST_README = 150
 MAY_IMPORT = {
     "errors": set(),
     "disk": {"errors"},
-    "quant": {"errors"},
+    "quant": {"errors", "disk"},
     "gemma4": {"errors", "disk", "quant"},
     "dialog": {"errors", "disk"},
     "media": {"errors", "disk"},

@@ -22,7 +22,11 @@ def has_metal() -> bool:
     return mx.metal.is_available() and mx.default_device() == mx.Device(mx.gpu)
 
 
+def is_cpu() -> bool:
+    """Return whether arrays are computed by a CPU."""
+    return bool(mx.default_device() == mx.Device(mx.cpu))
+
+
 def activation_dtype() -> mx.Dtype:
     """Return the dtype that activations should have on the default device."""
-    is_cpu = mx.default_device() == mx.Device(mx.cpu)
-    return mx.float32 if is_cpu else chip().activations
+    return mx.float32 if is_cpu() else chip().activations

@@ -5,10 +5,10 @@ Not here: conversion, and loading of what it made.
 
 import hashlib
 import logging
-import os
 from pathlib import Path
 from typing import TypeVar
 
+from ..disk.cache import cache_folder
 from ..disk.jsonfile import read_json
 from ..errors import SourceError
 from ..folder.folder import CONFIG, Converted, DrafterFolder, Folder
@@ -20,17 +20,10 @@ from . import convert, leftovers
 
 DEMO = Path(__file__).parents[1] / "demo"
 DEMO_VARIANT = "PQ5"
-CACHE_VARIABLE = "HLWQ_CACHE"
 
 C = TypeVar("C", bound=Converted)
 
 logger = logging.getLogger("hlwq_mlx")
-
-
-def cache_folder() -> Path:
-    """Return where converted models are kept: $HLWQ_CACHE, or ~/.cache/hlwq_mlx."""
-    given = os.environ.get(CACHE_VARIABLE)
-    return Path(given) if given else Path.home() / ".cache" / "hlwq_mlx"
 
 
 def converted_folder(model: str, variant: str | None = None) -> Path:

@@ -1,8 +1,8 @@
 """Choose the backend of each coded weight, and prepare it before the first product.
 
-With Metal our kernels run on the codes themselves. Without it, and for matrices that the kernels
-cannot address, a small weight is decoded and a larger one becomes an affine image. Layers that only
-look up rows choose here too. Each backend is a file beside this one.
+With Metal our kernels run on the codes themselves, on a CPU the native library does. Where neither
+can, a small weight is decoded and a larger one becomes an affine image, for stock MLX. Layers that
+only look up rows choose here too. Each backend is a file beside this one.
 
 N rows, K columns.
 """
@@ -19,6 +19,8 @@ from . import metal
 from .affine import DECODED_ROWS, FITTED_GROUP, Affine, AffineExperts
 from .base import FEW_ROWS, ExpertProduct, GateUp, Product
 from .dense import Dense, DenseExperts
+from .native.library import native_library
+from .native.product import ANY, Native, NativeExperts, NativeGateUp, NativeRows
 
 DENSE_WEIGHTS = 1 << 22  # 16 MiB in float32
 
@@ -31,7 +33,10 @@ def prepare(matrix: CodedMatrix) -> Product:
     Raises: ShapeError when an array does not fit the others.
     """
     matrix.check("choose.prepare")
-    return metal.Metal(matrix, prepare_stock) if _is_for_kernels(matrix) else prepare_stock(matrix)
+    if _is_for_kernels(matrix):
+        return metal.Metal(matrix, prepare_stock)
+    native = native_library()
+    return Native(matrix, native) if native else prepare_stock(matrix)
 
 
 def prepare_gate_up(matrix: CodedMatrix) -> Product:
@@ -41,11 +46,10 @@ def prepare_gate_up(matrix: CodedMatrix) -> Product:
     """
     matrix.check("choose.prepare_gate_up")
     matrix.check_halves("choose.prepare_gate_up")
-    return (
-        metal.MetalGateUp(matrix, prepare_stock)
-        if _is_for_kernels(matrix)
-        else GateUp(prepare_stock(matrix))
-    )
+    if _is_for_kernels(matrix):
+        return metal.MetalGateUp(matrix, prepare_stock)
+    native = native_library()
+    return NativeGateUp(matrix, native) if native else GateUp(prepare_stock(matrix))
 
 
 def prepare_experts(matrix: CodedMatrix, experts: int) -> ExpertProduct:
@@ -56,6 +60,9 @@ def prepare_experts(matrix: CodedMatrix, experts: int) -> ExpertProduct:
     matrix.check("choose.prepare_experts")
     if _is_for_kernels(matrix):
         return metal.MetalExperts(matrix, experts, prepare_stock_experts)
+    native = native_library()
+    if native:
+        return NativeExperts(matrix, experts, native)
     return prepare_stock_experts(matrix, experts)
 
 
@@ -68,6 +75,9 @@ def prepare_rows(matrix: CodedMatrix) -> Rows:
     dtype = device.activation_dtype()
     if _is_for_kernels(matrix) and metal.can_embed(matrix.bits, dtype):
         return lambda ids: kernels.embed(ids, matrix, dtype=dtype)
+    native = native_library()
+    if native:
+        return NativeRows(matrix, native)
     return lambda ids: codec.embed(ids, matrix).astype(dtype)
 
 
@@ -83,7 +93,9 @@ def prepare_stock_experts(matrix: CodedMatrix, experts: int) -> ExpertProduct:
 
 def steady_rows() -> int:
     """Return among how many rows a row of any product has the bits that it has alone."""
-    return FEW_ROWS if device.has_metal() else DECODED_ROWS - 1
+    if device.has_metal():
+        return FEW_ROWS
+    return ANY if native_library() else DECODED_ROWS - 1
 
 
 def tokens_a_pass(bits: int) -> int:

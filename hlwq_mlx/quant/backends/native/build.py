@@ -1,0 +1,154 @@
+"""Compile the library of `source/` once a machine, into the cache.
+
+    python -m hlwq_mlx.quant.backends.native.build
+
+Its name holds a digest of all that it is made from, so another version compiles its own. Nothing is
+downloaded. The compiler is $CXX, the machine's own, or that of the package ziglang.
+"""
+
+import fcntl
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from ....disk.cache import cache_folder
+from ....errors import DeviceError
+
+SOURCE = Path(__file__).parent / "source"
+COMMON = ("pool", "library")
+PRODUCTS = "products"  # is compiled for each kind of instructions
+INSTRUCTIONS: dict[str, dict[str, tuple[str, ...]]] = {
+    "x86_64": {
+        "avx512": ("-march=x86-64-v4", "-mavx512vbmi", "-mavx512vnni"),
+        "avx2": ("-march=x86-64-v3",),
+        "portable": (),
+    },
+    "arm64": {"neon": (), "portable": ()},
+}
+NAMES = {"amd64": "x86_64", "aarch64": "arm64"}
+# No contraction: whether a product is rounded before it is added is for the source to say.
+FLAGS = ("-std=c++17", "-O3", "-fPIC", "-ffp-contract=off", "-fvisibility=hidden", "-w")
+PATIENCE_S = 600
+ADVICE = "Install a C++ compiler (g++ or clang++), or: pip install ziglang."
+
+
+def machine() -> str:
+    """Return this processor's kind."""
+    name = platform.machine().lower()
+    return NAMES.get(name, name)
+
+
+def library_path() -> Path:
+    """Return where the library lies once it is built."""
+    return cache_folder() / "native" / f"hlwq-{_digest()}.so"
+
+
+@cache
+def _digest() -> str:
+    digest = hashlib.sha256(repr((FLAGS, machine(), sys.platform, INSTRUCTIONS)).encode())
+    for path in sorted(SOURCE.iterdir()):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def compiler() -> list[str] | None:
+    """Return the command that compiles C++ here, if there is one."""
+    given = os.environ.get("CXX")
+    if given and shutil.which(given.split()[0]):
+        return given.split()
+    if sys.platform != "darwin" or _has_tools():
+        for name in ("c++", "g++", "clang++"):
+            if path := shutil.which(name):
+                return [path]
+    return [sys.executable, "-m", "ziglang", "c++"] if find_spec("ziglang") else None
+
+
+def _has_tools() -> bool:
+    # Without Apple's tools, /usr/bin/c++ is a stub that opens a window and asks for them.
+    found = subprocess.run(["xcode-select", "-p"], capture_output=True, check=False)
+    return found.returncode == 0
+
+
+def build(flags: Sequence[str] = (), target: Path | None = None) -> Path:
+    """Return the path of the library, which is compiled unless it is there.
+
+    `flags` are added for a library of another name, `target`, by tests of the source.
+    Raises: DeviceError without a compiler, or with what the compiler says.
+    """
+    path = target or library_path()
+    if path.is_file():
+        return path
+    command = compiler()
+    if command is None:
+        raise DeviceError(f"[native] needed a C++ compiler, got none. {ADVICE}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _alone(path.with_suffix(".lock")):
+        if not path.is_file():  # another process may have built it meanwhile
+            with TemporaryDirectory(dir=path.parent) as folder:
+                made = _compile([*command, *FLAGS, *flags], Path(folder))
+                made.replace(path)
+    return path
+
+
+def _compile(command: list[str], folder: Path) -> Path:
+    units = [(name, SOURCE / f"{name}.cpp", ()) for name in COMMON] + [
+        (name, SOURCE / f"{PRODUCTS}.cpp", (f"-DISA={name}", *flags))
+        for name, flags in INSTRUCTIONS.get(machine(), {"portable": ()}).items()
+    ]
+    objects = [folder / f"{name}.o" for name, *_ in units]
+    compiling = [
+        subprocess.Popen(
+            [*command, *flags, "-c", str(source), "-o", str(made)],
+            stderr=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
+            text=True,
+        )
+        for (_, source, flags), made in zip(units, objects, strict=True)
+    ]
+    for process in compiling:
+        _require(process)
+    made = folder / "library.so"
+    linking = [*command, "-shared", *map(str, objects), "-o", str(made), "-lpthread"]
+    _require(subprocess.Popen(linking, stderr=subprocess.PIPE, text=True))
+    return made
+
+
+def _require(process: "subprocess.Popen[str]") -> None:
+    _, said = process.communicate(timeout=PATIENCE_S)
+    if process.returncode:
+        raise DeviceError(
+            f"[native] needed a library from {process.args!r}, got status {process.returncode}: "
+            f"{said[-2000:]}"
+        )
+
+
+@contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    """Wait until no other process builds."""
+    with lock.open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def build_beside() -> None:
+    """Build the library in a process of its own, for those that start later."""
+    subprocess.Popen(
+        [sys.executable, "-m", __spec__.name],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,  # it outlives a command that ends before it
+    )
+
+
+if __name__ == "__main__":
+    build()

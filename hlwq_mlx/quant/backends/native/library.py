@@ -1,0 +1,330 @@
+"""Call the compiled library: arrays are handed over as they lie in memory, results are new.
+
+HLWQ_NATIVE=0 does without it. HLWQ_THREADS says how many threads a product has, by default as many
+as this process may use.
+"""
+
+import ctypes
+import logging
+import os
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import numpy as np
+from numpy.typing import NDArray
+
+from ....errors import DeviceError
+from ... import device
+from ...matrix import CodedMatrix
+from . import build
+
+SWITCH, THREADS = "HLWQ_NATIVE", "HLWQ_THREADS"
+FORMATS = {mx.bfloat16: 16, mx.float16: 17, mx.float32: 32}
+
+Floats = NDArray[np.float32]
+
+logger = logging.getLogger("hlwq_mlx")
+
+
+class _Weight(ctypes.Structure):
+    """`Weight` of products.h."""
+
+    _fields_ = (
+        ("format", ctypes.c_int32),
+        ("rows", ctypes.c_int64),
+        ("columns", ctypes.c_int64),
+        ("data", ctypes.c_void_p),
+        ("norms", ctypes.c_void_p),
+        ("centroids", ctypes.c_void_p),
+    )
+
+
+class _Residual(ctypes.Structure):
+    _fields_ = (
+        ("columns", ctypes.c_int64),
+        ("epsilon", ctypes.c_float),
+        ("scale", ctypes.c_float),
+        ("weight", ctypes.c_void_p),
+        ("next", ctypes.c_void_p),
+    )
+
+
+class _Heads(ctypes.Structure):
+    _fields_ = (
+        ("heads", ctypes.c_int64),
+        ("columns", ctypes.c_int64),
+        ("epsilon", ctypes.c_float),
+        ("weight", ctypes.c_void_p),
+        ("waves", ctypes.c_void_p),
+    )
+
+
+class _Seen(ctypes.Structure):
+    _fields_ = (
+        ("keys", ctypes.c_void_p),
+        ("values", ctypes.c_void_p),
+        ("count", ctypes.c_int64),
+        ("key_stride", ctypes.c_int64),
+        ("value_stride", ctypes.c_int64),
+        ("mask", ctypes.c_void_p),
+    )
+
+
+class _Attention(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("sequences", "heads", "kv_heads", "queries")),
+        *((name, ctypes.c_int64) for name in ("columns", "window", "advance")),
+        *((name, ctypes.c_void_p) for name in ("x", "seen", "y")),
+    )
+
+
+class Keys(NamedTuple):
+    """What one sequence's queries attend to.
+
+    Shapes: keys and values [kv_heads, count, D], mask bool [L, count] or None.
+    """
+
+    keys: Floats
+    values: Floats
+    mask: NDArray[np.bool_] | None
+
+
+class Weight:
+    """A weight in MLX's memory, which stays where it is as long as this lives.
+
+    Shapes: coded [rows, columns], or plain numbers in any format of FORMATS.
+    """
+
+    def __init__(self, form: int, shape: tuple[int, int], arrays: Sequence[mx.array]) -> None:
+        # Views keep the memory. Bytes, because numpy knows no bfloat16.
+        self._views = [_bytes_of(array) for array in arrays]
+        pointers = [view.ctypes.data for view in self._views] + [None] * (3 - len(arrays))
+        self.rows, self.columns = shape
+        self.structure = _Weight(form, *shape, *pointers)
+        self.reference = ctypes.byref(self.structure)
+
+    @classmethod
+    def coded(cls, matrix: CodedMatrix) -> "Weight":
+        """Take a coded matrix."""
+        arrays = matrix.codes, matrix.norms.astype(mx.float16), matrix.centroids.astype(mx.float32)
+        return cls(matrix.bits, matrix.shape, arrays)
+
+    @classmethod
+    def plain(cls, weight: mx.array) -> "Weight":
+        """Take a matrix of plain numbers: [rows, columns]."""
+        rows, columns = weight.shape
+        return cls(FORMATS[weight.dtype], (rows, columns), [weight])
+
+
+def _bytes_of(array: mx.array) -> NDArray[np.uint8]:
+    mx.eval(array)
+    view = np.asarray(array.view(mx.uint8))
+    assert view.flags.c_contiguous
+    return view
+
+
+def floats(x: mx.array) -> Floats:
+    """Return x [..., K] as a matrix in memory, evaluated: [M, K]."""
+    rows = np.asarray(x.astype(mx.float32)).reshape(-1, x.shape[-1])
+    return np.ascontiguousarray(rows)
+
+
+class Library:
+    """The functions of library.cpp."""
+
+    def __init__(self, path: Path) -> None:
+        self._functions = ctypes.CDLL(str(path))
+        self._functions.hlwq_instructions.restype = ctypes.c_char_p
+        self._functions.hlwq_set_threads(thread_count())
+
+    @property
+    def instructions(self) -> str:
+        """The kind of instructions that are in use."""
+        return str(self._functions.hlwq_instructions().decode())
+
+    def use(self, instructions: str) -> bool:
+        """Take other instructions, if this processor has them."""
+        return bool(self._functions.hlwq_use(instructions.encode()))
+
+    def set_threads(self, count: int) -> None:
+        """Let so many threads share a product from now on."""
+        self._functions.hlwq_set_threads(count)
+
+    def multiply(self, weight: Weight, x: Floats, *, gated: bool = False) -> Floats:
+        """Return x times the weight, or with its two halves gelu(first) * second.
+
+        Shapes: x [M, up to columns] -> [M, rows], gated [M, rows / 2].
+        """
+        M, columns = x.shape
+        y = np.empty((M, weight.rows // (2 if gated else 1)), np.float32)
+        self._functions.hlwq_multiply(
+            weight.reference, _at(x), _int(M), _int(columns), _at(y), gated
+        )
+        return y
+
+    def multiply_experts(
+        self, weight: Weight, x: Floats, experts: NDArray[np.uint32], count: int
+    ) -> Floats:
+        """Return each row of x times its experts among the `count` of a stack.
+
+        Shapes: x [M, K], experts [M, k] -> [M, k, rows / count].
+        """
+        (M, columns), chosen = x.shape, experts.shape[1]
+        height = weight.rows // count
+        y = np.empty((M, chosen, height), np.float32)
+        self._functions.hlwq_multiply_experts(
+            weight.reference,
+            *(_at(x), _int(M), _int(columns)),
+            *(_at(experts), _int(chosen), _int(height), _at(y)),
+        )
+        return y
+
+    def look_up(self, weight: Weight, ids: NDArray[np.int64]) -> Floats:
+        """Return rows of a coded weight, rotated back: ids [P] -> [P, columns]."""
+        y = np.empty((ids.size, weight.columns), np.float32)
+        self._functions.hlwq_look_up(weight.reference, _at(ids), _int(ids.size), _at(y))
+        return y
+
+    def gelu_mul(self, gate: Floats, up: Floats) -> Floats:
+        """Return gelu(gate) * up: both [M, K]."""
+        y = np.empty_like(gate)
+        self._functions.hlwq_gelu_mul(_at(gate), _at(up), _at(y), _int(gate.size))
+        return y
+
+    def residual_norm(
+        self,
+        x: Floats,
+        update: Floats,
+        weight: Floats,
+        scale: float,
+        epsilon: float,
+        following: Floats | None,
+    ) -> tuple[Floats, Floats]:
+        """Return h = (x + norm(update)) * scale, and h normed with the following weight, if any.
+
+        Shapes: x, update [M, K], weights [K] -> twice [M, K].
+        """
+        M, K = x.shape
+        h = np.empty_like(x)
+        normed = None if following is None else np.empty_like(x)
+        of = _Residual(K, epsilon, scale, weight.ctypes.data, _pointer(following))
+        self._functions.hlwq_residual_norm(
+            ctypes.byref(of), _at(x), _at(update), _at(h), _at(normed), _int(M)
+        )
+        return h, h if normed is None else normed
+
+    def heads(
+        self,
+        x: Floats,
+        weight: Floats | None,
+        epsilon: float,
+        waves: Floats | None,
+        offsets: NDArray[np.int64],
+        columns: int,
+    ) -> Floats:
+        """Norm each head and rotate it by its position's angles.
+
+        Shapes: x [B, L, heads * D], weight [D], waves [D/2], offsets [B] -> [B, heads, L, D].
+        """
+        B, L, width = x.shape
+        y = np.empty((B, width // columns, L, columns), np.float32)
+        of = _Heads(width // columns, columns, epsilon, _pointer(weight), _pointer(waves))
+        self._functions.hlwq_heads(
+            ctypes.byref(of), _at(x), _int(width), _at(offsets), _int(B), _int(L), _at(y)
+        )
+        return y
+
+    def attend(
+        self, x: Floats, seen: Sequence[Keys], *, window: int = 0, is_causal: bool = True
+    ) -> Floats:
+        """Mix values by a softmax of unscaled scores, for each sequence's own keys.
+
+        The last key is the last query's own, or every query sees all. A window counts its own key.
+        Shapes: x [B, heads, L, D] -> the same.
+        """
+        B, heads, L, D = x.shape
+        of_each = (_Seen * B)(
+            *(
+                _Seen(
+                    *(each.keys.ctypes.data, each.values.ctypes.data, each.keys.shape[1]),
+                    *(each.keys.strides[0] // 4, each.values.strides[0] // 4, _pointer(each.mask)),
+                )
+                for each in seen
+            )
+        )
+        y = np.empty_like(x)
+        pointers = x.ctypes.data, ctypes.addressof(of_each), y.ctypes.data
+        kv_heads = seen[0].keys.shape[0]
+        of = _Attention(B, heads, kv_heads, L, D, window, int(is_causal), *pointers)
+        self._functions.hlwq_attend(ctypes.byref(of))
+        return y
+
+
+_int = ctypes.c_int64
+
+
+def _pointer(array: NDArray[Any] | None) -> int | None:
+    return None if array is None else array.ctypes.data
+
+
+def _at(array: NDArray[Any] | None) -> ctypes.c_void_p:
+    return ctypes.c_void_p(_pointer(array))
+
+
+def thread_count() -> int:
+    """Return how many threads a product has."""
+    given = os.environ.get(THREADS, "")
+    if given.isdigit() and int(given):
+        return int(given)
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@cache
+def library() -> Library | None:
+    """Return the library, or None where it is turned off or not built yet.
+
+    The first answer does not wait for a compiler: it runs beside, for the processes that follow.
+    """
+    if os.environ.get(SWITCH) == "0":
+        return None
+    path = build.library_path()
+    if path.is_file():
+        return _loaded(path)
+    if build.compiler() is None:
+        logger.warning("products run by stock MLX, many times slower. %s", build.ADVICE)
+    else:
+        logger.info("compiling faster products for the next start, into %s", path.parent)
+        build.build_beside()
+    return None
+
+
+def native_library() -> Library | None:
+    """Return the library where arrays are computed by a CPU."""
+    return library() if device.is_cpu() else None
+
+
+def _loaded(path: Path) -> Library | None:
+    try:
+        return Library(path)
+    except OSError as exc:
+        path.unlink(missing_ok=True)  # and the next process compiles it again
+        logger.warning("products run by stock MLX: %s cannot be loaded: %s", path, exc)
+        return None
+
+
+def require_library() -> Library:
+    """Return the library, compiled now if it is not there.
+
+    Raises: DeviceError when it cannot be compiled or loaded.
+    """
+    build.build()
+    library.cache_clear()
+    found = library()
+    if found is None:
+        raise DeviceError(f"[native] needed {build.library_path()}, got none that loads.")
+    return found

@@ -1,0 +1,207 @@
+// The library's functions for other languages, and the choice among the kernels of products.cpp.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <vector>
+
+#include "pool.h"
+#include "products.h"
+
+namespace {
+
+const Kernels* all_kernels[] = {
+#if defined(__x86_64__)
+    &kernels_avx512, &kernels_avx2,
+#elif defined(__aarch64__)
+    &kernels_neon,
+#endif
+    &kernels_portable,
+};
+
+bool runs_here(const Kernels& kernels) {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  if (&kernels == &kernels_avx512)
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vnni");
+  if (&kernels == &kernels_avx2)
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+           __builtin_cpu_supports("f16c");
+#endif
+  return true;
+}
+
+const Kernels* best() {
+  for (const Kernels* each : all_kernels)
+    if (runs_here(*each)) return each;
+  return &kernels_portable;
+}
+
+const Kernels* kernels = best();
+
+constexpr int64_t ALONE = 1 << 17;  // multiplications that are not worth a thread's waking
+
+int64_t grain(int64_t rows, int64_t M, int64_t columns) {
+  if (M * rows * columns < ALONE) return rows;
+  if (M > 1) return 32;  // as many rows of sums as fit the second cache with a pass of x
+  return std::max<int64_t>(8, std::min<int64_t>(256, (1 << 18) / columns));
+}
+
+}  // namespace
+
+#pragma GCC visibility push(default)
+extern "C" {
+
+// Names the instructions that are in use.
+const char* hlwq_instructions() { return kernels->name; }
+
+// Takes other instructions; returns 0 where this processor or this build has none of that name.
+int hlwq_use(const char* name) {
+  for (const Kernels* each : all_kernels)
+    if (!strcmp(each->name, name) && runs_here(*each)) {
+      kernels = each;
+      return 1;
+    }
+  return 0;
+}
+
+void hlwq_set_threads(int count) { set_threads(count); }
+
+// y[m, n] = x[m] . weight[n]; with `gated`, y[m, n] = gelu of that * x[m] . weight[rows / 2 + n].
+// x has `columns` floats a row, which a coded weight's padding follows as zeros.
+void hlwq_multiply(const Weight* weight, const float* x, int64_t M, int64_t columns, float* y,
+                   int gated) {
+  const int64_t K = arranged_columns(*weight), N = weight->rows;
+  std::vector<float> arranged(M * K), products(gated ? M * N : 0);
+  each(M, M * K < ALONE ? M : 1, [&](int64_t begin, int64_t end, int) {
+    for (int64_t m = begin; m < end; m++)
+      kernels->arrange(*weight, x + m * columns, columns, arranged.data() + m * K);
+  });
+  float* out = gated ? products.data() : y;
+  each(N, grain(N, M, K), [&](int64_t begin, int64_t end, int) {
+    kernels->multiply(*weight, arranged.data(), M, out, N, begin, end);
+  });
+  if (!gated) return;
+  const int64_t half = N / 2;
+  each(M, M * half < ALONE / 8 ? M : 1, [&](int64_t begin, int64_t end, int) {
+    for (int64_t m = begin; m < end; m++)
+      kernels->gelu_mul(out + m * N, out + m * N + half, y + m * half, half);
+  });
+}
+
+// y[p] = x[rows[p]] . weight[experts[p] * height + n] for n < height.
+void hlwq_multiply_experts(const Weight* weight, const float* x, int64_t M, int64_t columns,
+                           const uint32_t* experts, int64_t each_row, int64_t height, float* y) {
+  const int64_t K = arranged_columns(*weight), pairs = M * each_row;
+  std::vector<float> arranged(M * K);
+  each(M, M * K < ALONE ? M : 1, [&](int64_t begin, int64_t end, int) {
+    for (int64_t m = begin; m < end; m++)
+      kernels->arrange(*weight, x + m * columns, columns, arranged.data() + m * K);
+  });
+  // The pairs of each expert side by side, so that its rows are decoded once.
+  std::vector<int64_t> order(pairs);
+  for (int64_t p = 0; p < pairs; p++) order[p] = p;
+  std::stable_sort(order.begin(), order.end(),
+                   [&](int64_t a, int64_t b) { return experts[a] < experts[b]; });
+  std::vector<float> gathered(pairs * K), found(pairs * height);
+  for (int64_t i = 0; i < pairs; i++)
+    memcpy(&gathered[i * K], &arranged[order[i] / each_row * K], K * sizeof(float));
+  struct Group {
+    int64_t begin, count;
+    uint32_t expert;
+  };
+  std::vector<Group> groups;
+  for (int64_t i = 0; i < pairs; i++) {
+    const uint32_t expert = experts[order[i]];
+    if (groups.empty() || groups.back().expert != expert) groups.push_back({i, 0, expert});
+    groups.back().count++;
+  }
+  const int64_t slice = std::min<int64_t>(height, 32), slices = (height + slice - 1) / slice;
+  each((int64_t)groups.size() * slices, 1, [&](int64_t begin, int64_t end, int) {
+    for (int64_t turn = begin; turn < end; turn++) {
+      const Group& group = groups[turn / slices];
+      const int64_t base = group.expert * height, first = turn % slices * slice;
+      // Rows of the weight are counted from the stack's first, those of y from the expert's.
+      kernels->multiply(*weight, &gathered[group.begin * K], group.count,
+                        &found[group.begin * height] - base, height, base + first,
+                        base + std::min(height, first + slice));
+    }
+  });
+  for (int64_t i = 0; i < pairs; i++)
+    memcpy(y + order[i] * height, &found[i * height], height * sizeof(float));
+}
+
+// y[i] = row ids[i] of a coded weight, rotated back: [count, columns].
+void hlwq_look_up(const Weight* weight, const int64_t* ids, int64_t count, float* y) {
+  each(count, std::max<int64_t>(1, ALONE / 8 / weight->columns), [&](int64_t begin, int64_t end, int) {
+    for (int64_t i = begin; i < end; i++)
+      kernels->look_up(*weight, ids[i], y + i * weight->columns);
+  });
+}
+
+// y = gelu(gate) * up, element by element.
+void hlwq_gelu_mul(const float* gate, const float* up, float* y, int64_t count) {
+  const int64_t slice = 1 << 12;
+  each(count, slice, [&](int64_t begin, int64_t end, int) {
+    kernels->gelu_mul(gate + begin, up + begin, y + begin, end - begin);
+  });
+}
+
+// See Residual: x, update, h and normed [M, columns].
+void hlwq_residual_norm(const Residual* of, const float* x, const float* update, float* h,
+                        float* normed, int64_t M) {
+  const int64_t K = of->columns;
+  each(M, M * K < ALONE / 8 ? M : 1, [&](int64_t begin, int64_t end, int) {
+    for (int64_t m = begin; m < end; m++)
+      kernels->residual_norm(*of, x + m * K, update + m * K, h + m * K,
+                             normed ? normed + m * K : nullptr);
+  });
+}
+
+// x [sequences, length, heads * columns], rows `x_stride` apart -> y [sequences, heads, length,
+// columns]; the first position of a sequence is its offset.
+void hlwq_heads(const Heads* of, const float* x, int64_t x_stride, const int64_t* offsets,
+                int64_t sequences, int64_t length, float* y) {
+  const int64_t D = of->columns, half = D / 2, rows = sequences * length;
+  each(rows, rows * of->heads * D < ALONE / 8 ? rows : 1, [&](int64_t begin, int64_t end, int) {
+    std::vector<float> cosines(half), sines(half);
+    for (int64_t row = begin; row < end; row++) {
+      const int64_t sequence = row / length, position = row % length;
+      for (int64_t i = 0; of->waves && i < half; i++) {
+        const float angle = (float)(offsets[sequence] + position) * (1.0f / of->waves[i]);
+        cosines[i] = cosf(angle);
+        sines[i] = sinf(angle);
+      }
+      for (int64_t head = 0; head < of->heads; head++)
+        kernels->head(*of, x + row * x_stride + head * D, cosines.data(), sines.data(),
+                      y + ((sequence * of->heads + head) * length + position) * D);
+    }
+  });
+}
+
+// See Attention. The heads of one position that share keys are queries of one head.
+void hlwq_attend(const Attention* given) {
+  Attention regrouped = *given;
+  const Attention* of = &regrouped;
+  if (given->queries == 1) {
+    regrouped.queries = given->heads / given->kv_heads;
+    regrouped.heads = given->kv_heads;
+    regrouped.advance = 0;
+  }
+  const int64_t slice = 6, slices = (of->queries + slice - 1) / slice;
+  int64_t work = 0;
+  for (int64_t i = 0; i < of->sequences; i++)
+    work += of->heads * of->queries * of->seen[i].count * of->columns;
+  const int64_t turns = of->sequences * of->heads * slices;
+  each(turns, work < ALONE / 2 ? turns : 1, [&](int64_t begin, int64_t end, int) {
+    for (int64_t turn = begin; turn < end; turn++) {
+      const int64_t first = turn % slices * slice, row = turn / slices;
+      kernels->attend(*of, row / of->heads, row % of->heads, first,
+                      std::min(of->queries, first + slice));
+    }
+  });
+}
+
+}  // extern "C"
+#pragma GCC visibility pop

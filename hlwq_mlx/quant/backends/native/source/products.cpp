@@ -1,0 +1,261 @@
+// The products, for the instructions that this file is compiled for (ISA names them).
+//
+// A dot product is 16 chains of fused multiply-adds along the columns, folded at the end, whatever
+// the number of rows: `dot` and `Tile` differ in what they keep in registers alone.
+#include "products.h"
+
+#include <algorithm>
+#include <memory>
+#include <utility>
+
+#include "codes.h"
+#include "layer.h"
+#include "tile.h"
+
+namespace ISA {
+namespace {
+
+constexpr int PASS_BLOCKS = 8;  // columns of a tile's weight: in the first cache with as much of x
+constexpr int PASS_M = 20 * TILE_M;
+constexpr float ROOT = 0.08838834764831845f;  // 1 / sqrt(128)
+
+// ---------------------------------------------------------------- weights
+
+template <int Bits>
+struct Coded {
+  static constexpr int AT_ONCE = Bits <= 5 ? 4 : 2;  // rows whose chains overlap
+  const Weight& weight;
+  int64_t blocks;
+  float scaled[1 << Bits];
+  Table<Bits> table;
+
+  static const float* scale(const Weight& weight, float* out) {
+    for (int i = 0; i < 1 << Bits; i++) out[i] = weight.centroids[i] * ROOT;
+    return out;
+  }
+  explicit Coded(const Weight& of)
+      : weight(of), blocks(of.columns / BLOCK), table(scale(of, scaled)) {}
+
+  struct Reader {
+    Row<Bits> row;
+    const uint16_t* norms;
+    const Table<Bits>& table;
+    void prefetch(int64_t blocks) const { row.prefetch(blocks); }
+    template <class Take>
+    void block(const Take& take) {
+      decode<Bits>(row, table, half(norms), take);
+      row.skip(1);
+      norms++;
+    }
+  };
+  Reader reader(int64_t row, int64_t block) const {
+    Reader found{Row<Bits>((const uint8_t*)weight.data, weight.rows, row, blocks),
+                 weight.norms + row * blocks + block, table};
+    found.row.skip(block);
+    return found;
+  }
+};
+
+template <int Format>
+struct Plain {
+  static constexpr int AT_ONCE = 4, BYTES = Format == FLOAT32 ? 4 : 2;
+  const Weight& weight;
+  int64_t blocks;
+
+  explicit Plain(const Weight& of) : weight(of), blocks(arranged_columns(of) / BLOCK) {}
+
+  struct Reader {
+    const uint8_t* at;
+    int64_t left;
+    void prefetch(int64_t blocks) const { ISA::prefetch<BYTES * BLOCK>(at + blocks * BYTES * BLOCK); }
+    template <class Take>
+    void block(const Take& take) {
+      if (left >= BLOCK) {
+#pragma GCC unroll 8
+        for (int step = 0; step < STEPS; step++) take(step, read(at + BYTES * LANES * step));
+      } else {  // the last columns, and zeros
+        alignas(64) uint8_t padded[BLOCK * BYTES] = {};
+        memcpy(padded, at, left * BYTES);
+        for (int step = 0; step < STEPS; step++) take(step, read(padded + BYTES * LANES * step));
+      }
+      at += BLOCK * BYTES;
+      left -= BLOCK;
+    }
+    static Lanes read(const uint8_t* p) {
+      if constexpr (Format == BFLOAT16) return load_bf16((const uint16_t*)p);
+      if constexpr (Format == FLOAT16) return load_f16((const uint16_t*)p);
+      if constexpr (Format == FLOAT32) return load((const float*)p);
+    }
+  };
+  Reader reader(int64_t row, int64_t block) const {
+    const int64_t column = block * BLOCK;
+    return {(const uint8_t*)weight.data + (row * weight.columns + column) * BYTES,
+            weight.columns - column};
+  }
+};
+
+// ---------------------------------------------------------------- products
+
+// One row of x by some rows of a weight at once: nothing is stored but the sums.
+template <class Of, size_t... Each>
+void dot(const Of& weight, const float* x, float* y, int64_t begin, std::index_sequence<Each...>) {
+  Lanes sums[] = {((void)Each, zero())...};
+  typename Of::Reader readers[] = {weight.reader(begin + Each, 0)...};
+  for (int64_t block = 0; block < weight.blocks; block++, x += BLOCK)
+    ((readers[Each].prefetch(weight.blocks * Of::AT_ONCE),
+      readers[Each].block(
+          [&](int step, Lanes w) { sums[Each] = fma(w, load(x + LANES * step), sums[Each]); })),
+     ...);
+  ((y[begin + Each] = sum(sums[Each])), ...);
+}
+
+template <class Of>
+void multiply_one(const Of& weight, const float* x, float* y, int64_t begin, int64_t end) {
+  constexpr int ROWS = Of::AT_ONCE;
+  for (; begin + ROWS <= end; begin += ROWS)
+    dot(weight, x, y, begin, std::make_index_sequence<ROWS>());
+  for (; begin < end; begin++) dot(weight, x, y, begin, std::make_index_sequence<1>());
+}
+
+template <class Of>
+void multiply_many(const Of& weight, const float* x, int64_t M, float* y, int64_t stride,
+                   int64_t begin, int64_t end) {
+  const int64_t x_stride = weight.blocks * BLOCK, N = end - begin;
+  const int64_t most = std::min<int64_t>(M, PASS_M), sums_stride = most * LANES;
+  thread_local std::unique_ptr<float[]> kept;
+  thread_local int64_t size = 0;
+  const int64_t whole = (N + TILE_N - 1) / TILE_N * TILE_N;  // the last tile writes all its rows
+  if (size < whole * sums_stride) {
+    size = whole * sums_stride;
+    kept.reset(new float[size]);
+  }
+  alignas(64) static thread_local float decoded[TILE_N * PASS_BLOCKS * BLOCK];
+  for (int64_t first = 0; first < M; first += PASS_M) {
+    const int64_t rows = std::min<int64_t>(PASS_M, M - first);
+    for (int64_t block = 0; block < weight.blocks; block += PASS_BLOCKS) {
+      const int count = (int)std::min<int64_t>(PASS_BLOCKS, weight.blocks - block);
+      for (int64_t n = 0; n < N; n += TILE_N) {
+        const int height = (int)std::min<int64_t>(TILE_N, N - n);
+        for (int i = 0; i < height; i++) {
+          auto reader = weight.reader(begin + n + i, block);
+          float* out = decoded + i * PASS_BLOCKS * BLOCK;
+          for (int b = 0; b < count; b++, out += BLOCK)
+            reader.block([&](int step, Lanes w) { store(out + LANES * step, w); });
+        }
+        for (int64_t m = 0; m < rows; m += TILE_M)
+          tile_of<TILE_N, TILE_M>((int)std::min<int64_t>(TILE_M, rows - m), decoded,
+                                  PASS_BLOCKS * BLOCK, x + (first + m) * x_stride + block * BLOCK, x_stride,
+                                  kept.get() + n * sums_stride + m * LANES, sums_stride,
+                                  count * STEPS, block == 0);
+      }
+    }
+    for (int64_t n = 0; n < N; n++)
+      for (int64_t m = 0; m < rows; m++)
+        y[(first + m) * stride + begin + n] = sum(load(kept.get() + n * sums_stride + m * LANES));
+  }
+}
+
+template <class Of>
+void multiply_by(const Weight& of, const float* x, int64_t M, float* y, int64_t stride,
+                 int64_t begin, int64_t end) {
+  const Of weight(of);
+  if (M == 1) return multiply_one(weight, x, y, begin, end);
+  multiply_many(weight, x, M, y, stride, begin, end);
+}
+
+void multiply(const Weight& weight, const float* x, int64_t M, float* y, int64_t stride,
+              int64_t begin, int64_t end) {
+  switch (weight.format) {
+#define CASE(format, Of) \
+  case format:           \
+    return multiply_by<Of>(weight, x, M, y, stride, begin, end);
+    CASE(1, Coded<1>)
+    CASE(2, Coded<2>)
+    CASE(3, Coded<3>)
+    CASE(4, Coded<4>)
+    CASE(5, Coded<5>)
+    CASE(6, Coded<6>)
+    CASE(7, Coded<7>)
+    CASE(8, Coded<8>)
+    CASE(BFLOAT16, Plain<BFLOAT16>)
+    CASE(FLOAT16, Plain<FLOAT16>)
+    CASE(FLOAT32, Plain<FLOAT32>)
+#undef CASE
+  }
+}
+
+// ---------------------------------------------------------------- rotation
+
+// The Walsh-Hadamard transform of a block, which is its own inverse but for the factor.
+void transform(float* x) {
+  for (int half = BLOCK / 2; half >= LANES; half /= 2)
+    for (int start = 0; start < BLOCK; start += 2 * half)
+      for (int i = start; i < start + half; i += LANES) {
+        const Lanes a = load(x + i), b = load(x + i + half);
+        store(x + i, add(a, b));
+        store(x + i + half, sub(a, b));
+      }
+  for (int half = LANES / 2; half >= 1; half /= 2)
+    for (int start = 0; start < BLOCK; start += 2 * half)
+      for (int i = start; i < start + half; i++) {
+        const float a = x[i], b = x[i + half];
+        x[i] = a + b;
+        x[i + half] = a - b;
+      }
+}
+
+void arrange(const Weight& weight, const float* x, int64_t count, float* arranged) {
+  const int64_t columns = arranged_columns(weight);
+  if (weight.format > 8) {
+    memcpy(arranged, x, count * sizeof(float));
+    memset(arranged + count, 0, (columns - count) * sizeof(float));
+    return;
+  }
+  for (int64_t start = 0; start < columns; start += BLOCK) {
+    alignas(64) float block[BLOCK] = {};
+    if (start < count) memcpy(block, x + start, std::min<int64_t>(BLOCK, count - start) * 4);
+    transform(block);
+    for (int step = 0; step < STEPS; step++)
+      for (int lane = 0; lane < LANES; lane++)
+        arranged[start + step * LANES + lane] = block[column_of(step, lane)] * ROOT;
+  }
+}
+
+template <int Bits>
+void look_up_coded(const Weight& of, int64_t row, float* y) {
+  const Coded<Bits> weight(of);
+  auto reader = weight.reader(row, 0);
+  for (int64_t start = 0; start < of.columns; start += BLOCK) {
+    float* block = y + start;
+    reader.block([&](int step, Lanes w) {
+      alignas(64) float lanes[LANES];
+      store(lanes, w);
+      for (int lane = 0; lane < LANES; lane++) block[column_of(step, lane)] = lanes[lane];
+    });
+    transform(block);
+    for (int i = 0; i < BLOCK; i++) block[i] *= ROOT;
+  }
+}
+
+void look_up(const Weight& weight, int64_t row, float* y) {
+  using LookUp = void (*)(const Weight&, int64_t, float*);
+  static const LookUp by_bits[] = {look_up_coded<1>, look_up_coded<2>, look_up_coded<3>,
+                                   look_up_coded<4>, look_up_coded<5>, look_up_coded<6>,
+                                   look_up_coded<7>, look_up_coded<8>};
+  by_bits[weight.format - 1](weight, row, y);
+}
+
+}  // namespace
+
+#define JOIN(a, b) a##b
+#define NAMED(name) JOIN(kernels_, name)
+#define TEXT(name) #name
+#define TEXT_OF(name) TEXT(name)
+
+}  // namespace ISA
+
+extern const Kernels NAMED(ISA);
+const Kernels NAMED(ISA) = {
+    TEXT_OF(ISA),  ISA::arrange,       ISA::multiply, ISA::look_up,
+    ISA::gelu_mul, ISA::residual_norm, ISA::head,     ISA::attend,
+};
