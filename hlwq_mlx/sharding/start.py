@@ -66,7 +66,8 @@ def lead(
     )
     limits = [facts["limit"], *(others[rank]["limit"] for rank in sorted(others))]
     # How fast they are changes no cut.
-    macs = [Mac(leader.place.name(at), limit, CHIPS["M1"]) for at, limit in enumerate(limits)]
+    hosts = leader.place.hosts or [f"by {leader.place.backend}"] * len(limits)
+    macs = [Mac(host, limit, CHIPS["M1"]) for host, limit in zip(hosts, limits, strict=True)]
     plan = MAKERS[split](of_converted(folder), settings, macs, link_of(10))
     for line in describe_parts(plan, macs):
         _LOG.info("%s: %s", split, line)
