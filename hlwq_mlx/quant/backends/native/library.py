@@ -20,6 +20,7 @@ from ....errors import DeviceError
 from ... import device
 from ...matrix import CodedMatrix
 from . import build
+from .coding import Coding
 
 SWITCH, THREADS = "HLWQ_NATIVE", "HLWQ_THREADS"
 FORMATS = {mx.bfloat16: 16, mx.float16: 17, mx.float32: 32}
@@ -137,6 +138,7 @@ class Library:
 
     def __init__(self, path: Path) -> None:
         self._functions = ctypes.CDLL(str(path))
+        self.coding = Coding(self._functions)
         self._functions.hlwq_instructions.restype = ctypes.c_char_p
         self._functions.hlwq_set_threads(thread_count())
 
