@@ -41,7 +41,7 @@ CURVES = (PUBLISHED, BEST)
 CLAIMS = {"PQ3": "Q3_K_M", "PQ5": "Q5_K_M"}
 STRONG_MEAN = ("PQ5", "MLX affine 5", "Q5_K")
 LEAST_LOSS = 3e-5  # below it is what float32 rounds
-STORIES = 6
+STORIES = 3
 TEXTS = 20
 
 
