@@ -12,6 +12,7 @@ from .quant.tables import CENTROIDS
 
 if TYPE_CHECKING:
     from .source.repository import Source
+    from .source.rules import Rule
 
 TABLES = {name.split("_")[0]: name for name in CENTROIDS}
 
@@ -47,17 +48,7 @@ def make_parser() -> argparse.ArgumentParser:
         "unchanged; small codes them as coarsely as the variant, and per-layer-embedding rows at "
         "8 bits, for Macs with 8 GB (default: auto)",
     )
-    parser.add_argument(
-        "--discard-source",
-        action="store_true",
-        help="of a model on the hub, delete each downloaded file of weights once nothing needs it "
-        "any more; a run that was stopped goes on where it was",
-    )
-    parser.add_argument(
-        "--force",
-        action="store_true",
-        help="begin with --discard-source even if the disk seems too small",
-    )
+    cli.add_discard_args(parser)
     return parser
 
 
@@ -92,25 +83,12 @@ def _keeping(arguments: argparse.Namespace) -> Iterator[str]:
 def _discarding(arguments: argparse.Namespace) -> Iterator[str]:
     """Convert a model on the hub file by file, deleting what is no longer needed.
 
-    Raises: RequestError for a source that was not downloaded; DeviceError when the disk is too
-    small.
+    Raises: as `require_disk`.
     """
-    from .memory.disk import disk_need
     from .source import hub
-    from .source.locate import find_local
     from .write import staged
 
-    if find_local(arguments.model, arguments.variant) is not None:
-        raise RequestError(
-            f"[--discard-source] needed a model on the hub, got {arguments.model}, a folder of "
-            "your own, which is never deleted. Leave the option out."
-        )
-    if not staged.is_begun(arguments.output):
-        found = hub.read_headers(arguments.model, arguments.variant)
-        need = disk_need(found, arguments.leftovers, is_discarded=True)
-        cli.note(need.line(hub.cache_folder(), arguments.output))
-        if not arguments.force:
-            need.require(hub.cache_folder(), arguments.output)
+    require_disk(arguments, arguments.variant, arguments.leftovers)
     request = {
         "model": arguments.model,
         "variant": arguments.variant,
@@ -119,6 +97,34 @@ def _discarding(arguments: argparse.Namespace) -> Iterator[str]:
         "centroids": arguments.centroids,
     }
     return staged.run(request, arguments.output, lambda: _opened(arguments), hub.discard, hub.take)
+
+
+def require_disk(
+    arguments: argparse.Namespace, variant: str | None, choice: str, rule: "Rule | None" = None
+) -> None:
+    """Say what the disk will hold at most, and refuse to begin what it cannot.
+
+    `choice` and `rule` are as in `disk_need`. A run that was begun needs no such look.
+    Raises: RequestError for a source that was not downloaded; DeviceError when the disk is too
+    small.
+    """
+    from .memory.disk import disk_need
+    from .source import hub
+    from .source.locate import find_local
+    from .write import staged
+
+    if find_local(arguments.model, variant) is not None:
+        raise RequestError(
+            f"[--discard-source] needed a model on the hub, got {arguments.model}, a folder of "
+            "your own, which is never deleted. Leave the option out."
+        )
+    if staged.is_begun(arguments.output):
+        return
+    found = hub.read_headers(arguments.model, variant)
+    need = disk_need(found, choice, is_discarded=True, rule=rule)
+    cli.note(need.line(hub.cache_folder(), arguments.output))
+    if not arguments.force:
+        need.require(hub.cache_folder(), arguments.output)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from .boundary import (
     run,
 )
 from .console import PATIENCE_S, note, print_piece, print_stderr, progress, result
+from .machines import leads, load_model
 from .options import (
     CONTEXT,
     LEFTOVERS,
@@ -26,6 +27,7 @@ from .options import (
     PREFILL_STEP,
     add_answer_args,
     add_conversion_args,
+    add_discard_args,
     add_draft_args,
     add_kv_args,
     add_media_args,
@@ -34,6 +36,7 @@ from .options import (
     add_sampling_args,
     add_variant_arg,
     count,
+    gigabytes,
     json_object,
     media_part,
     seed,
@@ -56,6 +59,7 @@ __all__ = [
     "Screen",
     "add_answer_args",
     "add_conversion_args",
+    "add_discard_args",
     "add_draft_args",
     "add_kv_args",
     "add_media_args",
@@ -68,9 +72,12 @@ __all__ = [
     "content_of",
     "count",
     "folder_for",
+    "gigabytes",
     "json_object",
+    "leads",
     "line_reader",
     "load_for",
+    "load_model",
     "media_part",
     "note",
     "print_error",

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..dialog.readable import readable
 from ..media.processor import BUDGETS
+from .machines import add_split_arg
 
 CONTEXT = 8192  # tokens of a conversation that should fit into memory
 PREFILL_STEP = 512  # of engine.request; mlx-lm's 2048 would take four times the memory
@@ -31,6 +32,11 @@ def count(text: str) -> int:
     return value
 
 
+def gigabytes(text: str) -> int:
+    """Read the memory of a Mac, as 16 or 16GB: argparse names the option when this raises."""
+    return count(text.strip().lower().removesuffix("gb").rstrip())
+
+
 def json_object(text: str) -> dict[str, Any]:
     """Read a JSON object: argparse names the option when this raises."""
     try:
@@ -48,7 +54,7 @@ def text(argument: str) -> str:
 
 
 def add_model_args(parser: argparse.ArgumentParser) -> None:
-    """Add --model, --variant and --force."""
+    """Add --model, --variant, --force and --split."""
     parser.add_argument(
         "--model",
         metavar="MODEL",
@@ -58,6 +64,7 @@ def add_model_args(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--force", action="store_true", help="load a model that does not fit this machine"
     )
+    add_split_arg(parser)
 
 
 def add_variant_arg(parser: argparse.ArgumentParser) -> None:
@@ -69,11 +76,32 @@ def add_variant_arg(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_conversion_args(parser: argparse.ArgumentParser, *, source: str, output: str) -> None:
-    """Add --model and --output, required, with mlx-lm's spellings beside ours."""
+def add_conversion_args(
+    parser: argparse.ArgumentParser, *, source: str, output: str, is_output_needed: bool = True
+) -> None:
+    """Add --model, required, and --output, with mlx-lm's spellings beside ours."""
     parser.add_argument("--model", "--hf-path", required=True, metavar="SOURCE", help=source)
     parser.add_argument(
-        "--output", "--mlx-path", required=True, type=Path, metavar="DIR", help=output
+        *("--output", "--mlx-path"),
+        required=is_output_needed,
+        type=Path,
+        metavar="DIR",
+        help=output,
+    )
+
+
+def add_discard_args(parser: argparse.ArgumentParser) -> None:
+    """Add --discard-source and --force."""
+    parser.add_argument(
+        "--discard-source",
+        action="store_true",
+        help="of a model on the hub, delete each downloaded file of weights once nothing needs it "
+        "any more; a run that was stopped goes on where it was",
+    )
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="begin with --discard-source even if the disk seems too small",
     )
 
 

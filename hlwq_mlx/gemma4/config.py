@@ -1,8 +1,8 @@
 """Gemma 4's config.json as frozen values: every key that fixes a shape or a formula is required.
 
 Reads the released form (`global_head_dim`), the form that transformers re-saves
-(`per_layer_config`) and the flat text-only form (`model_type: gemma4_text`). The towers' sections
-are read in towers/config.py. Sampling and token texts are not read at all.
+(`per_layer_config`), the flat text-only form (`model_type: gemma4_text`) and 12B's (unified.py).
+The towers' sections are read in towers/config.py. Sampling and token texts are not read at all.
 Source: transformers 5.23.0, models/gemma4/configuration_gemma4.py.
 """
 
@@ -12,6 +12,7 @@ from typing import Annotated, Any, Self
 
 from ..disk.fields import Bounds, checked, shown
 from ..errors import ConfigError
+from . import unified
 from .overrides import released_form
 from .section import (
     CAP,
@@ -39,6 +40,7 @@ from .towers.config import (
     AudioConfig,
     VisionConfig,
 )
+from .unified import as_gemma4
 
 # The multimodal form: Google's name, and the one our folders carry so that stock tools which know
 # gemma4 do not misread coded tensors.
@@ -204,10 +206,12 @@ class Gemma4Config:
 
         Raises: ConfigError naming the key that is missing, unknown or not implemented.
         """
+        config = as_gemma4(config)
         model_type = required(config, "model_type", "config")
         if model_type not in (*MULTIMODAL, FLAT):
+            known = ", ".join((*MULTIMODAL, unified.MODEL_TYPE, FLAT))
             raise ConfigError(
-                f"[config.model_type] needed one of {', '.join((*MULTIMODAL, FLAT))}, "
+                f"[config.model_type] needed one of {known}, "
                 f"got {shown(model_type)}. Use a checkpoint of one of these architectures."
             )
         if model_type == FLAT:

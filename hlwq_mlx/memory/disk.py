@@ -1,4 +1,4 @@
-"""What a conversion from the hub needs of the disk at most, by the headers of the files.
+"""What converting or quantizing from the hub needs of the disk at most, by the files' headers.
 
 Without --discard-source that is the whole source and the whole output. With it, a file of the
 source goes when all that is made of it is written, and the table of rows moves (write/staged).
@@ -15,9 +15,10 @@ from ..errors import DeviceError
 from ..folder.folder import CONFIG
 from ..folder.names import ROW_TABLE
 from ..source.coded import parse_key
+from ..source.rules import Rule
 from ..write import staged
 from ..write.check import canonical_name
-from .inventory import Inventory, as_converted, of_headers
+from .inventory import Inventory, as_converted, as_quantized, of_headers
 
 if TYPE_CHECKING:
     from ..source.hub import Headers
@@ -67,12 +68,20 @@ class DiskNeed:
         return [(folder, need, shutil.disk_usage(folder).free) for folder, need in needs]
 
 
-def disk_need(found: "Headers", choice: str, *, is_discarded: bool) -> DiskNeed:
-    """Return what converting a model on the hub needs; `choice` is one of leftovers.CHOICES."""
+def disk_need(
+    found: "Headers", choice: str, *, is_discarded: bool, rule: Rule | None = None
+) -> DiskNeed:
+    """Return what converting a model on the hub needs; `choice` is one of leftovers.CHOICES.
+
+    A `rule` says what of a 16-bit model is coded besides.
+    """
     here = sum(file.size - file.missing for file in found.weights)
     source = sum(file.size for file in found.weights)
     inventory = of_headers(found.variant, found.config, found.headers, CONFIG)
-    made = _made(found, as_converted(inventory, choice))
+    as_made = as_converted(inventory, choice)
+    if rule is not None:
+        as_made = as_quantized(inventory, rule, choice)
+    made = _made(found, as_made)
     output = SPARE_BYTES + sum(each.shards + each.rows for each in made)
     if not is_discarded:
         return DiskNeed(source, output, source + output, here)

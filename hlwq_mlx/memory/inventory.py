@@ -34,6 +34,7 @@ from ..gemma4.config import Gemma4Config
 from ..gemma4.drafter import TOKEN_ORDERING
 from ..gemma4.drafter_config import DrafterConfig, is_drafter
 from ..gemma4.towers.tower import TOWER_PREFIXES
+from ..gemma4.unified import is_unserved
 from ..quant.packing import BLOCK
 from ..quant.tables import centroids, error_energy
 from ..source import rules
@@ -212,6 +213,17 @@ def as_converted(found: Inventory, choice: str) -> Inventory:
     return replace(found, entries=entries, drafter=drafter, is_converted=True)
 
 
+def as_quantized(found: Inventory, rule: rules.Rule, choice: str) -> Inventory:
+    """Return what coding a 16-bit model by a rule, and converting it, would make."""
+    entries = []
+    for entry in found.live:
+        bits = None if entry.is_row_table else rule(entry.name, entry.shape)
+        if bits is not None:
+            entry = replace(entry, bits=bits, stored_bytes=stored_bytes(entry.shape, bits))
+        entries.append(entry)
+    return as_converted(replace(found, entries=tuple(entries)), choice)
+
+
 def _all_coded(entries: Sequence[Entry], choice: str) -> tuple[Entry, ...]:
     own = _own_energy(entries)
     return tuple(_coded_leftover(entry, choice, own) for entry in entries)
@@ -312,6 +324,8 @@ def of_headers(
     for specs in headers:
         for name, spec in specs.items():
             key = parse_key(name)
+            if is_unserved(config, name):
+                continue
             if key is None:
                 name = named(name)
                 plain.append(Entry(name, spec.shape, None, spec.nbytes))

@@ -63,6 +63,7 @@ class Machine:
 _SHARES = {15: 2 / 3, 26: 12_713_115_648 / (16 * GIB)}
 RAM_GB = (8, 16, 24)
 RELEASES = tuple(_SHARES)
+OLDEST = min(RELEASES)  # which gives the least
 
 
 def mac(ram_gb: int, release: int) -> Machine:

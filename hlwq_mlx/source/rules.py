@@ -6,6 +6,7 @@ The publisher's two rules (spec: hlwq_format §3.4, §3.5) and rules that a user
 
 import re
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 from ..errors import RequestError
 
@@ -28,6 +29,7 @@ CLASSES = {
 }
 TOWERS = ("audio", "vision")
 _LEFT_OUT = ("norm", "embed", "gate", "per_layer", "vision", "router")
+_PLACE = re.compile(r"\.layers\.(\d+)\.(?:experts\.(gate_up|down)_proj)?")
 LEAST_ROUTER_BITS = 8  # what it gets wrong sends a token to other experts
 
 
@@ -107,6 +109,37 @@ def matrix_class(name: str, shape: tuple[int, ...]) -> str | None:
     """Return the class of a tensor that is a matrix or, of experts, a stack of matrices."""
     kind = class_of(name)
     return kind if len(shape) == (3 if kind == "experts" else 2) else None
+
+
+class Unit(NamedTuple):
+    """Matrices of the text model that have bits of their own: those of a class in a layer.
+
+    What is multiplied as one matrix, as q, k and v are, is not told apart; `part` is which of the
+    two stacks of experts, `layer` -1 for what lies outside of layers.
+    """
+
+    kind: str
+    layer: int = -1
+    part: str = ""
+
+
+def unit_of(name: str, shape: tuple[int, ...]) -> Unit | None:
+    """Return which unit of the text model a tensor belongs to."""
+    kind = matrix_class(name, shape)
+    if kind is None or kind in TOWERS:
+        return None
+    place = _PLACE.search(name)
+    return Unit(kind) if place is None else Unit(kind, int(place[1]), place[2] or "")
+
+
+def unit_rule(widths: Mapping[Unit, int]) -> Rule:
+    """Return the rule that codes some units."""
+
+    def rule(name: str, shape: tuple[int, ...]) -> int | None:
+        unit = unit_of(name, shape)
+        return None if unit is None else widths.get(unit)
+
+    return rule
 
 
 def class_rule(widths: dict[str, int]) -> Rule:

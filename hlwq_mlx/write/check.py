@@ -20,6 +20,8 @@ from ..gemma4.drafter_config import DRAFTERS, DrafterConfig, is_drafter, require
 from ..gemma4.experts import canonical
 from ..gemma4.model import Model
 from ..gemma4.towers.tower import TOWER_PREFIXES, prefixes
+from ..gemma4.unified import EMBEDDERS, as_gemma4, is_unserved
+from ..gemma4.unified import MODEL_TYPE as UNIFIED
 from ..source.coded import CodedTensor
 from ..source.repository import PlainTensor, Source
 
@@ -31,6 +33,7 @@ def normalize_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises: SourceError when it is not the config of a Gemma 4 model or of its drafter.
     """
+    config = as_gemma4(config)
     kind = config.get("model_type")
     if kind == FLAT:
         text = {key: value for key, value in config.items() if key not in FLAT_IGNORED}
@@ -38,7 +41,7 @@ def normalize_config(config: Mapping[str, Any]) -> dict[str, Any]:
         return stop_ids | {"model_type": MODEL_TYPE, "text_config": text}
     if kind not in (*MULTIMODAL, *DRAFTERS):
         raise SourceError(
-            f"[config.json] needed model_type gemma4 or gemma4_text, got {kind!r}. "
+            f"[config.json] needed model_type gemma4, {UNIFIED} or gemma4_text, got {kind!r}. "
             "Only Gemma 4 can be converted."
         )
     kept = {key: value for key, value in config.items() if key not in FLAT_IGNORED}
@@ -86,7 +89,7 @@ def check_drafter(source: Source) -> Source | None:
 def canonical_name(name: str) -> str:
     """Return a model's tensor name as the multimodal checkpoint has it, of experts as ours."""
     name = canonical(name)
-    if name.startswith("model.") and not name.startswith((TEXT, *TOWER_PREFIXES)):
+    if name.startswith("model.") and not name.startswith((TEXT, *TOWER_PREFIXES, *EMBEDDERS)):
         return TEXT + name.removeprefix("model.")
     return name
 
@@ -117,9 +120,9 @@ def unread_names(
 ) -> set[str]:
     """Check a source's tensors against its config and return the names that no layer reads.
 
-    Those are the key and value weights of KV-shared layers, which released files carry, and a copy
-    of the tied head. A source may leave out a tower whole; tensors of a tower that its config does
-    not have are taken as they are.
+    Those are the key and value weights of KV-shared layers, which released files carry, a copy of
+    the tied head, and the embedders of a model without towers. A source may leave out a tower
+    whole; tensors of a tower that its config does not have are taken as they are.
 
     Raises: ConfigError for a config that is incomplete; CheckpointError listing every tensor that
     is missing, unknown or of another shape.
@@ -132,7 +135,11 @@ def unread_names(
         raise_all(_misfits(drafter_shapes(args), read_ones))
         return set(head)
     model = Model(args)
-    unread = {name for name in tensors if name == TIED_HEAD or model.is_dead(name)}
+    unread = {
+        name
+        for name in tensors
+        if name == TIED_HEAD or model.is_dead(name) or is_unserved(config, name)
+    }
     read = {name for name in tensors.keys() - unread if not name.startswith(TOWER_PREFIXES)}
     expected = text_shapes(model)
     for kind in model.args.towers:

@@ -9,7 +9,7 @@ spells our folder's tensor names is `checkpoint`.
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,9 @@ from ..folder.names import EXPERTS, ROW_TABLE, CodedNames, coded_names, row_widt
 from ..folder.rows import FILE_NAME as ROW_STORE
 from ..folder.side_files import copy_side_files
 from ..gemma4.towers.tower import TOWER_PREFIXES
+from ..quant.coding import p32_planes
 from ..quant.layers import pad_table
-from ..quant.packing import BLOCK, UNIT, Words, p32_plane_offsets, p32_planes
+from ..quant.packing import BLOCK, UNIT, Words, p32_plane_offsets
 from ..source.coded import CodedTensor
 from ..source.detect import Reading, is_odd
 from ..source.layout import DRAFTER
@@ -49,6 +50,7 @@ from .output import (
     write_json,
     write_shards,
 )
+from .quantize import Coding, as_bfloat16, require_uncoded
 
 _NAMED = 3
 LEFTOVERS_KEY = "leftovers"
@@ -104,7 +106,7 @@ class Summary:
 
     def _left_out(self) -> Iterator[str]:
         if self.left_out:
-            yield f"left out: {self.left_out} tensors that no layer reads (KV-shared layers)"
+            yield f"left out: {self.left_out} tensors that no layer reads"
 
 
 @dataclass
@@ -120,16 +122,17 @@ class Conversion:
     row_columns: int
     identity: str
     summary: Summary
+    variant: str | None
 
     @property
     def metadata(self) -> dict[str, str]:
         """What every file of weights states."""
         return {identity.METADATA_KEY: self.identity}
 
-    def manifest(self, variant: str | None, templates: Iterable[str]) -> dict[str, Any]:
+    def manifest(self, templates: Iterable[str]) -> dict[str, Any]:
         """Return the manifest, but for what the leftovers lost."""
         done = {name: (tensor, tensor.reading) for name, tensor in self.plan.chosen.items()}
-        manifest = make_manifest(variant, {**self.coded, **done})
+        manifest = make_manifest(self.variant, {**self.coded, **done})
         return manifest | {
             LEFTOVERS_KEY: {},
             identity.MANIFEST_KEY: self.identity,
@@ -137,11 +140,12 @@ class Conversion:
         }
 
 
-def prepare(source: Source, choice: str) -> Conversion:
+def prepare(source: Source, choice: str, coding: Coding | None = None) -> Conversion:
     """Check a source, find out how it is read, and choose what to code.
 
-    `choice` is one of leftovers.CHOICES.
-    Raises: CheckpointError when the source does not fit its config.
+    `choice` is one of leftovers.CHOICES; `coding` says what of a 16-bit model is coded besides.
+    Raises: CheckpointError when the source does not fit its config; RequestError for a `coding`
+    that codes nothing, or of a coded source.
     """
     config, tensors, unread = fit(source)
     for name in unread:
@@ -155,24 +159,36 @@ def prepare(source: Source, choice: str) -> Conversion:
     )
     coded = _coded(tensors, source.readings)
     plain = {name: tensor for name, tensor in tensors.items() if isinstance(tensor, PlainTensor)}
-    plan = leftovers.make_plan(choice, coded, plain)
-    coding = {name: leftover.bits for name, leftover in plan.chosen.items()}
-    stated = {"config": config, "leftovers": coding, "row_bits": plan.row_bits}
+    plan = leftovers.make_plan(choice, coded, plain, coding)
+    if coding is not None:
+        require_uncoded(source.folder, len(coded), len(plan.chosen))
+        left = plain.keys() - plan.chosen.keys()
+        plain |= {name: as_bfloat16(plain[name]) for name in left}
+        table = as_bfloat16(table) if isinstance(table, PlainTensor) else None
+    widths = {name: leftover.bits for name, leftover in plan.chosen.items()}
+    stated = {"config": config, "leftovers": widths, "row_bits": plan.row_bits}
+    if coding is not None:
+        stated |= {"encoder": astuple(coding.encoder)}
     found = tensors | ({} if table is None else {ROW_TABLE: table})
     own = identity.identify(stated, found, source.readings)
     columns = row_width(read_args(config))
     _count(summary, coded, plain, plan)
-    return Conversion(config, tensors, coded, plain, plan, table, columns, own, summary)
+    variant = source.variant if coding is None else coding.name
+    return Conversion(config, tensors, coded, plain, plan, table, columns, own, summary, variant)
 
 
-def convert(source: Source, output: Path, choice: str = leftovers.KEEP) -> Summary:
+def convert(
+    source: Source, output: Path, choice: str = leftovers.KEEP, coding: Coding | None = None
+) -> Summary:
     """Convert a source into the folder `output`, which must not exist yet.
 
-    `choice` is one of leftovers.CHOICES. A drafter beside the source gets a folder in `output`.
+    `choice` and `coding` are as in `prepare`. A drafter beside the source gets a folder in
+    `output`, and is not what `coding` is about.
     Raises: SourceError when `output` exists; CheckpointError when the source does not fit its
-    config; DeviceError when the disk is too small; what copy_side_files raises for those files.
+    config; DeviceError when the disk is too small; RequestError as `prepare`; what
+    copy_side_files raises for those files.
     """
-    made, drafter = prepare(source, choice), check_drafter(source)
+    made, drafter = prepare(source, choice, coding), check_drafter(source)
     plan, summary = made.plan, made.summary
     outputs = shard_outputs(made.coded, made.plain, plan.chosen)
     rows: list[Output] = []
@@ -188,12 +204,13 @@ def convert(source: Source, output: Path, choice: str = leftovers.KEEP) -> Summa
             metadata = made.metadata | row_version(plan.row_bits)
             written[path.name] = write_file(path, rows, progress, metadata)
         summary.warnings += copied.warnings
-        manifest = made.manifest(source.variant, copied.templates)
+        manifest = made.manifest(copied.templates)
         write_config(folder, made.config, manifest, plan)
         checksums.write(folder, written)
         summary.written_bytes = sum(path.stat().st_size for path in folder.iterdir())
         if drafter is not None:
             summary.drafter = convert(drafter, folder / DRAFTER, choice)
+    plan.note_strong_means()
     summary.row_store_bytes = total_bytes(rows)
     summary.token_bytes = token_bytes(made.tensors, outputs, made.config["text_config"])
     return summary

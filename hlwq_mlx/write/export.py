@@ -11,7 +11,7 @@ Source: mlx-lm 0.32.2, models/gemma4.py and utils.load_model.
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
@@ -19,7 +19,6 @@ import numpy as np
 from ..disk.atomic import building, require_room
 from ..disk.sizes import format_bytes
 from ..disk.tensorfile import TensorSpec
-from ..errors import RequestError
 from ..folder.names import ROW_TABLE, TEXT, TIED_HEAD, text_shapes
 from ..folder.side_files import copy_side_files
 from ..gemma4.config import FLAT_IGNORED, Gemma4Config
@@ -33,8 +32,10 @@ from .output import (
     Output,
     Piece,
     bytes_bar,
+    float_rows,
     float_slices,
     one_by_one,
+    row_slices,
     total_bytes,
     write_json,
     write_shards,
@@ -44,8 +45,8 @@ from .quantize import bfloat16_bits, bfloat16_pieces
 AFFINE_BITS = (4, 6, 8)
 _GROUPS = (64, 32)  # columns that share a scale and a bias, the first that divides a row
 _STOCK_TEXT = "language_model.model."
-# 4-bit rows are known to give garbage, and the small matrices beside them are hardly worth it.
-_LEAST_PER_LAYER_BITS = 8
+# 4-bit rows are known to give garbage, and small matrices are hardly worth it.
+_LEAST_WIDE_BITS, _WIDE = 8, ("ple", "router")
 
 
 @dataclass
@@ -69,33 +70,30 @@ class Exported:
 def export_affine(source: Source, output: Path, bits: int) -> Exported:
     """Write the text model in MLX's affine quantization into the new folder `output`.
 
-    Per-layer embeddings and their matrices have 8 bits at least; a matrix whose rows no group
-    divides stays bfloat16.
+    Per-layer embeddings and their matrices, and routers, have 8 bits at least; a matrix whose rows
+    no group divides stays bfloat16.
     Raises: SourceError when `output` exists; CheckpointError when the source does not fit its
-    config; RequestError for one with experts; DeviceError when the disk is too small.
+    config; DeviceError when the disk is too small.
     """
     config, tensors, _ = fit(source)
-    if config["text_config"]["enable_moe_block"]:
-        raise RequestError(
-            "[affine] needed a model without experts, got one with them. Export it in bf16."
-        )
-    model = Model(Gemma4Config.from_dict(config))
+    shapes = text_shapes(Model(Gemma4Config.from_dict(config)))
     outputs: list[Output] = []
     quantization: dict[str, Any] = {"group_size": _GROUPS[0], "bits": bits, "mode": "affine"}
-    for name, shape in sorted(text_shapes(model).items()):
-        stock_name = _STOCK_TEXT + name.removeprefix(TEXT)
+    for name, shape in sorted(shapes.items()):
         group = next((size for size in _GROUPS if shape[-1] % size == 0), None)
-        if len(shape) != 2 or group is None:
+        if len(shape) < 2 or group is None:
+            stock_name = published(_stock_name(name))
             outputs.append(_bfloat16(source, stock_name, tensors[name], shape))
             continue
-        is_per_layer = name == ROW_TABLE or class_of(name) == "ple"
-        own_bits = max(bits, _LEAST_PER_LAYER_BITS) if is_per_layer else bits
-        outputs.append(_affine(source, stock_name, tensors[name], shape, (group, own_bits)))
-        if (group, own_bits) != (_GROUPS[0], bits):
-            module = stock_name.removesuffix(".weight")
-            quantization[module] = {"group_size": group, "bits": own_bits}
-    left_out = len(tensors) - len(outputs)
-    settings = _stock_config(config, model.args) | {
+        is_wide = name == ROW_TABLE or class_of(name) in _WIDE
+        own_bits = max(bits, _LEAST_WIDE_BITS) if is_wide else bits
+        for part in _parts(name, shape):
+            outputs.append(_affine(source, part, tensors[name], (group, own_bits)))
+            if (group, own_bits) != (_GROUPS[0], bits):
+                module = part.name.removesuffix(".weight")
+                quantization[module] = {"group_size": group, "bits": own_bits}
+    left_out = len(tensors) - len(shapes)
+    settings = _stock_config(config, Gemma4Config.from_dict(config)) | {
         "quantization": quantization,
         "quantization_config": quantization,
     }
@@ -138,29 +136,59 @@ def _bfloat16(
     return one_by_one({name: TensorSpec("BF16", shape)}, pieces)
 
 
+class _Part(NamedTuple):
+    """A tensor of mlx-lm's: its name and shape, and the rows of ours that it consists of."""
+
+    name: str
+    shape: tuple[int, ...]
+    runs: list[tuple[int, int]]
+
+
+def _stock_name(name: str) -> str:
+    return _STOCK_TEXT + name.removeprefix(TEXT)
+
+
+def _parts(name: str, shape: tuple[int, ...]) -> Iterator[_Part]:
+    """Yield what a matrix of ours is in mlx-lm: there a stack of gate|up is two."""
+    stock_name = _stock_name(name)
+    if len(shape) == 2:
+        yield _Part(stock_name, shape, [(0, shape[0])])
+        return
+    E, rows, columns = shape
+    stack = stock_name.replace(".experts.", ".experts.switch_glu.")
+    if ".down_proj." in name:
+        yield _Part(stack, shape, [(0, E * rows)])
+        return
+    half = rows // 2
+    for part, first in (("gate_proj", 0), ("up_proj", half)):
+        starts = range(first, E * rows, rows)
+        runs = [(start, start + half) for start in starts]
+        yield _Part(stack.replace("gate_up_proj", part), (E, half, columns), runs)
+
+
 def _affine(
-    source: Source,
-    name: str,
-    tensor: CodedTensor | PlainTensor,
-    shape: tuple[int, ...],
-    grid: tuple[int, int],
+    source: Source, part: _Part, tensor: CodedTensor | PlainTensor, grid: tuple[int, int]
 ) -> Output:
     """Plan a matrix as MLX quantizes it, scales and biases in bfloat16; grid is (group, bits)."""
     group, bits = grid
-    module = name.removesuffix(".weight")
-    N, K = shape
+    name, module = part.name, part.name.removesuffix(".weight")
+    *leading, K = part.shape
     word_columns, group_columns = K * bits // 32, K // group
 
     def pieces() -> Iterator[Piece]:
-        for start, rows in float_slices(tensor, source.readings, K):
-            words, scales, biases = mx.quantize(mx.array(rows), group_size=group, bits=bits)
-            yield name, start * word_columns * 4, np.array(words)
-            for part, values in (("scales", scales), ("biases", biases)):
-                yield f"{module}.{part}", start * group_columns * 2, bfloat16_bits(values)
+        done = 0
+        for start, stop in part.runs:
+            for first, last in row_slices(stop - start, 16 * K):
+                rows = float_rows(tensor, source.readings, K, start + first, start + last)
+                words, scales, biases = mx.quantize(mx.array(rows), group_size=group, bits=bits)
+                yield name, done * word_columns * 4, np.array(words)
+                for kind, values in (("scales", scales), ("biases", biases)):
+                    yield f"{module}.{kind}", done * group_columns * 2, bfloat16_bits(values)
+                done += last - first
 
-    grid_spec = TensorSpec("BF16", (N, group_columns))
+    grid_spec = TensorSpec("BF16", (*leading, group_columns))
     specs = {
-        name: TensorSpec("U32", (N, word_columns)),
+        name: TensorSpec("U32", (*leading, word_columns)),
         f"{module}.scales": grid_spec,
         f"{module}.biases": grid_spec,
     }

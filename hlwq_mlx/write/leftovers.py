@@ -1,4 +1,7 @@
-"""Choose codes for what a publisher left in 16 bits: which tensors, how wide, at what cost.
+"""Choose codes for what is in 16 bits: which tensors, how wide, at what cost.
+
+Of a 16-bit model it is what was asked for (quantize.Coding), whatever it loses. The rest of this
+file is about what a publisher, or that, left in 16 bits.
 
 `keep` codes nothing. Otherwise a class of tensors gets the narrowest width at which the converged
 table loses no more than a share of what the variant's own codes lose: `auto` a twentieth, so that
@@ -16,7 +19,6 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from ..quant.coder import Coder
 from ..quant.packing import BLOCK, Codes
 from ..quant.tables import centroids, error_energy
 from ..source.coded import CodedTensor
@@ -26,6 +28,9 @@ from ..source.rules import LEAST_ROUTER_BITS, TOWERS, class_of, matrix_class
 from .output import ahead, row_slices
 from .quantize import (
     MEAN_SHARE,
+    Code,
+    Coding,
+    Encoder,
     Fidelity,
     Report,
     count_strong_means,
@@ -35,6 +40,7 @@ from .quantize import (
 
 AUTO, KEEP, SMALL = CHOICES = ("auto", "keep", "small")
 TABLE = "converged"
+ENCODER = Encoder(TABLE)
 SHARES = {AUTO: 0.05, SMALL: 1.0}  # of the error energy of the variant's own codes
 _PATIENCE_S = 1.0
 
@@ -46,18 +52,23 @@ FLOORS |= {"ple": 8, "audio": 8, "vision": 8}
 Coded = Mapping[str, tuple[CodedTensor, Reading]]
 
 
-def own_energy(coded: Coded) -> float:
-    """Return the error energy of the text model's coded weights over their energy; 0 for none."""
+def own_energy(coded: Coded, asked: Mapping[str, "Leftover"] | None = None) -> float:
+    """Return the error energy of the text model's coded weights over their energy; 0 for none.
+
+    `asked` are those that will be coded because it was asked for.
+    """
+    blocks = {name: (tensor.norms.size, reading) for name, (tensor, reading) in coded.items()}
+    blocks |= {name: (each.all_blocks, each.reading) for name, each in (asked or {}).items()}
     energies: dict[tuple[float, ...], float] = {}
     weights, lost = 0, 0.0
-    for name, (tensor, reading) in coded.items():
+    for name, (count, reading) in blocks.items():
         if class_of(name) in TOWERS:
             continue
         table = tuple(reading.centroids.tolist())
         if table not in energies:
             energies[table] = error_energy(reading.centroids)
-        weights += tensor.norms.size
-        lost += tensor.norms.size * energies[table]
+        weights += count
+        lost += count * energies[table]
     return lost / weights if weights else 0.0
 
 
@@ -77,8 +88,8 @@ def _energy(bits: int) -> float:
 
 
 @cache
-def _coder(bits: int) -> Coder:
-    return Coder(centroids(TABLE, bits))
+def _coder(encoder: Encoder, bits: int) -> Code:
+    return encoder.coder(bits)
 
 
 @dataclass
@@ -88,34 +99,68 @@ class Leftover:
     tensor: PlainTensor
     bits: int
     fidelity: Fidelity
+    encoder: Encoder = ENCODER
 
     @property
     def blocks(self) -> int:
         return -(-self.tensor.matrix[1] // BLOCK)
 
     @property
+    def all_blocks(self) -> int:
+        return self.tensor.matrix[0] * self.blocks
+
+    @property
     def reading(self) -> Reading:
-        return Reading("msb", TABLE, centroids(TABLE, self.bits), "coded as it was written")
+        table = self.encoder.table
+        return Reading("msb", table, centroids(table, self.bits), "coded as it was written")
 
     def coded_rows(self, start: int, stop: int) -> tuple[Codes, NDArray[np.float16]]:
         """Code some rows: codes [n, K], norms [n, K/128].
 
         Raises: CheckpointError for weights that are not finite or too large for the norms.
         """
-        weight = self.tensor.float_rows(start, stop)
-        coded = encode(self.tensor.name, weight, _coder(self.bits))
+        return self._coded(self.tensor.float_rows(start, stop))
+
+    def _coded(self, weight: NDArray[np.float32]) -> tuple[Codes, NDArray[np.float16]]:
+        coded = encode(self.tensor.name, weight, _coder(self.encoder, self.bits))
         self.fidelity.add(weight.size, coded.energies)
         return coded.codes, coded.norms
 
 
 @dataclass
+class Asked(Leftover):
+    """A matrix that is coded because it was asked for; its strong means are counted meanwhile."""
+
+    far_blocks: list[int] = field(default_factory=list)
+
+    def _coded(self, weight: NDArray[np.float32]) -> tuple[Codes, NDArray[np.float16]]:
+        self.far_blocks.append(count_strong_means(weight))
+        return super()._coded(weight)
+
+    @property
+    def strong_means(self) -> float:
+        """The share of blocks with a strong mean."""
+        return sum(self.far_blocks) / self.all_blocks
+
+
+@dataclass
 class Plan:
-    """The tensors that will be coded and, when all is written, the errors that cost."""
+    """The tensors that will be coded and, when all is written, the errors that cost.
+
+    `report` is about leftovers, `asked` about what was asked for.
+    """
 
     choice: str
     own: float
     chosen: dict[str, Leftover] = field(default_factory=dict)
     report: Report = field(default_factory=Report)
+    asked: Report = field(default_factory=Report)
+
+    def note_strong_means(self) -> None:
+        """Note, once all is written, what was asked for and does not suit the tables."""
+        for leftover in self.chosen.values():
+            if isinstance(leftover, Asked) and leftover.strong_means > MEAN_SHARE:
+                self.asked.strong_means.append((leftover.tensor.name, leftover.strong_means))
 
     @property
     def row_bits(self) -> int:
@@ -137,6 +182,8 @@ class Plan:
 
     def lines(self) -> Iterator[str]:
         """Return what was done as lines for a person; none when nothing was."""
+        if self.asked.classes:
+            yield from self.asked.lines()
         if self.report.classes:
             yield (
                 f"leftovers, {self.choice}: coded with the {TABLE} table; the variant's own codes "
@@ -147,13 +194,19 @@ class Plan:
             yield f"left at 16 bits: {name}, {share:.1%} of whose blocks have a strong mean"
 
 
-def make_plan(choice: str, coded: Coded, plain: Mapping[str, PlainTensor]) -> Plan:
-    """Choose what of the plain tensors to code, reading those that come into question once."""
-    plan = Plan(choice, own_energy(coded))
+def make_plan(
+    choice: str, coded: Coded, plain: Mapping[str, PlainTensor], coding: Coding | None = None
+) -> Plan:
+    """Choose what of the plain tensors to code, reading the leftovers in question once."""
+    plan = Plan(choice, 0.0)
+    if coding is not None:
+        _ask(plan, plain, coding)
+    plan.own = own_energy(coded, plan.chosen)
     candidates = {
         name: bits
         for name, tensor in plain.items()
-        if (bits := width_of(choice, name, tensor.shape, plan.own, tensor.spec.item_bytes))
+        if name not in plan.chosen
+        and (bits := width_of(choice, name, tensor.shape, plan.own, tensor.spec.item_bytes))
         is not None
     }
     total = sum(plain[name].spec.nbytes for name in candidates)
@@ -175,6 +228,16 @@ def make_plan(choice: str, coded: Coded, plain: Mapping[str, PlainTensor]) -> Pl
         fidelity = plan.report.classes.setdefault(kind, Fidelity())
         plan.chosen[name] = Leftover(tensor, bits, fidelity)
     return plan
+
+
+def _ask(plan: Plan, plain: Mapping[str, PlainTensor], coding: Coding) -> None:
+    """Add what was asked for to a plan."""
+    for name, tensor in plain.items():
+        bits = coding.rule(name, tensor.shape)
+        if bits is not None:
+            kind = report_class(tensor.name), bits
+            fidelity = plan.asked.classes.setdefault(kind, Fidelity())
+            plan.chosen[name] = Asked(tensor, bits, fidelity, coding.encoder)
 
 
 def _inspections(

@@ -69,9 +69,6 @@ def copy_of(name: str, tensor: PlainTensor) -> Output:
     """Plan a copy of a tensor, bit by bit."""
 
     def pieces() -> Iterator[Piece]:
-        if not tensor.spec.shape:
-            yield name, 0, tensor.file.view(tensor.name)
-            return
         rows = tensor.matrix[0]
         row_bytes = tensor.spec.nbytes // max(1, rows)
         for start, stop in row_slices(rows, row_bytes):
@@ -155,7 +152,7 @@ def write_file(
         for pieces in ahead(slices):
             for name, at, piece in pieces:
                 progress.update(writer.write(name, piece, at))
-    return writer.runs.listed()
+    return writer.digests()
 
 
 def ahead(calls: Iterable[Callable[[], _Result]]) -> Iterator[_Result]:

@@ -23,7 +23,8 @@ from ..disk.atomic import building, require_room
 from ..disk.tensorfile import TensorSpec, TensorWriter
 from ..errors import CheckpointError, RequestError, ShapeError
 from ..quant import codec
-from ..quant.coder import Coded, Coder, Energies, energies_of
+from ..quant.coder import Coded, Energies, energies_of
+from ..quant.coding import make_coder
 from ..quant.packing import BLOCK, Codes, pack
 from ..quant.tables import centroids
 from ..source.repository import TABLE_KEY, PlainTensor, Source
@@ -31,10 +32,13 @@ from ..source.rules import Rule
 from .output import ahead, row_slices
 
 _SLICE_WEIGHTS = 1 << 21
-_CACHED_BLOCKS = 1 << 10
+_CACHED_BLOCKS = 1 << 12
 _ORDERED_TOKENS = "masked_embedding."  # of a drafter: centroids, and whose tokens are whose
 _MEAN_SIGMA = 4.0  # where the published tables end
 MEAN_SHARE = 0.01  # of a Gaussian's blocks 0.006 % go beyond
+
+Code = Callable[[NDArray[np.float32]], Coded]
+"""Codes rows of weights."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,22 @@ class Encoder:
 
     table: str = "clip4_100"
     fit: codec.Fit = codec.OWN_NORM
+
+    def coder(self, bits: int) -> Code:
+        """Return what codes rows at a width; threads may share it."""
+        values = centroids(self.table, bits)
+        if self.fit == codec.OWN_NORM:
+            return make_coder(values)
+        return partial(_fitted, values, self.fit)
+
+
+@dataclass(frozen=True)
+class Coding:
+    """What was asked for: a name for it, which matrices are coded at how many bits, and how."""
+
+    name: str
+    rule: Rule
+    encoder: Encoder
 
 
 @dataclass
@@ -129,11 +149,7 @@ def write_published(source: Source, rule: Rule, output: Path, encoder: Encoder) 
     """
     chosen = {tensor.name: rule(tensor.name, tensor.shape) for tensor in source.plain.values()}
     coded = {name: bits for name, bits in chosen.items() if bits is not None}
-    if source.coded or not coded:
-        got = f"{len(source.coded)} that are coded and {len(coded)} to be coded"
-        raise RequestError(
-            f"[{source.folder}] needed uncoded matrices, got {got}. Name a 16-bit model's folder."
-        )
+    require_uncoded(source.folder, len(source.coded), len(coded))
     report = Report()
     tensors = [(source.plain[name], bits) for name, bits in sorted(coded.items())]
     codes_specs: dict[str, TensorSpec] = {}
@@ -156,6 +172,18 @@ def write_published(source: Source, rule: Rule, output: Path, encoder: Encoder) 
             for tensor in plain:
                 _write_plain(writer, tensor, progress)
     return report
+
+
+def require_uncoded(model: Path | str, coded: int, chosen: int) -> None:
+    """Refuse a model that is coded already, or of which nothing is to be.
+
+    Raises: RequestError.
+    """
+    if coded or not chosen:
+        raise RequestError(
+            f"[{model}] needed uncoded matrices, got {coded} that are coded and {chosen} to be "
+            "coded. Name a 16-bit model's folder."
+        )
 
 
 def _write_coded(
@@ -206,10 +234,7 @@ def _coded_slices(
 
     They raise what `encode` does.
     """
-    values = centroids(encoder.table, bits)
-    coder = (
-        Coder(values) if encoder.fit == codec.OWN_NORM else partial(_fitted, values, encoder.fit)
-    )
+    coder = encoder.coder(bits)
 
     def code(start: int, stop: int) -> Slice:
         weight = tensor.float_rows(start, stop)
@@ -222,9 +247,7 @@ def _coded_slices(
         yield partial(code, start, stop)
 
 
-def encode(
-    name: str, weight: NDArray[np.float32], coder: Callable[[NDArray[np.float32]], Coded]
-) -> Coded:
+def encode(name: str, weight: NDArray[np.float32], coder: Code) -> Coded:
     """Code some rows of a tensor.
 
     Raises: CheckpointError for weights that are not finite or too large for the norms.
@@ -304,5 +327,23 @@ def bfloat16_pieces(tensor: PlainTensor) -> Iterator[tuple[int, NDArray[np.uint1
 
 
 def bfloat16_bits(values: NDArray[Any] | mx.array) -> NDArray[np.uint16]:
-    """Round floats to bfloat16, to nearest, and return its bits."""
-    return np.array(mx.array(values).astype(mx.bfloat16).view(mx.uint16))
+    """Round floats to bfloat16, to nearest, and return its bits; on any thread."""
+    floats = np.asarray(values, dtype=np.float32)
+    bits = floats.view(np.uint32)
+    rounded = (bits + (np.uint32(0x7FFF) + (bits >> 16 & np.uint32(1)))) >> 16
+    return np.where(np.isnan(floats), np.uint32(0x7FC0), rounded).astype(np.uint16)
+
+
+@dataclass(frozen=True)
+class _Rounded(PlainTensor):
+    """A tensor of another dtype as bfloat16."""
+
+    def rows(self, start: int, stop: int) -> NDArray[np.uint16]:
+        return bfloat16_bits(super().rows(start, stop))
+
+
+def as_bfloat16(tensor: PlainTensor) -> PlainTensor:
+    """Return a tensor as what a quantized model keeps of it: in bfloat16, but for what orders."""
+    if tensor.spec.dtype == "BF16" or _is_order(tensor):
+        return tensor
+    return _Rounded(tensor.name, tensor.file, _plain_spec(tensor))

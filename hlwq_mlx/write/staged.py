@@ -14,7 +14,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +29,15 @@ from ..folder import checksums
 from ..folder.names import INDEX_NAME, ROW_TABLE
 from ..folder.rows import FILE_NAME as ROW_STORE
 from ..folder.side_files import copy_side_files
+from ..quant.codec import Fit
 from ..quant.coder import Energies
 from ..source.coded import CodedTensor, parse_key
 from ..source.detect import Reading
 from ..source.repository import PlainTensor, Source
 from . import convert, leftovers
-from .leftovers import Leftover
+from .leftovers import Asked, Leftover
 from .output import Output, copy_of, row_slices, shards, total_bytes, write_file, write_json
-from .quantize import Fidelity, report_class
+from .quantize import MEAN_SHARE, Coding, Encoder, Fidelity, as_bfloat16, report_class
 
 _JOB = "job.json"
 _FOLDER = "folder"
@@ -103,16 +104,18 @@ def run(
     open_source: Callable[[], Source],
     discard: Callable[[Path], None],
     take: Callable[[Path, Path], bool],
+    coding: Callable[[Source], Coding] | None = None,
 ) -> Iterator[str]:
     """Convert into the new folder `output`, and yield what was done as lines for a person.
 
     `request` is what was asked for, `choice` of leftovers included: a run that was stopped is only
     gone on with for the same. `open_source` is not called then. `discard` deletes a file of the
-    source; `take` moves one to a path, or returns False.
+    source; `take` moves one to a path, or returns False. `coding` says what of a 16-bit model is
+    coded.
     Raises: SourceError when `output` exists, or another run or request is under way; as `convert`.
     """
     with atomic.resumable(output) as work:
-        job = _find(work, request) or _begin(work, request, open_source())
+        job = _find(work, request) or _begin(work, request, open_source(), coding)
         total = sum(record["bytes"] for record in job.records)
         with tqdm(total=total, unit="B", unit_scale=True, desc="convert", mininterval=0.5) as bar:
             for record in job.records:
@@ -152,12 +155,17 @@ def _find(work: Path, request: Mapping[str, Any]) -> Job | None:
     return Job(work, state)
 
 
-def _begin(work: Path, request: Mapping[str, Any], source: Source) -> Job:
+def _begin(
+    work: Path,
+    request: Mapping[str, Any],
+    source: Source,
+    coding: Callable[[Source], Coding] | None,
+) -> Job:
     """Find out what there is to do, and write it down."""
     folder = work / _FOLDER
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    made = convert.prepare(source, request["choice"])
+    made = convert.prepare(source, request["choice"], None if coding is None else coding(source))
     copied = copy_side_files(source, folder)
     made.summary.warnings += copied.warnings
     tensors = made.tensors | ({} if made.table is None else {ROW_TABLE: made.table})
@@ -173,12 +181,16 @@ def _begin(work: Path, request: Mapping[str, Any], source: Source) -> Job:
         "variant": source.variant,
         "files": [path.name for path in source.weight_files],
         "config": made.config,
-        "manifest": made.manifest(source.variant, copied.templates),
+        "manifest": made.manifest(copied.templates),
         "metadata": made.metadata,
         "spelled": {name: tensor.name for name, tensor in tensors.items()},
         "readings": readings,
         "tables": tables,
-        "bits": {name: leftover.bits for name, leftover in made.plan.chosen.items()},
+        "codings": {
+            name: [leftover.bits, *astuple(leftover.encoder), isinstance(leftover, Asked)]
+            for name, leftover in made.plan.chosen.items()
+        },
+        "is_quantized": coding is not None,
         "row_bits": made.plan.row_bits,
         "row_columns": made.row_columns,
         "own": made.plan.own,
@@ -229,7 +241,7 @@ def _record(home: tuple[str, ...], tensors: list[str], outputs: list[Output]) ->
         "stored": [name for output in outputs for name in output.specs],
         "bytes": total_bytes(outputs),
         "runs": None,
-        "energies": [],
+        "lost": [],
     }
 
 
@@ -247,15 +259,28 @@ def _outputs(job: Job, source: Source, name: str, leftover: Leftover | None = No
     """Plan one tensor, as the job says that it is written."""
     state, spelled = job.state, job.state["spelled"][name]
     tensor: CodedTensor | PlainTensor = (source.coded | source.plain)[spelled]
+    if isinstance(tensor, PlainTensor) and name not in state["codings"]:
+        tensor = _kept(state, tensor)
     if name == ROW_TABLE:
         readings = {spelled: _reading(state, name)} if isinstance(tensor, CodedTensor) else {}
         return [convert.row_table(tensor, readings, state["row_columns"], state["row_bits"])]
     if isinstance(tensor, CodedTensor):
         return convert.repacked(name, tensor, _reading(state, name))
-    if name in state["bits"]:
-        leftover = leftover or Leftover(tensor, state["bits"][name], Fidelity())
-        return [convert.newly_coded(name, leftover)]
+    if name in state["codings"]:
+        return [convert.newly_coded(name, leftover or _leftover(state, name, tensor))]
     return [copy_of(name, tensor)]
+
+
+def _kept(state: Mapping[str, Any], tensor: PlainTensor) -> PlainTensor:
+    """Return a tensor as the folder has it, uncoded."""
+    return as_bfloat16(tensor) if state["is_quantized"] else tensor
+
+
+def _leftover(state: Mapping[str, Any], name: str, tensor: PlainTensor) -> Leftover:
+    """Return what codes a tensor, as the job says that it is coded."""
+    bits, table, (starts, refits), is_asked = state["codings"][name]
+    encoder = Encoder(table, Fit(tuple(starts), refits))
+    return (Asked if is_asked else Leftover)(tensor, bits, Fidelity(), encoder)
 
 
 def _write(job: Job, record: Record, bar: "tqdm[Any]") -> None:
@@ -264,8 +289,8 @@ def _write(job: Job, record: Record, bar: "tqdm[Any]") -> None:
     path.unlink(missing_ok=True)  # of a run that was stopped
     source = job.source(record["sources"])
     new: dict[str, Leftover] = {
-        name: Leftover(source.plain[job.state["spelled"][name]], bits, Fidelity())
-        for name, bits in job.state["bits"].items()
+        name: _leftover(job.state, name, source.plain[job.state["spelled"][name]])
+        for name in job.state["codings"]
         if name in record["tensors"]
     }
     outputs = [
@@ -278,11 +303,20 @@ def _write(job: Job, record: Record, bar: "tqdm[Any]") -> None:
     if record["name"] == ROW_STORE:
         metadata = metadata | convert.row_version(job.state["row_bits"])
     record["runs"] = write_file(path, outputs, bar, metadata)
-    record["energies"] = [
-        (report_class(name), leftover.bits, leftover.fidelity.weights, *leftover.fidelity.sums())
-        for name, leftover in new.items()
-    ]
+    record["lost"] = [_lost(each) for each in new.values()]
     atomic.flush(path)
+
+
+def _lost(leftover: Leftover) -> dict[str, Any]:
+    """Return what coding a tensor lost, as JSON has it."""
+    strong = leftover.strong_means if isinstance(leftover, Asked) else None
+    return {
+        "name": leftover.tensor.name,
+        "bits": leftover.bits,
+        "weights": leftover.fidelity.weights,
+        "energies": list(leftover.fidelity.sums()),
+        "strong_means": strong,
+    }
 
 
 def _move_rows(job: Job, record: Record, bar: "tqdm[Any]") -> None:
@@ -291,7 +325,8 @@ def _move_rows(job: Job, record: Record, bar: "tqdm[Any]") -> None:
     table = record["table"]
     spec = TensorSpec(table["dtype"], tuple(table["shape"]))
     row_bytes = spec.nbytes // spec.shape[0]
-    tensor = PlainTensor(ROW_TABLE, CutFile(path, ROW_TABLE, spec, table["start"]), spec)
+    cut = PlainTensor(ROW_TABLE, CutFile(path, ROW_TABLE, spec, table["start"]), spec)
+    tensor = _kept(job.state, cut)
     bits = job.state["row_bits"]
     specs, pieces = convert.row_pieces(tensor, {}, job.state["row_columns"], bits)
     if not record["moved"]:
@@ -306,7 +341,7 @@ def _move_rows(job: Job, record: Record, bar: "tqdm[Any]") -> None:
                 for name, at, piece in pieces(first + start, first + stop):
                     bar.update(writer.write(name, piece, at))
             atomic.flush(target)
-            record["left"], record["moved"] = first, writer.runs.listed()
+            record["left"], record["moved"] = first, writer.digests()
             job.save()
     record["runs"] = record["moved"]
     job.save()
@@ -318,9 +353,14 @@ def _plan_of(job: Job) -> leftovers.Plan:
     plan = leftovers.Plan(job.state["request"]["choice"], job.state["own"])
     plan.report.strong_means = [(name, share) for name, share in job.state["strong_means"]]
     for record in job.records:
-        for kind, bits, weights, *energies in record["energies"]:
-            fidelity = plan.report.classes.setdefault((kind, bits), Fidelity())
-            fidelity.add(weights, Energies(*energies))
+        for lost in record["lost"]:
+            strong = lost["strong_means"]
+            report = plan.report if strong is None else plan.asked
+            kind = report_class(lost["name"]), lost["bits"]
+            fidelity = report.classes.setdefault(kind, Fidelity())
+            fidelity.add(lost["weights"], Energies(*lost["energies"]))
+            if strong is not None and strong > MEAN_SHARE:
+                plan.asked.strong_means.append((lost["name"], strong))
     return plan
 
 

@@ -1,6 +1,7 @@
-"""Convert, load and run Gemma 4 E4B at full size on this machine, and print what it took.
+"""Convert, load and run a Gemma 4 at full size on this machine, and print what it took.
 
-    python scripts/benchmarks/fullsize.py           PQ5, then PQ2-Mixed: about 24 GB of disk
+    python scripts/benchmarks/fullsize.py           E4B's PQ5, then PQ2-Mixed: 24 GB of disk
+    python scripts/benchmarks/fullsize.py --model 26B-A4B --bits experts=3,mlp=5 ...
     python scripts/benchmarks/fullsize.py --layers 2 --vocabulary 4096 --new 2    a rehearsal
 
 For each variant a synthetic repository is written (make_fullsize), converted, loaded, given a
@@ -21,6 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hlwq_mlx.source import rules
 from hlwq_mlx.write.leftovers import AUTO, CHOICES
 from scripts.benchmarks import bench, make_fullsize
 from scripts.benchmarks.row_reads import forget
@@ -92,7 +94,8 @@ def answer(folder: Path, prompt_tokens: int, new_tokens: int) -> dict[str, Any]:
     begun = time.perf_counter()
     model = loading.load(folder)
     load_s = time.perf_counter() - begun
-    forget(folder / FILE_NAME)
+    if (folder / FILE_NAME).exists():
+        forget(folder / FILE_NAME)
     rows = TimedRows(model.resources.rows)
     model.resources = model.resources._replace(rows=rows)
     vocabulary = model.args.text_config.vocab_size
@@ -120,14 +123,15 @@ def answer(folder: Path, prompt_tokens: int, new_tokens: int) -> dict[str, Any]:
 
 
 def run(variant: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Take one variant through all steps, and delete it."""
+    """Take one variant, or mixture of bits, through all steps, and delete it."""
     root, output = arguments.work / "source", arguments.work / "converted"
-    size = ["--layers", str(arguments.layers)]
+    size = ["--layers", str(arguments.layers), "--model", arguments.model]
     if arguments.vocabulary is not None:
         size += ["--vocabulary", str(arguments.vocabulary)]
-    maker = [str(HERE / "make_fullsize.py"), "--variant", variant, "--output", str(root), *size]
+    kind = "--variant" if variant in rules.VARIANTS else "--bits"
+    maker = [str(HERE / "make_fullsize.py"), kind, variant, "--output", str(root), *size]
     made = measured(maker)
-    source = root / variant
+    source = Path(made["output"].splitlines()[-1])
     converter = ["-m", "hlwq_mlx.convert", "--leftovers", arguments.leftovers]
     converted = measured([*converter, "--model", str(source), "--output", str(output)])
     found = {
@@ -135,6 +139,7 @@ def run(variant: str, arguments: argparse.Namespace) -> dict[str, Any]:
         "source": folder_bytes(source),
         "converted": folder_bytes(output),
         "make_s": made["seconds"],
+        "make_peak": made["peak"],
         "convert_s": converted["seconds"],
         "convert_peak": converted["peak"],
     }
@@ -172,6 +177,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run every variant in turn; fail when one takes too much or scores without end."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--variants", nargs="+", default=VARIANTS, help="in turn")
+    parser.add_argument(
+        "--bits", nargs="+", dest="variants", metavar="CLASS=N,...", help="mixtures, in turn"
+    )
     parser.add_argument("--work", type=Path, default=Path("fullsize"), help="must not exist")
     parser.add_argument("--prompt", type=int, default=512, help="tokens of the prompt")
     parser.add_argument("--new", type=int, default=16, help="tokens of the answer")
@@ -186,7 +194,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments.work.mkdir(parents=True)
     rows = [run(variant, arguments) for variant in arguments.variants]
     arguments.work.rmdir()
-    print(f"E4B with {arguments.layers} of 42 layers, on {bench.machine()}.\n")
+    print(f"{arguments.model}, {arguments.layers} layers at most, on {bench.machine()}.\n")
     print_table(rows, arguments.prompt, arguments.new)
     print(json.dumps({"fullsize": rows}))
     if not all(row["is_finite"] and row["convert_peak"] < CONVERT_LIMIT for row in rows):

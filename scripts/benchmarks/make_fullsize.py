@@ -1,12 +1,13 @@
-"""Write a synthetic Gemma 4 E4B repository in the published layout, at full size or smaller.
+"""Write a synthetic Gemma 4 repository in the published layout, at full size or smaller.
 
     python scripts/benchmarks/make_fullsize.py --variant PQ5 --output DIR
+    python scripts/benchmarks/make_fullsize.py --model 26B-A4B --bits experts=3,mlp=5 --output DIR
 
-Names, shapes and widths are those of the published variant's 2,130 tensors, the tokenizer is the
-real one where the model has its vocabulary. Codes are those of random blocks, repeated in random
-order; norms and uncoded weights are drawn at the sizes that trained ones have. What such a model
-says means nothing, but every byte is where a real one has it. Files are written a piece at a time,
-and one that is whole is not written again: a run that was stopped goes on with the next file.
+Names, shapes and widths are those of the published variant's tensors, 2,130 of E4B, the tokenizer
+is the real one where the model has its vocabulary. Codes are those of random blocks, repeated in
+random order; norms and uncoded weights are drawn at the sizes that trained ones have. What such a
+model says means nothing, but every byte is where a real one has it. Files are written a piece at a
+time, and one that is whole is not written again: a run that was stopped goes on with the next file.
 """
 
 import argparse
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 
 from hlwq_mlx.disk.tensorfile import TensorSpec, TensorWriter
 from hlwq_mlx.folder import published
+from hlwq_mlx.gemma4 import experts
 from hlwq_mlx.quant import codec
 from hlwq_mlx.quant.packing import BLOCK, pack
 from hlwq_mlx.quant.tables import centroids
@@ -31,7 +33,7 @@ from hlwq_mlx.source import rules
 sys.path.append(str(Path(__file__).parents[2] / "tests" / "support"))
 import real_tokenizer
 
-from scripts.benchmarks.shapes import e4b_config
+from scripts.benchmarks.shapes import LARGER, e4b_config, larger_config
 
 TABLE = "clip4_100"
 POOL_BLOCKS = 1 << 13
@@ -39,6 +41,8 @@ POOL_WEIGHTS = 1 << 20
 PIECE_BLOCKS = 1 << 17
 CLIP = 64.0  # beyond what passes a tower's linear layers
 LAYERS = 42
+E4B = "E4B"
+MIXTURE = "PQ-mixture"  # the folder of a variant that nobody published
 GENERATION = {
     "do_sample": True,
     **{"temperature": 1.0, "top_k": 64, "top_p": 0.95},
@@ -50,10 +54,14 @@ Piece = tuple[int, NDArray[Any]]
 Pieces = Callable[[], Iterator[Piece]]
 
 
-def config(layers: int = LAYERS, vocabulary: int | None = None) -> dict[str, Any]:
-    """Return E4B's config, or that of a model with an even number of fewer layers, or words."""
+def config(layers: int = LAYERS, vocabulary: int | None = None, model: str = E4B) -> dict[str, Any]:
+    """Return a model's config, or that of one with an even number of fewer layers, or words."""
     keys = () if vocabulary is None else ("vocab_size", "vocab_size_per_layer_input")
-    settings = e4b_config(**dict.fromkeys(keys, vocabulary))
+    words = dict.fromkeys(keys, vocabulary)
+    if model != E4B:
+        count = min(layers, LARGER[model]["num_hidden_layers"])
+        return larger_config(model, num_hidden_layers=count, **words)
+    settings = e4b_config(**words)
     text = settings["text_config"]
     if layers < LAYERS:
         text["num_hidden_layers"] = layers
@@ -133,13 +141,14 @@ def tensors(
         bits = rule(name, shape)
         if bits is None:
             pieces = functools.partial(draw.plain, name, shape)
-            plain[name] = TensorSpec("BF16", shape), pieces
+            plain[experts.published(name)] = TensorSpec("BF16", shape), pieces
             continue
-        key, (N, columns) = name.replace(".", "__"), shape
-        blocks = columns // BLOCK
-        meta = np.array([N, blocks, BLOCK, N * columns])
+        key = experts.published(name).replace(".", "__")
+        N, columns = math.prod(shape[:-1]), shape[-1]
+        blocks = -(-columns // BLOCK)
+        meta = np.array([N, blocks, BLOCK, N * blocks * BLOCK])
         coded[f"{key}__packed"] = (
-            TensorSpec("U8", (N * columns * bits // 8,)),
+            TensorSpec("U8", (N * blocks * BLOCK * bits // 8,)),
             functools.partial(draw.codes, name, N * blocks, bits),
         )
         coded[f"{key}__norms"] = (
@@ -186,22 +195,28 @@ def make(
 
 
 def add_size_args(parser: argparse.ArgumentParser) -> None:
-    """Add --layers and --vocabulary, for a smaller model."""
-    parser.add_argument("--layers", type=int, default=LAYERS, help="an even number (default: 42)")
+    """Add --model, and --layers and --vocabulary for a smaller one."""
+    parser.add_argument("--model", choices=(E4B, *LARGER), default=E4B, help="default: E4B")
+    parser.add_argument("--layers", type=int, default=LAYERS, help="an even number (default: all)")
     parser.add_argument("--vocabulary", type=int, help="words of the model (default: all)")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, write."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--variant", required=True, choices=rules.VARIANTS, help="a published one")
+    width = parser.add_mutually_exclusive_group(required=True)
+    width.add_argument("--variant", choices=rules.VARIANTS, help="a published one")
+    width.add_argument("--bits", metavar="CLASS=N,...", help="classes of tensors, as quantize's")
     parser.add_argument(
         "--output", required=True, type=Path, metavar="DIR", help="new, or to be finished"
     )
     add_size_args(parser)
     arguments = parser.parse_args(argv)
-    settings = config(arguments.layers, arguments.vocabulary)
-    print(make(arguments.output, arguments.variant, settings))
+    settings = config(arguments.layers, arguments.vocabulary, arguments.model)
+    rule = None
+    if arguments.bits is not None:
+        rule = rules.class_rule(rules.parse_bits(arguments.bits))
+    print(make(arguments.output, arguments.variant or MIXTURE, settings, rule))
 
 
 if __name__ == "__main__":

@@ -23,6 +23,15 @@ SEED = 2026
 POST_NORM = 0.25
 LAYER_SCALAR = 0.95
 LAYER_TYPES = "s s f s f s f"
+NAMES = {"s": "sliding_attention", "f": "full_attention"}
+ROPE = {
+    "full_attention": {
+        "rope_type": "proportional",
+        "partial_rotary_factor": 0.25,
+        "rope_theta": 1_000_000.0,
+    },
+    "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
+}
 SHARED_LAYERS = 2
 STOP_IDS = [IDS["<eos>"], IDS["<turn|>"], IDS["<|tool_response>"]]
 PROCESSOR = Processor(
@@ -36,8 +45,7 @@ UNCLIPPED = 0.9995
 
 def make_text_config() -> Gemma4TextConfig:
     """Build the text part: every feature of the text model, all widths times 128."""
-    names = {"s": "sliding_attention", "f": "full_attention"}
-    layer_types = [names[letter] for letter in LAYER_TYPES.split()]
+    layer_types = [NAMES[letter] for letter in LAYER_TYPES.split()]
     return Gemma4TextConfig(
         vocab_size=VOCABULARY,
         vocab_size_per_layer_input=VOCABULARY,
@@ -56,14 +64,7 @@ def make_text_config() -> Gemma4TextConfig:
         final_logit_softcapping=30.0,
         use_double_wide_mlp=False,
         max_position_embeddings=4096,
-        rope_parameters={
-            "full_attention": {
-                "rope_type": "proportional",
-                "partial_rotary_factor": 0.25,
-                "rope_theta": 1_000_000.0,
-            },
-            "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
-        },
+        rope_parameters=ROPE,
     )
 
 
@@ -103,11 +104,13 @@ def make_audio_config() -> Gemma4AudioConfig:
 
 
 def make_config(
-    vision: Gemma4VisionConfig | None = None, audio: Gemma4AudioConfig | None = None
+    text: Gemma4TextConfig,
+    vision: Gemma4VisionConfig | None = None,
+    audio: Gemma4AudioConfig | None = None,
 ) -> Gemma4Config:
     """Put the parts together, with the tokenizer's ids for media."""
     config = Gemma4Config(
-        text_config=make_text_config(),
+        text_config=text,
         vision_config=vision,
         audio_config=audio,
         image_token_id=IDS["<|image|>"],
@@ -125,24 +128,31 @@ def make_config(
 
 
 @torch.no_grad()
-def make_model() -> Gemma4ForConditionalGeneration:
-    """Build the untrained text model.
+def draw_model(config: Gemma4TextConfig) -> Gemma4ForConditionalGeneration:
+    """Build an untrained text model.
 
     The reference's initial deviation of 0.02 is made for wide models: here it would leave a token's
     embedding far below what the post-norms add in every layer. So embeddings begin at unit size and
     post-norms small. Layer scalars are not 1, so that leaving them out shows.
     """
     torch.manual_seed(SEED)
-    model = Gemma4ForConditionalGeneration(make_config())
+    model = Gemma4ForConditionalGeneration(make_config(config))
     for name, parameter in model.named_parameters():
-        if parameter.ndim == 2:
-            parameter.normal_(std=parameter.shape[1] ** -0.5)
+        if parameter.ndim > 1:
+            parameter.normal_(std=parameter.shape[-1] ** -0.5)
         elif "post_" in name:
             parameter.fill_(POST_NORM)
+    for layer in model.model.language_model.layers:
+        layer.layer_scalar.fill_(LAYER_SCALAR)
+    return model
+
+
+@torch.no_grad()
+def make_model() -> Gemma4ForConditionalGeneration:
+    """Build the demo's untrained text model."""
+    model = draw_model(make_text_config())
     text = model.model.language_model
     text.embed_tokens_per_layer.weight.normal_(std=text.config.hidden_size_per_layer_input**-0.5)
-    for layer in text.layers:
-        layer.layer_scalar.fill_(LAYER_SCALAR)
     return model
 
 
@@ -153,7 +163,7 @@ def add_senses(text: dict[str, torch.Tensor]) -> Gemma4ForConditionalGeneration:
     A soft token begins as large as a token's scaled embedding.
     """
     torch.manual_seed(SEED)
-    config = make_config(make_vision_config(), make_audio_config())
+    config = make_config(make_text_config(), make_vision_config(), make_audio_config())
     model = Gemma4ForConditionalGeneration(config)
     for name, parameter in model.named_parameters():
         if parameter.ndim > 1:

@@ -44,7 +44,8 @@ def make_optimizers(
     """Return Muon for matrices, which decay, and Adam for embeddings, convolutions and vectors."""
     groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
     for name, parameter in parameters:
-        groups[parameter.ndim == 2 and "embed_tokens" not in name].append(parameter)
+        is_matrix = parameter.ndim == 2 and "embed_tokens" not in name
+        groups[is_matrix or ".experts." in name].append(parameter)
     return [
         Muon(groups[True], lr=rate, weight_decay=0.05),
         torch.optim.Adam(groups[False], lr=rate, betas=(0.9, 0.98), fused=True),

@@ -1,4 +1,4 @@
-"""Muon, the optimizer of the demo's matrices, in float32."""
+"""Muon, the optimizer of the demo's matrices and stacks of them, in float32."""
 
 import itertools
 from collections.abc import Iterable
@@ -16,10 +16,10 @@ SIZE = 0.2
 
 @torch.no_grad()
 def orthogonalize(matrices: torch.Tensor) -> torch.Tensor:
-    """Bring all singular values of each matrix [N, rows, columns] near 1."""
-    is_tall = matrices.shape[1] > matrices.shape[2]
+    """Bring all singular values of each matrix [..., rows, columns] near 1."""
+    is_tall = matrices.shape[-2] > matrices.shape[-1]
     wide = matrices.mT if is_tall else matrices
-    wide = wide / (wide.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    wide = wide / (wide.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     a, b, c = QUINTIC
     for _ in range(ROUNDS):
         gram = wide @ wide.mT
@@ -57,4 +57,4 @@ class Muon(torch.optim.Optimizer):
                 updates = orthogonalize(torch.stack([self.momentum(m) for m in matrices]))
                 for matrix, update in zip(matrices, updates, strict=True):
                     matrix.mul_(1 - group["lr"] * group["weight_decay"])
-                    matrix.add_(update, alpha=-group["lr"] * SIZE * max(shape) ** 0.5)
+                    matrix.add_(update, alpha=-group["lr"] * SIZE * max(shape[-2:]) ** 0.5)

@@ -151,9 +151,7 @@ def test_a_flat_config_is_nested():
 
 @pytest.mark.parametrize("kind", [None, "llama", "gemma3"])
 def test_the_config_of_another_model_is_refused(kind):
-    with pytest.raises(
-        SourceError, match=rf"needed model_type gemma4 or gemma4_text, got {kind!r}"
-    ):
+    with pytest.raises(SourceError, match=rf"needed model_type gemma4, .*, got {kind!r}"):
         normalize_config({"model_type": kind})
 
 

@@ -173,7 +173,7 @@ def test_what_is_not_implemented_is_refused_by_name(key, value, meaning):
     refuse(changed(**{key: value}), message)
 
 
-@pytest.mark.parametrize("model_type", ["gemma4_unified", "gemma4_assistant", "llama"])
+@pytest.mark.parametrize("model_type", ["gemma4_unified_text", "gemma4_assistant", "llama"])
 def test_other_architectures_are_refused_by_name(model_type):
     settings = {**released(), "model_type": model_type}
     refuse(settings, rf"^\[config.model_type\] needed one of gemma4, .*, got '{model_type}'\.")

@@ -79,16 +79,41 @@ def config(even: bool = True) -> dict[str, Any]:
     return {"model_type": "gemma4", "text_config": text, "eos_token_id": [1, 106]}
 
 
-def experts_config() -> dict[str, Any]:
-    """A config.json like 26B-A4B's: experts of no whole blocks, no rows, and nothing shared."""
+def dense_config() -> dict[str, Any]:
+    """A config.json like 31B's: no rows, nothing shared, and keys that are values."""
     settings = config()
     settings["text_config"] |= {
         **{"hidden_size_per_layer_input": 0, "num_kv_shared_layers": 0},
         **{"attention_k_eq_v": True, "num_global_key_value_heads": 1},
+        "use_bidirectional_attention": "vision",
+    }
+    return settings
+
+
+def experts_config() -> dict[str, Any]:
+    """A config.json like 26B-A4B's: with experts of no whole blocks."""
+    settings = dense_config()
+    settings["text_config"] |= {
         **{"enable_moe_block": True, "num_experts": 6, "top_k_experts": 2},
         "moe_intermediate_size": 176,
     }
     return settings
+
+
+def unified_config() -> dict[str, Any]:
+    """A config.json like 12B's: keys that it leaves out, and media without towers."""
+    settings = dense_config()
+    text = settings["text_config"]
+    for key in ("hidden_size_per_layer_input", "vocab_size_per_layer_input", "enable_moe_block"):
+        del text[key]
+    text["model_type"] = "gemma4_unified_text"
+    media = {"image": 300, "audio": 301, "video": 302}
+    return settings | {
+        **{f"{kind}_token_id": token for kind, token in media.items()},
+        "model_type": "gemma4_unified",
+        "vision_config": {"model_type": "gemma4_unified_vision", "mm_embed_dim": 48},
+        "audio_config": {"model_type": "gemma4_unified_audio", "audio_embed_dim": 40},
+    }
 
 
 def dead_names(parts: Iterable[str] = ("k_proj", "v_proj", "k_norm")) -> list[str]:

@@ -14,7 +14,7 @@ from mlx_lm.utils import load_model
 from hlwq_mlx import cli, library
 from hlwq_mlx import export as command
 from hlwq_mlx.disk.tensorfile import TensorFile
-from hlwq_mlx.errors import CheckpointError, RequestError
+from hlwq_mlx.errors import CheckpointError
 from hlwq_mlx.folder import loading
 from hlwq_mlx.source.repository import Source
 from hlwq_mlx.write import convert, export
@@ -167,12 +167,38 @@ def test_the_command_exports(tmp_path, capsys):
     assert "which exists. Remove it or choose another --output." in capsys.readouterr().err
 
 
-def test_experts_in_affine_are_refused_by_name(tmp_path):
+@pytest.mark.parametrize("width", [160, 176], ids=["groups of 32", "no groups"])
+def test_stock_mlx_lm_computes_what_its_experts_do(width, tmp_path):
+    """There gate|up are two stacks, and a down_proj that no group divides is bfloat16."""
     settings = tiny.experts_config()
+    settings["text_config"]["moe_intermediate_size"] = width
     tiny.write_root(tmp_path, settings)
-    tiny.save_plain(tmp_path / "model.safetensors", tiny.make_weights(settings, has_dead=False))
-    with pytest.raises(RequestError, match=r"^\[affine\] needed a model without experts"):
-        export.export_affine(Source(tmp_path), tmp_path / "out", 4)
+    drawn = tiny.make_weights(settings, has_dead=False, has_towers=False)
+    decoded = tiny.publish(tmp_path / "PQ5", drawn, tiny.pure(5))
+    exported = export.export_affine(Source(tmp_path / "PQ5", "PQ5"), tmp_path / "out", 6)
+    assert exported.left_out == 0
+    weights, widths = dequantized(tmp_path / "out")
+    for name in [name for name in weights if "switch_glu.gate" in name]:
+        halves = weights.pop(name), weights.pop(name.replace("gate_proj", "up_proj"))
+        weights[name.replace("gate_proj", "gate_up_proj")] = np.concatenate(halves, axis=1)
+    weights = {
+        name.removesuffix(".weight").replace("switch_glu.", "")
+        if "experts." in name
+        else name: each
+        for name, each in weights.items()
+    }
+    assert weights.keys() == decoded.keys()
+    assert {bits for name, bits in widths.items() if "router" in name} == {8}
+    low, high = (0.5 * ENERGY[6][0], ENERGY[6][1])  # groups of 32 lose less
+    for name in decoded:
+        is_stack = "gate_up" in name or ("experts.down" in name and width == 160)
+        if is_stack:
+            error = ((weights[name] - decoded[name]) ** 2).sum() / (decoded[name] ** 2).sum()
+            assert low < error < high, name
+    model, _ = load_model(tmp_path / "out")
+    model.set_dtype(mx.float32)
+    wanted = tiny.logits(tiny.dense_model(settings, weights))
+    np.testing.assert_allclose(tiny.logits(model), wanted, rtol=0, atol=2e-4)
 
 
 def test_what_is_left_out_is_counted_once(tmp_path):

@@ -68,5 +68,5 @@ def no_tower(kind: str) -> RequestError:
     """Return the error for a prompt that needs a tower the checkpoint lacks."""
     return RequestError(
         f"[model.{kind}_tower] needed by the prompt, got none: this checkpoint has no {kind} "
-        "tower. Leave such parts out of the prompt."
+        "tower. Leave such parts out of the prompt: 12B's way without towers is not implemented."
     )

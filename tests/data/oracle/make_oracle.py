@@ -2,7 +2,7 @@
 """Writes the reference arrays beside this file, with the transformers implementation of Gemma 4.
 
 A tiny random model with E4B's structure (both layer types, KV sharing, per-layer embeddings, soft
-tokens, a window shorter than the text) is run as four variants that share one set of weights, so
+tokens, a window shorter than the text) is run as variants that share one set of weights, so
 that only one set is stored; variants.py derives the weights of the others from it. Everything
 that a fresh model holds constant (norm weights, layer_scalar, ...) is randomised, so that leaving
 it out shows.
@@ -28,17 +28,34 @@ from transformers import (
     Gemma4Config,
     Gemma4ForConditionalGeneration,
     Gemma4TextConfig,
+    Gemma4UnifiedAudioConfig,
+    Gemma4UnifiedConfig,
+    Gemma4UnifiedForConditionalGeneration,
+    Gemma4UnifiedTextConfig,
+    Gemma4UnifiedVisionConfig,
     Gemma4VisionConfig,
 )
 
-from variants import VARIANTS, derive
+from variants import UNIFIED, VARIANTS, derive
 
 HERE = Path(__file__).parent
 IMAGE, AUDIO, VIDEO, BOI, EOI, BOA, EOA = 300, 301, 302, 303, 304, 305, 306
 SOFT = (IMAGE, VIDEO, AUDIO)
 
 
-def build_config(text_changes, vision_changes=(), audio_changes=()):
+PER_LAYER = ("hidden_size_per_layer_input", "vocab_size_per_layer_input")
+TOKENS = dict(
+    image_token_id=IMAGE,
+    audio_token_id=AUDIO,
+    video_token_id=VIDEO,
+    boi_token_id=BOI,
+    eoi_token_id=EOI,
+    boa_token_id=BOA,
+    eoa_token_index=EOA,
+)
+
+
+def text_settings(changes):
     sliding, full = "sliding_attention", "full_attention"
     text = dict(
         vocab_size=320,
@@ -65,6 +82,26 @@ def build_config(text_changes, vision_changes=(), audio_changes=()):
             sliding: {"rope_type": "default", "rope_theta": 10_000.0},
         },
     )
+    return {**text, **changes}
+
+
+def build_unified_config():
+    text = text_settings(UNIFIED)
+    config = Gemma4UnifiedConfig(
+        text_config=Gemma4UnifiedTextConfig(
+            **{key: value for key, value in text.items() if key not in PER_LAYER}
+        ),
+        vision_config=Gemma4UnifiedVisionConfig(
+            mm_embed_dim=48, mm_posemb_size=16, patch_size=4, pooling_kernel_size=2, output_proj_dims=64
+        ),
+        audio_config=Gemma4UnifiedAudioConfig(audio_embed_dim=40),
+        **TOKENS,
+    )
+    config._attn_implementation = "eager"
+    return config
+
+
+def build_config(text_changes, vision_changes=(), audio_changes=()):
     vision = dict(
         hidden_size=48,
         intermediate_size=64,
@@ -91,16 +128,10 @@ def build_config(text_changes, vision_changes=(), audio_changes=()):
         use_clipped_linears=True,
     )
     config = Gemma4Config(
-        text_config=Gemma4TextConfig(**{**text, **text_changes}),
+        text_config=Gemma4TextConfig(**text_settings(text_changes)),
         vision_config=Gemma4VisionConfig(**{**vision, **dict(vision_changes)}),
         audio_config=Gemma4AudioConfig(**{**audio, **dict(audio_changes)}),
-        image_token_id=IMAGE,
-        audio_token_id=AUDIO,
-        video_token_id=VIDEO,
-        boi_token_id=BOI,
-        eoi_token_id=EOI,
-        boa_token_id=BOA,
-        eoa_token_index=EOA,
+        **TOKENS,
     )
     config._attn_implementation = "eager"
     return config
@@ -147,14 +178,18 @@ def saved(model):
 
 def build(variant, plain):
     """The variant's model holding the weights that variants.derive makes from the plain ones."""
-    model = Gemma4ForConditionalGeneration(build_config(VARIANTS[variant])).eval()
+    return fill(Gemma4ForConditionalGeneration(build_config(VARIANTS[variant])), variant, plain)
+
+
+def fill(model, variant, plain):
+    """Give a model the weights that variants.derive makes."""
     derived = {k: torch.from_numpy(v) for k, v in derive(variant, plain).items()}
     wanted = {k: v.shape for k, v in saved(model)[1].items()}
     if wanted != {k: v.shape for k, v in derived.items()}:
         raise SystemExit(f"variants.derive({variant!r}) does not make this variant's tensors")
     model.load_state_dict(derived, strict=False)
     model.tie_weights()
-    return model
+    return model.eval()
 
 
 @torch.no_grad()
@@ -203,6 +238,10 @@ def main():
         (HERE / f"{variant}.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
         arrays[f"{variant}_text_logits"] = text_logits(model, text)
         arrays[f"{variant}_mixed_logits"] = mixed_logits(model, mixed, features)
+    model = fill(Gemma4UnifiedForConditionalGeneration(build_unified_config()), "unshared", plain)
+    config, _ = saved(model)
+    (HERE / "unified.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
+    arrays["unified_text_logits"] = text_logits(model, text)
     np.savez_compressed(HERE / "arrays.npz", **arrays)
     for name, array in arrays.items():
         print(name, array.shape, float(np.abs(array).max()))

@@ -37,6 +37,8 @@ VARIANTS = {
         "moe_intermediate_size": EXPERT_WIDTH,
     },
 }
+# 12B's has classes of its own, and the weights of "unshared".
+UNIFIED = {key: value for key, value in UNSHARED.items() if "per_layer" not in key}
 
 
 def derive(variant: str, weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

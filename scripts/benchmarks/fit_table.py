@@ -1,0 +1,148 @@
+"""Print what the larger Gemma 4 need on which Mac: one width, mixtures, and what --fit chooses.
+
+    python scripts/benchmarks/fit_table.py [--model 26B-A4B] [--context 8192]
+
+Computed from shapes: no weights are read, and what a width loses is what its table loses on normal
+weights (write/loss.py says how losses of tensors add). `padding` is the share of a line's codes
+that fill rows up to blocks of 128.
+"""
+
+import argparse
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+
+from hlwq_mlx import cli
+from hlwq_mlx.doctor import cell
+from hlwq_mlx.errors import DeviceError
+from hlwq_mlx.folder import published
+from hlwq_mlx.memory.inventory import Entry, Inventory, as_quantized, stored_bytes
+from hlwq_mlx.memory.machine import OLDEST, Machine, mac
+from hlwq_mlx.memory.mixture import (
+    Choices,
+    Mixture,
+    choices_of,
+    loss_of,
+    propose,
+)
+from hlwq_mlx.memory.need import Settings, need
+from hlwq_mlx.quant.packing import BLOCK
+from hlwq_mlx.source.rules import Unit, unit_rule
+from hlwq_mlx.write import leftovers, loss
+from scripts.benchmarks.shapes import LARGER, larger_config
+
+MACS = [mac(ram, OLDEST) for ram in (16, 24, 32)]
+HEAD = (
+    *("on disk", "a token reads", "padding", "loss", "memory, text alone"),
+    *("memory, pictures too", *(f"longest context, {each.name}" for each in MACS)),
+)
+TABLE = "clip4_100"
+UNIFORM = (2, 3, 4, 5, 6, 8)
+# Bits of experts, attention, dense MLP and head.
+MIXTURES = ((2, 4, 4, 5), (3, 4, 4, 5), (3, 5, 5, 6), (4, 5, 5, 6), (4, 6, 6, 6))
+KINDS = ("experts", "attention", "mlp", "embedding")
+
+Widths = Mapping[Unit, int]
+
+
+def plain(name: str) -> Inventory:
+    """List a larger model's tensors in 16 bits."""
+    config = larger_config(name)
+    shapes = published.tensors(config).items()
+    entries = [Entry(each, shape, None, stored_bytes(shape, None)) for each, shape in shapes]
+    return Inventory(None, config, tuple(entries))
+
+
+def by_class(choices: Choices, bits: Mapping[str, int]) -> Widths:
+    """Return the widths of units whose classes have these bits, or the fewest that they may."""
+    return {
+        unit: max(bits.get(unit.kind, 0), min(choice.sizes)) for unit, choice in choices.items()
+    }
+
+
+def mixtures(choices: Choices) -> Iterator[tuple[str, Widths]]:
+    """Yield the label and the bits of each line but for what --fit chooses."""
+    for bits in UNIFORM:
+        yield str(bits), by_class(choices, dict.fromkeys(KINDS, bits))
+    if {unit.kind for unit in choices} >= set(KINDS):
+        for mixture in MIXTURES:
+            label = ", ".join(f"{kind} {bits}" for kind, bits in zip(KINDS, mixture, strict=True))
+            yield label, by_class(choices, dict(zip(KINDS, mixture, strict=True)))
+
+
+def chosen_label(machine: Machine, mixture: Mixture) -> str:
+    """Return what --fit chose, with the mean bits of each class."""
+    means = [
+        f"{label} {sum(mixture.widths[unit] for unit in units) / len(units):.1f}"
+        for label, units in mixture.labelled().items()
+    ]
+    return f"--fit {machine.name.partition(',')[0]}: {', '.join(means)}"
+
+
+def padding(entries: Iterable[Entry]) -> float:
+    """Return the share of codes that stand for no weight."""
+    coded = [entry for entry in entries if entry.bits is not None]
+    blocks = [math.prod(entry.shape[:-1]) * -(-entry.shape[-1] // BLOCK) for entry in coded]
+    return 1 - sum(entry.weights for entry in coded) / (BLOCK * sum(blocks))
+
+
+def token_bytes(found: Inventory) -> int:
+    """Sum the bytes of weights that a token reads: of experts, those that it is sent to."""
+    text = found.args.text_config
+    used = (text.top_k_experts or 0) / (text.num_experts or 1)
+    sizes = (
+        entry.stored_bytes * (used if ".experts." in entry.name else 1)
+        for entry in found.live
+        if not entry.is_tower
+    )
+    return round(sum(sizes))
+
+
+def line(label: str, made: Inventory, loss: float, settings: Settings) -> str:
+    """Return a line of the table."""
+    both = [replace(settings, has_towers=has) for has in (False, True)]
+    sums = [need(made, each, MACS[0]).total / 1e9 for each in both]
+    cells = [
+        label,
+        f"{made.stored_bytes / 1e9:.1f} GB",
+        f"{token_bytes(made) / 1e9:.2f} GB",
+        f"{padding(entry for entry in made.live if not entry.is_tower):.1%}",
+        f"{loss:.2f}",
+        *(f"{size:.1f} GB" for size in sums),
+        *(cell(made, both, machine) for machine in MACS),
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def table(name: str, context: int) -> Iterator[str]:
+    """Yield the table of one model, in Markdown."""
+    found = plain(name)
+    losses = loss.by_table({each.name: each.shape for each in found.live}, TABLE)
+    settings = Settings(context, has_towers=True)
+    choices = choices_of(found, losses)
+    yield f"| {name}: bits | {' | '.join(HEAD)} |"
+    yield "|---" * (len(HEAD) + 1) + "|"
+    for label, widths in mixtures(choices):
+        made = as_quantized(found, unit_rule(widths), leftovers.AUTO)
+        yield line(label, made, loss_of(choices, widths), settings)
+    for machine in MACS:
+        try:
+            mixture = propose(found, losses, settings, machine)
+        except DeviceError:
+            yield f"| --fit {machine.name}: does not fit{' | –' * len(HEAD)} |"
+            continue
+        lost = loss_of(choices, mixture.widths)
+        yield line(chosen_label(machine, mixture), mixture.inventory, lost, settings)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--model", choices=tuple(LARGER), help="default: all")
+    parser.add_argument("--context", type=cli.count, default=cli.CONTEXT, help="default: 8192")
+    arguments = parser.parse_args()
+    for name in LARGER if arguments.model is None else (arguments.model,):
+        print(*table(name, arguments.context), "", sep="\n")
+
+
+if __name__ == "__main__":
+    main()
