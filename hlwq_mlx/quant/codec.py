@@ -34,9 +34,9 @@ MIN_NORM = 1e-10  # of a block of zeros; becomes 0 when it is stored as float16
 class Fit(NamedTuple):
     """How the norm of a block is found: that is the encoder's to say, any norm decodes alike.
 
-    Codes are chosen for every norm of `starts`, in units of the block's own. Each refit replaces
-    the norm by the one that fits the chosen codes best, in least squares, and chooses the codes
-    anew. What has the least error stays.
+    It begins with the one of `starts`, in units of the block's own, whose codes can lose least.
+    Each refit replaces the norm by the one that fits the chosen codes best, in least squares, and
+    chooses the codes anew.
     """
 
     starts: tuple[float, ...] = (1.0,)
@@ -47,7 +47,7 @@ class Fit(NamedTuple):
 # block has many: its largest coordinates can take the last centroid, or be cut off. The last starts
 # are for blocks with a strong mean.
 OWN_NORM = Fit()
-BEST_NORM = Fit((0.7, 0.76, 0.83, 0.91, 1.0, 1.09, 1.19, 1.3, 1.42, 2.0, 2.8), 1)
+BEST_NORM = Fit((0.7, 0.76, 0.83, 0.91, 1.0, 1.09, 1.19, 1.3, 1.42, 2.0, 2.8), 2)
 
 
 @cache
@@ -99,23 +99,32 @@ def _fit(
     centroids: NDArray[np.float32],
     fit: Fit,
 ) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
-    """Return the codes [n, 128] and norms [n] of least error for unscaled rotated blocks."""
-    levels = centroids.astype(np.float64)
-    codes, norms = np.zeros(rotated.shape, dtype=np.uint8), lengths.copy()
-    least = np.full(len(lengths), np.inf)
-    for start in fit.starts:
-        found = start * lengths
-        chosen = _nearest(rotated / found[:, None], centroids)
-        for _ in range(fit.refits):
-            found = _fitted_norms(rotated, chosen, centroids)
-            chosen = _nearest(rotated / found[:, None], centroids)
-        lost = rotated - levels[chosen] * found[:, None]
-        errors = np.einsum("bk,bk->b", lost, lost)
-        is_less = errors < least
-        codes[is_less], norms[is_less], least[is_less] = (
-            each[is_less] for each in (chosen, found, errors)
-        )
+    """Return codes [n, 128] and norms [n] for unscaled rotated blocks."""
+    norms = lengths * _best_starts(rotated, lengths, centroids, fit.starts)
+    codes = _nearest(rotated / norms[:, None], centroids)
+    for _ in range(fit.refits):
+        norms = _fitted_norms(rotated, codes, centroids)
+        codes = _nearest(rotated / norms[:, None], centroids)
     return codes, norms
+
+
+def _best_starts(
+    rotated: NDArray[np.float64],
+    lengths: NDArray[np.float64],
+    centroids: NDArray[np.float32],
+    starts: tuple[float, ...],
+) -> NDArray[np.float64] | float:
+    """Return for each block the start whose codes, once their norm is fitted, lose least."""
+    if len(starts) == 1:
+        return starts[0]
+    values = centroids.astype(np.float64)
+    explained = np.empty((len(starts), len(lengths)))
+    for start, found in zip(starts, explained, strict=True):
+        levels = values[_nearest(rotated / (start * lengths)[:, None], centroids)]
+        products = np.einsum("bk,bk->b", rotated, levels)
+        found[:] = products**2 / np.einsum("bk,bk->b", levels, levels)
+    best: NDArray[np.float64] = np.array(starts)[explained.argmax(axis=0)]
+    return best
 
 
 def _fitted_norms(

@@ -21,7 +21,7 @@ from hlwq_mlx.write.convert import convert
 from scripts.benchmarks import make_fullsize
 from scripts.benchmarks.formats import MIXTURES, Place, mixed_type
 
-# Only ids below it are used, so that no contender holds a table of rows that nothing reads.
+# Only ids below it are used, so that mlx-lm needs no more rows of the per-layer table in memory.
 IDS = 4096
 SMALL = {  # widths of a rehearsal; GGUF's superblocks are 256 wide
     "hidden_size": 256,
@@ -44,7 +44,7 @@ def config(layers: int, vocabulary: int, is_small: bool) -> dict[str, Any]:
         "num_kv_shared_layers": 0,
         "layer_types": ["sliding_attention"] * (layers - 1) + ["full_attention"],
         "vocab_size": vocabulary,
-        "vocab_size_per_layer_input": min(vocabulary, IDS),
+        "vocab_size_per_layer_input": vocabulary,
         **(SMALL if is_small else {}),
     }
     for name, value in settings.items():
@@ -80,10 +80,13 @@ def _make_stock(name: str, settings: dict[str, Any], folder: Path) -> None:
     from scripts.benchmarks.launches import stock_model
 
     bits = int(name) if name.isdigit() else None
+    text = settings["text_config"]
+    text = text | {"vocab_size_per_layer_input": min(text["vocab_size"], IDS)}
+    settings = settings | {"text_config": text, "bits": bits}
     model = stock_model(settings, bits, mx.float32)
     folder.mkdir(parents=True)
     mx.save_safetensors(str(folder / "model.safetensors"), dict(tree_flatten(model.parameters())))
-    (folder / "config.json").write_text(json.dumps(settings | {"bits": bits}))
+    (folder / "config.json").write_text(json.dumps(settings))
 
 
 def _make_gguf(name: str, settings: dict[str, Any], folder: Path) -> None:

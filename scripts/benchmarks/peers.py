@@ -6,10 +6,10 @@
 Decoders of E4B's shape with some of its 42 layers and its whole head, random weights, are written
 to --work in the files of every runtime and loaded, each by a process of its own that lives to the
 end. They take turns, a first one untimed: a prompt is read, then tokens are decoded one by one
-behind a context. Our codes run in the default, exact arithmetic and in the integer mode. What is
-printed: medians of all turns and the middle half of them, in tokens a second; loading, imports
-excluded, files cached; peak memory, mapped files included; whether the goals are met. llama.cpp
-needs `pip install -e '.[peers]'`; without it its lines are left out.
+behind a context. Our codes run in the default, exact arithmetic, and in others that --modes names.
+What is printed: medians of all turns and the middle half of them, in tokens a second; loading,
+imports excluded, files cached; peak memory, mapped files included; whether the goals are met.
+llama.cpp needs `pip install -e '.[peers]'`; without it its lines are left out.
 
 Weights are resident in every process at once: six layers need about 20 GB. Nothing else should run.
 """
@@ -33,7 +33,7 @@ from scripts.benchmarks.formats import has_ggml
 
 PROCESS = Path(__file__).with_name("peer_process.py")
 WIDTHS = (2, 3, 4, 5, 6, 8)
-INTEGER = {"HLWQ_NATIVE_MODE": "integer"}
+MODES = {"exact": {}, "integer": {"HLWQ_NATIVE_MODE": "integer"}}
 GGUF = ("Q4_K_M", "Q5_K_M", "Q8_0")
 EQUAL = {4: "Q4_K_M", 5: "Q5_K_M", 8: "Q8_0"}
 STOCK_WIDTH = 4
@@ -74,15 +74,14 @@ class Measured:
         return low, high
 
 
-def ours(bits: int, variables: dict[str, str]) -> Contender:
-    """Return our contender of a width."""
-    mode = "integer" if variables else "exact"
-    return Contender(f"hlwq_mlx PQ{bits}, {mode}", "ours", str(bits), variables)
+def ours(bits: int, mode: str) -> Contender:
+    """Return our contender of a width in one of MODES."""
+    return Contender(f"hlwq_mlx PQ{bits}, {mode}", "ours", str(bits), MODES[mode])
 
 
-def contenders() -> list[Contender]:
-    """List who can run here."""
-    found = [ours(bits, mode) for bits in WIDTHS for mode in ({}, INTEGER)]
+def contenders(modes: Sequence[str] = ("exact",)) -> list[Contender]:
+    """List who can run here, ours in these modes."""
+    found = [ours(bits, mode) for bits in WIDTHS for mode in modes]
     found.append(Contender("mlx-lm float32", "mlx-lm", "float32", {}))
     found.append(Contender(f"mlx-lm affine {STOCK_WIDTH}", "mlx-lm", str(STOCK_WIDTH), {}))
     if has_ggml():
@@ -222,14 +221,14 @@ def goals(rows: Sequence[Measured]) -> list[Goal]:
             found.append(Goal(f"{what}: {mine} / {theirs}", ratio, least))
 
     for bits, gguf in EQUAL.items():
-        for mode in ({}, INTEGER):
+        for mode in MODES:
             mine, theirs = ours(bits, mode).label, f"llama.cpp {gguf}"
             compare("decode", mine, theirs, "decode", 1.0)
             if mine in named and named[mine].engine in PREFILL_GOALS:
                 compare("prefill", mine, theirs, "prefill", PREFILL_GOALS[named[mine].engine])
     for stock in ("mlx-lm float32", f"mlx-lm affine {STOCK_WIDTH}"):
         for kind in ("decode", "prefill"):
-            compare(kind, ours(STOCK_WIDTH, {}).label, stock, kind, STOCK_GOAL)
+            compare(kind, ours(STOCK_WIDTH, "exact").label, stock, kind, STOCK_GOAL)
     return found
 
 
@@ -322,7 +321,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             file=sys.stderr,
         )
     wanted = arguments.only or [""]
-    chosen = [each for each in contenders() if any(part in each.label for part in wanted)]
+    chosen = [
+        each for each in contenders(arguments.modes) if any(part in each.label for part in wanted)
+    ]
     if not chosen:
         raise SystemExit(f"error: no contender's label contains {' or '.join(wanted)}")
     build.build()

@@ -7,8 +7,9 @@ float32; all else stays as it is. A table for each model: bits a weight, every b
 to noise of the weights, pooled; and what the model then does. "Saves" is how many bits a weight
 fewer our codes need for the same result, on the line through our own widths: as they were
 published, and as `quantize --table converged --refit` makes them. Then what that says of the model
-card's claims. GGUF's formats need llama-cpp-python and gguf (pip install -e '.[peers]'), MiniLM
-its package; what is not installed is left out, and said.
+card's claims, and what becomes of a matrix with a strong mean. GGUF's formats need llama-cpp-python
+and gguf (pip install -e '.[peers]'), MiniLM its package; what is not installed is left out, and
+said.
 """
 
 import argparse
@@ -38,8 +39,9 @@ from scripts.training import demo_exam, tinyworld
 
 CURVES = (PUBLISHED, BEST)
 CLAIMS = {"PQ3": "Q3_K_M", "PQ5": "Q5_K_M"}
+STRONG_MEAN = ("PQ5", "MLX affine 5", "Q5_K")
 LEAST_LOSS = 3e-5  # below it is what float32 rounds
-STORIES = 6
+STORIES = 3
 TEXTS = 20
 
 
@@ -214,6 +216,27 @@ def print_claims(subject: Subject, rows: Sequence[Row]) -> None:
         print(f"\n{subject.name}, {variant} > {mixture} at the same size: {'; '.join(verdicts)}.")
 
 
+def print_strong_mean(subject: Subject, chosen: Sequence[Format]) -> None:
+    """Print what formats lose on the first matrix when its mean is moved by one deviation.
+
+    The first coordinate of a rotated block is then far beyond the tables.
+    """
+    place, weight = next(iter(subject.matrices().values()))
+    shifted = weight + weight.std()
+    print(f"\n{subject.name}'s first matrix, and the same with one deviation added to it all.\n")
+    print("| format | bits a weight | SNR, dB | with a strong mean |\n|---|---|---|---|")
+    for each in chosen:
+        found = [signal_to_noise(each.code(place, one).weight, one) for one in (weight, shifted)]
+        bits = 8 * each.code(place, weight).nbytes / weight.size
+        print(f"| {each.name} | {bits:.3f} | {found[0]:.2f} | {found[1]:.2f} |")
+
+
+def signal_to_noise(coded: Weight, weight: Weight) -> float:
+    """Return the signal over the noise in decibels."""
+    lost = np.square(coded - weight, dtype=np.float64).sum()
+    return 10 * math.log10(float(np.square(weight, dtype=np.float64).sum() / lost))
+
+
 def verdict(saved: float) -> str:
     """Say whether we need fewer bits than another format."""
     if math.isnan(saved):
@@ -257,6 +280,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         rows = list(measure(subject, chosen))
         print_table(subject, rows)
         print_claims(subject, rows)
+        print_strong_mean(subject, [each for each in chosen if each.name.startswith(STRONG_MEAN)])
         found[subject.name] = [plain(row) for row in rows]
     print(json.dumps({"quality": found}))
 
