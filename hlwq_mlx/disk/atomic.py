@@ -6,6 +6,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from . import failures
 from .sizes import format_bytes
 
 _SPARE_BYTES = 1 << 26
+_FLUSHING = 8
 _NOTHING_TO_FLUSH = (errno.EINVAL, errno.ENOTSUP)  # as some network file systems say of folders
 
 
@@ -131,8 +133,8 @@ def place(path: Path, output: Path) -> None:
 def _flush_all(path: Path) -> None:
     """Flush a file, or a folder and everything in it, to the disk."""
     if path.is_dir():
-        for inner in path.iterdir():
-            _flush_all(inner)
+        with ThreadPoolExecutor(_FLUSHING) as threads:  # a disk takes many as fast as one
+            list(threads.map(_flush_all, path.iterdir()))
     flush(path)
 
 

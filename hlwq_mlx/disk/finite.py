@@ -16,7 +16,7 @@ _EXPONENTS: Mapping[str, np.unsignedinteger[Any]] = {
     "F32": np.uint32(0x7F800000),
     "F64": np.uint64(0x7FF0000000000000),
 }
-_STEP_BYTES = 1 << 18
+_STEP_BYTES = 1 << 20
 
 
 def find_not_finite(raw: NDArray[np.uint8], dtype: str) -> int | None:

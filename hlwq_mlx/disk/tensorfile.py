@@ -8,7 +8,6 @@ piece. It knows nothing of what a tensor means.
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -20,8 +19,9 @@ from safetensors import SafetensorError, safe_open
 
 from ..errors import CheckpointError, DeviceError
 from . import failures
+from .behind import Digests, Writeback
 from .finite import find_not_finite
-from .runs import Run, Runs
+from .runs import Run
 
 DTYPES: Mapping[str, type[np.generic]] = {
     "BF16": np.uint16,  # numpy has no bfloat16: its bits
@@ -139,8 +139,8 @@ class TensorWriter:
     """Write a safetensors file whose tensors arrive in pieces and in any order.
 
     The file has its full size from the start, but not yet the space: a full disk may show at any
-    piece. Use as a context manager; the file is complete when the block ends. `runs` are the
-    digests of what was written.
+    piece. Use as a context manager; the file is complete when the block ends. A piece is digested
+    after its call has returned, and must stay as it is until then.
 
     Raises: DeviceError when the disk cannot hold the file.
     """
@@ -154,8 +154,6 @@ class TensorWriter:
     ) -> None:
         """Begin a new file, or go on with one whose runs `done` are on the disk."""
         self.path = path
-        self.runs = Runs(done)
-        self._digests = ThreadPoolExecutor(1, "digest")
         self._specs = specs
         header: dict[str, Any] = {"__metadata__": {"format": "mlx", **(metadata or {})}}
         self._offsets: dict[str, int] = {}
@@ -178,6 +176,7 @@ class TensorWriter:
             self._file = path.open("r+b" if done else "xb", buffering=0)
         except OSError as problem:
             raise self._disk_error(problem) from problem
+        self._digests, self._writeback = Digests(done), Writeback(path)
         try:
             if not done:
                 self._put(0, len(text).to_bytes(8, "little") + text)
@@ -202,9 +201,14 @@ class TensorWriter:
         self._require_finite(name, raw, at)
         try:
             self._put(self._data_start + self._offsets[name] + at, raw.data)
+            self._writeback.add(raw.size)
         except OSError as problem:
             raise self._disk_error(problem) from problem
         return raw.size
+
+    def digests(self) -> list[Run]:
+        """Return the digests of all that was written."""
+        return self._digests.listed()
 
     def _require_finite(self, name: str, raw: NDArray[np.uint8], at: int) -> None:
         spec = self._specs[name]
@@ -217,12 +221,10 @@ class TensorWriter:
             )
 
     def _put(self, at: int, raw: bytes | memoryview) -> None:
-        """Write all of it, and digest it meanwhile, which takes as long."""
-        digesting = self._digests.submit(self.runs.add, at, raw)
+        self._digests.add(at, raw)
         self._file.seek(at)
         while len(raw):  # one call to the system may take less
             raw = raw[self._file.write(raw) :]
-        digesting.result()
 
     def __enter__(self) -> Self:
         return self
@@ -233,9 +235,10 @@ class TensorWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._digests.shutdown()
+        self._digests.close()
         try:
-            self._file.close()
+            with self._file:
+                self._writeback.close()
         except OSError as problem:
             raise self._disk_error(problem) from problem
 

@@ -22,6 +22,7 @@ from ..gemma4.drafter_config import require_fit
 from ..gemma4.model import Model, Resources
 from ..gemma4.towers.tower import TOWER_PREFIXES, Tower, make_tower, no_tower, prefixes
 from ..quant import device, fuse
+from ..quant.backends.native.library import native_library
 from ..quant.layers import CodedLayer
 from .folder import CONFIG, Converted, DrafterFolder, Folder
 from .identity import require_same
@@ -161,7 +162,7 @@ def prepare(model: nn.Module) -> None:
     with tqdm(
         total=total, unit="B", unit_scale=True, desc="load", delay=_PATIENCE_S, mininterval=0.5
     ) as bar:
-        if device.has_metal():
+        if device.has_metal() or native_library():
             for block in fuse.blocks(model):
                 bar.update(sum(_bytes_of(layer) for layer in fuse.fuse(block)))
         layers = tree_flatten(model.leaf_modules(), is_leaf=nn.Module.is_module)

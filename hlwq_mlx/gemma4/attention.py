@@ -14,7 +14,9 @@ from mlx import nn
 from mlx.utils import tree_map
 
 from ..quant.activation import Input
+from ..quant.backends.native.library import native_library
 from ..quant.layers import Linear
+from . import by_cpu
 from .caches import Rows
 from .config import TextConfig
 from .masks import Causal, Mask, Seen
@@ -53,6 +55,9 @@ class SharedKV(NamedTuple):
         any of them sees, so many queries go block by block.
         Shapes: queries [B, heads, L, D], normed and rotated -> [B, heads, L, D].
         """
+        library = native_library()
+        if library and by_cpu.can_attend(self.keys, self.mask):
+            return by_cpu.attend(library, queries, [self.keys], [self.values], self.mask)
         B, heads, L, _ = queries.shape
         K = self._key_count()
         step = 1 if L <= FEW else min(BLOCK, max(1, SCORES // (B * heads * K)))
@@ -111,6 +116,10 @@ class RowsKV(NamedTuple):
 
         Shapes: queries [B, heads, L, D] -> [B, heads, L, D].
         """
+        library, mask = native_library(), self.rows[0].mask
+        if library and by_cpu.can_attend(self.rows[0].keys, mask):
+            keys, values = [row.keys for row in self.rows], [row.values for row in self.rows]
+            return by_cpu.attend(library, queries, keys, values, mask)
         own = mx.split(queries, len(self.rows))
         return mx.concatenate([row.attend(q) for row, q in zip(self.rows, own, strict=True)])
 
@@ -193,9 +202,9 @@ class Attention(nn.Module):
         """
         # With k_eq_v, values are the keys' projection from before its norm and rotation.
         queries, keys, values = self._projections(h)
-        keys = rotate(self.k_norm(self._heads(keys)), self._waves, mx.array(cache.offset))
-        values = mx.fast.rms_norm(self._heads(values), None, self.eps)
-        return queries, extend(cache, keys, values, mask)
+        offset = mx.array(cache.offset)
+        keys = self._turned(keys, self.k_norm, offset)
+        return queries, extend(cache, keys, self._normed(values), mask)
 
     def __call__(self, h: Input, shared: SharedKV | RowsKV) -> mx.array:
         """Attend from each position to the keys and values of another layer.
@@ -210,7 +219,7 @@ class Attention(nn.Module):
         Shapes: queries [B, L, heads * D] -> [B, L, H].
         """
         B, L, _ = queries.shape
-        queries = rotate(self.q_norm(self._heads(queries)), self._waves, shared.offset)
+        queries = self._turned(queries, self.q_norm, shared.offset)
         out = shared.attend(queries)
         # A single position needs no transpose: its heads are one behind the other either way.
         out = out if L == 1 else out.transpose(0, 2, 1, 3)
@@ -224,6 +233,21 @@ class Attention(nn.Module):
             queries, keys = self.q_proj(h), self.k_proj(h)
             values = [] if self.k_eq_v else [self.v_proj(h)]
         return queries, keys, values[0] if values else keys
+
+    def _turned(self, x: mx.array, norm: nn.RMSNorm, offset: int | mx.array) -> mx.array:
+        """Norm and rotate heads: [B, L, heads * D] -> [B, heads, L, D]."""
+        library = native_library()
+        if library:
+            how = self.head_dim, self.eps, norm.weight, self._waves, offset
+            return by_cpu.heads(library, x, *how)
+        return rotate(norm(self._heads(x)), self._waves, offset)
+
+    def _normed(self, x: mx.array) -> mx.array:
+        """Norm heads, without a weight: [B, L, heads * D] -> [B, heads, L, D]."""
+        library = native_library()
+        if library:
+            return by_cpu.heads(library, x, self.head_dim, self.eps)
+        return mx.fast.rms_norm(self._heads(x), None, self.eps)
 
     def _heads(self, x: mx.array) -> mx.array:
         """[B, L, heads * D] -> [B, heads, L, D]"""

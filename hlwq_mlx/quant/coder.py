@@ -1,8 +1,9 @@
 """Code many rows fast, bit for bit as `codec.encode` defines it.
 
 The transform of a block is that of 8 by 16 columns, two products in float32 so small that no
-library splits them among threads of its own, which would wait for those that code other rows. A
-table of cells then gives the code of every value that cannot lie near the midpoint of two
+library splits them among threads of its own, which would wait for those that code other rows.
+Each call of numpy takes as many blocks as the caches allow: threads wait for each other between
+calls. A table of cells then gives the code of every value that cannot lie near the midpoint of two
 centroids. The few others are settled in float64, as the definition does; its sums are exact, in
 whatever order, unless weights of one block are more than 2**22 apart (bfloat16: 2**38).
 
@@ -18,15 +19,13 @@ from ..errors import ShapeError
 from .codec import MIN_NORM, decode
 from .packing import BLOCK, Codes
 
-_CHUNK_BLOCKS = 1 << 9  # the temporaries of a chunk stay in the second-level cache
+_CHUNK_BLOCKS = 1 << 11
 _CELLS = 1 << 16
-# A block of norm 1 has no coordinate beyond sqrt(128); the last cells take what rounding adds.
-_REACH = 11.32
-_SCALE = _CELLS / (2 * _REACH)
+_MARGIN = 0.1  # between the last midpoint and the last cell, which takes what lies beyond
 # What float32 may be wrong by, in whatever order the products sum: a value is the sum of 8 sums of
-# 16, off by 22 * 2**-24 of all magnitudes, at most 8**0.5 * 4 norms: 1.5e-5. The factor of a block,
-# its product and the cell's number add 2**-24 of 11.32 each, and 2**-8 cells.
-_TOLERANCE = 2e-5
+# 16, off by 22 * 2**-24 of all magnitudes, at most 8**0.5 * 4 norms: 1.5e-5. The factor of a block
+# and its product add 2**-24 of sqrt(128) each, the cell's number 2**-8 cells.
+TOLERANCE = 2e-5
 
 
 def _signs(size: int) -> NDArray[np.float64]:
@@ -36,7 +35,6 @@ def _signs(size: int) -> NDArray[np.float64]:
 
 _SIGNS = _signs(BLOCK)
 _TALL, _WIDE = _signs(8).astype(np.float32), _signs(16).astype(np.float32)
-_PRODUCT_ROWS = 1 << 10  # OpenBLAS splits products of more than 2**18 multiplications
 
 
 class Energies(NamedTuple):
@@ -69,10 +67,12 @@ class Coder:
         levels = centroids.astype(np.float64)
         midpoints = (levels[1:] + levels[:-1]) / 2
         self._midpoints = np.append(midpoints, (np.inf, np.inf))
-        edges = (np.arange(_CELLS + 1) / _SCALE) - _REACH
+        reach = np.abs(midpoints).max() + _MARGIN
+        self._scale = _CELLS / (2 * reach)
+        edges = np.arange(_CELLS + 1) / self._scale - reach
         below, above = (
             np.searchsorted(midpoints, side)
-            for side in (edges[:-1] - _TOLERANCE, edges[1:] + _TOLERANCE)
+            for side in (edges[:-1] - TOLERANCE, edges[1:] + TOLERANCE)
         )
         # Above the code, a bit says that the cell does not settle it.
         self._cells = (below | (below != above) << 8).astype(np.uint16)
@@ -91,6 +91,14 @@ class Coder:
         blocks = np.ascontiguousarray(weight).reshape(-1, BLOCK)
         codes = np.empty(blocks.shape, dtype=np.uint8)
         norms = np.empty(len(blocks), dtype=np.float16)
+        energies = Energies(*self._code(blocks, codes, norms))
+        coded = Coded(codes.reshape(N, -1), norms.reshape(N, nb), energies)
+        return self._without_padding(coded, columns) if columns % BLOCK else coded
+
+    def _code(
+        self, blocks: NDArray[np.float32], codes: Codes, norms: NDArray[np.float16]
+    ) -> tuple[float, float, float]:
+        """Code blocks [n, 128] into codes [n, 128] and norms [n]; return sums of squares."""
         sums = np.zeros(len(Energies._fields))
         buffers = _Buffers(min(len(blocks), _CHUNK_BLOCKS))
         for start in range(0, len(blocks), _CHUNK_BLOCKS):
@@ -98,8 +106,8 @@ class Coder:
             chunk = blocks[part]
             buffers.keep(len(chunk))  # the last one may be smaller
             sums += self._chunk(chunk, codes[part], norms[part], buffers)
-        coded = Coded(codes.reshape(N, -1), norms.reshape(N, nb), Energies(*sums.tolist()))
-        return self._without_padding(coded, columns) if columns % BLOCK else coded
+        weights, decoded, errors = sums.tolist()
+        return weights, decoded, errors
 
     def _chunk(
         self,
@@ -108,11 +116,11 @@ class Coder:
         norms: NDArray[np.float16],
         buffers: "_Buffers",
     ) -> tuple[float, float, float]:
-        """Code some blocks [n, 128] into codes [n, 128] and norms [n]; return sums of squares."""
-        lengths = _lengths(blocks, buffers.wide)
+        """Do what `_code` does with a few blocks."""
+        lengths = block_lengths(blocks, buffers.wide)
         rotated, position = buffers.rotated, buffers.position
         _rotate(blocks, position, rotated)
-        np.multiply(rotated, (_SCALE / lengths).astype(np.float32)[:, None], out=position)
+        np.multiply(rotated, (self._scale / lengths).astype(np.float32)[:, None], out=position)
         position += np.float32(_CELLS // 2)
         cells = buffers.wide.view(np.int64)
         np.copyto(cells, position, casting="unsafe")
@@ -141,12 +149,12 @@ class Coder:
 
         A value half way between two centroids takes the lower code.
         """
-        values = (position[places].astype(np.float64) - _CELLS // 2) / _SCALE
+        values = (position[places].astype(np.float64) - _CELLS // 2) / self._scale
         below = codes[places]
         midpoint = self._midpoints[below]
         codes[places] = below + (values > midpoint)
         beyond = self._midpoints[below.astype(np.intp) + 1]  # in the same cell if the table is odd
-        is_near = (np.abs(values - midpoint) <= _TOLERANCE) | (values + _TOLERANCE >= beyond)
+        is_near = (np.abs(values - midpoint) <= TOLERANCE) | (values + TOLERANCE >= beyond)
         near = places[is_near]
         empty = lengths <= MIN_NORM
         empty[empty] = ~blocks[empty].any(axis=1)
@@ -184,7 +192,7 @@ class _Buffers:
         self.position, self.found = self.position[:blocks], self.found[:blocks]
 
 
-def _lengths(blocks: NDArray[np.float32], wide: NDArray[np.float64]) -> NDArray[np.float64]:
+def block_lengths(blocks: NDArray[np.float32], wide: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the norms of blocks, as the definition computes them."""
     np.copyto(wide, blocks)
     lengths: NDArray[np.float64] = np.maximum(np.sqrt(np.einsum("bk,bk->b", wide, wide)), MIN_NORM)
@@ -200,13 +208,11 @@ def _rotate(
     blocks: NDArray[np.float32], spare: NDArray[np.float32], rotated: NDArray[np.float32]
 ) -> None:
     """Apply the unscaled Walsh-Hadamard transform: blocks [n, 128] -> rotated [n, 128]."""
-    source, half = blocks.reshape(-1, 16), spare.reshape(-1, 16)
-    for start in range(0, len(source), _PRODUCT_ROWS):
-        part = slice(start, start + _PRODUCT_ROWS)
-        np.matmul(source[part], _WIDE, out=half[part])
-    np.matmul(_TALL, spare.reshape(-1, 8, 16), out=rotated.reshape(-1, 8, 16))
+    half = spare.reshape(-1, 8, 16)
+    np.matmul(blocks.reshape(-1, 8, 16), _WIDE, out=half)
+    np.matmul(_TALL, half, out=rotated.reshape(-1, 8, 16))
 
 
 def _squares(rows: NDArray[np.float32]) -> float:
     """Sum squares, in float64 from row to row."""
-    return float(np.einsum("bk,bk->b", rows, rows).sum(dtype=np.float64))
+    return float(np.vecdot(rows, rows).sum(dtype=np.float64))

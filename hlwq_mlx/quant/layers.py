@@ -22,6 +22,7 @@ from ..errors import CheckpointError, ShapeError
 from .activation import Activation, Input
 from .backends import choose
 from .backends.base import ExpertProduct, Prepared, Product
+from .backends.native.library import native_library
 from .kernels import MIN_ENTRIES
 from .matrix import CodedMatrix
 from .packing import BLOCK, UNIT
@@ -218,7 +219,9 @@ class ExpertLinear(nn.Module):
 
 
 def is_lazy(model: nn.Module) -> bool:
-    """Return whether a step with a few rows only adds to MLX's graph, in all coded layers."""
+    """Return whether a step with a few rows only adds to MLX's graph, in all layers."""
+    if native_library():
+        return False
     layers = (module for module in model.modules() if isinstance(module, CodedLayer))
     return all(layer.prepare().is_lazy for layer in layers)
 

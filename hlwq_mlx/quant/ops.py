@@ -17,6 +17,7 @@ from mlx import nn
 
 from . import codec, device, kernels, selftest
 from .activation import Activation, Input
+from .backends.native.library import floats, native_library
 
 
 @partial(mx.compile, shapeless=True)  # a few launches, where every step of gelu would be one
@@ -64,10 +65,12 @@ PLAIN = Ops()
 
 
 def fused_ops(residual_columns: int, eps: float, gelu_columns: int) -> Ops:
-    """Return the operations of one layer, by kernels where they run and pass their self-test.
+    """Return the operations of one layer, natively or by kernels that pass their self-test.
 
     A count of 0 columns means that the layer has no such operation.
     """
+    if native_library():
+        return Ops(partial(residual_norm, run=_residual_norm_natively), _gelu_mul_natively)
     if not device.has_metal():
         return PLAIN
     dtype = device.activation_dtype()
@@ -109,3 +112,31 @@ def _one(dtype: mx.Dtype) -> mx.array:
 
 def _gelu_mul_by_kernel(gate: mx.array, up: mx.array) -> Activation:
     return Activation(*kernels.gelu_mul(gate, up))
+
+
+def _residual_norm_natively(
+    x: mx.array,
+    update: mx.array,
+    weight: mx.array,
+    scale: mx.array | None,
+    epsilon: float,
+    next_weight: mx.array | None,
+) -> tuple[mx.array, Activation]:
+    library = native_library()
+    assert library is not None
+    factor = 1.0 if scale is None else float(floats(scale)[0, 0])
+    following = None if next_weight is None else floats(next_weight)
+    mx.eval(x, update)
+    found = library.residual_norm(
+        floats(x), floats(update), floats(weight), factor, epsilon, following
+    )
+    h, normed = (mx.array(each).reshape(x.shape).astype(x.dtype) for each in found)
+    return h, Activation(normed)
+
+
+def _gelu_mul_natively(gate: mx.array, up: mx.array) -> mx.array:
+    library = native_library()
+    assert library is not None
+    mx.eval(gate, up)
+    found = library.gelu_mul(floats(gate), floats(up))
+    return mx.array(found).reshape(gate.shape).astype(gate.dtype)

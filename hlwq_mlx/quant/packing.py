@@ -34,9 +34,10 @@ Codes = NDArray[np.uint8]
 Words = NDArray[np.uint32]
 
 _GROUP = 8  # codes that fill whole bytes at every width
-_CHUNK_GROUPS = 1 << 13  # a chunk's temporaries stay in the second-level cache
 _BLOCK_GROUPS = BLOCK // _GROUP
-_CHUNK_BLOCKS = 1 << 12
+# As many as the caches hold, and no fewer: between calls of numpy threads wait for each other.
+_CHUNK_GROUPS = 1 << 16
+_CHUNK_BLOCKS = 1 << 13
 
 
 def pack(codes: Codes, bits: int, order: BitOrder) -> Codes:
@@ -141,16 +142,9 @@ def stream_planes(stream: Codes, bits: int, order: BitOrder) -> tuple[Words, ...
     Shapes: stream uint8 [blocks * 16 * bits] -> planes as `p32_planes` returns them.
     Raises: ShapeError for order `half`, or a stream that ends within a block.
     """
-    _check_order("packing.stream_planes", bits, order)
-    _check_bytes("packing.stream_planes", "a stream", stream)
-    block_bytes = BLOCK * bits // 8
-    if order == "half" or stream.size % block_bytes:
-        raise ShapeError(
-            f"[packing.stream_planes] needed blocks of {block_bytes} bytes in order msb or lsb, "
-            f"got {stream.size} bytes in {order}. Unpack the codes, and use p32_planes."
-        )
+    blocks, block_bytes = check_stream(stream, bits, order), BLOCK * bits // 8
     order = "lsb" if bits == 8 else order  # whole bytes have none
-    flat, blocks = stream.reshape(-1), stream.size // block_bytes
+    flat = stream.reshape(-1)
     planes = [np.empty((blocks, 4, width), dtype="<u4") for width in p32_plane_widths(bits)]
     count = min(blocks, _CHUNK_BLOCKS)
     groups, other = np.empty((2, _BLOCK_GROUPS, count), dtype=_group_type(bits))
@@ -161,12 +155,30 @@ def stream_planes(stream: Codes, bits: int, order: BitOrder) -> tuple[Words, ...
         _read_groups(flat[start * block_bytes : part.stop * block_bytes], bits, order, chunk)
         if order == "msb":
             _reverse_quads(chunk, spare, bits)
+        elif bits < chunk.itemsize:  # what was read beyond the groups
+            chunk &= chunk.dtype.type((1 << 8 * bits) - 1)
         halves = chunk.reshape(4, 2, 2, n)  # i // 2, i % 2, h
         _exchange_quads(halves[:, 0], halves[:, 1], spare.reshape(4, 2, 2, n)[:, 0], bits)
         # In order msb the first quad of a group is its upper one.
         quarters = halves[:, ::-1] if order == "msb" else halves
         _store_units(quarters, bits, [plane[part] for plane in planes])
     return tuple(plane.reshape(-1) for plane in planes)
+
+
+def check_stream(stream: Codes, bits: int, order: BitOrder) -> int:
+    """Return how many blocks a stream has.
+
+    Raises: ShapeError as `stream_planes` does.
+    """
+    _check_order("packing.stream_planes", bits, order)
+    _check_bytes("packing.stream_planes", "a stream", stream)
+    block_bytes = BLOCK * bits // 8
+    if order == "half" or stream.size % block_bytes:
+        raise ShapeError(
+            f"[packing.stream_planes] needed blocks of {block_bytes} bytes in order msb or lsb, "
+            f"got {stream.size} bytes in {order}. Unpack the codes, and use p32_planes."
+        )
+    return stream.size // block_bytes
 
 
 def pack_p32(codes: Codes, bits: int) -> Words:
@@ -307,7 +319,7 @@ def _read_groups(raw: Codes, bits: int, order: BitOrder, groups: NDArray[Any]) -
 
 
 def _reverse_quads(groups: NDArray[Any], spare: NDArray[Any], bits: int) -> None:
-    """Turn the four codes of each half of a group round."""
+    """Turn the four codes of each half of a group round, and clear what lies above them."""
     kind = groups.dtype.type
     for taken in (2 * bits, bits):
         low = kind(sum(((1 << taken) - 1) << at for at in range(0, 8 * bits, 2 * taken)))
@@ -330,9 +342,6 @@ def _exchange_quads(
     second ^= spare
     spare <<= kind(quad)
     first ^= spare
-    if 2 * quad < 8 * first.itemsize:  # what was read beyond the groups
-        for groups in (first, second):
-            groups &= kind((1 << 2 * quad) - 1)
 
 
 def _store_units(groups: NDArray[Any], bits: int, planes: list[Words]) -> None:

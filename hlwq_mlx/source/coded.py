@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CheckpointError, raise_all
-from ..quant.packing import BLOCK, BitOrder, Codes, Words, p32_planes, stream_planes, unpack
+from ..quant.coding import p32_planes, stream_planes
+from ..quant.packing import BLOCK, BitOrder, Codes, Words, unpack
 
 # Longest first, so that `.ct_scaled` is not read as `.ct`.
 _ROLES = (
@@ -31,6 +32,7 @@ _ROLES = (
 )
 
 _SETTINGS = ("bits", "block_size", "in_features")
+_INFINITY = np.uint16(0x7C00)  # bits of float16
 SHOWN = 60  # characters of what was found instead
 
 
@@ -233,7 +235,8 @@ def _read_norms(
         norms = norms.reshape(rows, -1) if rows > 0 and norms.size % rows == 0 else norms[:, None]
     with np.errstate(over="ignore"):  # an infinite norm is refused here
         halves = norms.reshape(norms.shape[0], -1).astype(np.float16, copy=False)
-    unfit = halves.size - int(np.count_nonzero((halves >= 0) & (halves < np.inf)))
+    strange = halves[halves.view(np.uint16) >= _INFINITY]  # and what is negative, -0 too
+    unfit = strange.size - int(np.count_nonzero(strange == 0))
     if unfit:
         raise CheckpointError(
             f"[{name}] needed finite norms, got {unfit} that are NaN, infinite or negative. "

@@ -38,7 +38,7 @@ from .layout import (
 )
 
 TABLE_KEY = "hlwq_table"  # where our own encoder says, in a file's metadata, which table it used
-_CACHED_WEIGHTS = 1 << 16
+_CACHED_WEIGHTS = 1 << 18
 _PLAIN_DTYPES = ("BF16", "F16", "F32")
 _ORDER = ".token_ordering"  # of a drafter: ids, and so whole numbers
 _ORDER_DTYPES = ("I64", "I32")

@@ -26,8 +26,9 @@ from ..folder.names import EXPERTS, ROW_TABLE, CodedNames, coded_names, row_widt
 from ..folder.rows import FILE_NAME as ROW_STORE
 from ..folder.side_files import copy_side_files
 from ..gemma4.towers.tower import TOWER_PREFIXES
+from ..quant.coding import p32_planes
 from ..quant.layers import pad_table
-from ..quant.packing import BLOCK, UNIT, Words, p32_plane_offsets, p32_planes
+from ..quant.packing import BLOCK, UNIT, Words, p32_plane_offsets
 from ..source.coded import CodedTensor
 from ..source.detect import Reading, is_odd
 from ..source.layout import DRAFTER

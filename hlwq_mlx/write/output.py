@@ -152,7 +152,7 @@ def write_file(
         for pieces in ahead(slices):
             for name, at, piece in pieces:
                 progress.update(writer.write(name, piece, at))
-    return writer.runs.listed()
+    return writer.digests()
 
 
 def ahead(calls: Iterable[Callable[[], _Result]]) -> Iterator[_Result]:

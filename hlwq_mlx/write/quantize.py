@@ -23,7 +23,8 @@ from ..disk.atomic import building, require_room
 from ..disk.tensorfile import TensorSpec, TensorWriter
 from ..errors import CheckpointError, RequestError, ShapeError
 from ..quant import codec
-from ..quant.coder import Coded, Coder, Energies, energies_of
+from ..quant.coder import Coded, Energies, energies_of
+from ..quant.coding import make_coder
 from ..quant.packing import BLOCK, Codes, pack
 from ..quant.tables import centroids
 from ..source.repository import TABLE_KEY, PlainTensor, Source
@@ -31,7 +32,7 @@ from ..source.rules import Rule
 from .output import ahead, row_slices
 
 _SLICE_WEIGHTS = 1 << 21
-_CACHED_BLOCKS = 1 << 10
+_CACHED_BLOCKS = 1 << 12
 _ORDERED_TOKENS = "masked_embedding."  # of a drafter: centroids, and whose tokens are whose
 _MEAN_SIGMA = 4.0  # where the published tables end
 MEAN_SHARE = 0.01  # of a Gaussian's blocks 0.006 % go beyond
@@ -50,7 +51,7 @@ class Encoder:
     def coder(self, bits: int) -> Code:
         """Return what codes rows at a width; threads may share it."""
         values = centroids(self.table, bits)
-        return partial(_refitted, values, self.refits) if self.refits else Coder(values)
+        return partial(_refitted, values, self.refits) if self.refits else make_coder(values)
 
 
 @dataclass(frozen=True)

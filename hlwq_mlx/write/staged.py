@@ -339,7 +339,7 @@ def _move_rows(job: Job, record: Record, bar: "tqdm[Any]") -> None:
                 for name, at, piece in pieces(first + start, first + stop):
                     bar.update(writer.write(name, piece, at))
             atomic.flush(target)
-            record["left"], record["moved"] = first, writer.runs.listed()
+            record["left"], record["moved"] = first, writer.digests()
             job.save()
     record["runs"] = record["moved"]
     job.save()

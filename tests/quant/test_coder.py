@@ -1,10 +1,11 @@
-"""The fast coder against the codec that defines it: the same codes and norms, bit for bit."""
+"""The fast coders against the codec that defines them: the same codes and norms, bit for bit."""
 
 import numpy as np
 import pytest
 
 from hlwq_mlx.errors import ShapeError
 from hlwq_mlx.quant import codec
+from hlwq_mlx.quant.backends.native.library import require_library
 from hlwq_mlx.quant.coder import Coder, energies_of
 from hlwq_mlx.quant.tables import CENTROIDS, centroids
 
@@ -25,46 +26,58 @@ WEIGHTS = {
 }
 
 
+def native_coder(values):
+    return require_library().coding.make_coder(values)
+
+
+EVERY_CODER = pytest.mark.parametrize("make", [Coder, native_coder], ids=["numpy", "native"])
+
+
+@EVERY_CODER
 @pytest.mark.parametrize("kind", WEIGHTS)
 @pytest.mark.parametrize("table", CENTROIDS)
-def test_codes_and_norms_are_those_of_the_definition(table, kind):
+def test_codes_and_norms_are_those_of_the_definition(table, kind, make):
     weight = np.ascontiguousarray(WEIGHTS[kind], dtype=np.float32)
     for bits in range(1, 9):
         values = centroids(table, bits)
-        coded = Coder(values)(weight)
+        coded = make(values)(weight)
         codes, norms = codec.encode(weight, values)
         np.testing.assert_array_equal(coded.codes, codes)
         np.testing.assert_array_equal(coded.norms, norms)
 
 
-def test_values_at_midpoints_and_around_them():
+@EVERY_CODER
+def test_values_at_midpoints_and_around_them(make):
     """Coordinates of 0 lie on a midpoint; in every other block they are a few ulps from there."""
     values = np.array([-3, -1, 1, 3], np.float32)  # midpoints -2, 0, 2
     hadamard = codec._signs()
     wanted = RNG.choice(np.array([-2.0, 0, 2]), (4096, 128))
     weight = (wanted @ hadamard / 128).astype(np.float32)
     weight[::2] *= np.float32(1 + 2**-23) ** RNG.integers(-1, 2, weight[::2].shape)
-    coded = Coder(values)(weight)
+    coded = make(values)(weight)
     np.testing.assert_array_equal(coded.codes, codec.encode(weight, values)[0])
 
 
-def test_a_table_with_entries_closer_than_a_cell():
+@EVERY_CODER
+def test_a_table_with_entries_closer_than_a_cell(make):
     values = np.array([-1, -1 + 1e-5, -1 + 2e-5, 0.5, 0.5 + 1e-4, 1], np.float32)
-    np.testing.assert_array_equal(Coder(values)(DRAWN).codes, codec.encode(DRAWN, values)[0])
+    np.testing.assert_array_equal(make(values)(DRAWN).codes, codec.encode(DRAWN, values)[0])
 
 
+@EVERY_CODER
 @pytest.mark.parametrize("kind", ["float32", "padded"])
 @pytest.mark.parametrize("bits", [2, 5, 8])
-def test_the_energies_are_those_of_what_is_decoded(kind, bits):
+def test_the_energies_are_those_of_what_is_decoded(kind, bits, make):
     weight, values = np.ascontiguousarray(WEIGHTS[kind]), centroids("converged", bits)
-    coded = Coder(values)(weight)
+    coded = make(values)(weight)
     decoded = codec.decode(coded.codes, coded.norms, values)[:, : weight.shape[1]]
     np.testing.assert_allclose(coded.energies, energies_of(weight, decoded), rtol=1e-6)
 
 
+@EVERY_CODER
 @pytest.mark.parametrize("wrong", [np.nan, np.inf, 1e5])
-def test_what_cannot_be_coded_is_refused(wrong):
+def test_what_cannot_be_coded_is_refused(wrong, make):
     weight = DRAWN.copy()
     weight[3, 5] = wrong
     with pytest.raises(ShapeError, match=r"\[coder\] needed finite weights with block norms up to"):
-        Coder(centroids("converged", 4))(weight)
+        make(centroids("converged", 4))(weight)

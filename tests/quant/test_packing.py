@@ -4,6 +4,7 @@ from pairwise import in_turn
 
 from hlwq_mlx.errors import ShapeError
 from hlwq_mlx.quant import packing
+from hlwq_mlx.quant.backends.native.library import require_library
 from hlwq_mlx.quant.packing import (
     p32_plane_offsets,
     p32_plane_widths,
@@ -111,15 +112,18 @@ def test_pack_p32(bits, shape):
 def test_a_stream_is_laid_out_as_its_codes_are(bits, order, monkeypatch):
     monkeypatch.setattr(packing, "_CHUNK_BLOCKS", 4)
     codes = random_codes(bits, 3, 384)
-    planes = stream_planes(pack(codes, bits, order), bits, order)
-    np.testing.assert_array_equal(np.concatenate(planes), slow_p32(codes, bits).reshape(-1))
+    stream = pack(codes, bits, order)
+    wanted = slow_p32(codes, bits).reshape(-1)
+    for lay_out in (stream_planes, require_library().coding.stream_planes):
+        np.testing.assert_array_equal(np.concatenate(lay_out(stream, bits, order)), wanted)
 
 
 def test_what_is_no_stream_of_blocks_is_refused():
     stream = pack(random_codes(4, 2, 128), 4, "half")
     for wrong, order in ((stream, "half"), (stream[:-1], "msb")):
-        with pytest.raises(ShapeError, match="needed blocks of 64 bytes in order msb or lsb"):
-            stream_planes(wrong, 4, order)
+        for lay_out in (stream_planes, require_library().coding.stream_planes):
+            with pytest.raises(ShapeError, match="needed blocks of 64 bytes in order msb or lsb"):
+                lay_out(wrong, 4, order)
 
 
 @pytest.mark.parametrize("bits", WIDTHS)

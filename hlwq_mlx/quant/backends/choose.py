@@ -19,7 +19,7 @@ from . import metal
 from .affine import DECODED_ROWS, FITTED_GROUP, Affine, AffineExperts
 from .base import FEW_ROWS, ExpertProduct, GateUp, Product
 from .dense import Dense, DenseExperts
-from .native.library import Library, library
+from .native.library import native_library
 from .native.product import ANY, Native, NativeExperts, NativeGateUp, NativeRows
 
 DENSE_WEIGHTS = 1 << 22  # 16 MiB in float32
@@ -96,11 +96,6 @@ def steady_rows() -> int:
     if device.has_metal():
         return FEW_ROWS
     return ANY if native_library() else DECODED_ROWS - 1
-
-
-def native_library() -> Library | None:
-    """Return the native library where products are made by it."""
-    return library() if device.is_cpu() else None
 
 
 def tokens_a_pass(bits: int) -> int:

@@ -24,7 +24,7 @@ from ....disk.cache import cache_folder
 from ....errors import DeviceError
 
 SOURCE = Path(__file__).parent / "source"
-COMMON = ("pool", "library")
+COMMON = ("pool", "library", "coding")
 PRODUCTS = "products"  # is compiled for each kind of instructions
 INSTRUCTIONS: dict[str, dict[str, tuple[str, ...]]] = {
     "x86_64": {

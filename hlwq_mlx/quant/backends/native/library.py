@@ -10,15 +10,17 @@ import os
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
 from ....errors import DeviceError
+from ... import device
 from ...matrix import CodedMatrix
 from . import build
+from .coding import Coding
 
 SWITCH, THREADS = "HLWQ_NATIVE", "HLWQ_THREADS"
 FORMATS = {mx.bfloat16: 16, mx.float16: 17, mx.float32: 32}
@@ -39,6 +41,56 @@ class _Weight(ctypes.Structure):
         ("norms", ctypes.c_void_p),
         ("centroids", ctypes.c_void_p),
     )
+
+
+class _Residual(ctypes.Structure):
+    _fields_ = (
+        ("columns", ctypes.c_int64),
+        ("epsilon", ctypes.c_float),
+        ("scale", ctypes.c_float),
+        ("weight", ctypes.c_void_p),
+        ("next", ctypes.c_void_p),
+    )
+
+
+class _Heads(ctypes.Structure):
+    _fields_ = (
+        ("heads", ctypes.c_int64),
+        ("columns", ctypes.c_int64),
+        ("epsilon", ctypes.c_float),
+        ("weight", ctypes.c_void_p),
+        ("waves", ctypes.c_void_p),
+    )
+
+
+class _Seen(ctypes.Structure):
+    _fields_ = (
+        ("keys", ctypes.c_void_p),
+        ("values", ctypes.c_void_p),
+        ("count", ctypes.c_int64),
+        ("key_stride", ctypes.c_int64),
+        ("value_stride", ctypes.c_int64),
+        ("mask", ctypes.c_void_p),
+    )
+
+
+class _Attention(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("sequences", "heads", "kv_heads", "queries")),
+        *((name, ctypes.c_int64) for name in ("columns", "window", "advance")),
+        *((name, ctypes.c_void_p) for name in ("x", "seen", "y")),
+    )
+
+
+class Keys(NamedTuple):
+    """What one sequence's queries attend to.
+
+    Shapes: keys and values [kv_heads, count, D], mask bool [L, count] or None.
+    """
+
+    keys: Floats
+    values: Floats
+    mask: NDArray[np.bool_] | None
 
 
 class Weight:
@@ -86,6 +138,7 @@ class Library:
 
     def __init__(self, path: Path) -> None:
         self._functions = ctypes.CDLL(str(path))
+        self.coding = Coding(self._functions)
         self._functions.hlwq_instructions.restype = ctypes.c_char_p
         self._functions.hlwq_set_threads(thread_count())
 
@@ -137,12 +190,90 @@ class Library:
         self._functions.hlwq_look_up(weight.reference, _at(ids), _int(ids.size), _at(y))
         return y
 
+    def gelu_mul(self, gate: Floats, up: Floats) -> Floats:
+        """Return gelu(gate) * up: both [M, K]."""
+        y = np.empty_like(gate)
+        self._functions.hlwq_gelu_mul(_at(gate), _at(up), _at(y), _int(gate.size))
+        return y
+
+    def residual_norm(
+        self,
+        x: Floats,
+        update: Floats,
+        weight: Floats,
+        scale: float,
+        epsilon: float,
+        following: Floats | None,
+    ) -> tuple[Floats, Floats]:
+        """Return h = (x + norm(update)) * scale, and h normed with the following weight, if any.
+
+        Shapes: x, update [M, K], weights [K] -> twice [M, K].
+        """
+        M, K = x.shape
+        h = np.empty_like(x)
+        normed = None if following is None else np.empty_like(x)
+        of = _Residual(K, epsilon, scale, weight.ctypes.data, _pointer(following))
+        self._functions.hlwq_residual_norm(
+            ctypes.byref(of), _at(x), _at(update), _at(h), _at(normed), _int(M)
+        )
+        return h, h if normed is None else normed
+
+    def heads(
+        self,
+        x: Floats,
+        weight: Floats | None,
+        epsilon: float,
+        waves: Floats | None,
+        offsets: NDArray[np.int64],
+        columns: int,
+    ) -> Floats:
+        """Norm each head and rotate it by its position's angles.
+
+        Shapes: x [B, L, heads * D], weight [D], waves [D/2], offsets [B] -> [B, heads, L, D].
+        """
+        B, L, width = x.shape
+        y = np.empty((B, width // columns, L, columns), np.float32)
+        of = _Heads(width // columns, columns, epsilon, _pointer(weight), _pointer(waves))
+        self._functions.hlwq_heads(
+            ctypes.byref(of), _at(x), _int(width), _at(offsets), _int(B), _int(L), _at(y)
+        )
+        return y
+
+    def attend(
+        self, x: Floats, seen: Sequence[Keys], *, window: int = 0, is_causal: bool = True
+    ) -> Floats:
+        """Mix values by a softmax of unscaled scores, for each sequence's own keys.
+
+        The last key is the last query's own, or every query sees all. A window counts its own key.
+        Shapes: x [B, heads, L, D] -> the same.
+        """
+        B, heads, L, D = x.shape
+        of_each = (_Seen * B)(
+            *(
+                _Seen(
+                    *(each.keys.ctypes.data, each.values.ctypes.data, each.keys.shape[1]),
+                    *(each.keys.strides[0] // 4, each.values.strides[0] // 4, _pointer(each.mask)),
+                )
+                for each in seen
+            )
+        )
+        y = np.empty_like(x)
+        pointers = x.ctypes.data, ctypes.addressof(of_each), y.ctypes.data
+        kv_heads = seen[0].keys.shape[0]
+        of = _Attention(B, heads, kv_heads, L, D, window, int(is_causal), *pointers)
+        self._functions.hlwq_attend(ctypes.byref(of))
+        return y
+
 
 _int = ctypes.c_int64
 
 
-def _at(array: NDArray[Any]) -> ctypes.c_void_p:
-    return ctypes.c_void_p(array.ctypes.data)
+def _pointer(array: NDArray[Any] | None) -> int | None:
+    return None if array is None else array.ctypes.data
+
+
+def _at(array: NDArray[Any] | None) -> ctypes.c_void_p:
+    return ctypes.c_void_p(_pointer(array))
 
 
 def thread_count() -> int:
@@ -172,6 +303,11 @@ def library() -> Library | None:
         logger.info("compiling faster products for the next start, into %s", path.parent)
         build.build_beside()
     return None
+
+
+def native_library() -> Library | None:
+    """Return the library where arrays are computed by a CPU."""
+    return library() if device.is_cpu() else None
 
 
 def _loaded(path: Path) -> Library | None:

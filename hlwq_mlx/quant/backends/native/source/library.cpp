@@ -1,5 +1,6 @@
 // The library's functions for other languages, and the choice among the kernels of products.cpp.
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <vector>
 
@@ -136,6 +137,69 @@ void hlwq_look_up(const Weight* weight, const int64_t* ids, int64_t count, float
   each(count, std::max<int64_t>(1, ALONE / 8 / weight->columns), [&](int64_t begin, int64_t end, int) {
     for (int64_t i = begin; i < end; i++)
       kernels->look_up(*weight, ids[i], y + i * weight->columns);
+  });
+}
+
+// y = gelu(gate) * up, element by element.
+void hlwq_gelu_mul(const float* gate, const float* up, float* y, int64_t count) {
+  const int64_t slice = 1 << 12;
+  each(count, slice, [&](int64_t begin, int64_t end, int) {
+    kernels->gelu_mul(gate + begin, up + begin, y + begin, end - begin);
+  });
+}
+
+// See Residual: x, update, h and normed [M, columns].
+void hlwq_residual_norm(const Residual* of, const float* x, const float* update, float* h,
+                        float* normed, int64_t M) {
+  const int64_t K = of->columns;
+  each(M, M * K < ALONE / 8 ? M : 1, [&](int64_t begin, int64_t end, int) {
+    for (int64_t m = begin; m < end; m++)
+      kernels->residual_norm(*of, x + m * K, update + m * K, h + m * K,
+                             normed ? normed + m * K : nullptr);
+  });
+}
+
+// x [sequences, length, heads * columns], rows `x_stride` apart -> y [sequences, heads, length,
+// columns]; the first position of a sequence is its offset.
+void hlwq_heads(const Heads* of, const float* x, int64_t x_stride, const int64_t* offsets,
+                int64_t sequences, int64_t length, float* y) {
+  const int64_t D = of->columns, half = D / 2, rows = sequences * length;
+  each(rows, rows * of->heads * D < ALONE / 8 ? rows : 1, [&](int64_t begin, int64_t end, int) {
+    std::vector<float> cosines(half), sines(half);
+    for (int64_t row = begin; row < end; row++) {
+      const int64_t sequence = row / length, position = row % length;
+      for (int64_t i = 0; of->waves && i < half; i++) {
+        const float angle = (float)(offsets[sequence] + position) * (1.0f / of->waves[i]);
+        cosines[i] = cosf(angle);
+        sines[i] = sinf(angle);
+      }
+      for (int64_t head = 0; head < of->heads; head++)
+        kernels->head(*of, x + row * x_stride + head * D, cosines.data(), sines.data(),
+                      y + ((sequence * of->heads + head) * length + position) * D);
+    }
+  });
+}
+
+// See Attention. The heads of one position that share keys are queries of one head.
+void hlwq_attend(const Attention* given) {
+  Attention regrouped = *given;
+  const Attention* of = &regrouped;
+  if (given->queries == 1) {
+    regrouped.queries = given->heads / given->kv_heads;
+    regrouped.heads = given->kv_heads;
+    regrouped.advance = 0;
+  }
+  const int64_t slice = 6, slices = (of->queries + slice - 1) / slice;
+  int64_t work = 0;
+  for (int64_t i = 0; i < of->sequences; i++)
+    work += of->heads * of->queries * of->seen[i].count * of->columns;
+  const int64_t turns = of->sequences * of->heads * slices;
+  each(turns, work < ALONE / 2 ? turns : 1, [&](int64_t begin, int64_t end, int) {
+    for (int64_t turn = begin; turn < end; turn++) {
+      const int64_t first = turn % slices * slice, row = turn / slices;
+      kernels->attend(*of, row / of->heads, row % of->heads, first,
+                      std::min(of->queries, first + slice));
+    }
   });
 }
 

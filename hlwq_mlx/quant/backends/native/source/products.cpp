@@ -9,15 +9,12 @@
 #include <utility>
 
 #include "codes.h"
+#include "layer.h"
+#include "tile.h"
 
 namespace ISA {
 namespace {
 
-#if defined(__AVX512F__)
-constexpr int TILE_N = 4, TILE_M = 6;
-#else
-constexpr int TILE_N = 2, TILE_M = 3;
-#endif
 constexpr int PASS_BLOCKS = 8;  // columns of a tile's weight: in the first cache with as much of x
 constexpr int PASS_M = 20 * TILE_M;
 constexpr float ROOT = 0.08838834764831845f;  // 1 / sqrt(128)
@@ -120,34 +117,6 @@ void multiply_one(const Of& weight, const float* x, float* y, int64_t begin, int
   for (; begin < end; begin++) dot(weight, x, y, begin, std::make_index_sequence<1>());
 }
 
-// N decoded rows by M rows of x, some columns of them: the sums are kept in memory between passes.
-template <int N, int M>
-void tile(const float* w, const float* x, int64_t x_stride, float* sums, int64_t sums_stride,
-          int steps, bool is_first) {
-  Lanes sum[N][M];
-  for (int n = 0; n < N; n++)
-    for (int m = 0; m < M; m++)
-      sum[n][m] = is_first ? zero() : load(sums + n * sums_stride + m * LANES);
-  for (int step = 0; step < steps; step++) {
-    Lanes rows[N];
-    for (int n = 0; n < N; n++) rows[n] = load(w + n * PASS_BLOCKS * BLOCK + step * LANES);
-    for (int m = 0; m < M; m++) {
-      const Lanes column = load(x + m * x_stride + step * LANES);
-      for (int n = 0; n < N; n++) sum[n][m] = fma(rows[n], column, sum[n][m]);
-    }
-  }
-  for (int n = 0; n < N; n++)
-    for (int m = 0; m < M; m++) store(sums + n * sums_stride + m * LANES, sum[n][m]);
-}
-
-template <int N, int M>
-void tile_of(int count, const float* w, const float* x, int64_t x_stride, float* sums,
-             int64_t sums_stride, int steps, bool is_first) {
-  if (count == M) return tile<N, M>(w, x, x_stride, sums, sums_stride, steps, is_first);
-  if constexpr (M > 1)
-    tile_of<N, M - 1>(count, w, x, x_stride, sums, sums_stride, steps, is_first);
-}
-
 template <class Of>
 void multiply_many(const Of& weight, const float* x, int64_t M, float* y, int64_t stride,
                    int64_t begin, int64_t end) {
@@ -175,7 +144,7 @@ void multiply_many(const Of& weight, const float* x, int64_t M, float* y, int64_
         }
         for (int64_t m = 0; m < rows; m += TILE_M)
           tile_of<TILE_N, TILE_M>((int)std::min<int64_t>(TILE_M, rows - m), decoded,
-                                  x + (first + m) * x_stride + block * BLOCK, x_stride,
+                                  PASS_BLOCKS * BLOCK, x + (first + m) * x_stride + block * BLOCK, x_stride,
                                   kept.get() + n * sums_stride + m * LANES, sums_stride,
                                   count * STEPS, block == 0);
       }
@@ -276,44 +245,6 @@ void look_up(const Weight& weight, int64_t row, float* y) {
   by_bits[weight.format - 1](weight, row, y);
 }
 
-// ---------------------------------------------------------------- gate
-
-// exp(x) for x in -87..87, to two units in the last place: 2^n times a polynomial of the rest.
-// Source: the minimax coefficients of Cephes' expf (S. Moshier), a published approximation.
-inline void exp_of(const float* x, float* y) {
-  for (int i = 0; i < LANES; i++) {
-    const float n = std::nearbyint(x[i] * 1.44269504088896341f);
-    float r = x[i] - n * 0.693359375f;
-    r = r + n * 2.12194440e-4f;
-    float p = 1.9875691500e-4f;
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * (r * r) + r + 1.0f;
-    const int32_t bits = ((int32_t)n + 127) << 23;
-    float power;
-    memcpy(&power, &bits, 4);
-    y[i] = p * power;
-  }
-}
-
-// gelu by tanh is x / (1 + exp(-2 * inner)).
-void gelu_mul(const float* gate, const float* up, float* y, int64_t count) {
-  for (int64_t start = 0; start < count; start += LANES) {
-    const int n = (int)std::min<int64_t>(LANES, count - start);
-    float g[LANES] = {}, inner[LANES], power[LANES];
-    memcpy(g, gate + start, n * sizeof(float));
-    for (int i = 0; i < LANES; i++) {
-      inner[i] = -1.5957691216057308f * (g[i] + 0.044715f * g[i] * g[i] * g[i]);
-      inner[i] = std::min(87.0f, std::max(-87.0f, inner[i]));
-    }
-    exp_of(inner, power);
-    for (int i = 0; i < n; i++) y[start + i] = g[i] / (1.0f + power[i]) * up[start + i];
-  }
-}
-
 }  // namespace
 
 #define JOIN(a, b) a##b
@@ -324,5 +255,7 @@ void gelu_mul(const float* gate, const float* up, float* y, int64_t count) {
 }  // namespace ISA
 
 extern const Kernels NAMED(ISA);
-const Kernels NAMED(ISA) = {TEXT_OF(ISA), ISA::arrange, ISA::multiply, ISA::look_up,
-                            ISA::gelu_mul};
+const Kernels NAMED(ISA) = {
+    TEXT_OF(ISA),  ISA::arrange,       ISA::multiply, ISA::look_up,
+    ISA::gelu_mul, ISA::residual_norm, ISA::head,     ISA::attend,
+};

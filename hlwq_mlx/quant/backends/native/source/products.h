@@ -13,6 +13,36 @@ struct Weight {
   const float* centroids;   // [2 ** format]
 };
 
+// h = (x + norm(update) * weight) * scale; normed = norm(h) * next. Without `next` there is no normed.
+struct Residual {
+  int64_t columns;
+  float epsilon, scale;
+  const float *weight, *next;
+};
+
+// A norm over each head, with or without a weight, and the rotation of its halves by angles.
+struct Heads {
+  int64_t heads, columns;
+  float epsilon;
+  const float *weight, *waves;  // waves [columns / 2], infinite where nothing rotates, or none
+};
+
+// What the queries of one sequence see.
+struct Seen {
+  const float *keys, *values;         // [kv_heads, count, columns], heads a stride apart
+  int64_t count, key_stride, value_stride;
+  const uint8_t* mask;                // [queries, count], or none where all keys are seen
+};
+
+struct Attention {
+  int64_t sequences, heads, kv_heads, queries, columns;
+  int64_t window;                     // how far a query sees, its own key included; 0: everywhere
+  int64_t advance;                    // 1: the last key is the last query's own; 0: every query's
+  const float* x;                     // [sequences, heads, queries, columns]
+  const Seen* seen;                   // of each sequence
+  float* y;                           // as x
+};
+
 struct Kernels {
   const char* name;
   // Pads a row with zeros, rotates it if the weight is coded, and brings it into the lanes' order.
@@ -24,6 +54,13 @@ struct Kernels {
   void (*look_up)(const Weight&, int64_t row, float* y);
   // y = gelu(gate) * up, by tanh.
   void (*gelu_mul)(const float* gate, const float* up, float* y, int64_t count);
+  // A row of `residual`.
+  void (*residual_norm)(const Residual&, const float* x, const float* update, float* h,
+                        float* normed);
+  // A head's vector, normed and rotated.
+  void (*head)(const Heads&, const float* x, const float* cosines, const float* sines, float* y);
+  // Some queries of one sequence and head, from `begin` to `end`.
+  void (*attend)(const Attention&, int64_t sequence, int64_t head, int64_t begin, int64_t end);
 };
 
 // How many floats a row has in the lanes' order.
