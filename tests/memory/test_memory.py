@@ -180,8 +180,22 @@ def test_nothing_is_fetched_for_a_model_at_hand(tmp_path, monkeypatch):
     check_before_download(str(root), "PQ5", SETTINGS)
 
 
+def test_bytes_of_a_model_that_the_library_reads(tmp_path):
+    """Codes as they lie on disk, nothing beside them, and plain matrices in 16 bits."""
+    root = tiny.write_root(tmp_path / "source", tiny.config())
+    weights = tiny.make_weights(tiny.config(), has_towers=False)
+    tiny.publish(root / "PQ5", weights, tiny.pure(5))
+    convert.convert(Source(root / "PQ5", "PQ5"), tmp_path / "out")
+    cpu = Machine("a CPU", 1 << 34, 1 << 33, has_metal=False, has_library=True)
+    needed = need(take(str(tmp_path / "out")), Settings(64), cpu)
+    parameters = tree_flatten(loading.load(tmp_path / "out").parameters())
+    assert any(array.dtype == mx.bfloat16 for _, array in parameters)
+    assert needed.text == sum(array.nbytes for name, array in parameters if "centroids" not in name)
+
+
+@pytest.mark.usefixtures("by_stock")
 def test_bytes_of_a_loaded_model(tmp_path):
-    """On a CPU: float32, and small coded weights decoded beside their codes."""
+    """By stock MLX on a CPU: float32, and small coded weights decoded beside their codes."""
     root = tiny.write_root(tmp_path / "source", tiny.config())
     weights = tiny.make_weights(tiny.config(), has_towers=False)
     tiny.publish(root / "PQ5", weights, tiny.pure(5))

@@ -82,7 +82,8 @@ def test_stock_samplers_never_see_media_tokens(stock, folder):
     assert media == list(range(60, 67))
     assert np.isneginf(found[..., media]).all() and np.isfinite(wanted).all()
     wanted[..., media] = -np.inf
-    assert np.array_equal(found, wanted)
+    # Stock mlx-lm's own loader leaves plain matrices to stock MLX.
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5)
 
 
 @pytest.mark.slow  # the server goes the same way
