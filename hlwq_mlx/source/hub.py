@@ -1,4 +1,4 @@
-"""Models on the hub: one variant's files and nothing else, resumed where a download broke off.
+"""Models on the hub: one variant's files and its drafter's, resumed where a download broke off.
 
 huggingface_hub and `resume` do the work; this file knows only the shape of an HLWQ repository and
 says in one line what went wrong. A model is named `owner/name` or `owner/name/PQ5`; repositories
@@ -8,7 +8,7 @@ were renamed from PolarQuant to HLWQ, and either name finds them.
 import errno
 import logging
 import shutil
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,7 +36,7 @@ from ..disk.sizes import format_bytes
 from ..disk.tensorfile import TensorSpec, checked_spec
 from ..errors import CheckpointError, DeviceError, HLWQError, SourceError
 from . import resume
-from .layout import PLAIN, ROOT_FILES, ROOT_WEIGHTS
+from .layout import DRAFTER, PLAIN, ROOT_FILES, ROOT_WEIGHTS
 
 logger = logging.getLogger("hlwq_mlx")
 
@@ -138,6 +138,14 @@ def wanted_files(files: Iterable[str], variant: str | None) -> list[str]:
         if (variant and _is_in(name, variant, "*.safetensors"))
         or ("/" not in name and any(fnmatchcase(name, pattern) for pattern in at_root))
     ]
+
+
+def drafter_files(files: Collection[str]) -> list[str]:
+    """Pick the config and the weights of the drafter beside a model, if there is one."""
+    config = f"{DRAFTER}/config.json"
+    if config not in files:
+        return []
+    return [config, *(name for name in files if _is_in(name, DRAFTER, "model*.safetensors"))]
 
 
 def download(model: str, variant: str | None) -> tuple[Path, str | None]:
@@ -255,7 +263,7 @@ def _require_model(repository: str, wanted: list[str]) -> list[str]:
 def _bring(repository: str, info: ModelInfo, variant: str | None) -> tuple[Path, str | None]:
     files = {file.rfilename: file for file in info.siblings or ()}
     variant = choose_variant(repository, list(files), variant)
-    wanted = _require_model(repository, wanted_files(files, variant))
+    wanted = _require_model(repository, wanted_files(files, variant)) + drafter_files(files)
     try:
         _require_room(info.id, [files[name] for name in wanted])
         for name in wanted:

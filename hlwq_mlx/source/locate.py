@@ -13,7 +13,15 @@ from .layout import CODED_FILE, PLAIN, list_variants, read_settings, root_weight
 
 
 def local_path(model: str) -> Path:
-    """Return a model's name as a path, `~` expanded where there is such a user."""
+    """Return a model's name as a path, `~` expanded where there is such a user.
+
+    Raises: SourceError for an empty name, which is no path to the folder that one is in.
+    """
+    if not model:
+        raise SourceError(
+            "[model] needed the name of a model or a drafter, got an empty one. Name a folder or a "
+            "repository of the hub, or leave the option out."
+        )
     return Path(os.path.expanduser(model))
 
 

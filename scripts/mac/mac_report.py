@@ -245,12 +245,13 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="FOLDER",
         help="where the report is written (default: build/mac-report)",
     )
-    extent = parser.add_mutually_exclusive_group()
-    extent.add_argument(
+    parser.add_argument(
         "--quick", action="store_true", help="the essential alone: fewer shapes, fewer rounds"
     )
-    extent.add_argument(
-        "--rehearse", action="store_true", help="try this script itself, in tiny sizes, anywhere"
+    parser.add_argument(
+        "--rehearse",
+        action="store_true",
+        help="try this script itself, anywhere: every step in tiny sizes, which --quick has too",
     )
     return parser
 

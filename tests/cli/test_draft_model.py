@@ -60,6 +60,8 @@ def test_a_drafter_that_cannot_be_one_is_refused(tmp_path, monkeypatch):
         folder_with("--draft-model", str(other))
     with pytest.raises(SourceError, match="nowhere"):
         folder_with("--draft-model", "./nowhere")
+    with pytest.raises(SourceError, match="got an empty one"):
+        folder_with("--draft-model", "")
 
 
 def test_python_users_name_one_too():

@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -228,10 +229,11 @@ def test_a_quick_run_tries_less_of_the_same(tmp_path, monkeypatch):
     monkeypatch.setattr(mx.metal, "is_available", lambda: True)
     tried = []
     monkeypatch.setattr(mac_steps, "steps", lambda sizes, *_: tried.append(sizes) or {})
-    for options in ([], ["--quick"]):
+    monkeypatch.setattr(mac_report, "rehearsing", nullcontext)
+    for options in (["--rehearse", "--quick"], [], ["--quick"]):
         assert mac_report.main(["--output", str(tmp_path), *options]) == 0
-    full, quick = map(vars, tried)
-    assert (tried[0], tried[1]) == (FULL, QUICK)
+    assert tried == [REHEARSAL, FULL, QUICK]
+    full, quick = map(vars, tried[1:])
     assert quick["bits"] == full["bits"] and quick["prompts"] == full["prompts"]
     for name, chosen in quick.items():
         if isinstance(chosen, tuple):

@@ -108,6 +108,24 @@ def test_weights_at_the_root(server):
     assert server.served() == {"model.safetensors", "config.json", *tiny.SIDE_FILES}
 
 
+def test_the_drafter_beside_a_model_comes_along(server):
+    own = {"drafter/config.json", "drafter/model.safetensors"}
+    others = {"drafter/README.md", "drafter/more/model.safetensors", "drafter/tokenizer.json"}
+    server.repositories[NAME] |= dict.fromkeys(own | others, b"{}")
+    root, _ = hub.download(NAME, "PQ5")
+    assert server.served() == WANTED | own
+    assert {path.name for path in (root / "drafter").iterdir()} == {
+        "config.json",
+        "model.safetensors",
+    }
+
+
+def test_weights_without_a_config_are_no_drafter(server):
+    server.repositories[NAME] |= {"drafter/model.safetensors": b"weights"}
+    hub.download(NAME, "PQ5")
+    assert server.served() == WANTED
+
+
 def test_a_mirror_that_states_no_hashes(server):
     server.states_hashes = False
     root, _ = hub.download(NAME, "PQ5")
@@ -382,7 +400,7 @@ def test_quantize_from_the_hub(server, tmp_path):
     )
     ran = demo.run("hlwq_mlx.quantize", *arguments, **environment(server, tmp_path))
     assert (ran.returncode, ran.stdout) == (0, f"{tmp_path / 'out'}\n"), ran.stderr
-    assert server.served() == {name for name in demo.SHIPPED if "/" not in name}
+    assert server.served() == {name for name in demo.SHIPPED if not name.startswith("PQ5/")}
     assert is_ours(tmp_path / "out")
 
 
