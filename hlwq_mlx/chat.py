@@ -291,7 +291,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         thinking=arguments.think,
     )
     with cli.tuned():
-        talk(arguments, conversation)
+        if cli.leads(arguments):
+            talk(arguments, conversation)
 
 
 def talk(arguments: argparse.Namespace, conversation: Conversation) -> None:

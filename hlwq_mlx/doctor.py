@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from . import cli
-from .errors import SourceError
+from .errors import RequestError, SourceError
 from .source import model_card, rules
 
 if TYPE_CHECKING:
@@ -61,6 +61,21 @@ def make_parser() -> argparse.ArgumentParser:
         help="how a source will be converted (default: auto)",
     )
     cli.add_memory_args(parser)
+    group = parser.add_argument_group("several machines (mlx.launch; see sharding/README.md)")
+    group.add_argument(
+        "--macs",
+        nargs="+",
+        default=[],
+        metavar="CHIP:GB",
+        help="plan the model for these Macs together, as M1:16 M1:16, rank 0 first",
+    )
+    group.add_argument(
+        "--link",
+        type=float,
+        default=10,
+        metavar="GBIT",
+        help="Gbit/s between them (default: 10)",
+    )
     return parser
 
 
@@ -74,6 +89,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             cli.result(line)
     elif arguments.verify:
         cli.result(verify(arguments.model))
+    elif arguments.macs:
+        found = (arguments.model, arguments.variant, settings, arguments.leftovers)
+        if not plan_together(*found, arguments.macs, arguments.link):
+            sys.exit(EXIT_UNFIT)
     elif not examine(arguments.model, arguments.variant, settings, arguments.leftovers):
         sys.exit(EXIT_UNFIT)
 
@@ -145,6 +164,34 @@ def examine(model: str, variant: str | None, settings: "Settings", choice: str) 
     for line in verdict.lines():
         cli.result(line)
     return verdict.is_fit
+
+
+def plan_together(
+    model: str,
+    variant: str | None,
+    settings: "Settings",
+    choice: str,
+    machines: Sequence[str],
+    gbit_s: float,
+) -> bool:
+    """Print how several machines could share a model; return whether it fits them."""
+    from .memory import inventory
+    from .sharding import plan
+    from .sharding.speed import link_of, mac_of
+
+    macs, link = [mac_of(text) for text in machines], link_of(gbit_s)
+    found = inventory.as_converted(inventory.take(model, variant), choice)
+    is_fit = False
+    for split, make in plan.MAKERS.items():
+        try:
+            made = make(found, settings, macs, link)
+        except RequestError as problem:
+            cli.result(f"{split}: {problem}")
+            continue
+        for line in plan.describe(made, macs, link):
+            cli.result(f"{split}: {line}")
+        is_fit |= made.fits
+    return is_fit
 
 
 def disk_lines(model: str, variant: str | None, choice: str) -> Iterator[str]:

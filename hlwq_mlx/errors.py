@@ -66,6 +66,10 @@ class DeviceError(HLWQError, RuntimeError):
     """This machine cannot do what was asked: memory, disk or GPU."""
 
 
+class GroupError(HLWQError, RuntimeError):
+    """A machine of a group cannot be reached, was lost, or does not fit the others."""
+
+
 def raise_all(problems: Iterable[str]) -> None:
     """Raise one CheckpointError that names the first problems and the number of others, if any."""
     found = iter(problems)

@@ -88,9 +88,9 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, load, answer."""
     arguments = make_parser().parse_args(argv)
-    prompt = cli.read_stdin() if arguments.prompt == "-" else arguments.prompt
     with cli.tuned():
-        answer(arguments, prompt)
+        if cli.leads(arguments):
+            answer(arguments, cli.read_stdin() if arguments.prompt == "-" else arguments.prompt)
 
 
 def answer(arguments: argparse.Namespace, prompt: str) -> None:

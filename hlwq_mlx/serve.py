@@ -131,7 +131,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parse, convert if needed, serve until told to end."""
     arguments = make_parser().parse_args(argv)
     with cli.tuned():
-        serve(arguments)
+        if cli.leads(arguments):
+            serve(arguments)
 
 
 def serve(arguments: argparse.Namespace) -> None:

@@ -30,10 +30,11 @@ MAY_IMPORT = {
     "folder": {"errors", "disk", "quant", "gemma4", "dialog", "media", "source", "engine"},
     "write": {"errors", "disk", "quant", "gemma4", "source", "folder"},
     "memory": {"errors", "disk", "quant", "gemma4", "media", "source", "engine", "folder", "write"},
+    "sharding": {"errors", "disk", "quant", "gemma4", "folder", "memory"},
     "prompt": {"errors", "gemma4", "dialog", "media", "engine"},
     "cli": {
         *("errors", "disk", "quant", "gemma4", "dialog", "media", "engine", "folder", "write"),
-        "memory",
+        *("memory", "sharding"),
     },
 }
 # Users' front ends, which may import every room above them.

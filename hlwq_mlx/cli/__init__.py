@@ -19,6 +19,7 @@ from .boundary import (
     run,
 )
 from .console import PATIENCE_S, note, print_piece, print_stderr, progress, result
+from .machines import leads, load_model
 from .options import (
     CONTEXT,
     LEFTOVERS,
@@ -73,8 +74,10 @@ __all__ = [
     "folder_for",
     "gigabytes",
     "json_object",
+    "leads",
     "line_reader",
     "load_for",
+    "load_model",
     "media_part",
     "note",
     "print_error",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import RequestError
 from .console import note, progress
+from .machines import load_model
 from .options import PREFILL_STEP
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def with_chunk(arguments: argparse.Namespace, folder: "Folder", settings: "Setti
     from ..memory.machine import this_machine
     from ..memory.verdict import with_long_chunk
 
-    if arguments.prefill_step_size is not None:
+    if arguments.prefill_step_size is not None or arguments.group is not None:
         return settings
     return with_long_chunk(of_converted(folder), settings, this_machine(folder.path))
 
@@ -103,11 +104,12 @@ def folder_for(arguments: argparse.Namespace, settings: "Settings") -> "Folder":
             "Name a real one with --model, as in\n"
             "  --model caiovicentino1/Gemma-4-E4B-it-HLWQ-Multi --variant PQ5"
         )
-    if not arguments.force:
+    is_checked = not arguments.force and arguments.group is None  # a group checks its parts
+    if is_checked:
         check_before_download(model, variant, settings)
     folder = open_folder(model, variant)
-    folder.drafter = drafter_for(arguments, folder)
-    if not arguments.force:
+    folder.drafter = None if arguments.group is not None else drafter_for(arguments, folder)
+    if is_checked:
         plan(folder, settings).require()
     return folder
 
@@ -159,6 +161,6 @@ def load_for(arguments: argparse.Namespace, settings: "Settings") -> Loaded:
     folder = folder_for(arguments, settings)
     tokenizer = side_files.open_tokenizer(folder)  # first, so that damage is found before the work
     recommended = Sampling.from_generation_config(folder.generation)
-    model = loading.load_folder(folder)
+    model = load_model(arguments, folder, settings)
     drafter = loading.find_drafter(model, folder, arguments.draft)
     return Loaded(folder, model, tokenizer, recommended.override(**given), drafter)

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..dialog.readable import readable
 from ..media.processor import BUDGETS
+from .machines import add_split_arg
 
 CONTEXT = 8192  # tokens of a conversation that should fit into memory
 PREFILL_STEP = 512  # of engine.request; mlx-lm's 2048 would take four times the memory
@@ -53,7 +54,7 @@ def text(argument: str) -> str:
 
 
 def add_model_args(parser: argparse.ArgumentParser) -> None:
-    """Add --model, --variant and --force."""
+    """Add --model, --variant, --force and --split."""
     parser.add_argument(
         "--model",
         metavar="MODEL",
@@ -63,6 +64,7 @@ def add_model_args(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--force", action="store_true", help="load a model that does not fit this machine"
     )
+    add_split_arg(parser)
 
 
 def add_variant_arg(parser: argparse.ArgumentParser) -> None:

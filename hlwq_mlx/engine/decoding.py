@@ -85,7 +85,8 @@ class Chooser:
         self, decoding: Decoding, vocab_size: int, masked: Iterable[int], prompt: Sequence[int]
     ) -> None:
         self._decoding = decoding
-        self._choose = decoding.sampling.choose(vocab_size, masked)
+        never = frozenset(masked)
+        self._choose, self._never = decoding.sampling.choose(vocab_size, never), len(never)
         last = prompt[-REPETITION_CONTEXT:]
         self._recent = deque((key for key in last if key >= 0), REPETITION_CONTEXT)
         self._counts: Counter[int] = Counter()
@@ -95,6 +96,12 @@ class Chooser:
         }
         self._key = None if decoding.sampling.temp == 0 else _key(decoding.seed)
         self._scores: mx.array | None = None
+
+    @property
+    def most(self) -> int | None:
+        """How many of the likeliest tokens decide a choice, or None where all do."""
+        most = self._decoding.sampling.most
+        return None if self._depends or most is None else most + self._never
 
     def __call__(self, logits: mx.array) -> mx.array:
         """Choose the next token, without evaluating anything.
@@ -114,21 +121,25 @@ class Chooser:
         Where a choice depends on the tokens before, there is none. Nothing is evaluated.
         Shapes: logits float32 [1, V] each -> ids [1].
         """
-        decoding = self._decoding
-        depends = (
-            decoding.repetition_penalty != 1
-            or decoding.presence_penalty
-            or decoding.frequency_penalty
-            or self._bias
-            or decoding.constraint is not None
-        )
-        if depends:
+        if self._depends:
             return []
         ids, rest = [], self._key
         for each in logits:
             key, rest = (None, None) if rest is None else mx.random.split(rest)
             ids.append(self._choose(each, key))
         return ids
+
+    @property
+    def _depends(self) -> bool:
+        """Whether more than the scores decide: tokens before, a bias or a constraint."""
+        decoding = self._decoding
+        return bool(
+            decoding.repetition_penalty != 1
+            or decoding.presence_penalty
+            or decoding.frequency_penalty
+            or self._bias
+            or decoding.constraint is not None
+        )
 
     def accept(self, token: int) -> None:
         """Take the token that was chosen.

@@ -20,7 +20,7 @@ from ..gemma4.late_rows import can_be_late
 from ..gemma4.model import Model
 from ..quant.backends.choose import steady_rows
 from ..quant.layers import is_lazy
-from .step import Outcome, PlainStep, Row, Step, choose, read, take, together, wait
+from .step import Outcome, PlainStep, Row, SharedStep, Step, choose, read, take, together, wait
 
 
 def make_step(model: Model) -> Step:
@@ -28,6 +28,8 @@ def make_step(model: Model) -> Step:
 
     A model that evaluates something while its graph is built needs its rows first.
     """
+    if not model.works_ahead:
+        return SharedStep(model)
     return OverlappedStep(model) if is_lazy(model) and can_be_late() else PlainStep(model)
 
 

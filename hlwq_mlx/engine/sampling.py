@@ -139,6 +139,17 @@ class Sampling:
             )
         return replace(self, **{key: value for key, value in given.items() if value is not None})
 
+    @property
+    def most(self) -> int | None:
+        """How many of the likeliest tokens decide a choice, or None where all do.
+
+        Shares of a top_p are of all tokens.
+        """
+        if self.temp == 0:
+            return 1
+        is_open = 0 < self.top_p < 1 or not self.top_k
+        return None if is_open else self.top_k
+
     def choose(self, vocab_size: int, masked: Iterable[int] = ()) -> Choose:
         """Return a function that chooses an id for each row, and never a masked one.
 

@@ -20,6 +20,8 @@ from ..quant.backends.choose import steady_rows
 from .decoding import Chooser
 from .draft import Course
 
+LISTED = 32  # likeliest tokens that an answer may list with their probabilities, and more
+
 
 class Chosen(NamedTuple):
     """A token and the log probabilities it was chosen from; a drafted one took no pass of its own.
@@ -106,13 +108,14 @@ class Step(Protocol):
         ...
 
 
-def score(logits: mx.array) -> list[mx.array]:
+def score(logits: mx.array, total: mx.array | None = None) -> list[mx.array]:
     """Return each row's log probabilities, without evaluating anything.
 
-    Shapes: logits float32 [R, V] -> R times [V].
+    `total` is the logarithm of the scores' sum, where some are not there.
+    Shapes: logits float32 [R, V], total [R, 1] -> R times [V].
     """
-    scores = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-    return [*mx.split(scores.flatten(), len(logits))]
+    total = mx.logsumexp(logits, axis=-1, keepdims=True) if total is None else total
+    return [*mx.split((logits - total).flatten(), len(logits))]
 
 
 def start_row(row: Row, logits: mx.array) -> Chosen:
@@ -149,6 +152,31 @@ def read(model: Model, rows: Sequence[Row]) -> mx.array:
     return model.decode(mx.array([[row.token] for row in rows]), together(rows))
 
 
+class SharedStep(PlainStep):
+    """PlainStep for a model of which other machines score their tokens.
+
+    They send the likeliest ones, where no row's choice needs all.
+    """
+
+    def __call__(self, rows: Sequence[Row]) -> list[Outcome]:
+        """Read each row's token and choose the next."""
+        most = _most(rows)
+        if most is None or any(row.under_way is not None for row in rows):
+            return super().__call__(rows)
+        ids = mx.array([[row.token] for row in rows])
+        logits, total = self._model.decode_likeliest(ids, together(rows), most)
+        choose(rows, logits, total)
+        wait(rows)
+        return take(rows)
+
+
+def _most(rows: Sequence[Row]) -> int | None:
+    """Return how many of the likeliest tokens decide every row's choice, None where all do."""
+    counts = [row.chooser.most for row in rows]
+    known = [count for count in counts if count is not None]
+    return max(LISTED, *known) if len(known) == len(counts) else None
+
+
 def together(rows: Sequence[Row]) -> list[Any]:
     """Return the caches of rows as those of one step."""
     if len(rows) == 1:
@@ -156,12 +184,12 @@ def together(rows: Sequence[Row]) -> list[Any]:
     return [Rows(entries) for entries in zip(*(row.caches for row in rows), strict=True)]
 
 
-def choose(rows: Sequence[Row], logits: mx.array) -> None:
+def choose(rows: Sequence[Row], logits: mx.array, total: mx.array | None = None) -> None:
     """Choose each row's next token, and let MLX begin; it is under way from then on.
 
-    Shapes: logits float32 [R, V].
+    `total` as in `score`. Shapes: logits float32 [R, V].
     """
-    scores = score(logits)
+    scores = score(logits, total)
     # An operation that serves all rows costs little more than one that serves a single row.
     own = mx.split(logits, len(rows))
     ids = [_try_choose(each, row.chooser) for each, row in zip(own, rows, strict=True)]

@@ -9,7 +9,7 @@ B batch, L positions, H hidden size, V vocabulary, N layers, d per-layer input w
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import mlx.core as mx
 import numpy as np
@@ -83,12 +83,22 @@ class _Towers:
 
 
 class Start(NamedTuple):
-    """What a forward pass begins with: x [B, L, H], rows [B, L, N * d], and where blocks are."""
+    """What a forward pass begins with: x [B, L, H], rows [B, L, N * d], and where blocks are.
+
+    `x` are the embeddings, of which per-layer inputs are made. The first layer reads them too, or
+    what has `arrived` [B, L, H] from layers that another machine holds.
+    """
 
     x: mx.array
     rows: mx.array | None
     cache: Sequence[Any]
     is_vision: np.ndarray | None
+    arrived: mx.array | None = None
+
+    @property
+    def stream(self) -> mx.array:
+        """What the first layer reads."""
+        return self.x if self.arrived is None else self.arrived
 
 
 class Pass(NamedTuple):
@@ -109,6 +119,9 @@ class CheckpointRoot(nn.Module):
 
 class Model(nn.Module):
     """Gemma 4; its modules are coded where the config's HLWQ manifest says so."""
+
+    # Whether a pass can be built before its tokens are known.
+    works_ahead: ClassVar[bool] = True
 
     def __init__(self, args: Gemma4Config, resources: Resources = NO_RESOURCES) -> None:
         super().__init__()
@@ -176,7 +189,7 @@ class Model(nn.Module):
                 f"[model.inputs] needed one prompt [1, L], got {list(ids.shape)}. "
                 "Embed the prompts one by one."
             )
-        x = self.model.language_model.embed(mx.array(self._hard(ids)))
+        x = self.embed(inputs)
         x = insert_features(x, ids, "image", self.args.image_token_id, images)
         x = insert_features(x, ids, "audio", self.args.audio_token_id, sounds)
         return insert_features(x, ids, "video", self.args.video_token_id, videos)
@@ -195,7 +208,25 @@ class Model(nn.Module):
         Shapes: inputs int [B, L], input_embeddings [B, L, H] -> float32 [B, L, V].
         Raises: ShapeError, RequestError; CheckpointError when rows are needed and there are none.
         """
-        return self._logits(self._begin(inputs, cache, input_embeddings))
+        return self.logits(self.states(inputs, cache, input_embeddings))
+
+    def states(
+        self,
+        inputs: mx.array,
+        cache: Sequence[Any] | None = None,
+        input_embeddings: mx.array | None = None,
+        after_layer: AfterLayer = nothing,
+    ) -> mx.array:
+        """Return the hidden state behind the norm at every position, as `__call__` scores it.
+
+        Shapes: as `__call__`'s -> [B, L, H].
+        """
+        begun = self.run(self.start(inputs, cache, input_embeddings), after_layer)
+        return self.finish(begun, after_layer)
+
+    def logits(self, hidden: mx.array) -> mx.array:
+        """Score the vocabulary: hidden [B, L, H] -> float32 [B, L, V]."""
+        return self.model.language_model.logits(hidden)
 
     def decode(self, inputs: mx.array, cache: Sequence[Any]) -> mx.array:
         """Score the next token of each row as `__call__` does, but begin with the work at once.
@@ -203,8 +234,18 @@ class Model(nn.Module):
         MLX runs the first layers while Python still builds the later ones; the results are the
         same. Shapes: inputs int [B, 1] -> float32 [B, V].
         """
-        begun = self._begin(inputs, cache, None, mx.async_eval)
-        return self._logits(begun, mx.async_eval)[:, -1]
+        return self.logits(self.states(inputs, cache, None, mx.async_eval))[:, -1]
+
+    def decode_likeliest(
+        self, inputs: mx.array, cache: Sequence[Any], most: int
+    ) -> tuple[mx.array, mx.array]:
+        """Score the next token of each row as `decode` does; return the logarithm of their sum too.
+
+        Scores of others than the `most` likeliest may be -inf, where machines share the tokens.
+        Shapes: inputs int [B, 1] -> float32 [B, V], [B, 1].
+        """
+        logits = self.decode(inputs, cache)
+        return logits, mx.logsumexp(logits, axis=-1, keepdims=True)
 
     def check(self, inputs: mx.array, cache: Sequence[Any]) -> tuple[mx.array, mx.array]:
         """Score the token behind each of a few positions; return the hidden states behind the norm.
@@ -212,9 +253,8 @@ class Model(nn.Module):
         A few positions score as they would one by one (see attention.FEW).
         Shapes: inputs int [1, L] -> [1, L, H], float32 [L, V].
         """
-        begun = self._begin(inputs, cache, None, mx.async_eval)
-        hidden = self._hidden(begun, mx.async_eval)
-        return hidden, self.model.language_model.logits(hidden)[0]
+        hidden = self.states(inputs, cache, None, mx.async_eval)
+        return hidden, self.logits(hidden)[0]
 
     def decode_late(
         self,
@@ -232,7 +272,7 @@ class Model(nn.Module):
         x = self.model.language_model.embed(inputs)
         array = None if rows is None else rows.array
         start = Start(x.astype(self._dtype), array, cache, None)
-        return self._logits(self._run(start, after_layer), after_layer)[:, -1]
+        return self.logits(self.finish(self.run(start, after_layer), after_layer))[:, -1]
 
     def late_rows(self, sequences: int) -> LateRows | None:
         """Return what stands for the rows of a token of each sequence; None if there are none."""
@@ -275,13 +315,21 @@ class Model(nn.Module):
 
         Shapes: as `prefill`'s -> [B, 1, H], float32 [B, 1, V].
         """
-        x, rows, *_ = start = self._start(inputs, cache, input_embeddings)
-        first = self.args.text_config.first_shared
-        last_rows = None if rows is None else rows[:, -1:]
-        own, *others = self._per_layer(x[:, -1:], last_rows, slice(first - 1, None))
-        x, shared = self.model.language_model.go_on(self._fill(start), own)
-        hidden = self._hidden(Pass(x, [*[None] * first, *others], shared))
-        return hidden, self.model.language_model.logits(hidden)
+        hidden = self.last_state(inputs, cache, input_embeddings)
+        return hidden, self.logits(hidden)
+
+    def last_state(
+        self,
+        inputs: mx.array,
+        cache: Sequence[Any],
+        input_embeddings: mx.array | None = None,
+    ) -> mx.array:
+        """Fill the cache; return the last position's hidden state behind the norm.
+
+        Shapes: as `prefill`'s -> [B, 1, H].
+        """
+        start = self.start(inputs, cache, input_embeddings)
+        return self.finish_last(start, self.fill(start))
 
     def fill_cache(
         self,
@@ -293,7 +341,7 @@ class Model(nn.Module):
 
         The caches hold unevaluated arrays afterwards: evaluate their `state` between chunks.
         """
-        self._fill(self._start(inputs, cache, input_embeddings))
+        self.fill(self.start(inputs, cache, input_embeddings))
 
     def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
         """Drop tensors the tree has no place for, and put flat text checkpoints into it.
@@ -315,28 +363,17 @@ class Model(nn.Module):
         key_value = KEY_VALUE.match(name)
         return key_value is not None and int(key_value[1]) >= self.args.text_config.first_shared
 
-    @property
-    def _dtype(self) -> mx.Dtype:
-        """The dtype of activations."""
-        return self.model.language_model.dtype
-
-    def _tower(self, kind: str) -> Tower:
-        if kind not in self.args.towers:
-            raise no_tower(kind)
-        return self._towers[kind]
-
-    def _begin(
+    def start(
         self,
         inputs: mx.array,
-        cache: Sequence[Any] | None,
-        input_embeddings: mx.array | None,
-        after_layer: AfterLayer = nothing,
-    ) -> Pass:
-        return self._run(self._start(inputs, cache, input_embeddings), after_layer)
-
-    def _start(
-        self, inputs: mx.array, cache: Sequence[Any] | None, input_embeddings: mx.array | None
+        cache: Sequence[Any] | None = None,
+        input_embeddings: mx.array | None = None,
+        arrived: mx.array | None = None,
     ) -> Start:
+        """Begin a pass: check the ids, embed them, read their rows.
+
+        Shapes: as `__call__`'s, `arrived` [B, L, H]. Raises: as `__call__`.
+        """
         text = self.model.language_model
         ids = self._ids(inputs)
         is_vision = self._blocks(ids, is_cached=cache is not None)
@@ -356,17 +393,17 @@ class Model(nn.Module):
                 "Give one embedding for each id."
             )
         rows = self.read_rows(hard) if self.args.text_config.per_layer_width else None
-        return Start(x.astype(text.dtype), rows, entries, is_vision)
+        return Start(x.astype(text.dtype), rows, entries, is_vision, arrived)
 
-    def _run(self, start: Start, after_layer: AfterLayer = nothing) -> Pass:
+    def run(self, start: Start, after_layer: AfterLayer = nothing) -> Pass:
         """Run the layers that make keys and values."""
         per_layer = self._per_layer(start.x, start.rows, slice(None))
         x, shared = self.model.language_model.run_kv_layers(
-            start.x, per_layer, self._masks(start), start.cache, after_layer
+            start.stream, per_layer, self._masks(start), start.cache, after_layer
         )
         return Pass(x, per_layer, shared)
 
-    def _fill(self, start: Start) -> Filled:
+    def fill(self, start: Start) -> Filled:
         """Run the same layers, the last one as far as its keys and values.
 
         Each is evaluated before the next one is built, or the activations of all could be in memory
@@ -375,8 +412,31 @@ class Model(nn.Module):
         making = slice(self.args.text_config.first_shared - 1)
         per_layer = self._per_layer(start.x, start.rows, making)
         return self.model.language_model.fill_caches(
-            start.x, per_layer, self._masks(start), start.cache, mx.eval
+            start.stream, per_layer, self._masks(start), start.cache, mx.eval
         )
+
+    def finish(self, begun: Pass, after_layer: AfterLayer = nothing) -> mx.array:
+        """Run the layers that share keys and values, and the norm: -> [B, L, H]."""
+        text = self.model.language_model
+        return text.run_shared_layers(begun.x, begun.per_layer, begun.shared, after_layer)
+
+    def finish_last(self, start: Start, filled: Filled) -> mx.array:
+        """Run the rest of a pass whose caches are filled, for the last position: -> [B, 1, H]."""
+        first = self.args.text_config.first_shared
+        rows = None if start.rows is None else start.rows[:, -1:]
+        own, *others = self._per_layer(start.x[:, -1:], rows, slice(first - 1, None))
+        x, shared = self.model.language_model.go_on(filled, own)
+        return self.finish(Pass(x, [*[None] * first, *others], shared))
+
+    @property
+    def _dtype(self) -> mx.Dtype:
+        """The dtype of activations."""
+        return self.model.language_model.dtype
+
+    def _tower(self, kind: str) -> Tower:
+        if kind not in self.args.towers:
+            raise no_tower(kind)
+        return self._towers[kind]
 
     def _per_layer(
         self, x: mx.array, rows: mx.array | None, layers: slice
@@ -388,13 +448,6 @@ class Model(nn.Module):
     def _masks(self, start: Start) -> Mapping[str, Mask]:
         length = start.x.shape[1]
         return attention_masks(self.args.text_config, start.cache, length, start.is_vision)
-
-    def _logits(self, begun: Pass, after_layer: AfterLayer = nothing) -> mx.array:
-        return self.model.language_model.logits(self._hidden(begun, after_layer))
-
-    def _hidden(self, begun: Pass, after_layer: AfterLayer = nothing) -> mx.array:
-        text = self.model.language_model
-        return text.run_shared_layers(begun.x, begun.per_layer, begun.shared, after_layer)
 
     def _ids(self, inputs: mx.array) -> np.ndarray:
         """The step's ids on the host: the one place that waits for them."""

@@ -313,6 +313,9 @@ class TextModel(nn.Module):
         Shapes: h [B, L, H] -> float32 [B, L, V].
         """
         # The head is the embedding as stored: only the input side is scaled by sqrt(H).
-        scores = self.embed_tokens.as_linear(h).astype(mx.float32)
-        cap = self.config.final_logit_softcapping
+        return self.capped(self.embed_tokens.as_linear(h))
+
+    def capped(self, scores: mx.array) -> mx.array:
+        """Cap scores of tokens, in float32: [...] -> [...]."""
+        scores, cap = scores.astype(mx.float32), self.config.final_logit_softcapping
         return scores if cap is None else mx.tanh(scores / cap) * cap

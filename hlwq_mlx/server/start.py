@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
-from pathlib import Path
 from typing import NamedTuple, Self
 
 from starlette.types import ASGIApp
@@ -85,7 +84,7 @@ def application(arguments: argparse.Namespace) -> Iterator[Started]:
     vocab_size = folder.args.text_config.vocab_size
     features = FeatureCache()
     engine = Engine(  # last: what may fail does so before its thread begins to load
-        partial(_load, folder, settings, room, arguments.prompt_cache_dir, arguments.draft),
+        partial(_load, arguments, folder, settings, room),
         room.capacity,
         queue=arguments.max_queue,
         idle_s=arguments.idle_unload,
@@ -146,17 +145,15 @@ class Room:
         return cls(Capacity(context, max(rows, bytes_of(context)), bytes_of), prefix_bytes)
 
 
-def _load(
-    folder: Folder, settings: Settings, room: Room, cache_dir: Path | None, draft: str | None
-) -> Worker:
+def _load(arguments: argparse.Namespace, folder: Folder, settings: Settings, room: Room) -> Worker:
     """Load the model, and what was kept of earlier prompts."""
-    model = loading.load_folder(folder)
-    store = None
+    model = cli.load_model(arguments, folder, settings)
+    store, cache_dir = None, arguments.prompt_cache_dir
     if cache_dir is not None:
         store = PrefixStore(cache_dir, origin_of(model, identity_of(folder), settings.caching))
     make_caches = partial(model.make_cache, settings.caching)
     prefixes = PrefixCache(make_caches, room.prefix_bytes, store)
-    drafter = loading.find_drafter(model, folder, draft)
+    drafter = loading.find_drafter(model, folder, arguments.draft)
     return Worker(model, prefixes, settings.caching, settings.prefill_step, drafter)
 
 

@@ -113,11 +113,17 @@ def coded_model(config: dict[str, Any], rule: Rule, dtype: mx.Dtype) -> Model:
 
 def stock_model(config: dict[str, Any], bits: int | None, dtype: mx.Dtype) -> Any:
     """Make stock mlx-lm's model of the same shape, affine in groups of 64 if `bits` is given."""
+    model = unmade_stock_model(config, bits, dtype)
+    mx.eval(model.parameters())
+    return model
+
+
+def unmade_stock_model(config: dict[str, Any], bits: int | None, dtype: mx.Dtype) -> Any:
+    """Return the same model before its weights are computed, so that others can be loaded."""
     model = gemma4_text.Model(gemma4_text.ModelArgs.from_dict(config["text_config"]))
     model.set_dtype(dtype)
     if bits is not None:
         nn.quantize(model, group_size=64, bits=bits)
-    mx.eval(model.parameters())
     return model
 
 

@@ -138,3 +138,19 @@ def test_options_outside_their_limits(option, value):
 def test_a_bias_of_no_token(token):
     with pytest.raises(RequestError, match=rf"^\[logit_bias\] needed .* 0 to 4, got {token}\."):
         Decoding(logit_bias={token: 1.0}).chooser(5)
+
+
+@pytest.mark.parametrize(
+    ("decoding", "most"),
+    [
+        (Decoding(), 3),
+        (Decoding(Sampling(temp=1.0, top_k=40)), 42),
+        (Decoding(Sampling(temp=1.0, top_k=40, min_p=0.1)), 42),
+        (Decoding(Sampling(temp=1.0, top_k=40, top_p=0.9)), None),
+        (Decoding(Sampling(temp=1.0)), None),
+        (Decoding(repetition_penalty=1.1), None),
+        (Decoding(logit_bias={3: 1.0}), None),
+    ],
+)
+def test_how_many_of_the_likeliest_tokens_decide(decoding, most):
+    assert decoding.chooser(64, masked=[60, 61]).most == most

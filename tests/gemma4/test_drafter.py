@@ -26,7 +26,7 @@ def behind(length):
     """The model's caches, its last state and the token it chooses behind a prompt."""
     target = model()
     caches = target.make_cache()
-    begun = target._begin(mx.array(IDS[None, :length]), caches, None)
+    begun = target.run(target.start(mx.array(IDS[None, :length]), caches))
     text = target.model.language_model
     state = text.run_shared_layers(begun.x, begun.per_layer, begun.shared)[:, -1:]
     return begun.shared, caches, state, int(mx.argmax(text.logits(state)))

@@ -1,0 +1,1 @@
+"""One model on several machines: the plan, each one's part, and how they work together."""

@@ -1,0 +1,125 @@
+"""Put a group together: its machines find each other, agree on model and plan, and load parts."""
+
+import atexit
+import hashlib
+import json
+import logging
+from collections.abc import Callable
+from importlib.metadata import version
+
+import mlx.core as mx
+
+from ..disk.sizes import format_bytes
+from ..folder.folder import Folder
+from ..memory.inventory import of_converted
+from ..memory.machine import this_machine
+from ..memory.need import Settings
+from ..quant import device
+from . import load
+from .control import Follower, Leader, Message
+from .follow import follow
+from .launched import Launched, launched
+from .lead import LedModel
+from .link import Link
+from .passes import LayersWorker, TensorsWorker, Worker
+from .plan import LAYERS, MAKERS, describe_parts
+from .shares import Run
+from .speed import CHIPS, Mac, link_of
+
+_LOG = logging.getLogger(__name__)
+_SHOWN = 12  # characters of a digest
+
+Group = Leader | Follower
+
+
+def join() -> Group | None:
+    """Return this process's end of the group that mlx.launch started; None if it is alone.
+
+    A machine that is not reached, or has other versions, ends the process: rank 0 says why.
+    """
+    place = launched()
+    if place is None:
+        return None
+    if place.rank:
+        follower = Follower(place)
+        follower.join(hello())
+        return follower
+    leader = Leader(place)
+    leader.gather(hello())
+    return leader
+
+
+def lead(
+    leader: Leader, folder: Folder, settings: Settings, split: str, *, is_forced: bool
+) -> LedModel:
+    """Load rank 0's part, and return the whole model as the engine uses it.
+
+    Raises: RequestError for a model or a number of machines that cannot be split so; DeviceError
+    for a part that does not fit its machine, unless `is_forced`.
+    """
+    atexit.register(leader.end)
+    others = leader.hear()
+    facts = _facts(folder)
+    leader.require_same(
+        *("the folder", facts["folder"], {rank: told["folder"] for rank, told in others.items()}),
+        "Copy rank 0's folder to every machine.",
+    )
+    limits = [facts["limit"], *(others[rank]["limit"] for rank in sorted(others))]
+    # How fast they are changes no cut.
+    hosts = leader.place.hosts or [f"by {leader.place.backend}"] * len(limits)
+    macs = [Mac(host, limit, CHIPS["M1"]) for host, limit in zip(hosts, limits, strict=True)]
+    plan = MAKERS[split](of_converted(folder), settings, macs, link_of(10))
+    for line in describe_parts(plan, macs):
+        _LOG.info("%s: %s", split, line)
+    if not is_forced:
+        plan.require()
+    layers = list(plan.layers)
+    leader.tell({"do": "load", "split": split, "layers": layers})
+    worker, read_bytes = _load(folder, leader.place, split, layers)
+    told = leader.hear()
+    leader.begin()
+    sizes = [read_bytes, *(int(told[rank]["read_bytes"]) for rank in sorted(told))]
+    parts = ", ".join(f"rank {rank} {format_bytes(size)}" for rank, size in enumerate(sizes))
+    _LOG.info("%s: weights read by %s", split, parts)
+    return LedModel(folder.args, worker, leader, sizes)
+
+
+def serve(follower: Follower, open_folder: Callable[[], Folder]) -> None:
+    """Do another rank's work until rank 0 has no more."""
+    folder = open_folder()
+    follower.tell(_facts(folder))
+    message = follower.hear()
+    if message["do"] == "end":
+        return
+    layers = [Run(*each) for each in message["layers"]]
+    worker, read_bytes = _load(folder, follower.place, message["split"], layers)
+    follower.tell({"read_bytes": read_bytes})
+    follow(worker, follower)
+
+
+def _load(folder: Folder, place: Launched, split: str, layers: list[Run]) -> tuple[Worker, int]:
+    """Load this rank's part; return how many bytes of weights were read for it, too."""
+    link = Link(mx.distributed.init(strict=True, backend=place.backend))
+    if split == LAYERS:
+        own = layers[link.rank]
+        held = load.load_layers(folder, own)
+        return LayersWorker(held.model, own, link), held.read_bytes
+    held = load.load_tensors(folder, link)
+    return TensorsWorker(held.model, link), held.read_bytes
+
+
+def hello() -> Message:
+    """Return what has to be the same on every machine."""
+    return {
+        "hlwq_mlx": version("hlwq-mlx"),
+        "mlx": version("mlx"),
+        "dtype": str(device.activation_dtype()),
+    }
+
+
+def _facts(folder: Folder) -> dict[str, object]:
+    text = json.dumps(folder.config, sort_keys=True)
+    return {
+        "folder": hashlib.sha256(text.encode()).hexdigest()[:_SHOWN],
+        "limit": this_machine(folder.path).limit_bytes,
+    }
