@@ -4,9 +4,9 @@
     python scripts/benchmarks/mixtures.py --demo    the demo, which has no experts, by widths alone
 
 The sibling (scripts/training/train_experts.py) is coded from its bf16 weights as
-`quantize --bits` would: every class at one width, then one class alone at 2 bits with the others
-at 8, then mixtures. Beside each width stands what `quantize --fit` chooses within the same bytes.
-Measures are those of benchmarks/fidelity.py.
+`quantize --bits` would: every class at one width, then one class alone at 2 bits, the head at 4,
+with the others at 8, then mixtures. Beside each width stands what `quantize --fit` chooses within
+the same bytes. Measures are those of benchmarks/fidelity.py.
 """
 
 import argparse
@@ -55,8 +55,9 @@ def mixtures(choices: Choices) -> Iterator[tuple[str, Mapping[Unit, int]]]:
     if {unit.kind for unit in choices}.isdisjoint({"experts"}):
         return
     for kind in KINDS:
-        alone = dict.fromkeys(KINDS, OTHER_BITS) | {kind: ALONE_BITS}
-        yield f"{kind} {ALONE_BITS}, others {OTHER_BITS}", by_class(choices, alone)
+        widths = by_class(choices, dict.fromkeys(KINDS, OTHER_BITS) | {kind: ALONE_BITS})
+        fewest = min(bits for unit, bits in widths.items() if unit.kind == kind)  # of a head 4
+        yield f"{kind} {fewest}, others {OTHER_BITS}", widths
     for mixture in MIXTURES:
         label = ", ".join(f"{kind} {bits}" for kind, bits in zip(KINDS, mixture, strict=True))
         yield label, by_class(choices, dict(zip(KINDS, mixture, strict=True)))
