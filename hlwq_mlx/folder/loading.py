@@ -24,6 +24,7 @@ from ..gemma4.towers.tower import TOWER_PREFIXES, Tower, make_tower, no_tower, p
 from ..quant import device, fuse
 from ..quant.backends.native.library import native_library
 from ..quant.layers import CodedLayer
+from ..quant.plain import is_kept, keep_plain
 from .folder import CONFIG, Converted, DrafterFolder, Folder
 from .identity import require_same
 from .names import CodedNames, check_depths, row_table_shape, shapes_of
@@ -162,6 +163,7 @@ def prepare(model: nn.Module) -> None:
     with tqdm(
         total=total, unit="B", unit_scale=True, desc="load", delay=_PATIENCE_S, mininterval=0.5
     ) as bar:
+        keep_plain(model)
         if device.has_metal() or native_library():
             for block in fuse.blocks(model):
                 bar.update(sum(_bytes_of(layer) for layer in fuse.fuse(block)))
@@ -186,7 +188,9 @@ def cast(weights: Mapping[str, mx.array]) -> dict[str, mx.array]:
     coded_parts = tuple(f".{part}" for part in CodedNames._fields)
     return {
         name: weight
-        if name.endswith(coded_parts) or mx.issubdtype(weight.dtype, mx.integer)
+        if name.endswith(coded_parts)
+        or mx.issubdtype(weight.dtype, mx.integer)
+        or is_kept(name, weight)
         else weight.astype(dtype)
         for name, weight in weights.items()
     }

@@ -13,6 +13,7 @@ import mlx.core as mx
 
 from ..disk.sizes import format_bytes
 from ..quant import device
+from ..quant.backends.native.library import native_library
 
 MIB, GIB = 1 << 20, 1 << 30
 CACHE_BYTES = 512 * MIB  # holds what a chunk of prefill frees; more would be kept from others
@@ -36,6 +37,7 @@ class Machine:
     has_metal: bool
     wired_limit_mb: int = 0  # 0 where the system chooses
     free_disk_bytes: int | None = None
+    has_library: bool = False  # the native one, which reads weights as they lie on disk
 
     @property
     def cache_bytes(self) -> int:
@@ -81,7 +83,8 @@ def this_machine(folder: Path) -> Machine:
         limit = int(info["max_recommended_working_set_size"])
         name, asked_mb = str(info["device_name"]), _wired_limit_mb()
         return Machine(name, int(info["memory_size"]), limit, True, asked_mb, free)
-    return Machine(str(info["device_name"]), ram_bytes(), _available_bytes(), False, 0, free)
+    name, has_library = str(info["device_name"]), native_library() is not None
+    return Machine(name, ram_bytes(), _available_bytes(), False, 0, free, has_library)
 
 
 def ram_bytes() -> int:

@@ -89,8 +89,10 @@ def _resident_bytes(entry: Entry, item_bytes: int, machine: Machine) -> int:
     if entry.is_order:
         return entry.stored_bytes
     if entry.bits is None:
-        return item_bytes * entry.weights
-    prepared = prepared_bytes(entry.weights, has_kernels=machine.has_metal)
+        is_kept = machine.has_library and len(entry.shape) == 2
+        return (2 if is_kept else item_bytes) * entry.weights
+    reads_codes = machine.has_metal or machine.has_library
+    prepared = prepared_bytes(entry.weights, has_kernels=reads_codes)
     return stored_bytes(entry.shape, entry.bits) + prepared
 
 

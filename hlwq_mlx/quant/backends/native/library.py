@@ -323,7 +323,7 @@ def library() -> Library | None:
 
 def native_library() -> Library | None:
     """Return the library where arrays are computed by a CPU."""
-    return library() if device.is_cpu() else None
+    return library() if device.is_cpu() and not device.has_metal() else None
 
 
 def _loaded(path: Path) -> Library | None:
