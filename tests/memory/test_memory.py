@@ -49,7 +49,6 @@ from hlwq_mlx.memory.verdict import (
     longest_context,
     with_long_chunk,
 )
-from hlwq_mlx.quant.backends import choose
 from hlwq_mlx.source.repository import Source
 from hlwq_mlx.write import convert, leftovers
 
@@ -181,11 +180,8 @@ def test_nothing_is_fetched_for_a_model_at_hand(tmp_path, monkeypatch):
     check_before_download(str(root), "PQ5", SETTINGS)
 
 
-@pytest.mark.parametrize("is_native", [True, False])
-def test_bytes_of_a_loaded_model(is_native, tmp_path, monkeypatch):
-    """On a CPU: float32, and small coded weights decoded where there is no native library."""
-    if not is_native:
-        monkeypatch.setattr(choose, "native_library", lambda: None)
+def test_bytes_of_a_loaded_model(tmp_path):
+    """On a CPU: float32, and small coded weights decoded beside their codes."""
     root = tiny.write_root(tmp_path / "source", tiny.config())
     weights = tiny.make_weights(tiny.config(), has_towers=False)
     tiny.publish(root / "PQ5", weights, tiny.pure(5))
@@ -198,8 +194,7 @@ def test_bytes_of_a_loaded_model(is_native, tmp_path, monkeypatch):
         array.nbytes for name, array in tree_flatten(model.parameters()) if "centroids" in name
     )
     decoded = 4 * sum(weights[name].size for name in model.args.quantization_config["tensors"])
-    prepared = 0 if choose.native_library() else decoded
-    assert needed.text == loaded - centroids + prepared
+    assert needed.text == loaded - centroids + decoded
     cache = model.make_cache()
     ids = mx.array(np.arange(2, 66))[None]
     for start in range(0, 64, 16):

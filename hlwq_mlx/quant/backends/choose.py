@@ -108,9 +108,9 @@ def tokens_a_pass(bits: int) -> int:
 def prepared_bytes(weights: int, *, has_kernels: bool) -> int:
     """Return how many bytes `prepare` adds to the codes of that many weights.
 
-    Kernels and the native library multiply by the codes themselves, so they add none.
+    Kernels multiply by the codes themselves, so they add none.
     """
-    if has_kernels or native_library() is not None:
+    if has_kernels:
         return 0
     if weights <= DENSE_WEIGHTS:
         return 4 * weights
