@@ -9,6 +9,7 @@ from metal_host import toolchain
 
 from hlwq_mlx.library import CACHE_VARIABLE
 from hlwq_mlx.quant.backends.native import build
+from hlwq_mlx.quant.backends.native import library as native
 
 # References and tolerances are float32's, and float32 runs on the CPU; tests of the other dtypes
 # and of kernels say so themselves.
@@ -60,3 +61,11 @@ def kernels_of_mlx_are_back():
     before = mx.fast.metal_kernel
     yield
     assert mx.fast.metal_kernel is before
+
+
+@pytest.fixture
+def by_stock():
+    """Compute by stock MLX, as where no library could be compiled."""
+    with pytest.MonkeyPatch.context() as patch:  # that a test's own undoing leaves alone
+        patch.setattr(native, "library", lambda: None)
+        yield

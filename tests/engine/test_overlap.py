@@ -21,6 +21,9 @@ from hlwq_mlx.gemma4.late_rows import LateRows
 from hlwq_mlx.quant.backends.affine import Affine
 from hlwq_mlx.quant.backends.dense import Dense
 
+# With the library a step is not lazy.
+pytestmark = pytest.mark.usefixtures("by_stock")
+
 KINDS = [WHOLE, Caching(8, 32), Caching(max_kv_size=24)]
 PROMPT = [2, *range(20, 37)]
 

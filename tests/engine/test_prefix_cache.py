@@ -237,6 +237,7 @@ def test_no_snapshot_is_in_a_run(model):
     assert not prefix.keep(MARKED[:6], caches, 6)  # a picture may go on there
 
 
+@pytest.mark.usefixtures("by_stock")  # where a token is read before it is known
 def test_an_answer_that_is_ended_early_is_gone_on_with(model):
     wanted = answer(model, FIRST)
     prefix = made(model)

@@ -135,6 +135,7 @@ def test_many_queries_go_block_by_block(monkeypatch, is_array, bits):
     assert not np.allclose(np.array(whole[:, :, 1:]), np.array(whole[:, :, :-1]), atol=1e-2)
 
 
+@pytest.mark.usefixtures("by_stock")
 @pytest.mark.parametrize("kind", ["full", "window", "seen"])
 def test_a_chunk_scores_few_keys_that_it_does_not_see(monkeypatch, kind):
     L, K, window = 3 * BLOCK, 3 * BLOCK + 40, 50

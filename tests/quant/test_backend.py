@@ -127,6 +127,7 @@ def test_image_in_slices_is_the_image(bits, monkeypatch):
     assert mx.array_equal(Affine(matrix)(Activation(x)), whole)
 
 
+@pytest.mark.usefixtures("by_stock")
 @pytest.mark.parametrize(("rows", "path"), [(7, Dense), (8, Dense), (9, Affine)])
 def test_small_weights_are_dense_and_large_ones_images(rows, path, monkeypatch):
     monkeypatch.setattr(choose, "DENSE_WEIGHTS", 8 * 256)

@@ -97,6 +97,7 @@ def test_no_expert_is_copied():
     assert mx.get_peak_memory() - before < 512 * 1024
 
 
+@pytest.mark.usefixtures("by_stock")
 @pytest.mark.parametrize(("limit", "kind"), [(E * N * K, DenseExperts), (0, AffineExperts)])
 def test_small_stacks_are_dense_and_large_ones_images(limit, kind, monkeypatch):
     monkeypatch.setattr(choose, "DENSE_WEIGHTS", limit)

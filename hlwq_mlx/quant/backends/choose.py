@@ -77,7 +77,8 @@ def prepare_rows(matrix: CodedMatrix) -> Rows:
         return lambda ids: kernels.embed(ids, matrix, dtype=dtype)
     native = native_library()
     if native:
-        return NativeRows(matrix, native)
+        rows = NativeRows(matrix, native)
+        return lambda ids: rows(ids).astype(dtype)
     return lambda ids: codec.embed(ids, matrix).astype(dtype)
 
 
