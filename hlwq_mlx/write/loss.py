@@ -1,13 +1,15 @@
 """Measure what coding would lose, unit by unit and width by width, on a sample of the weights.
 
 A loss is the error energy of a tensor's codes over the energy of its weights, summed over the
-tensors of a unit (rules.Unit). A stack of experts counts once, as the one matrix that a token meets
-there: every block ends in a norm, so what each adds to the residual stream, and its error there, is
-as large as any other's, however many weights it has.
+tensors of a unit (rules.Unit), by a weight. A stack of experts counts once, as the one matrix that
+a token meets there: every block ends in a norm, so what each adds to the residual stream, and its
+error there, is as large as any other's, however many weights it has. The head stands alone behind
+the sum of all of them, so it counts as much as they do together. What attention copies wrongly is
+lost for good: it counts for eight others, by what scripts/benchmarks/mixtures.py measured.
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -22,9 +24,8 @@ from .output import ahead
 from .quantize import Encoder, encode
 
 WIDTHS = range(1, 9)
-_SAMPLE_WEIGHTS = (
-    1 << 18
-)  # of a tensor: 2,048 blocks, whose mean error is known to a few hundredths
+_SAMPLE_WEIGHTS = 1 << 18  # 2,048 blocks, whose mean error is known to a few hundredths
+ATTENTION_WEIGHT = 8.0
 _RUNS = 16
 _PATIENCE_S = 1.0
 
@@ -35,10 +36,21 @@ Losses = Mapping[Unit, Mapping[int, float]]
 def by_table(shapes: Mapping[str, tuple[int, ...]], table: str) -> Losses:
     """Return what normally distributed weights of these shapes would lose."""
     energies = {bits: error_energy(centroids(table, bits)) for bits in WIDTHS}
-    counts = Counter(unit for each in shapes.items() if (unit := unit_of(*each)) is not None)
+    units = [unit for each in shapes.items() if (unit := unit_of(*each)) is not None]
+    weights = weights_of(units)
     return {
-        unit: {bits: count * energy for bits, energy in energies.items()}
-        for unit, count in counts.items()
+        unit: {bits: count * weights[unit] * energy for bits, energy in energies.items()}
+        for unit, count in Counter(units).items()
+    }
+
+
+def weights_of(units: Sequence[Unit]) -> dict[Unit, float]:
+    """Return how much a tensor's loss counts, given the unit of every tensor."""
+    in_layers = {"attention": ATTENTION_WEIGHT}
+    layers = sum(in_layers.get(unit.kind, 1.0) for unit in units if unit.layer >= 0)
+    return {
+        unit: layers if unit.kind == "embedding" else in_layers.get(unit.kind, 1.0)
+        for unit in units
     }
 
 
@@ -52,7 +64,8 @@ def measure(tensors: Mapping[str, PlainTensor], encoder: Encoder) -> Losses:
         for name, tensor in tensors.items()
         if (unit := unit_of(name, tensor.shape)) is not None
     }
-    losses = {unit: dict.fromkeys(WIDTHS, 0.0) for unit in sorted(set(units.values()))}
+    weights = weights_of(list(units.values()))
+    losses = {unit: dict.fromkeys(WIDTHS, 0.0) for unit in sorted(weights)}
     coders = {bits: encoder.coder(bits) for bits in WIDTHS}
 
     def code(name: str) -> tuple[Unit, dict[int, float]]:
@@ -63,7 +76,7 @@ def measure(tensors: Mapping[str, PlainTensor], encoder: Encoder) -> Losses:
     with tqdm(total=len(units), unit="tensor", desc="measure", delay=_PATIENCE_S) as progress:
         for unit, lost in ahead(partial(code, name) for name in units):
             for bits, loss in lost.items():
-                losses[unit][bits] += loss
+                losses[unit][bits] += weights[unit] * loss
             progress.update()
     return losses
 

@@ -89,6 +89,7 @@ def answer(folder: Path, prompt_tokens: int, new_tokens: int) -> dict[str, Any]:
     from hlwq_mlx.memory import inventory
     from hlwq_mlx.memory.machine import Machine
     from hlwq_mlx.memory.need import Settings, need
+    from hlwq_mlx.quant.backends.native.library import native_library
 
     mx.set_default_device(mx.cpu)
     begun = time.perf_counter()
@@ -108,7 +109,8 @@ def answer(folder: Path, prompt_tokens: int, new_tokens: int) -> dict[str, Any]:
     prefill_rows = -(-prompt_tokens // 512)
     later = rows.seconds[prefill_rows:] or [0.0]
     settings = Settings(prompt_tokens + new_tokens)
-    machine = Machine("this CPU", 0, 0, has_metal=False)
+    has_library = native_library() is not None
+    machine = Machine("this CPU", 0, 0, has_metal=False, has_library=has_library)
     needed = need(inventory.take(str(folder)), settings, machine)
     return {
         "load_s": load_s,

@@ -288,6 +288,7 @@ def standing_in() -> Iterator[Counter[str]]:
             (mx.fast, "metal_kernel", metal_kernel),
             (mx, "dequantize", dequantize),
             (device, "has_metal", lambda: True),
+            (device, "is_cpu", lambda: False),
             (device, "chip", lambda: chips()["M1"]),
             (device, "activation_dtype", lambda: DTYPE),
             (selftest, "passes", lambda *case: True),

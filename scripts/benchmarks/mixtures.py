@@ -1,11 +1,12 @@
 """Print what widths and mixtures do to the demo's sibling with experts, class by class.
 
-    python scripts/benchmarks/mixtures.py [--work build/mixtures] [--count 50]
+    python scripts/benchmarks/mixtures.py [--work build/mixtures] [--count 20]
+    python scripts/benchmarks/mixtures.py --demo    the demo, which has no experts, by widths alone
 
 The sibling (scripts/training/train_experts.py) is coded from its bf16 weights as
-`quantize --bits` would: every class at one width, then one class alone at 2 bits with the others
-at 8, then mixtures. Beside each width stands what `quantize --fit` chooses within the same bytes.
-Measures are those of benchmarks/fidelity.py.
+`quantize --bits` would: every class at one width, then one class alone at 2 bits, the head at 4,
+with the others at 8, then mixtures. Beside each width stands what `quantize --fit` chooses within
+the same bytes. Measures are those of benchmarks/fidelity.py.
 """
 
 import argparse
@@ -15,8 +16,10 @@ from pathlib import Path
 from tqdm import tqdm
 
 from hlwq_mlx.disk.sizes import format_bytes
+from hlwq_mlx.library import DEMO
 from hlwq_mlx.memory.inventory import take
 from hlwq_mlx.memory.mixture import Choices, choices_of, choose, total
+from hlwq_mlx.source.layout import PLAIN
 from hlwq_mlx.source.repository import Source
 from hlwq_mlx.source.rules import Unit, unit_rule
 from hlwq_mlx.write import loss
@@ -49,17 +52,20 @@ def mixtures(choices: Choices) -> Iterator[tuple[str, Mapping[Unit, int]]]:
         chosen = choose(choices, total(choices, uniform))
         if chosen not in (None, uniform):
             yield f"--fit in the bytes of all {bits}", chosen
+    if {unit.kind for unit in choices}.isdisjoint({"experts"}):
+        return
     for kind in KINDS:
-        alone = dict.fromkeys(KINDS, OTHER_BITS) | {kind: ALONE_BITS}
-        yield f"{kind} {ALONE_BITS}, others {OTHER_BITS}", by_class(choices, alone)
+        widths = by_class(choices, dict.fromkeys(KINDS, OTHER_BITS) | {kind: ALONE_BITS})
+        fewest = min(bits for unit, bits in widths.items() if unit.kind == kind)  # of a head 4
+        yield f"{kind} {fewest}, others {OTHER_BITS}", widths
     for mixture in MIXTURES:
         label = ", ".join(f"{kind} {bits}" for kind, bits in zip(KINDS, mixture, strict=True))
         yield label, by_class(choices, dict(zip(KINDS, mixture, strict=True)))
 
 
-def measure(work: Path, count: int) -> Iterator[Row]:
+def measure(source: Source, work: Path, count: int) -> Iterator[Row]:
     """Code and measure every line, bf16 first."""
-    source, exams, encoder = Source(assemble(work / "source")), Exams(count, None), Encoder()
+    exams, encoder = Exams(count, None), Encoder()
     convert(source, work / BASE)
     subject = Subject(work / BASE)
     texts = unseen_texts(subject.tokenizer)
@@ -67,7 +73,7 @@ def measure(work: Path, count: int) -> Iterator[Row]:
     questions = [conversation for conversation, _ in demo_exam.story_conversations(count)]
     wanted = subject.answers(questions, demo_exam.LONGEST_ANSWER)
     yield row_of(BASE, Fidelity(), subject, texts, reference, questions, wanted, exams)
-    choices = choices_of(take(str(source.folder)), loss.measure(source.plain, encoder))
+    choices = choices_of(take(str(source.folder), PLAIN), loss.measure(source.plain, encoder))
     for number, (label, widths) in enumerate(tqdm(list(mixtures(choices)), desc="mixtures")):
         folder = work / str(number)
         summary = convert(source, folder, KEEP, Coding(label, unit_rule(widths), encoder))
@@ -80,9 +86,12 @@ def measure(work: Path, count: int) -> Iterator[Row]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--work", type=Path, default=Path("build/mixtures"), help="a new folder")
-    parser.add_argument("--count", type=int, default=50, help="questions of each kind")
+    parser.add_argument("--count", type=int, default=20, help="questions of each kind")
+    parser.add_argument("--demo", action="store_true", help="measure the demo, not its sibling")
     arguments = parser.parse_args()
-    print_table(measure(arguments.work, arguments.count), list(demo_exam.EXAMS))
+    folder = DEMO if arguments.demo else assemble(arguments.work / "source")
+    rows = measure(Source(folder), arguments.work, arguments.count)
+    print_table(rows, list(demo_exam.EXAMS))
 
 
 if __name__ == "__main__":

@@ -194,3 +194,11 @@ def test_what_cannot_be_chosen_for_ends_in_one_line(tmp_path, capsys):
     with pytest.raises(SystemExit):
         quantize.main(["--model", str(library.DEMO), "--fit", "much"])
     assert "argument --fit" in capsys.readouterr().err
+
+
+def test_the_head_counts_as_much_as_all_layers():
+    units = [Unit("attention", 0)] * 4 + [Unit("mlp", 0)] * 3 + [EXPERTS, Unit("embedding")]
+    weights = loss.weights_of(units)
+    assert weights[Unit("attention", 0)] == loss.ATTENTION_WEIGHT
+    assert weights[Unit("mlp", 0)] == weights[EXPERTS] == 1
+    assert weights[Unit("embedding")] == 4 * loss.ATTENTION_WEIGHT + 4

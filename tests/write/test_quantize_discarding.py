@@ -12,6 +12,7 @@ import mlx.core as mx
 import pytest
 import tiny
 from huggingface_hub import constants
+from killed import PRELUDE
 
 from hlwq_mlx import cli, quantize
 from hlwq_mlx.disk import atomic
@@ -118,22 +119,12 @@ def test_the_disk_never_holds_more_than_was_said(
     assert max(held) < need.together < need.source + need.output
 
 
-KILLED = """
-import os, signal, sys
+KILLED = f"""{PRELUDE}
 from hlwq_mlx import cli, quantize
 from hlwq_mlx.source import hub
 from hlwq_mlx.write import staged
-moment, number, *arguments = sys.argv[1:]
-calls = []
-def dying(work):
-    def counted(*given, **named):
-        calls.append(1)
-        if len(calls) > int(number):
-            os.kill(os.getpid(), signal.SIGKILL)
-        return work(*given, **named)
-    return counted
-room = {"write": staged, "save": staged.Job, "discard": hub}[moment]
-name = {"write": "write_file"}.get(moment, moment)
+room = dict(write=staged, save=staged.Job, discard=hub)[moment]
+name = dict(write="write_file").get(moment, moment)
 setattr(room, name, dying(getattr(room, name)))
 cli.run(quantize.main, arguments)
 """

@@ -13,6 +13,7 @@ import mlx.core as mx
 import pytest
 import tiny
 from huggingface_hub import constants
+from killed import PRELUDE
 
 from hlwq_mlx import cli, convert
 from hlwq_mlx.disk import atomic
@@ -99,22 +100,12 @@ def test_the_source_goes_and_the_output_is_that_of_a_plain_conversion(
     assert sizes  # tokenizer and config stay
 
 
-KILLED = """
-import os, signal, sys
+KILLED = f"""{PRELUDE}
 from hlwq_mlx import cli, convert
 from hlwq_mlx.disk import atomic
 from hlwq_mlx.memory import disk
 from hlwq_mlx.source import hub
 from hlwq_mlx.write import staged
-moment, number, *arguments = sys.argv[1:]
-calls = []
-def dying(work):
-    def counted(*given, **named):
-        calls.append(1)
-        if len(calls) > int(number):
-            os.kill(os.getpid(), signal.SIGKILL)
-        return work(*given, **named)
-    return counted
 if moment == "write":
     staged.write_file = dying(staged.write_file)
 elif moment == "flush":
