@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 PUBLISHED = "published"
 LAYOUTS = ("mlx", PUBLISHED)
-BEST_REFITS = 4
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -73,7 +72,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--refit",
         action="store_true",
-        help="fit block norms to the codes by least squares: less error, same format",
+        help="search the norm of each block that fits its codes best: less error, same format",
     )
     cli.add_discard_args(parser)
     cli.add_memory_args(parser)
@@ -181,9 +180,10 @@ def _opened(arguments: argparse.Namespace) -> "Source":
 
 
 def _encoder(arguments: argparse.Namespace) -> "Encoder":
+    from .quant.codec import BEST_NORM, OWN_NORM
     from .write.quantize import Encoder
 
-    return Encoder(arguments.table, BEST_REFITS if arguments.refit else 0)
+    return Encoder(arguments.table, BEST_NORM if arguments.refit else OWN_NORM)
 
 
 def _coding(arguments: argparse.Namespace, asked: Asked, opened: "Source") -> "Coding":

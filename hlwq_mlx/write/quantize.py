@@ -43,15 +43,17 @@ Code = Callable[[NDArray[np.float32]], Coded]
 
 @dataclass(frozen=True)
 class Encoder:
-    """How matrices are coded: the table and how often block norms are refitted."""
+    """How matrices are coded: the table, and how block norms are found."""
 
     table: str = "clip4_100"
-    refits: int = 0
+    fit: codec.Fit = codec.OWN_NORM
 
     def coder(self, bits: int) -> Code:
         """Return what codes rows at a width; threads may share it."""
         values = centroids(self.table, bits)
-        return partial(_refitted, values, self.refits) if self.refits else make_coder(values)
+        if self.fit == codec.OWN_NORM:
+            return make_coder(values)
+        return partial(_fitted, values, self.fit)
 
 
 @dataclass(frozen=True)
@@ -258,8 +260,8 @@ def encode(name: str, weight: NDArray[np.float32], coder: Code) -> Coded:
         ) from problem
 
 
-def _refitted(values: NDArray[np.float32], refits: int, weight: NDArray[np.float32]) -> Coded:
-    codes, norms = codec.encode(weight, values, refits)
+def _fitted(values: NDArray[np.float32], fit: codec.Fit, weight: NDArray[np.float32]) -> Coded:
+    codes, norms = codec.encode(weight, values, fit)
     decoded = codec.decode(codes, norms, values)[:, : weight.shape[1]]
     return Coded(codes, norms, energies_of(weight, decoded))
 

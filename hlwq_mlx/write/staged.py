@@ -29,6 +29,7 @@ from ..folder import checksums
 from ..folder.names import INDEX_NAME, ROW_TABLE
 from ..folder.rows import FILE_NAME as ROW_STORE
 from ..folder.side_files import copy_side_files
+from ..quant.codec import Fit
 from ..quant.coder import Energies
 from ..source.coded import CodedTensor, parse_key
 from ..source.detect import Reading
@@ -277,8 +278,9 @@ def _kept(state: Mapping[str, Any], tensor: PlainTensor) -> PlainTensor:
 
 def _leftover(state: Mapping[str, Any], name: str, tensor: PlainTensor) -> Leftover:
     """Return what codes a tensor, as the job says that it is coded."""
-    bits, table, refits, is_asked = state["codings"][name]
-    return (Asked if is_asked else Leftover)(tensor, bits, Fidelity(), Encoder(table, refits))
+    bits, table, (starts, refits), is_asked = state["codings"][name]
+    encoder = Encoder(table, Fit(tuple(starts), refits))
+    return (Asked if is_asked else Leftover)(tensor, bits, Fidelity(), encoder)
 
 
 def _write(job: Job, record: Record, bar: "tqdm[Any]") -> None:

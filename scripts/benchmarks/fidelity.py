@@ -25,6 +25,7 @@ from hlwq_mlx import library
 from hlwq_mlx.dialog import template
 from hlwq_mlx.engine.batch import answer_together
 from hlwq_mlx.engine.task import Task
+from hlwq_mlx.quant.codec import BEST_NORM, OWN_NORM
 from hlwq_mlx.quantize import add_variant
 from hlwq_mlx.source import model_card, rules
 from hlwq_mlx.source.repository import Source
@@ -247,7 +248,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("build/fidelity"), help="a new folder")
     parser.add_argument("--count", type=int, default=100, help="questions of each kind")
     parser.add_argument("--table", default="clip4_100", help="clip4_100, inf_100 or converged")
-    parser.add_argument("--refits", type=int, default=0, help="least-squares refits of the norms")
+    parser.add_argument("--refit", action="store_true", help="search block norms, as quantize does")
     parser.add_argument(
         "--variants", nargs="+", default=rules.VARIANTS, metavar="PQn", help="default: all"
     )
@@ -262,7 +263,7 @@ def main() -> None:
     arguments = parser.parse_args()
     data = None if arguments.data is None else read_data(arguments.data)
     exams = Exams(arguments.count, data)
-    encoder = Encoder(arguments.table, arguments.refits)
+    encoder = Encoder(arguments.table, BEST_NORM if arguments.refit else OWN_NORM)
     rows = measure(arguments.work, exams, encoder, arguments.variants, arguments.leftovers)
     print_beside_card(print_table(rows, exams.names()))
 

@@ -169,11 +169,11 @@ def test_encode_takes_the_lower_code_half_way():
     assert (codes == 0).all()
 
 
-@pytest.mark.parametrize("refits", [0, 2])
-def test_block_of_zeros(refits):
+@pytest.mark.parametrize("fit", [codec.OWN_NORM, codec.BEST_NORM])
+def test_block_of_zeros(fit):
     for bits in WIDTHS:
         levels = centroids("converged", bits)
-        codes, norms = codec.encode(np.zeros((2, 128), np.float32), levels, refits=refits)
+        codes, norms = codec.encode(np.zeros((2, 128), np.float32), levels, fit)
         assert (codes == (1 << bits - 1) - 1).all()
         assert (norms == 0).all()
         np.testing.assert_array_equal(codec.decode(codes, norms, levels), np.zeros((2, 128)))
@@ -442,8 +442,37 @@ def test_refits_only_lower_the_error(bits, table):
     values = centroids(table, bits)
     errors = []
     for refits in range(5):
-        codes, norms = codec.encode(weight, values, refits=refits)
+        codes, norms = codec.encode(weight, values, codec.Fit(refits=refits))
         errors.append(float(np.square(codec.decode(codes, norms, values) - weight).sum()))
     # Storing a norm as float16 moves it by up to 2**-11 of itself, at the foot of a parabola.
     assert all(after <= before * (1 + 1e-5) for before, after in neighbours(errors))
     assert bits == 1 or errors[-1] < 0.999 * errors[0]
+
+
+@pytest.mark.parametrize(("bits", "table"), in_turn(WIDTHS, ["clip4_100", "converged"]))
+def test_a_search_of_norms_lowers_the_error_of_refits(bits, table):
+    weight = np.random.default_rng(bits).standard_t(5, (16, 256)).astype(np.float32)
+    values = centroids(table, bits)
+    refits, search = (
+        np.square(codec.decode(*codec.encode(weight, values, fit), values) - weight).sum()
+        for fit in (codec.Fit(refits=4), codec.BEST_NORM)
+    )
+    assert bits == 1 or search < (1 if bits == 2 else 0.99) * refits
+
+
+def test_a_strong_mean_is_not_cut_off_by_the_norm_that_fits_best():
+    rng = np.random.default_rng(3)
+    weight = (1 + 0.3 * rng.standard_normal((8, 128))).astype(np.float32)
+    values = centroids("clip4_100", 5)
+    own, best = (
+        np.square(codec.decode(*codec.encode(weight, values, fit), values) - weight).sum()
+        for fit in (codec.OWN_NORM, codec.BEST_NORM)
+    )
+    assert best < 0.1 * own
+
+
+def test_a_fitted_norm_is_one_that_float16_holds():
+    weight = np.zeros((1, 128), np.float32)
+    weight[0, 0] = 65504
+    _, norms = codec.encode(weight, np.array([-0.9, 0.9], np.float32), codec.BEST_NORM)
+    assert norms == np.float16(65504)

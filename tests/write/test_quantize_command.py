@@ -173,7 +173,7 @@ def test_better_encoders_have_less_error(tmp_path):
     published, converged, refitted = (
         report(tmp_path, "a"),
         report(tmp_path, "b", table="converged"),
-        report(tmp_path, "c", table="converged", refits=4),
+        report(tmp_path, "c", table="converged", fit=codec.BEST_NORM),
     )
     for kind in published.classes:
         errors = [made.classes[kind].relative_error for made in (published, converged, refitted)]

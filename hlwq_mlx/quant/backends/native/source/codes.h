@@ -40,6 +40,23 @@ struct Row {
   }
 };
 
+// Reads a block through its units' streams: eight codes, one by one, of each lane.
+template <int Bits, class Take>
+inline void each_code(const Row<Bits>& row, const Take& take) {
+  constexpr int a = 4 * (Bits & 12), b = 4 * (Bits & 2), c = 4 * (Bits & 1);
+  for (int q = 0; q < UNITS; q++) {
+    uint8_t stream[40] = {};
+    memcpy(stream, row.a + q * a, a);
+    memcpy(stream + a, row.b + q * b, b);
+    memcpy(stream + a + b, row.c + q * c, c);
+    for (int w = 0; w < 4; w++) {
+      uint64_t word;
+      memcpy(&word, stream + Bits * w, 8);
+      for (int j = 0; j < 8; j++) take(4 * q + w, j, (int)(word >> (Bits * j) & ((1 << Bits) - 1)));
+    }
+  }
+}
+
 #if defined(__AVX512VBMI__)
 
 // The byte of a block's planes, A before B before C, that is byte `at` of unit `q`'s stream.
@@ -182,23 +199,12 @@ struct Table {
   explicit Table(const float* all) { memcpy(centroids, all, sizeof centroids); }
 };
 
-// Reads a block through its units' streams, code by code.
 template <int Bits, class Take>
 inline void decode(const Row<Bits>& row, const Table<Bits>& table, float norm, const Take& take) {
-  constexpr int a = 4 * (Bits & 12), b = 4 * (Bits & 2), c = 4 * (Bits & 1);
   alignas(64) float values[STEPS][LANES];
-  for (int q = 0; q < UNITS; q++) {
-    uint8_t stream[40] = {};
-    memcpy(stream, row.a + q * a, a);
-    memcpy(stream + a, row.b + q * b, b);
-    memcpy(stream + a + b, row.c + q * c, c);
-    for (int w = 0; w < 4; w++) {
-      uint64_t word;
-      memcpy(&word, stream + Bits * w, 8);
-      for (int step = 0; step < STEPS; step++)
-        values[step][4 * q + w] = table.centroids[word >> (Bits * step) & ((1 << Bits) - 1)] * norm;
-    }
-  }
+  each_code<Bits>(row, [&](int lane, int step, int code) {
+    values[step][lane] = table.centroids[code] * norm;
+  });
   for (int step = 0; step < STEPS; step++) take(step, load(values[step]));
 }
 

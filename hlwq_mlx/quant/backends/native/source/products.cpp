@@ -7,8 +7,10 @@
 #include <algorithm>
 #include <memory>
 #include <utility>
+#include <vector>
 
 #include "codes.h"
+#include "integers.h"
 #include "layer.h"
 #include "tile.h"
 
@@ -155,6 +157,130 @@ void multiply_many(const Of& weight, const float* x, int64_t M, float* y, int64_
   }
 }
 
+// ---------------------------------------------------------------- the integer mode
+
+template <int Bits>
+struct Coarse {
+  const Weight& weight;
+  int64_t blocks;
+  Levels<Bits> levels;
+  explicit Coarse(const Weight& of)
+      : weight(of), blocks(of.columns / BLOCK), levels(of.centroids) {}
+
+  Row<Bits> row(int64_t row, int64_t block) const {
+    Row<Bits> found((const uint8_t*)weight.data, weight.rows, row, blocks);
+    found.skip(block);
+    return found;
+  }
+  float scale(int64_t row, int64_t block) const {
+    return half(weight.norms + row * blocks + block) * (levels.worth * ROOT);
+  }
+};
+
+template <int Bits, size_t... Each>
+void dot16(const Coarse<Bits>& weight, const float* x, float* y, int64_t begin,
+           std::index_sequence<Each...>) {
+  const int16_t* numbers = (const int16_t*)x;
+  const float* scales = x + weight.blocks * BLOCK / 2;
+  Lanes sums[] = {((void)Each, zero())...};
+  Row<Bits> rows[] = {weight.row(begin + Each, 0)...};
+  for (int64_t block = 0; block < weight.blocks; block++, numbers += BLOCK) {
+    const auto one = [&](int n) {
+      Sums16 exact = none16();
+      rows[n].prefetch(weight.blocks * sizeof...(Each));
+      decode16<Bits>(rows[n], weight.levels, [&](int step, Wide w) {
+        exact = add_products(exact, w, load16(numbers + WIDE * step));
+      });
+      rows[n].skip(1);
+      const Lanes scale = all(weight.scale(begin + n, block) * scales[block]);
+      sums[n] = fma(as_floats(exact), scale, sums[n]);
+    };
+    (one(Each), ...);
+  }
+  ((y[begin + Each] = sum(sums[Each])), ...);
+}
+
+// N rows of levels by M rows of x.
+template <int N, int M>
+void tile16(const int16_t* w, const float* w_scales, const float* x, int64_t columns,
+            int64_t block, int count, float* sums, int64_t sums_stride) {
+  Lanes sum[N][M];
+  for (int n = 0; n < N; n++)
+    for (int m = 0; m < M; m++)
+      sum[n][m] = block ? load(sums + n * sums_stride + m * LANES) : zero();
+  for (int b = 0; b < count; b++) {
+    Sums16 exact[N][M];
+    for (int n = 0; n < N; n++)
+      for (int m = 0; m < M; m++) exact[n][m] = none16();
+    for (int step = 0; step < STEPS16; step++)
+      for (int n = 0; n < N; n++) {
+        const Wide row = load16(w + n * PASS_BLOCKS * BLOCK + b * BLOCK + step * WIDE);
+        for (int m = 0; m < M; m++) {
+          const int16_t* numbers = (const int16_t*)(x + m * columns) + (block + b) * BLOCK;
+          exact[n][m] = add_products(exact[n][m], row, load16(numbers + step * WIDE));
+        }
+      }
+    for (int n = 0; n < N; n++)
+      for (int m = 0; m < M; m++) {
+        const float x_scale = (x + m * columns + columns / 2)[block + b];
+        const Lanes scale = all(w_scales[n * PASS_BLOCKS + b] * x_scale);
+        sum[n][m] = fma(as_floats(exact[n][m]), scale, sum[n][m]);
+      }
+  }
+  for (int n = 0; n < N; n++)
+    for (int m = 0; m < M; m++) store(sums + n * sums_stride + m * LANES, sum[n][m]);
+}
+
+template <int N, int M>
+void tile16_of(int count, const int16_t* w, const float* w_scales, const float* x,
+               int64_t columns, int64_t block, int blocks, float* sums, int64_t stride) {
+  if (count == M) return tile16<N, M>(w, w_scales, x, columns, block, blocks, sums, stride);
+  if constexpr (M > 1)
+    tile16_of<N, M - 1>(count, w, w_scales, x, columns, block, blocks, sums, stride);
+}
+
+template <int Bits>
+void multiply_coarsely(const Weight& of, const float* x, int64_t M, float* y, int64_t stride,
+                       int64_t begin, int64_t end) {
+  const Coarse<Bits> weight(of);
+  if (M == 1) {
+    for (; begin + 2 <= end; begin += 2) dot16(weight, x, y, begin, std::make_index_sequence<2>());
+    if (begin < end) dot16(weight, x, y, begin, std::make_index_sequence<1>());
+    return;
+  }
+  const int64_t columns = weight.blocks * BLOCK;
+  alignas(64) static thread_local int16_t decoded[ROWS16 * PASS_BLOCKS * BLOCK];
+  static thread_local float scales[ROWS16 * PASS_BLOCKS];
+  static thread_local std::vector<float> kept;
+  const int64_t sums_stride = std::min<int64_t>(M, PASS_M) * LANES;
+  kept.resize(std::max<size_t>(kept.size(), ROWS16 * sums_stride));
+  for (int64_t first = 0; first < M; first += PASS_M) {
+    const int64_t rows = std::min<int64_t>(PASS_M, M - first);
+    for (int64_t n = begin; n < end; n += ROWS16) {
+      const int height = (int)std::min<int64_t>(ROWS16, end - n);
+      for (int64_t block = 0; block < weight.blocks; block += PASS_BLOCKS) {
+        const int count = (int)std::min<int64_t>(PASS_BLOCKS, weight.blocks - block);
+        for (int i = 0; i < height; i++) {
+          Row<Bits> row = weight.row(n + i, block);
+          int16_t* out = decoded + i * PASS_BLOCKS * BLOCK;
+          for (int b = 0; b < count; b++, out += BLOCK, row.skip(1)) {
+            decode16<Bits>(row, weight.levels,
+                           [&](int step, Wide w) { store16(out + WIDE * step, w); });
+            scales[i * PASS_BLOCKS + b] = weight.scale(n + i, block + b);
+          }
+        }
+        for (int64_t m = 0; m < rows; m += COLUMNS16)
+          tile16_of<ROWS16, COLUMNS16>((int)std::min<int64_t>(COLUMNS16, rows - m), decoded,
+                                       scales, x + (first + m) * columns, columns, block, count,
+                                       kept.data() + m * LANES, sums_stride);
+      }
+      for (int i = 0; i < height; i++)
+        for (int64_t m = 0; m < rows; m++)
+          y[(first + m) * stride + n + i] = sum(load(kept.data() + i * sums_stride + m * LANES));
+    }
+  }
+}
+
 template <class Of>
 void multiply_by(const Weight& of, const float* x, int64_t M, float* y, int64_t stride,
                  int64_t begin, int64_t end) {
@@ -165,6 +291,14 @@ void multiply_by(const Weight& of, const float* x, int64_t M, float* y, int64_t 
 
 void multiply(const Weight& weight, const float* x, int64_t M, float* y, int64_t stride,
               int64_t begin, int64_t end) {
+  if (weight.is_integer && weight.format <= 8) {
+    using Multiply = void (*)(const Weight&, const float*, int64_t, float*, int64_t, int64_t, int64_t);
+    static const Multiply by_bits[] = {multiply_coarsely<1>, multiply_coarsely<2>,
+                                       multiply_coarsely<3>, multiply_coarsely<4>,
+                                       multiply_coarsely<5>, multiply_coarsely<6>,
+                                       multiply_coarsely<7>, multiply_coarsely<8>};
+    return by_bits[weight.format - 1](weight, x, M, y, stride, begin, end);
+  }
   switch (weight.format) {
 #define CASE(format, Of) \
   case format:           \
@@ -210,6 +344,13 @@ void arrange(const Weight& weight, const float* x, int64_t count, float* arrange
     memcpy(arranged, x, count * sizeof(float));
     memset(arranged + count, 0, (columns - count) * sizeof(float));
     return;
+  }
+  if (weight.is_integer) {
+    std::vector<float> rotated(columns, 0.0f);
+    memcpy(rotated.data(), x, count * sizeof(float));
+    for (int64_t start = 0; start < columns; start += BLOCK) transform(rotated.data() + start);
+    for (float& each : rotated) each *= ROOT;
+    return arrange16(rotated.data(), columns, arranged);
   }
   for (int64_t start = 0; start < columns; start += BLOCK) {
     alignas(64) float block[BLOCK] = {};

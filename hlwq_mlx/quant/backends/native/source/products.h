@@ -6,7 +6,7 @@ enum Format : int32_t { BFLOAT16 = 16, FLOAT16 = 17, FLOAT32 = 32 };  // 1 to 8:
 
 // A weight of N rows and K columns, row by row: codes with norms and centroids, or plain numbers.
 struct Weight {
-  int32_t format;
+  int32_t format, is_integer;  // the mode in which codes are multiplied
   int64_t rows, columns;
   const void* data;
   const uint16_t* norms;    // float16 [rows, columns / 128]
