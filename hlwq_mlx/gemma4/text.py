@@ -33,6 +33,11 @@ def scaled(x: mx.array, factor: float) -> mx.array:
     return (x.astype(mx.float32) * factor).astype(x.dtype)
 
 
+def whole(dense: mx.array, sparse: mx.array) -> tuple[mx.array, mx.array]:
+    """Return what a dense MLP and experts made, of which this machine has all."""
+    return dense, sparse
+
+
 class Filled(NamedTuple):
     """A pass whose keys and values are cached, before the last layer that made some attends.
 
@@ -82,6 +87,7 @@ class DecoderLayer(nn.Module):
         if config.enable_moe_block:
             self.router = Router(config)
             self.experts = Experts(config)
+            self.summed = whole  # over the machines that hold shares of both
             self.post_feedforward_layernorm_1 = nn.RMSNorm(H, eps)
             self.pre_feedforward_layernorm_2 = nn.RMSNorm(H, eps)
             self.post_feedforward_layernorm_2 = nn.RMSNorm(H, eps)
@@ -162,7 +168,8 @@ class DecoderLayer(nn.Module):
     def _beside_experts(self, x: mx.array, update: mx.array) -> mx.array:
         """Add what the experts make of the same residual stream to the dense MLP's update."""
         sparse = self.experts(self.pre_feedforward_layernorm_2(x), self.router(x))
-        dense = self.post_feedforward_layernorm_1(update)
+        dense, sparse = self.summed(update, sparse)
+        dense = self.post_feedforward_layernorm_1(dense)
         return dense + self.post_feedforward_layernorm_2(sparse)
 
 

@@ -77,8 +77,8 @@ def link_of(gbit_s: float) -> Link:
 
 
 def all_reduces(text: TextConfig) -> int:
-    """Count the collectives of a token where tensors part: two or three a layer, and the ends."""
-    return (3 if text.enable_moe_block else 2) * text.num_hidden_layers + 2
+    """Count the collectives of a token where tensors part: two a layer, and both ends."""
+    return 2 * text.num_hidden_layers + 2
 
 
 def lone_tokens_s(read: float, mac: Mac) -> float:

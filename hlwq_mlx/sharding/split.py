@@ -30,25 +30,23 @@ class Summed(nn.Module):
         return self._link.sum(self.inner(x))
 
 
-class SplitExperts(nn.Module):
-    """Experts of which each machine has some, or some columns of each."""
+class OwnExperts(nn.Module):
+    """Experts of which this machine has some: what it makes of a token is its part of the sum."""
 
-    def __init__(self, inner: nn.Module, own: Run | None, link: Link) -> None:
+    def __init__(self, inner: nn.Module, own: Run) -> None:
         super().__init__()
         self.inner = inner
-        self._own, self._link = own, link
+        self._own = own
 
     def __call__(self, x: mx.array, chosen: Chosen) -> mx.array:
-        """Shapes: as Experts'."""
-        return self._link.sum(self.inner(x, chosen if self._own is None else self._mine(chosen)))
+        """Let the experts of other machines count nothing; the order stays ascending.
 
-    def _mine(self, chosen: Chosen) -> Chosen:
-        """Let the experts of other machines count nothing; the order stays ascending."""
-        assert self._own is not None
+        Shapes: as Experts'.
+        """
         local = chosen.experts.astype(mx.int32) - self._own.start
         is_here = (local >= 0) & (local < len(self._own))
         experts = mx.clip(local, 0, len(self._own) - 1).astype(chosen.experts.dtype)
-        return Chosen(experts, mx.where(is_here, chosen.shares, 0))
+        return self.inner(x, Chosen(experts, mx.where(is_here, chosen.shares, 0)))
 
 
 class SplitEmbedding(nn.Module):
@@ -107,11 +105,19 @@ class SplitEmbedding(nn.Module):
 def split_modules(model: Model, args: Gemma4Config, split: Split, link: Link) -> None:
     """Let a part that is loaded and prepared work as its share of the whole model."""
     text = model.model.language_model
+
+    def both(dense: mx.array, sparse: mx.array) -> tuple[mx.array, mx.array]:
+        dense, sparse = link.sum(mx.stack([dense, sparse]))
+        return dense, sparse
+
     for layer in text.layers:
         layer.self_attn.o_proj = Summed(layer.self_attn.o_proj, link)
-        layer.mlp.down_proj = Summed(layer.mlp.down_proj, link)
-        if "experts" in layer:
-            layer.experts = SplitExperts(layer.experts, split.experts, link)
+        if "experts" not in layer:
+            layer.mlp.down_proj = Summed(layer.mlp.down_proj, link)
+            continue
+        layer.summed = both  # one collective for the dense MLP and the experts
+        if split.experts is not None:
+            layer.experts = OwnExperts(layer.experts, split.experts)
     vocab_size = args.text_config.vocab_size
     text.embed_tokens = SplitEmbedding(text.embed_tokens, split.vocabulary, vocab_size, link)
     # It was built with as many tokens as it holds, and is asked about all.

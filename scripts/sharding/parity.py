@@ -171,9 +171,9 @@ def text_bytes(folder: Folder) -> int:
 def formula(args: Gemma4Config, split: str, size: int) -> int:
     """Return the bytes that rank 0 sends for a token.
 
-    By layers that is a hidden state, and the embedding that per-layer inputs are made of; by
-    tensors two or three sums a layer, one for the embedding, and its likeliest tokens with their
-    numbers and the sum of all.
+    By layers that is a hidden state, and the embedding that per-layer inputs are made of. By
+    tensors it is what sums need, of two states a layer, or three with experts, and one for the
+    embedding; and this machine's likeliest tokens with their numbers and the sum of all.
     """
     text = args.text_config
     state = FLOAT * text.hidden_size
