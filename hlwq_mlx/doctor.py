@@ -283,7 +283,7 @@ def cell(found: "Inventory", both: Sequence["Settings"], machine: "Machine") -> 
     text, towers = (longest_context(found, each, machine) for each in both)
     if towers >= both[1].context:
         return f"{towers // 1024}k"
-    return f"{text // 1024}k, text alone" if text else "does not fit"
+    return f"{text // 1024}k, text alone" if text >= 1024 else "does not fit"
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ Heavy imports are inside the functions: one machine needs none of them.
 """
 
 import argparse
+import logging
 import os
 from typing import TYPE_CHECKING
 
@@ -44,6 +45,9 @@ def leads(arguments: argparse.Namespace) -> bool:
         return True
     if rank == "0":  # which alone tells
         _require_shareable(arguments)
+    else:
+        os.environ["TQDM_DISABLE"] = "1"
+        logging.getLogger("hlwq_mlx").setLevel(logging.WARNING)
     from ..sharding import start
     from ..sharding.control import Follower
 
@@ -71,9 +75,13 @@ def load_model(arguments: argparse.Namespace, folder: "Folder", settings: "Setti
 
 def _follow(arguments: argparse.Namespace, follower: "Follower") -> None:
     from ..sharding import start
+    from ..write.cache import DEMO, DEMO_VARIANT
     from .arguments import folder_for, settings_for
     from .boundary import as_error
     from .options import CONTEXT
+
+    if arguments.model is None:
+        arguments.model, arguments.variant = str(DEMO), arguments.variant or DEMO_VARIANT
 
     def open_folder() -> "Folder":
         return folder_for(arguments, settings_for(arguments, CONTEXT))

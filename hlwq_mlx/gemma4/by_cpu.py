@@ -73,7 +73,7 @@ def attend(
         for row, (k, v) in enumerate(zip(own_keys, own_values, strict=True))
     ]
     assert len(seen) == B
-    is_causal = isinstance(mask, Causal)
+    is_causal = mask is not None
     window = (mask.window or 0) if isinstance(mask, Causal) else 0
     found = library.attend(_floats(queries), seen, window=window, is_causal=is_causal)
     return mx.array(found).astype(queries.dtype)

@@ -41,16 +41,16 @@ class Peer:
         for name, value in PROBES.items():
             if hasattr(socket, name):
                 connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-        connection.settimeout(LOADING_S)
+        connection.settimeout(REACHED_S)
         self._connection = connection
         self._lines = connection.makefile("rb")
         self._lock = threading.Lock()
         self.inbox: queue.Queue[Message] = queue.Queue()
         self.sent = 0
 
-    def expect_beats(self) -> None:
-        """Count on hearing of the other end, whose part is loaded."""
-        self._connection.settimeout(SILENCE_S)
+    def expect(self, within_s: float) -> None:
+        """Count on hearing of the other end so often from now on."""
+        self._connection.settimeout(within_s)
 
     def send(self, message: Message) -> None:
         """Send a message. Raises: OSError when the other end is gone."""
@@ -116,7 +116,7 @@ class Leader:
         """Wait for the other ranks, and refuse one whose `hello` is another; leave if one lacks."""
         until = time.monotonic() + REACHED_S
         try:
-            with socket.create_server((_bindable(self.place.host), self.place.port)) as server:
+            with socket.create_server((self.place.host, self.place.port)) as server:
                 while len(self.peers) < self.place.size - 1:
                     server.settimeout(max(0.01, until - time.monotonic()))
                     self._admit(server.accept(), hello)
@@ -142,7 +142,7 @@ class Leader:
         """Begin with the work: every part is loaded."""
         self.tell({"do": "begin"})
         for peer in self.peers.values():
-            peer.expect_beats()
+            peer.expect(SILENCE_S)
 
     def fail(self, line: str) -> NoReturn:
         """End all processes: this one says why."""
@@ -180,11 +180,15 @@ class Leader:
             return
         peer = Peer(connection)
         told = peer.read()
-        rank, theirs = int(told["rank"]), told["hello"]
+        rank, theirs = told.get("rank"), told.get("hello")
+        if not isinstance(rank, int) or not isinstance(theirs, dict):
+            connection.close()
+            return
         if theirs != hello:
             peer.send({"do": "end"})
             self.fail(self._difference(rank, hello, theirs))
         peer.send({"do": "stay"})
+        peer.expect(LOADING_S)
         self.peers[rank] = peer
 
     def require_same(self, what: str, own: Any, others: Mapping[int, Any], advice: str) -> None:
@@ -236,6 +240,7 @@ class Follower:
             leave()
         if answer.get("do") != "stay":
             leave()
+        self.peer.expect(LOADING_S)
         threading.Thread(target=self._watch, daemon=True).start()
         threading.Thread(target=self.peer.beat, daemon=True).start()
 
@@ -275,8 +280,3 @@ class Follower:
                         f"got {problem}. Check the addresses in the file of hosts."
                     )
                 time.sleep(0.05)
-
-
-def _bindable(host: str) -> str:
-    """Return the address to listen at: that which the others were told."""
-    return host

@@ -5,7 +5,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from .control import Follower
+from .control import SILENCE_S, Follower
 from .mirror import Mirror
 from .passes import Worker
 
@@ -18,7 +18,7 @@ def follow(worker: Worker, follower: Follower) -> None:
         if message["do"] == "end":
             return
         if message["do"] == "begin":
-            follower.peer.expect_beats()
+            follower.peer.expect(SILENCE_S)
             continue
         mirror.apply(message.get("notes", ()))
         ids = mx.array(np.array(message["ids"], dtype=np.int32))

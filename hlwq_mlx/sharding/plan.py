@@ -119,11 +119,16 @@ def sizes_of(found: Inventory, settings: Settings) -> Sizes:
     return Sizes(tuple(held), tuple(read), ends_held, ends_read, towers, working)
 
 
-def _read_part(entry: Entry, text: TextConfig) -> float:
-    """Return which part of a tensor one token reads: of experts, those that were chosen."""
+def _read_part(entry: Entry, text: TextConfig, own: Run | None = None) -> float:
+    """Return which part of a tensor one token reads: of experts, those that were chosen.
+
+    A machine with whole experts, `own`, multiplies by its first or last one for each that others
+    have.
+    """
     if EXPERTS not in entry.name or not text.num_experts:
         return 1.0
-    return (text.top_k_experts or 0) / text.num_experts
+    part = (text.top_k_experts or 0) / text.num_experts
+    return part if own is None else min(1.0, part + 2 / len(own))
 
 
 def last_cut(text: TextConfig) -> int:
@@ -178,7 +183,7 @@ def plan_tensors(found: Inventory, settings: Settings, macs: Sequence[Mac], link
         for rank, split in enumerate(splits):
             part = part_of(entry, split) * entry.stored_bytes
             held[rank] += part
-            read[rank] += part * _read_part(entry, text)
+            read[rank] += part * _read_part(entry, text, split.experts)
     held[0] += sizes.towers
     speed = tensors_tokens_s(read, macs, link, all_reduces(text), ITEM_BYTES * text.hidden_size)
     every = tuple(Run(0, text.num_hidden_layers) for _ in macs)

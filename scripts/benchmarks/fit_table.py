@@ -4,7 +4,8 @@
 
 Computed from shapes: no weights are read, and what a width loses is what its table loses on normal
 weights (write/loss.py says how losses of tensors add). `padding` is the share of a line's codes
-that fill rows up to blocks of 128.
+that fill rows up to blocks of 128. Tokens a second are a model, not measured: the bytes over what
+an M1 sustains, and the launches (launches.py), without context.
 """
 
 import argparse
@@ -13,9 +14,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from hlwq_mlx import cli
+from hlwq_mlx.disk.tensorfile import TensorSpec
 from hlwq_mlx.doctor import cell
 from hlwq_mlx.errors import DeviceError
 from hlwq_mlx.folder import published
+from hlwq_mlx.memory.disk import disk_need
 from hlwq_mlx.memory.inventory import Entry, Inventory, as_quantized, stored_bytes
 from hlwq_mlx.memory.machine import OLDEST, Machine, mac
 from hlwq_mlx.memory.mixture import (
@@ -27,13 +30,15 @@ from hlwq_mlx.memory.mixture import (
 )
 from hlwq_mlx.memory.need import Settings, need
 from hlwq_mlx.quant.packing import BLOCK
+from hlwq_mlx.source.hub import Headers, Weights
 from hlwq_mlx.source.rules import Unit, unit_rule
 from hlwq_mlx.write import leftovers, loss
+from scripts.benchmarks import launches, m1, passes
 from scripts.benchmarks.shapes import LARGER, larger_config
 
 MACS = [mac(ram, OLDEST) for ram in (16, 24, 32)]
 HEAD = (
-    *("on disk", "a token reads", "padding", "loss", "memory, text alone"),
+    *("on disk", "a token reads", "tokens/s, M1", "padding", "loss", "memory, text alone"),
     *("memory, pictures too", *(f"longest context, {each.name}" for each in MACS)),
 )
 TABLE = "clip4_100"
@@ -98,14 +103,16 @@ def token_bytes(found: Inventory) -> int:
     return round(sum(sizes))
 
 
-def line(label: str, made: Inventory, loss: float, settings: Settings) -> str:
+def line(label: str, made: Inventory, loss: float, settings: Settings, launched: int) -> str:
     """Return a line of the table."""
+    read = token_bytes(made)
     both = [replace(settings, has_towers=has) for has in (False, True)]
     sums = [need(made, each, MACS[0]).total / 1e9 for each in both]
     cells = [
         label,
         f"{made.stored_bytes / 1e9:.1f} GB",
-        f"{token_bytes(made) / 1e9:.2f} GB",
+        f"{read / 1e9:.2f} GB",
+        f"{1 / (read / m1.SUSTAINED + launched * passes.LAUNCH_S):.1f}",
         f"{padding(entry for entry in made.live if not entry.is_tower):.1%}",
         f"{loss:.2f}",
         *(f"{size:.1f} GB" for size in sums),
@@ -120,11 +127,12 @@ def table(name: str, context: int) -> Iterator[str]:
     losses = loss.by_table({each.name: each.shape for each in found.live}, TABLE)
     settings = Settings(context, has_towers=True)
     choices = choices_of(found, losses)
+    launched = launches.total(launches.count_larger(name))
     yield f"| {name}: bits | {' | '.join(HEAD)} |"
     yield "|---" * (len(HEAD) + 1) + "|"
     for label, widths in mixtures(choices):
         made = as_quantized(found, unit_rule(widths), leftovers.AUTO)
-        yield line(label, made, loss_of(choices, widths), settings)
+        yield line(label, made, loss_of(choices, widths), settings, launched)
     for machine in MACS:
         try:
             mixture = propose(found, losses, settings, machine)
@@ -132,7 +140,45 @@ def table(name: str, context: int) -> Iterator[str]:
             yield f"| --fit {machine.name}: does not fit{' | –' * len(HEAD)} |"
             continue
         lost = loss_of(choices, mixture.widths)
-        yield line(chosen_label(machine, mixture), mixture.inventory, lost, settings)
+        label = chosen_label(machine, mixture)
+        yield line(label, mixture.inventory, lost, settings, launched)
+
+
+def notes(name: str, context: int) -> Iterator[str]:
+    """Yield what else is to be known of a model: launches, and the disk that making it takes."""
+    counted = launches.count_larger(name)
+    most = ", ".join(f"{what} {times}" for what, times in counted.most_common(6))
+    yield f"{name}: {launches.total(counted)} launches a token, of them {most}."
+    found = plain(name)
+    settings = Settings(context, has_towers=True)
+    losses = loss.by_table({each.name: each.shape for each in found.live}, TABLE)
+    mixture = propose(found, losses, settings, MACS[-1])
+    for size in (50, 5):
+        need = disk_need(
+            in_files(found, size * 10**9),
+            leftovers.AUTO,
+            is_discarded=True,
+            rule=unit_rule(mixture.widths),
+        )
+        yield (
+            f"{name}, quantized from the hub for 32 GB, in files of {size} GB at most: "
+            f"{need.source / 1e9:.1f} GB of source, {need.output / 1e9:.1f} GB made, "
+            f"{need.together / 1e9:.1f} GB at most at once with --discard-source."
+        )
+
+
+def in_files(found: Inventory, most: int) -> Headers:
+    """Return a model's tensors as a hub would list them, in files of so many bytes at most."""
+    files: list[dict[str, TensorSpec]] = [{}]
+    sizes = [0]
+    for entry in found.entries:
+        if files[-1] and sizes[-1] + entry.stored_bytes > most:
+            files.append({})
+            sizes.append(0)
+        files[-1][entry.name] = TensorSpec("BF16", entry.shape)
+        sizes[-1] += entry.stored_bytes
+    weights = [Weights(size, size, specs) for size, specs in zip(sizes, files, strict=True)]
+    return Headers(None, dict(found.config), weights)
 
 
 def main() -> None:
@@ -141,7 +187,7 @@ def main() -> None:
     parser.add_argument("--context", type=cli.count, default=cli.CONTEXT, help="default: 8192")
     arguments = parser.parse_args()
     for name in LARGER if arguments.model is None else (arguments.model,):
-        print(*table(name, arguments.context), "", sep="\n")
+        print(*table(name, arguments.context), "", *notes(name, arguments.context), "", sep="\n")
 
 
 if __name__ == "__main__":

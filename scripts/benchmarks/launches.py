@@ -31,8 +31,8 @@ from hlwq_mlx.gemma4.model import Model, ModelArgs, Resources
 from hlwq_mlx.quant import device, fuse, selftest
 from hlwq_mlx.quant.chips import chips
 from hlwq_mlx.quant.tables import centroids
-from hlwq_mlx.source.rules import Rule
-from scripts.benchmarks.shapes import e4b_config
+from hlwq_mlx.source.rules import Rule, class_rule
+from scripts.benchmarks.shapes import LARGER, e4b_config, larger_config
 
 WINDOW = 8
 SMALL = {
@@ -45,6 +45,12 @@ SMALL = {
     "global_head_dim": 128,
     "sliding_window": WINDOW,
 }
+# Of those that the larger models are named for; experts and heads are fewer too.
+SMALL_LARGER = {
+    **{key: value for key, value in SMALL.items() if key != "hidden_size_per_layer_input"},
+    **{"num_attention_heads": 4, "num_key_value_heads": 2, "num_global_key_value_heads": 1},
+}
+SMALL_EXPERTS = {"num_experts": 16, "moe_intermediate_size": 128}
 TABLE = "clip4_100"
 DTYPE = mx.float16  # what an M1 runs
 
@@ -126,6 +132,14 @@ def count_ours(rule: Rule) -> Counter[str]:
     return _count(_fused(rule))
 
 
+def count_larger(name: str) -> Counter[str]:
+    """Count a token of a larger Gemma 4 on an M1, all of it coded."""
+    rule = class_rule({"experts": 3, "attention": 5, "mlp": 5, "embedding": 6, "router": 8})
+    experts = SMALL_EXPERTS if "num_experts" in LARGER[name] else {}
+    config = larger_config(name, **SMALL_LARGER, **experts)
+    return _count(_fused(rule, config), config=config)
+
+
 def count_passes(rule: Rule, most: int) -> list[int]:
     """Count the launches of passes of 1, 2, .. `most` tokens of our model on an M1.
 
@@ -137,8 +151,8 @@ def count_passes(rule: Rule, most: int) -> list[int]:
     return [counts[0], *(count + copies for count in counts[1:])]
 
 
-def _fused(rule: Rule) -> Model:
-    model = coded_model(e4b_config(**SMALL), rule, DTYPE)
+def _fused(rule: Rule, config: dict[str, Any] | None = None) -> Model:
+    model = coded_model(config or e4b_config(**SMALL), rule, DTYPE)
     with standing_in():
         for block in fuse.blocks(model):
             fuse.fuse(block)
@@ -185,10 +199,11 @@ def total(launches: Counter[str]) -> int:
     return sum(launches.values())
 
 
-def _count(model: Any, tokens: int = 1) -> Counter[str]:
+def _count(model: Any, tokens: int = 1, config: dict[str, Any] | None = None) -> Counter[str]:
     """Count launches of a pass by primitive; those of a stand-in carry its name."""
     cache = model.make_cache()
-    for entry, (heads, width) in zip(cache, _key_shapes(), strict=True):
+    shapes = _key_shapes(config or e4b_config(**SMALL))
+    for entry, (heads, width) in zip(cache, shapes, strict=True):
         for length in (WINDOW + 4, 1):  # then a ring buffer is as it is from there on
             keys = mx.zeros((1, heads, length, width), DTYPE)
             mx.eval(entry.update_and_fetch(keys, keys))
@@ -220,8 +235,8 @@ def _count_graph(run: Callable[[], list[mx.array]]) -> Counter[str]:
     return +counted
 
 
-def _key_shapes() -> list[tuple[int, int]]:
-    text = ModelArgs.from_dict(e4b_config(**SMALL)).text_config
+def _key_shapes(config: dict[str, Any]) -> list[tuple[int, int]]:
+    text = ModelArgs.from_dict(config).text_config
     layers = [text.layer(index) for index in range(text.first_shared)]
     return [(layer.num_key_value_heads, layer.head_dim) for layer in layers]
 

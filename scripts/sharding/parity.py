@@ -10,6 +10,7 @@ language model's bytes that a rank read from disk; bytes a token are those that 
 
 import argparse
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -110,17 +111,22 @@ def launch(folder: Path, split: str, size: int, tokens: int, prompt: int = 96) -
     """Run a group and return what rank 0 found."""
     python = Path(sys.executable)
     rank = [str(python), "-m", "scripts.sharding.rank", str(folder)]
-    run = subprocess.run(
-        [
-            *(str(python.parent / "mlx.launch"), "-n", str(size), "-p", str(free_ports(size + 1))),
-            *("--env", f"PYTHONPATH={ROOT}", "--cwd", str(ROOT), "--", *rank),
-            *("--split", split, "--tokens", str(tokens), "--prompt", str(prompt)),
-        ],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-    )
+    silent, end = os.pipe()  # mlx.launch reads its input, and at its end without a pause
+    try:
+        run = subprocess.run(
+            [
+                *(python.parent / "mlx.launch", "-n", str(size), "-p", str(free_ports(size + 1))),
+                *("--env", f"PYTHONPATH={ROOT}", "--cwd", ROOT, "--", *rank),
+                *("--split", split, "--tokens", str(tokens), "--prompt", str(prompt)),
+            ],
+            stdin=silent,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_S,
+        )
+    finally:
+        os.close(silent)
+        os.close(end)
     lines = [line for line in run.stdout.splitlines() if line.startswith("{")]
     if not lines:
         raise SystemExit(f"{run.stdout}\n{run.stderr}")

@@ -4,12 +4,14 @@ from dataclasses import replace
 
 import pytest
 
+from hlwq_mlx import doctor
 from hlwq_mlx.errors import DeviceError, RequestError
+from hlwq_mlx.library import DEMO
 from hlwq_mlx.memory import inventory
 from hlwq_mlx.memory.need import Settings
 from hlwq_mlx.sharding import plan
 from hlwq_mlx.sharding.shares import Run
-from hlwq_mlx.sharding.speed import CHIPS, Link, Mac, link_of
+from hlwq_mlx.sharding.speed import CHIPS, Link, Mac, link_of, mac_of
 
 GB = 1e9
 SETTINGS = Settings(8192)
@@ -85,3 +87,22 @@ def test_a_part_that_does_not_fit_is_refused_with_its_rank(e4b):
     with pytest.raises(DeviceError, match=r"\[rank 0\] needed"):
         made.require()
     replace(made, limits=(9 * GB, 9 * GB)).require()
+
+
+@pytest.mark.parametrize("text", ["M1", "M9:16", "M1:0", "M1:much", ""])
+def test_a_mac_that_is_not_known_is_refused(text):
+    with pytest.raises(RequestError, match=r"\[--macs\] needed a chip of M1"):
+        mac_of(text)
+
+
+def test_a_link_has_a_bandwidth():
+    with pytest.raises(RequestError, match=r"\[--link\]"):
+        link_of(0)
+
+
+def test_doctor_prints_both_plans_before_anything_runs(capsys):
+    doctor.main([str(DEMO), "--variant", "PQ5", "--macs", "M1:16", "M1:8", "M1:8"])
+    printed = capsys.readouterr().out.splitlines()
+    assert [line[:14] for line in printed[:3]] == [f"layers: rank {at}" for at in range(3)]
+    assert any(line.startswith("layers: not worth it on this link") for line in printed)
+    assert printed[-1].startswith("tensors: [--split] needed 2 or 4 machines")

@@ -20,7 +20,7 @@ from .affine import DECODED_ROWS, FITTED_GROUP, Affine, AffineExperts
 from .base import FEW_ROWS, ExpertProduct, GateUp, Product
 from .dense import Dense, DenseExperts
 from .native.library import native_library
-from .native.product import ANY, Native, NativeExperts, NativeGateUp, NativeRows
+from .native.product import Native, NativeExperts, NativeGateUp, NativeRows
 
 DENSE_WEIGHTS = 1 << 22  # 16 MiB in float32
 
@@ -93,9 +93,7 @@ def prepare_stock_experts(matrix: CodedMatrix, experts: int) -> ExpertProduct:
 
 def steady_rows() -> int:
     """Return among how many rows a row of any product has the bits that it has alone."""
-    if device.has_metal():
-        return FEW_ROWS
-    return ANY if native_library() else DECODED_ROWS - 1
+    return FEW_ROWS if device.has_metal() else DECODED_ROWS - 1
 
 
 def tokens_a_pass(bits: int) -> int:

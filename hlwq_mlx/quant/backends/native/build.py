@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
 from importlib.util import find_spec
@@ -105,29 +106,30 @@ def _compile(command: list[str], folder: Path) -> Path:
         for name, flags in INSTRUCTIONS.get(machine(), {"portable": ()}).items()
     ]
     objects = [folder / f"{name}.o" for name, *_ in units]
-    compiling = [
-        subprocess.Popen(
-            [*command, *flags, "-c", str(source), "-o", str(made)],
-            stderr=subprocess.PIPE,
-            stdin=subprocess.DEVNULL,
-            text=True,
-        )
+    commands = [
+        [*command, *flags, "-c", str(source), "-o", str(made)]
         for (_, source, flags), made in zip(units, objects, strict=True)
     ]
-    for process in compiling:
-        _require(process)
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as threads:
+        list(threads.map(_run, commands))
     made = folder / "library.so"
-    linking = [*command, "-shared", *map(str, objects), "-o", str(made), "-lpthread"]
-    _require(subprocess.Popen(linking, stderr=subprocess.PIPE, text=True))
+    _run([*command, "-shared", *map(str, objects), "-o", str(made), "-lpthread"])
     return made
 
 
-def _require(process: "subprocess.Popen[str]") -> None:
-    _, said = process.communicate(timeout=PATIENCE_S)
-    if process.returncode:
+def _run(command: list[str]) -> None:
+    found = subprocess.run(
+        command,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+    if found.returncode:
         raise DeviceError(
-            f"[native] needed a library from {process.args!r}, got status {process.returncode}: "
-            f"{said[-2000:]}"
+            f"[native] needed a library from {' '.join(command)}, got status {found.returncode}: "
+            f"{found.stderr[-2000:]}"
         )
 
 

@@ -1,8 +1,8 @@
 """Call the compiled library: arrays are handed over as they lie in memory, results are new.
 
-HLWQ_NATIVE=0 does without it. HLWQ_NATIVE_MODE=integer multiplies by codes in 16-bit integers, for
-all rows alike: results differ from the exact ones by 5e-4 of their length at most. HLWQ_THREADS says how many threads a product has, by default as many
-as this process may use.
+HLWQ_NATIVE=0 does without it. HLWQ_NATIVE_MODE=integer multiplies codes as 16-bit integers, for all
+rows alike: results differ from the exact ones by 5e-4 of their length at most. HLWQ_THREADS says
+how many threads a product has, by default as many as this process may use.
 """
 
 import ctypes
@@ -323,7 +323,7 @@ def library() -> Library | None:
 
 def native_library() -> Library | None:
     """Return the library where arrays are computed by a CPU."""
-    return library() if device.is_cpu() else None
+    return library() if device.is_cpu() and not device.has_metal() else None
 
 
 def _loaded(path: Path) -> Library | None:

@@ -13,8 +13,6 @@ from ...matrix import CodedMatrix
 from ..base import ExpertProduct, Product
 from .library import Floats, Library, Weight, floats
 
-ANY = 1 << 20  # rows
-
 
 class Native(Product):
     """A product with the codes of a matrix."""

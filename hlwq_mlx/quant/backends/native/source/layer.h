@@ -126,7 +126,7 @@ inline void score(const Attention& of, const float* keys, const float* x, int qu
 // Turns a query's scores into weights that sum to 1; keys that it does not see weigh nothing.
 inline void weigh(const Attention& of, const Seen& seen, int64_t query, Span all, float* scores) {
   const Span own = span_of(of, seen, query);
-  const uint8_t* mask = seen.mask ? seen.mask + query * seen.count : nullptr;
+  const uint8_t* mask = seen.mask ? seen.mask + query * of.advance * seen.count : nullptr;
   const float none = -INFINITY;
   float* first = scores + own.first - all.first;
   const int64_t count = own.last - own.first;

@@ -37,7 +37,8 @@ struct Seen {
 struct Attention {
   int64_t sequences, heads, kv_heads, queries, columns;
   int64_t window;                     // how far a query sees, its own key included; 0: everywhere
-  int64_t advance;                    // 1: the last key is the last query's own; 0: every query's
+  int64_t advance;                    // 1: queries are positions, whose last one owns the last key;
+                                      // 0: they share one position, and see the same
   const float* x;                     // [sequences, heads, queries, columns]
   const Seen* seen;                   // of each sequence
   float* y;                           // as x

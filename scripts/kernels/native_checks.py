@@ -1,0 +1,83 @@
+"""Run the native library under sanitizers, and for other processors under an emulator.
+
+    python scripts/kernels/native_checks.py [address threads arm64 ...]
+
+`address` finds reads and writes out of bounds and undefined behaviour, `threads` finds races, and
+`arm64` runs the NEON code under qemu-aarch64 (Debian: qemu-user; the compiler is ziglang's). Each
+takes a minute or two. What is not installed is said and skipped.
+"""
+
+import argparse
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
+
+from hlwq_mlx.quant.backends.native import build
+
+DRIVER = Path(__file__).with_name("native_driver.cpp")
+ZIG = [sys.executable, "-m", "ziglang", "c++"]
+DEBUG = ("-std=c++17", "-O1", "-g", "-ffp-contract=off", "-w", f"-I{build.SOURCE}")
+
+
+class Check(NamedTuple):
+    """A way to compile and run the driver."""
+
+    compiler: list[str]
+    flags: tuple[str, ...]
+    machine: str
+    runner: tuple[str, ...] = ()
+
+
+CHECKS = {
+    "address": Check(
+        ["g++"],
+        ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"),
+        build.machine(),
+    ),
+    "threads": Check(["g++"], ("-fsanitize=thread",), build.machine()),
+    "arm64": Check(
+        ZIG, ("-target", "aarch64-linux-musl", "-static"), "arm64", ("qemu-aarch64-static",)
+    ),
+}
+
+
+def run(name: str) -> int:
+    """Compile and run one check; return its exit status, 0 where something is not installed."""
+    check = CHECKS[name]
+    missing = [tool for tool in (check.compiler[0], *check.runner) if shutil.which(tool) is None]
+    if missing:
+        print(f"{name}: not run, needs {', '.join(missing)}", flush=True)
+        return 0
+    with TemporaryDirectory() as folder:
+        units = [(path, ()) for path in build.SOURCE.glob("*.cpp") if path.stem != build.PRODUCTS]
+        units += [(DRIVER, ())]
+        units += [
+            (build.SOURCE / f"{build.PRODUCTS}.cpp", (f"-DISA={isa}", *flags))
+            for isa, flags in build.INSTRUCTIONS[check.machine].items()
+        ]
+        objects = [Path(folder, f"{index}.o") for index in range(len(units))]
+        for (source, flags), made in zip(units, objects, strict=True):
+            print(f"{name}: compiling {source.name} {' '.join(flags)}", file=sys.stderr)
+            command = [*check.compiler, *DEBUG, *check.flags, *flags]
+            subprocess.run([*command, "-c", str(source), "-o", str(made)], check=True)
+        program = Path(folder, "driver")
+        linked = [*check.compiler, *check.flags, *map(str, objects), "-o", str(program)]
+        subprocess.run([*linked, "-lpthread"], check=True)
+        print(f"{name}:", flush=True)
+        return subprocess.run([*check.runner, str(program)], check=False).returncode
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the checks; the exit status tells whether one failed."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("checks", nargs="*", default=list(CHECKS), help="which (default: all)")
+    found = [run(name) for name in parser.parse_args(argv).checks]
+    raise SystemExit(any(found))
+
+
+if __name__ == "__main__":
+    main()

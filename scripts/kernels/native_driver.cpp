@@ -1,0 +1,156 @@
+// Drives the native library under sanitizers and emulators: every format, mode and kind of
+// instructions, odd sizes, misaligned x, threads that come and go, callers at once.
+// Prints what ran; the exit status is the number of faults.
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <random>
+#include <thread>
+#include <vector>
+
+#include "products.h"
+
+extern "C" {
+const char* hlwq_instructions();
+int hlwq_use(const char*);
+void hlwq_set_threads(int);
+void hlwq_multiply(const Weight*, const float*, int64_t, int64_t, float*, int);
+void hlwq_multiply_experts(const Weight*, const float*, int64_t, int64_t, const uint32_t*, int64_t,
+                           int64_t, float*);
+void hlwq_look_up(const Weight*, const int64_t*, int64_t, float*);
+void hlwq_residual_norm(const Residual*, const float*, const float*, float*, float*, int64_t);
+void hlwq_heads(const Heads*, const float*, int64_t, const int64_t*, int64_t, int64_t, float*);
+void hlwq_attend(const Attention*);
+}
+
+static int faults = 0;
+static std::mt19937 draw(1);
+
+static void expect(bool holds, const char* what, int format, int64_t M) {
+  if (holds) return;
+  faults++;
+  printf("FAULT %s: %s, format %d, %d rows\n", hlwq_instructions(), what, format, (int)M);
+}
+
+static std::vector<float> normal(int64_t count) {
+  std::normal_distribution<float> each;
+  std::vector<float> found(count);
+  for (float& x : found) x = each(draw);
+  return found;
+}
+
+struct Matrix {
+  std::vector<uint8_t> data;
+  std::vector<uint16_t> norms;
+  std::vector<float> centroids;
+  Weight weight;
+
+  Matrix(int format, int is_integer, int64_t N, int64_t K) {
+    const bool is_coded = format <= 8;
+    data.resize(is_coded ? N * K * format / 8 : N * K * (format == FLOAT32 ? 4 : 2));
+    for (uint8_t& byte : data) byte = (uint8_t)draw();
+    if (!is_coded)  // no infinities: the exponents of small numbers
+      for (size_t i = format == FLOAT32 ? 3 : 1; i < data.size(); i += format == FLOAT32 ? 4 : 2)
+        data[i] = (uint8_t)(0x38 + (data[i] & 0x83));
+    norms.resize(is_coded ? N * K / 128 : 0);
+    for (uint16_t& norm : norms) norm = (uint16_t)(0x3800 + draw() % 0x400);  // 0.5 to 1
+    for (int i = 0; is_coded && i < 1 << format; i++)
+      centroids.push_back(-3 + 6 * (i + 0.5f) / (1 << format));
+    weight = {format, is_integer, N, K, data.data(), norms.data(), centroids.data()};
+  }
+};
+
+static bool same(const float* a, const float* b, int64_t count) {
+  return !memcmp(a, b, count * sizeof(float));
+}
+
+static void products(int format, int is_integer, int64_t N, int64_t K) {
+  const Matrix matrix(format, is_integer, N, K);
+  const int64_t M = 13, columns = format <= 8 ? K - 5 : K;
+  const std::vector<float> kept = normal(M * columns + 1);
+  const float* x = kept.data() + 1;  // 4 bytes off any register's width
+  std::vector<float> all(M * N), one(N), gated(M * (N / 2)), gated_one(N / 2);
+  hlwq_multiply(&matrix.weight, x, M, columns, all.data(), 0);
+  for (float y : all) expect(std::isfinite(y), "a result is no number", format, M);
+  for (int64_t m = 0; m < M; m++) {
+    hlwq_multiply(&matrix.weight, x + m * columns, 1, columns, one.data(), 0);
+    expect(same(one.data(), &all[m * N], N), "a row differs from itself alone", format, M);
+  }
+  if (N % 2 == 0) {
+    hlwq_multiply(&matrix.weight, x, M, columns, gated.data(), 1);
+    hlwq_multiply(&matrix.weight, x, 1, columns, gated_one.data(), 1);
+    expect(same(gated_one.data(), gated.data(), N / 2), "a gated row differs", format, M);
+  }
+  if (format > 8) return;
+  if (N % 3 == 0) {  // a stack of three experts
+    std::vector<uint32_t> experts(M * 2);
+    for (uint32_t& expert : experts) expert = draw() % 3;
+    std::vector<float> chosen(M * 2 * (N / 3));
+    hlwq_multiply_experts(&matrix.weight, x, M, columns, experts.data(), 2, N / 3, chosen.data());
+    for (int64_t p = 0; p < M * 2; p++)
+      expect(same(&chosen[p * (N / 3)], &all[p / 2 * N + experts[p] * (N / 3)], N / 3),
+             "an expert's row differs", format, M);
+  }
+  const int64_t ids[] = {N - 1, 0};
+  std::vector<float> rows(2 * K);
+  hlwq_look_up(&matrix.weight, ids, 2, rows.data());
+}
+
+static void layers() {
+  const int64_t M = 5, K = 77;
+  const std::vector<float> x = normal(M * K), update = normal(M * K), weight = normal(K);
+  std::vector<float> h(M * K), normed(M * K);
+  const Residual residual{K, 1e-6f, 0.7f, weight.data(), weight.data()};
+  hlwq_residual_norm(&residual, x.data(), update.data(), h.data(), normed.data(), M);
+  const int64_t B = 2, heads = 4, kv = 2, L = 9, D = 48, count = 31;
+  const std::vector<float> q = normal(B * L * heads * D), keys = normal(B * kv * count * D),
+                           waves = normal(D / 2), scale = normal(D);
+  std::vector<float> turned(q.size()), y(q.size());
+  const int64_t offsets[] = {0, 7};
+  const Heads of{heads, D, 1e-6f, scale.data(), waves.data()};
+  hlwq_heads(&of, q.data(), heads * D, offsets, B, L, turned.data());
+  std::vector<uint8_t> mask(L * count, 1);
+  for (size_t i = 0; i < mask.size(); i += 3) mask[i] = 0;
+  for (const uint8_t* seen_mask : {(const uint8_t*)nullptr, (const uint8_t*)mask.data()})
+    for (int64_t window : {0, 5}) {
+      std::vector<Seen> seen;
+      for (int64_t b = 0; b < B; b++)
+        seen.push_back({&keys[b * kv * count * D], &keys[b * kv * count * D], count, count * D,
+                        count * D, seen_mask});
+      const Attention all{B, heads, kv, L, D, window, 1, turned.data(), seen.data(), y.data()};
+      hlwq_attend(&all);
+      for (float each : y) expect(std::isfinite(each), "attention is no number", 0, L);
+    }
+}
+
+int main() {
+  const std::vector<int> formats{1, 2, 3, 4, 5, 6, 7, 8, BFLOAT16, FLOAT16, FLOAT32};
+  for (const char* name : {"avx512", "avx2", "neon", "portable"}) {
+    if (!hlwq_use(name)) {
+      printf("%s: not run, this processor or build has it not\n", name);
+      continue;
+    }
+    for (int threads : {1, 3, 2}) {
+      hlwq_set_threads(threads);
+      for (int format : formats)
+        for (int is_integer : {0, 1})
+          for (auto [N, K] : {std::pair<int64_t, int64_t>{1, 128}, {6, 128}, {37, 384}, {300, 1280}})
+            if (!is_integer || format <= 8) products(format, is_integer, N, K);
+      layers();
+    }
+    std::vector<std::thread> callers;
+    for (int i = 0; i < 3; i++)
+      callers.emplace_back([] {
+        const std::vector<float> x(1280, 1.0f), weights(300 * 1280, 0.5f);
+        std::vector<float> y(300);
+        const Weight weight{FLOAT32, 0, 300, 1280, weights.data(), nullptr, nullptr};
+        for (int turn = 0; turn < 20; turn++)
+          hlwq_multiply(&weight, x.data(), 1, 1280, y.data(), 0);
+        if (y[299] != 640.0f) faults++;
+      });
+    for (auto& caller : callers) caller.join();
+    printf("%s: ran\n", name);
+  }
+  printf("%d faults\n", faults);
+  return faults > 0;
+}

@@ -1,0 +1,272 @@
+"""The native library against float64 and stock MLX, by every kind of instructions that are here."""
+
+import subprocess
+import sys
+from contextlib import contextmanager
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from hlwq_mlx.errors import DeviceError
+from hlwq_mlx.gemma4 import by_cpu
+from hlwq_mlx.gemma4.masks import Causal, Seen
+from hlwq_mlx.gemma4.rope import rotate
+from hlwq_mlx.quant import codec, ops
+from hlwq_mlx.quant.activation import Activation
+from hlwq_mlx.quant.backends import choose
+from hlwq_mlx.quant.backends.native import build
+from hlwq_mlx.quant.backends.native import library as native
+from hlwq_mlx.quant.backends.native.library import Weight, floats
+from hlwq_mlx.quant.backends.native.product import Native, NativeExperts, NativeGateUp, NativeRows
+from hlwq_mlx.quant.selftest import random_matrix
+
+WIDTHS = range(1, 9)
+INSTRUCTIONS = [*build.INSTRUCTIONS[build.machine()]]
+EXACT_BOUND, INTEGER_BOUND = 1e-6, 5e-4
+
+
+@pytest.fixture(params=INSTRUCTIONS)
+def library(request):
+    """The library by one kind of instructions."""
+    found = native.require_library()
+    best = found.instructions
+    if not found.use(request.param):
+        pytest.skip(f"{request.param}: not run, this processor has it not")
+    yield found
+    found.use(best)
+
+
+def rotated(x):
+    return np.array(codec.hadamard(x)).astype(np.float64)
+
+
+def distance(got, expected):
+    expected = np.asarray(expected, np.float64)
+    return np.linalg.norm(np.asarray(got) - expected) / np.linalg.norm(expected)
+
+
+def rows(count, columns=512):
+    return mx.random.normal((count, columns), key=mx.random.key(count))
+
+
+def weight_of(matrix):
+    return np.array(codec.rotated_weight(matrix)).astype(np.float64)
+
+
+@pytest.mark.parametrize("bits", WIDTHS)
+def test_a_product_is_that_of_float64_and_a_row_the_same_alone(bits, library):
+    matrix, x = random_matrix(bits), rows(33)
+    product = Native(matrix, library)
+    y = np.array(product(Activation(x)))
+    assert distance(y, rotated(x) @ weight_of(matrix).T) < EXACT_BOUND
+    for count in (1, 2, 7, 8):
+        np.testing.assert_array_equal(np.array(product(Activation(x[:count]))), y[:count])
+    for threads in (1, 5):
+        library.set_threads(threads)
+        np.testing.assert_array_equal(np.array(product(Activation(x))), y)
+    library.set_threads(native.thread_count())
+
+
+@pytest.mark.parametrize("bits", WIDTHS)
+def test_the_integer_mode_is_within_its_bound(bits, library, monkeypatch):
+    monkeypatch.setenv(native.MODE, native.INTEGER)
+    matrix, x = random_matrix(bits), rows(11)
+    product = Native(matrix, library)
+    y = np.array(product(Activation(x)))
+    assert 0 < distance(y, rotated(x) @ weight_of(matrix).T) < INTEGER_BOUND
+    for count in (1, 3):
+        np.testing.assert_array_equal(np.array(product(Activation(x[:count]))), y[:count])
+
+
+def test_the_default_mode_is_exact_and_another_is_refused(monkeypatch):
+    monkeypatch.delenv(native.MODE, raising=False)
+    assert not native.is_integer()
+    monkeypatch.setenv(native.MODE, "fast")
+    with pytest.raises(DeviceError, match="needed exact or integer, got fast"):
+        native.is_integer()
+
+
+@pytest.mark.parametrize("bits", WIDTHS)
+def test_gate_up_experts_and_rows_are_those_of_the_twins(bits, library):
+    matrix, x = random_matrix(bits), rows(9)
+    gated = np.array(NativeGateUp(matrix, library)(Activation(x)))
+    assert distance(gated, np.array(codec.geglu(codec.hadamard(x), matrix))) < 3e-6
+    experts = mx.array([[0, 6], [6, 3], [1, 2]] * 3)
+    chosen = np.array(NativeExperts(matrix, 7, library)(Activation(x), experts))
+    assert (
+        distance(chosen, np.array(codec.gather_qmv(codec.hadamard(x), experts, matrix, 7))) < 1e-6
+    )
+    y = np.array(Native(matrix, library)(Activation(x))).reshape(9, 7, 10)
+    np.testing.assert_array_equal(chosen[1, 1], y[1, 3])
+    ids = mx.array([[3, 69], [0, 3]])
+    found = np.array(NativeRows(matrix, library)(ids))
+    assert distance(found, np.array(codec.embed(ids, matrix))) < EXACT_BOUND
+
+
+def test_columns_that_fill_no_block(library):
+    matrix, x = random_matrix(3), rows(4, 400)
+    padded = mx.pad(x, [(0, 0), (0, 112)])
+    y = np.array(Native(matrix, library)(Activation(x)))
+    assert distance(y, rotated(padded) @ weight_of(matrix).T) < EXACT_BOUND
+
+
+@pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16])
+def test_plain_weights(dtype, library):
+    weight = mx.random.normal((37, 200), key=mx.random.key(2)).astype(dtype)
+    x = floats(rows(13, 201)[:, 1:])
+    y = library.multiply(Weight.plain(weight), x)
+    exact = np.array(weight.astype(mx.float32)).astype(np.float64)
+    assert distance(y, x.astype(np.float64) @ exact.T) < EXACT_BOUND
+    np.testing.assert_array_equal(library.multiply(Weight.plain(weight), x[5:6]), y[5:6])
+
+
+def test_operations_between_products(library):
+    x, update, weight = rows(3, 77), rows(4, 77)[:3], rows(5, 77)[0]
+    h, normed = library.residual_norm(
+        *(floats(each) for each in (x, update)), floats(weight), 0.7, 1e-6, floats(weight)
+    )
+    wanted = codec.residual_norm_float32(x, update, weight, mx.array([0.7]), 1e-6, weight)
+    assert distance(h, np.array(wanted[0])) < 1e-6
+    assert distance(normed, np.array(wanted[1])) < 1e-6
+    # Far from zero, too, where gelu is 0 or the identity.
+    gate = 40 * x
+    y = library.gelu_mul(floats(gate), floats(update))
+    assert distance(y, np.array(codec.gelu_mul_float32(gate, update))) < 1e-6
+
+
+def test_heads_are_normed_and_rotated(library):
+    B, L, D = 2, 5, 32
+    x, norm = rows(B * L, 3 * D).reshape(B, L, 3 * D), rows(6, D)[0]
+    waves = mx.concatenate([10.0 ** mx.arange(0, 4, 0.5), mx.full((8,), mx.inf)])
+    offset = mx.array([0, 1000])
+    got = by_cpu.heads(library, x, D, 1e-6, norm, waves, offset)
+    heads = x.reshape(B, L, 3, D).transpose(0, 2, 1, 3)
+    wanted = rotate(mx.fast.rms_norm(heads, norm, 1e-6), waves, offset)
+    assert distance(got, np.array(wanted)) < 2e-5  # an angle of 1,000 is rounded to 6e-5
+    plain = by_cpu.heads(library, x, D, 1e-6)
+    assert distance(plain, np.array(mx.fast.rms_norm(heads, None, 1e-6))) < 1e-6
+
+
+def attention(L, K, B=1, D=48):
+    keys = [
+        mx.random.normal((B, heads, n, D), key=mx.random.key(n))
+        for heads, n in ((4, L), (2, K), (2, K + 1))
+    ]
+    return keys[0], keys[1], keys[2][:, :, 1:]  # whose positions begin within their memory
+
+
+def masked(L, K, window=None):
+    seen = np.tri(L, K, K - L, dtype=bool)
+    return seen if window is None else seen & ~np.tri(L, K, K - L - window, dtype=bool)
+
+
+@pytest.mark.parametrize("L", [1, 2, 7, 40])
+def test_attention_is_that_of_stock_mlx(L, library):
+    for K in (L, L + 3, 130):
+        q, k, v = attention(L, K)
+        pairs = np.random.default_rng(K).random((L, K)) < 0.5
+        pairs[:, 0] = True
+        cases = (
+            (None, np.ones((L, K), bool)),
+            (Causal(None), masked(L, K)),
+            (Causal(5), masked(L, K, 5)),
+            (Seen(pairs), pairs),
+            (mx.array(pairs)[None, None], pairs),
+        )
+        for mask, seen in cases:
+            got = by_cpu.attend(library, q, [k], [v], mask)
+            wanted = mx.fast.scaled_dot_product_attention(q, k, v, scale=1.0, mask=mx.array(seen))
+            assert distance(got, np.array(wanted)) < 3e-6, (K, mask)
+
+
+def test_a_query_attends_alone_as_in_company(library):
+    q, k, v = attention(20, 50)
+    together = np.array(by_cpu.attend(library, q, [k], [v], Causal(9)))
+    for i in (0, 6, 19):
+        seen = slice(0, 31 + i)
+        alone = by_cpu.attend(
+            library, q[:, :, i : i + 1], [k[:, :, seen]], [v[:, :, seen]], Causal(9)
+        )
+        np.testing.assert_array_equal(np.array(alone)[:, :, 0], together[:, :, i])
+
+
+def test_sequences_of_different_lengths_attend_as_each_alone(library):
+    each = [attention(1, K) for K in (3, 70, 18)]
+    queries = mx.concatenate([q for q, _, _ in each])
+    keys, values = [k for _, k, _ in each], [v for _, _, v in each]
+    together = np.array(by_cpu.attend(library, queries, keys, values, Causal(None)))
+    for row, (q, k, v) in enumerate(each):
+        alone = by_cpu.attend(library, q, [k], [v], Causal(None))
+        np.testing.assert_array_equal(np.array(alone)[0], together[row])
+
+
+def test_layers_take_the_library_on_a_cpu_and_say_that_they_are_not_lazy():
+    assert type(choose.prepare(random_matrix(4))) is Native
+    assert type(choose.prepare_gate_up(random_matrix(4))) is NativeGateUp
+    assert type(choose.prepare_experts(random_matrix(4), 7)) is NativeExperts
+    assert not Native.is_lazy
+    assert ops.fused_ops(128, 1e-6, 128) != ops.PLAIN
+
+
+@contextmanager
+def fresh(monkeypatch, folder):
+    """A cache of its own, which the library was not asked of yet."""
+    monkeypatch.setenv("HLWQ_CACHE", str(folder))
+    native.library.cache_clear()
+    yield build.library_path()
+    native.library.cache_clear()
+
+
+def test_the_switch_turns_it_off(monkeypatch, tmp_path):
+    with fresh(monkeypatch, tmp_path):
+        monkeypatch.setenv(native.SWITCH, "0")
+        assert native.library() is None
+    assert not [*tmp_path.iterdir()]
+
+
+def test_without_a_compiler_one_line_says_what_would_help(monkeypatch, tmp_path, caplog):
+    monkeypatch.setattr(build, "compiler", lambda: None)
+    with fresh(monkeypatch, tmp_path):
+        assert native.library() is None
+        assert native.library() is None
+        with pytest.raises(DeviceError, match="pip install ziglang"):
+            build.build()
+    assert [record.message for record in caplog.records] == [
+        f"products run by stock MLX, many times slower. {build.ADVICE}"
+    ]
+
+
+def test_the_first_answer_does_not_wait_for_the_compiler(monkeypatch, tmp_path):
+    begun = []
+    monkeypatch.setattr(build, "build_beside", lambda: begun.append(1))
+    with fresh(monkeypatch, tmp_path):
+        assert native.library() is None
+    assert begun == [1]
+
+
+def test_a_broken_library_is_removed_and_said(monkeypatch, tmp_path, caplog):
+    with fresh(monkeypatch, tmp_path) as path:
+        path.parent.mkdir()
+        path.write_bytes(b"\x7fELF")
+        assert native.library() is None
+        assert not path.exists()
+    assert "cannot be loaded" in caplog.text
+
+
+def test_what_the_compiler_says_is_told_and_nothing_is_left(monkeypatch, tmp_path):
+    monkeypatch.setattr(build, "compiler", lambda: [sys.executable, "-c", "raise SystemExit('no')"])
+    with fresh(monkeypatch, tmp_path) as path:
+        with pytest.raises(DeviceError, match="no"):
+            build.build()
+        assert [each.suffix for each in path.parent.iterdir()] == [".lock"]
+
+
+@pytest.mark.slow
+def test_two_processes_build_once(monkeypatch, tmp_path):
+    with fresh(monkeypatch, tmp_path) as path:
+        command = [sys.executable, "-m", build.__name__]
+        both = [subprocess.Popen(command) for _ in range(2)]
+        assert [process.wait(600) for process in both] == [0, 0]
+        assert sorted(each.suffix for each in path.parent.iterdir()) == [".lock", ".so"]
+        assert native.require_library().instructions in INSTRUCTIONS
