@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
@@ -74,18 +75,24 @@ def _make_coded(name: str, settings: dict[str, Any], folder: Path) -> None:
 
 def _make_stock(name: str, settings: dict[str, Any], folder: Path) -> None:
     """Write mlx-lm's weights in float32, affine where `name` is a number of bits."""
-    import mlx.core as mx
     from mlx.utils import tree_flatten
+    from safetensors.numpy import save_file
 
-    from scripts.benchmarks.launches import stock_model
+    from scripts.benchmarks.launches import unmade_stock_model
 
     bits = int(name) if name.isdigit() else None
     text = settings["text_config"]
     text = text | {"vocab_size_per_layer_input": min(text["vocab_size"], IDS)}
     settings = settings | {"text_config": text, "bits": bits}
-    model = stock_model(settings, bits, mx.float32)
+    parameters = tree_flatten(unmade_stock_model(settings, bits, mx.float32).parameters())
+    rng = np.random.default_rng(0)
+    pools = {
+        mx.uint32: rng.integers(0, 1 << 32, POOL, dtype=np.uint32),
+        mx.float32: rng.standard_normal(POOL, dtype=np.float32) / 64,
+    }
     folder.mkdir(parents=True)
-    mx.save_safetensors(str(folder / "model.safetensors"), dict(tree_flatten(model.parameters())))
+    arrays = {key: np.resize(pools[array.dtype], array.shape) for key, array in parameters}
+    save_file(arrays, str(folder / "model.safetensors"))
     (folder / "config.json").write_text(json.dumps(settings))
 
 

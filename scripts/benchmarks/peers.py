@@ -28,12 +28,13 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from hlwq_mlx.quant.backends.native import build
+from hlwq_mlx.quant.backends.native.library import EXACT, INTEGER, MODE
 from scripts.benchmarks import bench, peer_files
 from scripts.benchmarks.formats import has_ggml
 
 PROCESS = Path(__file__).with_name("peer_process.py")
 WIDTHS = (2, 3, 4, 5, 6, 8)
-MODES = {"exact": {}, "integer": {"HLWQ_NATIVE_MODE": "integer"}}
+MODES: dict[str, dict[str, str]] = {EXACT: {}, INTEGER: {MODE: INTEGER}}
 GGUF = ("Q4_K_M", "Q5_K_M", "Q8_0")
 EQUAL = {4: "Q4_K_M", 5: "Q5_K_M", 8: "Q8_0"}
 STOCK_WIDTH = 4
@@ -79,7 +80,7 @@ def ours(bits: int, mode: str) -> Contender:
     return Contender(f"hlwq_mlx PQ{bits}, {mode}", "ours", str(bits), MODES[mode])
 
 
-def contenders(modes: Sequence[str] = ("exact",)) -> list[Contender]:
+def contenders(modes: Sequence[str]) -> list[Contender]:
     """List who can run here, ours in these modes."""
     found = [ours(bits, mode) for bits in WIDTHS for mode in modes]
     found.append(Contender("mlx-lm float32", "mlx-lm", "float32", {}))
@@ -228,7 +229,7 @@ def goals(rows: Sequence[Measured]) -> list[Goal]:
                 compare("prefill", mine, theirs, "prefill", PREFILL_GOALS[named[mine].engine])
     for stock in ("mlx-lm float32", f"mlx-lm affine {STOCK_WIDTH}"):
         for kind in ("decode", "prefill"):
-            compare(kind, ours(STOCK_WIDTH, "exact").label, stock, kind, STOCK_GOAL)
+            compare(kind, ours(STOCK_WIDTH, EXACT).label, stock, kind, STOCK_GOAL)
     return found
 
 
@@ -299,6 +300,13 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--tokens", type=whole, default=8, help="decoded in a turn (default: 8)")
     parser.add_argument(
         "--only", nargs="+", metavar="NAME", help="contenders whose labels contain one of these"
+    )
+    parser.add_argument(
+        "--modes",
+        nargs="+",
+        choices=tuple(MODES),
+        default=tuple(MODES),
+        help="in which our codes are multiplied (default: all)",
     )
     parser.add_argument(
         "--rehearse", action="store_true", help="two layers, few words, small widths"
