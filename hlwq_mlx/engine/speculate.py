@@ -46,7 +46,7 @@ def make_step(model: Model, drafter: Drafter | None) -> Step:
 
 
 def row_cost(model: Model) -> float:
-    """Return what one more row costs a pass, in passes; stock MLX multiplies row by row on a CPU."""
+    """Return what one more row costs a pass, in passes; stock MLX on a CPU goes row by row."""
     if has_metal():
         return ROW_COST
     weights = coded_weights(model).total()
