@@ -221,6 +221,8 @@ class Attention(nn.Module):
         B, L, _ = queries.shape
         queries = self._turned(queries, self.q_norm, shared.offset)
         out = shared.attend(queries)
+        if native_library() and out.dtype == mx.float32:
+            return self.o_proj(by_cpu.joined(out))
         # A single position needs no transpose: its heads are one behind the other either way.
         out = out if L == 1 else out.transpose(0, 2, 1, 3)
         return self.o_proj(out.reshape(B, L, -1))

@@ -40,7 +40,6 @@ def heads(
     Shapes: x [B, L, heads * D], weight [D], waves [D/2], offset a number or [B]
     -> [B, heads, L, D].
     """
-    mx.eval(x, offset)
     offsets = np.broadcast_to(np.asarray(offset, np.int64), x.shape[:1])
     found = library.heads(
         _floats(x), _maybe(weight), epsilon, _maybe(waves), np.ascontiguousarray(offsets), columns
@@ -77,6 +76,13 @@ def attend(
     window = (mask.window or 0) if isinstance(mask, Causal) else 0
     found = library.attend(_floats(queries), seen, window=window, is_causal=is_causal)
     return mx.array(found).astype(queries.dtype)
+
+
+def joined(heads: mx.array) -> mx.array:
+    """Lay the heads of each position side by side: [B, heads, L, D] -> [B, L, heads * D]."""
+    B, _, L, _ = heads.shape
+    turned = np.asarray(heads).transpose(0, 2, 1, 3)
+    return mx.array(np.ascontiguousarray(turned).reshape(B, L, -1))
 
 
 def _sequences(array: mx.array) -> list[Floats]:

@@ -151,7 +151,11 @@ class HLWQRows(ProductLayer):
 
     def __call__(self, x: Input) -> list[mx.array]:
         """Multiply: x [..., input_dims] -> for each layer [..., its height]."""
-        return list(mx.split(self._multiply(x), self._ends[:-1], axis=-1))
+        y, ends = self._multiply(x), self._ends[:-1]
+        if self.prepare().is_lazy or y.dtype != mx.float32:
+            return list(mx.split(y, ends, axis=-1))
+        # What is in memory is parted there: MLX's own parts would wait for its thread.
+        return [mx.array(part) for part in np.split(np.asarray(y), ends, axis=-1)]
 
 
 class HLWQGateUp(ProductLayer):

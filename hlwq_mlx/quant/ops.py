@@ -126,17 +126,15 @@ def _residual_norm_natively(
     assert library is not None
     factor = 1.0 if scale is None else float(floats(scale)[0, 0])
     following = None if next_weight is None else floats(next_weight)
-    mx.eval(x, update)
     found = library.residual_norm(
         floats(x), floats(update), floats(weight), factor, epsilon, following
     )
-    h, normed = (mx.array(each).reshape(x.shape).astype(x.dtype) for each in found)
+    h, normed = (mx.array(each.reshape(x.shape)).astype(x.dtype) for each in found)
     return h, Activation(normed)
 
 
 def _gelu_mul_natively(gate: mx.array, up: mx.array) -> mx.array:
     library = native_library()
     assert library is not None
-    mx.eval(gate, up)
     found = library.gelu_mul(floats(gate), floats(up))
-    return mx.array(found).reshape(gate.shape).astype(gate.dtype)
+    return mx.array(found.reshape(gate.shape)).astype(gate.dtype)

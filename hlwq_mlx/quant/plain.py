@@ -32,8 +32,9 @@ class _Plain(nn.Module):
         plain = Activation.of(x).plain
         if self._made is None or self._made[0] is not self.weight:
             self._made = self.weight, Weight.plain(self.weight)
-        y = mx.array(self._library.multiply(self._made[1], floats(plain)))
-        return y.reshape(*plain.shape[:-1], -1).astype(plain.dtype)
+        y = self._library.multiply(self._made[1], floats(plain))
+        product: mx.array = mx.array(y.reshape(*plain.shape[:-1], -1)).astype(plain.dtype)
+        return product
 
 
 class PlainLinear(_Plain):

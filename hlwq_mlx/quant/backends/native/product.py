@@ -67,8 +67,9 @@ class NativeRows:
         """Look up: integer ids [...] -> [..., K]."""
         flat = np.asarray(ids).astype(np.int64).reshape(-1)
         rows = self._library.look_up(self._weight, np.ascontiguousarray(flat))
-        return mx.array(rows).reshape(*ids.shape, -1)
+        return mx.array(rows.reshape(*ids.shape, -1))
 
 
 def _array(y: Floats, x: Activation, *shape: int) -> mx.array:
-    return mx.array(y).reshape(*x.plain.shape[:-1], *shape).astype(x.dtype)
+    # Shaped by numpy: an array of MLX's graph would make the next product wait for MLX's thread.
+    return mx.array(y.reshape(*x.plain.shape[:-1], *shape)).astype(x.dtype)
