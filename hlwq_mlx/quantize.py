@@ -72,7 +72,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--refit",
         action="store_true",
-        help="search the norm of each block that fits its codes best: less error, same format",
+        help="search the norm that fits each block's codes best: slower, less error, same format",
     )
     cli.add_discard_args(parser)
     cli.add_memory_args(parser)

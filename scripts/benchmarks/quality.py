@@ -18,7 +18,7 @@ import math
 import random
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -39,7 +39,7 @@ from scripts.training import demo_exam, tinyworld
 
 CURVES = (PUBLISHED, BEST)
 CLAIMS = {"PQ3": "Q3_K_M", "PQ5": "Q5_K_M"}
-STRONG_MEAN = ("PQ5", "MLX affine 5", "Q5_K")
+STRONG_MEAN = (f"PQ5, {PUBLISHED}", f"PQ5, {BEST}", "MLX affine 5, groups of 64", "Q5_K")
 LEAST_LOSS = 3e-5  # below it is what float32 rounds
 STORIES = 3
 TEXTS = 20
@@ -137,9 +137,10 @@ def sentences() -> list[str]:
     return told + " ".join(licence.split()).split(". ")[: len(told)]
 
 
-def measure(subject: Subject, chosen: Sequence[Format]) -> Iterator[Row]:
-    """Code a model in every format."""
-    matrices = subject.matrices()
+def measure(
+    subject: Subject, matrices: Mapping[str, tuple[Place, Weight]], chosen: Sequence[Format]
+) -> Iterator[Row]:
+    """Code a model in every format; what it has afterwards is the last one's."""
     count = sum(weight.size for _, weight in matrices.values())
     signal = sum(float(np.vdot(weight, weight)) for _, weight in matrices.values())
     for each in tqdm(chosen, desc=subject.name):
@@ -192,7 +193,7 @@ def print_table(subject: Subject, rows: Sequence[Row]) -> None:
     """Print a model's formats as Markdown, the smallest first."""
     saves = [f"{what} saves, {curve}" for what in ("error:", "loss:") for curve in CURVES]
     head = ("format", "bits a weight", "SNR, dB", *subject.columns, *saves)
-    print(f"\n{subject.name}, {len(subject.matrices())} matrices; loss is {subject.loss}.\n")
+    print(f"\n{subject.name}; loss is {subject.loss}.\n")
     print(f"| {' | '.join(head)} |\n|{'---|' * len(head)}")
     for row in sorted(rows, key=lambda row: (row.bits, row.noise)):
         saved = [""] * len(saves)
@@ -216,14 +217,13 @@ def print_claims(subject: Subject, rows: Sequence[Row]) -> None:
         print(f"\n{subject.name}, {variant} > {mixture} at the same size: {'; '.join(verdicts)}.")
 
 
-def print_strong_mean(subject: Subject, chosen: Sequence[Format]) -> None:
-    """Print what formats lose on the first matrix when its mean is moved by one deviation.
+def print_strong_mean(name: str, place: Place, weight: Weight, chosen: Sequence[Format]) -> None:
+    """Print what formats lose on a matrix when its mean is moved by one deviation.
 
     The first coordinate of a rotated block is then far beyond the tables.
     """
-    place, weight = next(iter(subject.matrices().values()))
     shifted = weight + weight.std()
-    print(f"\n{subject.name}'s first matrix, and the same with one deviation added to it all.\n")
+    print(f"\n{name}'s first matrix, and the same with one deviation added to it all.\n")
     print("| format | bits a weight | SNR, dB | with a strong mean |\n|---|---|---|---|")
     for each in chosen:
         found = [signal_to_noise(each.code(place, one).weight, one) for one in (weight, shifted)]
@@ -277,10 +277,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     chosen = [each for each in formats.formats() if each.name.startswith(starts)]
     found = {}
     for subject in subjects(arguments.models, arguments.questions):
-        rows = list(measure(subject, chosen))
+        matrices = subject.matrices()
+        rows = list(measure(subject, matrices, chosen))
         print_table(subject, rows)
         print_claims(subject, rows)
-        print_strong_mean(subject, [each for each in chosen if each.name.startswith(STRONG_MEAN)])
+        few = [each for each in chosen if each.name in STRONG_MEAN]
+        print_strong_mean(subject.name, *next(iter(matrices.values())), few)
         found[subject.name] = [plain(row) for row in rows]
     print(json.dumps({"quality": found}))
 
