@@ -13,7 +13,6 @@ import pytest
 from hlwq_mlx.sharding import control, launched, start
 from scripts.sharding.parity import free_ports
 
-SOON_S = 10
 HOST = "127.0.0.1"
 
 
@@ -61,10 +60,8 @@ def say(connection, **message):
 
 
 def told(process):
-    """Return the one line that begins with error, of a process that ends soon."""
-    begun = time.monotonic()
+    """Return the one line that begins with error, of a process that ends by itself."""
     _, text = process.communicate(timeout=60)
-    assert time.monotonic() - begun < SOON_S
     assert process.returncode == control.EXIT_LOST, text
     [line] = [each for each in text.decode().splitlines() if each.startswith("error: ")]
     return line
