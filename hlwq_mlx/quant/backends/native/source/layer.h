@@ -145,8 +145,8 @@ inline void weigh(const Attention& of, const Seen& seen, int64_t query, Span all
     sums = add(sums, load(y));
     memcpy(first + i, y, n * sizeof(float));
   }
-  const float total = 1.0f / sum(sums);
-  for (int64_t i = 0; i < count; i++) first[i] *= total;
+  const float total = sum(sums), share = total > 0 ? 1.0f / total : 0.0f;  // padding sees nothing
+  for (int64_t i = 0; i < count; i++) first[i] *= share;
   std::fill(scores, first, 0.0f);
   std::fill(first + count, scores + (all.last - all.first), 0.0f);
 }
