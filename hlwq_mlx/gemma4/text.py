@@ -14,7 +14,7 @@ from mlx import nn
 
 from ..quant.activation import Activation, Input
 from ..quant.layers import Linear
-from ..quant.ops import PLAIN
+from ..quant.ops import PLAIN, cap_scores
 from .attention import Attention, RowsKV, SharedKV
 from .config import TextConfig
 from .experts import Experts, Router
@@ -325,4 +325,4 @@ class TextModel(nn.Module):
     def capped(self, scores: mx.array) -> mx.array:
         """Cap scores of tokens, in float32: [...] -> [...]."""
         scores, cap = scores.astype(mx.float32), self.config.final_logit_softcapping
-        return scores if cap is None else mx.tanh(scores / cap) * cap
+        return scores if cap is None else cap_scores(scores, cap)

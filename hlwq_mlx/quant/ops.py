@@ -53,6 +53,14 @@ def residual_norm(
     return run(x, update, norm["weight"], scale, norm.eps, next_weight)
 
 
+def cap_scores(scores: mx.array, cap: float) -> mx.array:
+    """Return cap * tanh(scores / cap): float32 [...] -> [...]."""
+    library = native_library()
+    if library is None:
+        return mx.tanh(scores / cap) * cap
+    return mx.array(library.cap_scores(floats(scores), cap).reshape(scores.shape))
+
+
 @dataclass(frozen=True)
 class Ops:
     """The operations as one layer runs them."""

@@ -129,6 +129,10 @@ def test_operations_between_products(library):
     wanted = codec.residual_norm_float32(x, update, weight, mx.array([0.7]), 1e-6, weight)
     assert distance(h, np.array(wanted[0])) < 1e-6
     assert distance(normed, np.array(wanted[1])) < 1e-6
+    scores = np.concatenate([np.geomspace(1e-6, 300, 50), [0.0]]).astype(np.float32)[None]
+    scores = np.concatenate([scores, -scores])
+    wanted = 30 * np.tanh(scores.astype(np.float64) / 30)
+    np.testing.assert_allclose(library.cap_scores(scores, 30.0), wanted, rtol=5e-7, atol=0)
     # Far from zero, too, where gelu is 0 or the identity.
     gate = 40 * x
     y = library.gelu_mul(floats(gate), floats(update))

@@ -199,6 +199,12 @@ class Library:
         self._functions.hlwq_gelu_mul(_at(gate), _at(up), _at(y), _int(gate.size))
         return y
 
+    def cap_scores(self, x: Floats, cap: float) -> Floats:
+        """Return cap * tanh(x / cap): [M, K]."""
+        y = np.empty_like(x)
+        self._functions.hlwq_cap_scores(_at(x), ctypes.c_float(cap), _at(y), _int(x.size))
+        return y
+
     def residual_norm(
         self,
         x: Floats,

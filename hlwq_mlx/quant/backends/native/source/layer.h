@@ -49,6 +49,28 @@ inline void gelu_mul(const float* gate, const float* up, float* y, int64_t count
   }
 }
 
+// y = cap * tanh(x / cap): by exp, and near zero, where that would cancel, by a series.
+inline void cap_scores(const float* x, float cap, float* y, int64_t count) {
+  for (int64_t start = 0; start < count; start += LANES) {
+    const int n = (int)std::min<int64_t>(LANES, count - start);
+    float t[LANES] = {}, twice[LANES], power[LANES];
+    memcpy(t, x + start, n * sizeof(float));
+    for (int i = 0; i < LANES; i++) {
+      t[i] /= cap;
+      twice[i] = std::min(87.0f, 2.0f * std::fabs(t[i]));
+    }
+    exp_of(twice, power);
+    for (int i = 0; i < LANES; i++) {
+      const float square = t[i] * t[i];
+      const float series =
+          t[i] * (1.0f + square * (-1.0f / 3 + square * (2.0f / 15 + square * (-17.0f / 315))));
+      const float far = std::copysign(1.0f - 2.0f / (power[i] + 1.0f), t[i]);
+      t[i] = cap * (square < 0.04f ? series : far);
+    }
+    memcpy(y + start, t, n * sizeof(float));
+  }
+}
+
 // ---------------------------------------------------------------- norms
 
 // 1 / sqrt(mean of squares + epsilon), of any number of columns.

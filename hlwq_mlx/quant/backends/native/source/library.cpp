@@ -148,6 +148,13 @@ void hlwq_gelu_mul(const float* gate, const float* up, float* y, int64_t count) 
   });
 }
 
+// y = cap * tanh(x / cap), element by element.
+void hlwq_cap_scores(const float* x, float cap, float* y, int64_t count) {
+  each(count, 1 << 13, [&](int64_t begin, int64_t end, int) {
+    kernels->cap_scores(x + begin, cap, y + begin, end - begin);
+  });
+}
+
 // See Residual: x, update, h and normed [M, columns].
 void hlwq_residual_norm(const Residual* of, const float* x, const float* update, float* h,
                         float* normed, int64_t M) {

@@ -397,6 +397,7 @@ void look_up(const Weight& weight, int64_t row, float* y) {
 
 extern const Kernels NAMED(ISA);
 const Kernels NAMED(ISA) = {
-    TEXT_OF(ISA),  ISA::arrange,       ISA::multiply, ISA::look_up,
-    ISA::gelu_mul, ISA::residual_norm, ISA::head,     ISA::attend,
+    TEXT_OF(ISA),  ISA::arrange,    ISA::multiply,      ISA::look_up,
+    ISA::gelu_mul, ISA::cap_scores, ISA::residual_norm, ISA::head,
+    ISA::attend,
 };

@@ -55,6 +55,8 @@ struct Kernels {
   void (*look_up)(const Weight&, int64_t row, float* y);
   // y = gelu(gate) * up, by tanh.
   void (*gelu_mul)(const float* gate, const float* up, float* y, int64_t count);
+  // y = cap * tanh(x / cap).
+  void (*cap_scores)(const float* x, float cap, float* y, int64_t count);
   // A row of `residual`.
   void (*residual_norm)(const Residual&, const float* x, const float* update, float* h,
                         float* normed);
