@@ -17,7 +17,7 @@ from mlx import nn
 
 from . import codec, device, kernels, selftest
 from .activation import Activation, Input
-from .backends.native.library import floats, native_library
+from .backends.native.library import Library, floats, native_library
 
 
 @partial(mx.compile, shapeless=True)  # a few launches, where every step of gelu would be one
@@ -77,8 +77,10 @@ def fused_ops(residual_columns: int, eps: float, gelu_columns: int) -> Ops:
 
     A count of 0 columns means that the layer has no such operation.
     """
-    if native_library():
-        return Ops(partial(residual_norm, run=_residual_norm_natively), _gelu_mul_natively)
+    library = native_library()
+    if library:
+        run = partial(_residual_norm_natively, library)
+        return Ops(partial(residual_norm, run=run), partial(_gelu_mul_natively, library))
     if not device.has_metal():
         return PLAIN
     dtype = device.activation_dtype()
@@ -123,6 +125,7 @@ def _gelu_mul_by_kernel(gate: mx.array, up: mx.array) -> Activation:
 
 
 def _residual_norm_natively(
+    library: Library,
     x: mx.array,
     update: mx.array,
     weight: mx.array,
@@ -130,8 +133,6 @@ def _residual_norm_natively(
     epsilon: float,
     next_weight: mx.array | None,
 ) -> tuple[mx.array, Activation]:
-    library = native_library()
-    assert library is not None
     factor = 1.0 if scale is None else float(floats(scale)[0, 0])
     following = None if next_weight is None else floats(next_weight)
     found = library.residual_norm(
@@ -141,8 +142,6 @@ def _residual_norm_natively(
     return h, Activation(normed)
 
 
-def _gelu_mul_natively(gate: mx.array, up: mx.array) -> mx.array:
-    library = native_library()
-    assert library is not None
+def _gelu_mul_natively(library: Library, gate: mx.array, up: mx.array) -> mx.array:
     found = library.gelu_mul(floats(gate), floats(up))
     return mx.array(found.reshape(gate.shape)).astype(gate.dtype)

@@ -139,6 +139,21 @@ def test_operations_between_products(library):
     assert distance(y, np.array(codec.gelu_mul_float32(gate, update))) < 1e-6
 
 
+def test_what_is_no_number_stays_none(library):
+    bad = np.full((1, 48), np.nan, np.float32)
+    fine = np.ones((1, 48), np.float32)
+    assert np.isnan(library.cap_scores(bad, 30.0)).all()
+    for gate, up in ((bad, fine), (fine, bad)):
+        assert np.isnan(library.gelu_mul(gate, up)).all()
+    q, k, v = attention(1, 3)
+    for spoiled in range(3):
+        arrays = [q, k, v]
+        arrays[spoiled] = arrays[spoiled] + mx.where(mx.arange(48) == 5, mx.nan, 0.0)
+        assert np.isnan(
+            np.array(by_cpu.attend(library, arrays[0], *([each] for each in arrays[1:]), None))
+        ).any()
+
+
 def test_heads_are_normed_and_rotated(library):
     B, L, D = 2, 5, 32
     x, norm = rows(B * L, 3 * D).reshape(B, L, 3 * D), rows(6, D)[0]

@@ -322,7 +322,7 @@ def library() -> Library | None:
     if build.compiler() is None:
         logger.warning("products run by stock MLX, many times slower. %s", build.ADVICE)
     else:
-        logger.info("compiling faster products for the next start, into %s", path.parent)
+        logger.debug("compiling faster products for the next start, into %s", path.parent)
         build.build_beside()
     return None
 

@@ -14,6 +14,7 @@ namespace ISA {
 // ---------------------------------------------------------------- exponentials
 
 // exp(x) for x in -87..87, to two units in the last place: 2^n times a polynomial of the rest.
+// What is no number stays none, here and wherever a value is bounded: min and max keep their first.
 // Source: the coefficients of Cephes' expf (S. Moshier), a published approximation.
 inline void exp_of(const float* x, float* y) {
   for (int i = 0; i < LANES; i++) {
@@ -27,7 +28,7 @@ inline void exp_of(const float* x, float* y) {
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
     p = p * (r * r) + r + 1.0f;
-    const int32_t bits = ((int32_t)n + 127) << 23;
+    const int32_t bits = ((int32_t)(n == n ? n : 0) + 127) << 23;
     float power;
     memcpy(&power, &bits, 4);
     y[i] = p * power;
@@ -42,7 +43,7 @@ inline void gelu_mul(const float* gate, const float* up, float* y, int64_t count
     memcpy(g, gate + start, n * sizeof(float));
     for (int i = 0; i < LANES; i++) {
       inner[i] = -1.5957691216057308f * (g[i] + 0.044715f * g[i] * g[i] * g[i]);
-      inner[i] = std::min(87.0f, std::max(-87.0f, inner[i]));
+      inner[i] = std::min(std::max(inner[i], -87.0f), 87.0f);
     }
     exp_of(inner, power);
     for (int i = 0; i < n; i++) y[start + i] = g[i] / (1.0f + power[i]) * up[start + i];
@@ -57,7 +58,7 @@ inline void cap_scores(const float* x, float cap, float* y, int64_t count) {
     memcpy(t, x + start, n * sizeof(float));
     for (int i = 0; i < LANES; i++) {
       t[i] /= cap;
-      twice[i] = std::min(87.0f, 2.0f * std::fabs(t[i]));
+      twice[i] = std::min(2.0f * std::fabs(t[i]), 87.0f);
     }
     exp_of(twice, power);
     for (int i = 0; i < LANES; i++) {
@@ -161,7 +162,7 @@ inline void weigh(const Attention& of, const Seen& seen, int64_t query, Span all
   for (int64_t i = 0; i < count; i += LANES) {
     const int n = (int)std::min<int64_t>(LANES, count - i);
     float x[LANES], y[LANES];
-    for (int k = 0; k < LANES; k++) x[k] = k < n ? std::max(-87.0f, first[i + k] - most) : -87.0f;
+    for (int k = 0; k < LANES; k++) x[k] = k < n ? std::max(first[i + k] - most, -87.0f) : -87.0f;
     exp_of(x, y);
     for (int k = 0; k < LANES; k++) y[k] = k < n && first[i + k] != none ? y[k] : 0.0f;
     sums = add(sums, load(y));
