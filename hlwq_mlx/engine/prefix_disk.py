@@ -25,6 +25,7 @@ from ..disk.atomic import place, scratch
 from ..errors import DeviceError, HLWQError
 from ..gemma4.caches import Caching
 from ..gemma4.model import Model
+from ..quant.backends.native.library import native_library
 from .prefix_cache import Keys, Node
 from .prefix_file import FORMAT, Header, HostArray, host_arrays, read_header, read_node, write
 
@@ -67,8 +68,10 @@ class Job:
 def origin_of(model: Model, identity: str, caching: Caching) -> dict[str, str]:
     """Return what all arrays of a tree follow from; `identity` is that of the model's folder."""
     text = model.args.text_config
+    library = native_library()
     return {
         "model": identity,
+        "computed": "MLX" if library is None else library.origin,
         "dtype": str(model.model.language_model.norm.weight.dtype),
         "window": str(text.sliding_window),
         "caching": str(caching),

@@ -148,7 +148,7 @@ def load_tower(folder: Folder, kind: str) -> Tower:
 
 def _load_weights(module: nn.Module, folder: Converted, belongs: Callable[[str], bool]) -> None:
     """Load a part's weights without reading them; only the part holds them, so it can drop some."""
-    weights = cast(_read_shards(folder, belongs))
+    weights = cast(_read_shards(folder, belongs), stays=is_kept)
     check_weights(module, weights, folder)
     module.load_weights(list(weights.items()), strict=True)
 
@@ -156,8 +156,9 @@ def _load_weights(module: nn.Module, folder: Converted, belongs: Callable[[str],
 def prepare(model: nn.Module) -> None:
     """Read all weights and prepare the product of every coded one, so the first answer need not.
 
-    Where kernels run, layers that share an input become one first, and the model no checkpoint any
-    more. Goes layer by layer, so that what is only passed through, as weights before their cast, is
+    Where kernels or the native library run, layers that share an input become one first, and the
+    model no checkpoint any more. Goes layer by layer, so that what is only passed through, as
+    weights before their cast, is freed before the next one.
     """
     total = _bytes_of(model)
     with tqdm(
@@ -182,15 +183,17 @@ def _bytes_of(module: nn.Module) -> int:
     return sum(array.nbytes for _, array in tree_flatten(module.parameters()))
 
 
-def cast(weights: Mapping[str, mx.array]) -> dict[str, mx.array]:
-    """Cast numbers that are not coded to the dtype that activations have on this machine."""
+def cast(
+    weights: Mapping[str, mx.array], stays: Callable[[str, mx.array], bool] = lambda *_: False
+) -> dict[str, mx.array]:
+    """Cast what is not coded to the dtype of activations on this machine, but for what `stays`."""
     dtype = device.activation_dtype()
     coded_parts = tuple(f".{part}" for part in CodedNames._fields)
     return {
         name: weight
         if name.endswith(coded_parts)
         or mx.issubdtype(weight.dtype, mx.integer)
-        or is_kept(name, weight)
+        or stays(name, weight)
         else weight.astype(dtype)
         for name, weight in weights.items()
     }

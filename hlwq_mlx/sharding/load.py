@@ -18,6 +18,7 @@ from ..gemma4.experts import Router
 from ..gemma4.model import Model, Resources
 from ..gemma4.towers.tower import TOWER_PREFIXES
 from ..quant.layers import code_modules
+from ..quant.plain import is_kept
 from . import reading
 from .link import Link
 from .parts import Part, grain_of, layers_part, tensors_part
@@ -96,7 +97,7 @@ def _read(
                 continue
             array = reading.read(file, name, place.share, bits.get(name.rpartition(".")[0]))
             read_bytes += array.nbytes
-            weights |= loading.cast({place.name: array})
+            weights |= loading.cast({place.name: array}, stays=is_kept)
     return weights, read_bytes
 
 

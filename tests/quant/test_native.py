@@ -8,7 +8,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from hlwq_mlx.errors import DeviceError
+from hlwq_mlx.errors import DeviceError, ShapeError
 from hlwq_mlx.gemma4 import by_cpu
 from hlwq_mlx.gemma4.masks import Causal, Seen
 from hlwq_mlx.gemma4.rope import rotate
@@ -139,6 +139,21 @@ def test_operations_between_products(library):
     assert distance(y, np.array(codec.gelu_mul_float32(gate, update))) < 1e-6
 
 
+def test_what_is_no_number_stays_none_in_the_integer_mode(library, monkeypatch):
+    monkeypatch.setenv(native.MODE, native.INTEGER)
+    x = mx.where(mx.arange(512) == 7, mx.nan, rows(2))
+    x = mx.concatenate([x, mx.full((1, 512), 1e-38), mx.zeros((1, 512))])
+    y = np.array(Native(random_matrix(5), library)(Activation(x)))
+    assert np.isnan(y[:2]).all() and np.isfinite(y[2:]).all()
+
+
+def test_x_of_another_width_is_refused(library):
+    plain = Weight.plain(mx.ones((4, 300)))
+    for columns in (172, 301, 100_000):
+        with pytest.raises(ShapeError, match=r"needed x \[\.\.\., 300\]"):
+            library.multiply(plain, np.ones((1, columns), np.float32))
+
+
 def test_what_is_no_number_stays_none(library):
     bad = np.full((1, 48), np.nan, np.float32)
     fine = np.ones((1, 48), np.float32)
@@ -233,8 +248,10 @@ def fresh(monkeypatch, folder):
     """A cache of its own, which the library was not asked of yet."""
     monkeypatch.setenv("HLWQ_CACHE", str(folder))
     native.library.cache_clear()
-    yield build.library_path()
-    native.library.cache_clear()
+    try:
+        yield build.library_path()
+    finally:
+        native.library.cache_clear()
 
 
 def test_the_switch_turns_it_off(monkeypatch, tmp_path):
@@ -279,6 +296,33 @@ def test_what_the_compiler_says_is_told_and_nothing_is_left(monkeypatch, tmp_pat
         with pytest.raises(DeviceError, match="no"):
             build.build()
         assert [each.suffix for each in path.parent.iterdir()] == [".lock"]
+
+
+def test_a_compiler_that_fails_is_told_at_the_next_start(monkeypatch, tmp_path, caplog):
+    monkeypatch.setenv("CXX", "false")
+    monkeypatch.setattr(build.os, "nice", lambda by: 0)
+    with fresh(monkeypatch, tmp_path):
+        build.main()
+        assert native.library() is None
+    assert "false" in caplog.text and "Name another compiler by CXX" in caplog.text
+
+
+def test_nothing_of_the_current_folder_is_run(monkeypatch, tmp_path):
+    (tmp_path / "hlwq_mlx").mkdir()
+    (tmp_path / "hlwq_mlx" / "__init__.py").write_text("raise SystemExit('planted')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CXX", "false")
+    with fresh(monkeypatch, tmp_path / "cache"):
+        build.build_beside().wait(60)
+        assert "Name another compiler" in build.failure_path().read_text()
+
+
+@pytest.mark.parametrize("name, value", [(native.SWITCH, "off"), (native.THREADS, "two")])
+def test_a_variable_that_says_nothing_known_is_refused(name, value, monkeypatch, tmp_path):
+    monkeypatch.setenv(name, value)
+    with fresh(monkeypatch, tmp_path), pytest.raises(DeviceError, match=value):
+        native.library()
+        native.thread_count()
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -27,18 +28,21 @@ from ....errors import DeviceError
 SOURCE = Path(__file__).parent / "source"
 COMMON = ("pool", "library", "coding")
 PRODUCTS = "products"  # is compiled for each kind of instructions
+# The plainest come first: of a function that all of them have, the linker keeps the first.
 INSTRUCTIONS: dict[str, dict[str, tuple[str, ...]]] = {
     "x86_64": {
-        "avx512": ("-march=x86-64-v4", "-mavx512vbmi", "-mavx512vnni"),
-        "avx2": ("-march=x86-64-v3",),
         "portable": (),
+        "avx2": ("-march=x86-64-v3",),
+        "avx512": ("-march=x86-64-v4", "-mavx512vbmi", "-mavx512vnni"),
     },
-    "arm64": {"neon": (), "portable": ()},
+    "arm64": {"portable": (), "neon": ()},
 }
 NAMES = {"amd64": "x86_64", "aarch64": "arm64"}
 # No contraction: whether a product is rounded before it is added is for the source to say.
 FLAGS = ("-std=c++17", "-O3", "-fPIC", "-ffp-contract=off", "-fvisibility=hidden", "-w")
 PATIENCE_S = 600
+# With -P, nothing is imported from the current folder, which may be a model's.
+PYTHON = (sys.executable, "-P", "-m")
 ADVICE = "Install a C++ compiler (g++ or clang++), or: pip install ziglang."
 
 
@@ -63,14 +67,14 @@ def _digest() -> str:
 
 def compiler() -> list[str] | None:
     """Return the command that compiles C++ here, if there is one."""
-    given = os.environ.get("CXX")
-    if given and shutil.which(given.split()[0]):
-        return given.split()
+    given = shlex.split(os.environ.get("CXX", ""))
+    if given:
+        return given
     if sys.platform != "darwin" or _has_tools():
         for name in ("c++", "g++", "clang++"):
             if path := shutil.which(name):
                 return [path]
-    return [sys.executable, "-m", "ziglang", "c++"] if find_spec("ziglang") else None
+    return [*PYTHON, "ziglang", "c++"] if find_spec("ziglang") else None
 
 
 def _has_tools() -> bool:
@@ -118,19 +122,21 @@ def _compile(command: list[str], folder: Path) -> Path:
 
 
 def _run(command: list[str]) -> None:
-    found = subprocess.run(
-        command,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-        check=False,
-    )
-    if found.returncode:
-        raise DeviceError(
-            f"[native] needed a library from {' '.join(command)}, got status {found.returncode}: "
-            f"{found.stderr[-2000:]}"
+    try:
+        subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_S,
+            check=True,
         )
+    except (OSError, subprocess.SubprocessError) as exc:
+        said = (getattr(exc, "stderr", None) or "")[-2000:]
+        raise DeviceError(
+            f"[native] needed a library from {' '.join(command)}, got: {exc} {said} Name another "
+            "compiler by CXX, or do without the library by HLWQ_NATIVE=0."
+        ) from exc
 
 
 @contextmanager
@@ -141,10 +147,10 @@ def _alone(lock: Path) -> Iterator[None]:
         yield
 
 
-def build_beside() -> None:
+def build_beside() -> "subprocess.Popen[bytes]":
     """Build the library in a process of its own, for those that start later."""
-    subprocess.Popen(
-        [sys.executable, "-m", __spec__.name],
+    return subprocess.Popen(
+        [*PYTHON, __spec__.name],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -152,5 +158,19 @@ def build_beside() -> None:
     )
 
 
+def failure_path() -> Path:
+    """Return where it is kept why the library could not be compiled, so that nobody tries again."""
+    return library_path().with_suffix(".failed")
+
+
+def main() -> None:
+    """Build, after those that answer meanwhile; keep what goes wrong for the next start to tell."""
+    os.nice(10)
+    try:
+        build()
+    except DeviceError as exc:
+        failure_path().write_text(str(exc))
+
+
 if __name__ == "__main__":
-    build()
+    main()

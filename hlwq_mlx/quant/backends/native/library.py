@@ -9,6 +9,7 @@ import ctypes
 import logging
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,14 +18,16 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
-from ....errors import DeviceError
+from ....errors import DeviceError, ShapeError
 from ... import device
 from ...matrix import CodedMatrix
+from ...packing import BLOCK
 from . import build
 from .coding import Coding
 
 SWITCH, MODE, THREADS = "HLWQ_NATIVE", "HLWQ_NATIVE_MODE", "HLWQ_THREADS"
 EXACT, INTEGER = "exact", "integer"
+MOST_THREADS = 256
 FORMATS = {mx.bfloat16: 16, mx.float16: 17, mx.float32: 32}
 
 Floats = NDArray[np.float32]
@@ -125,9 +128,7 @@ class Weight:
 
 def _bytes_of(array: mx.array) -> NDArray[np.uint8]:
     mx.eval(array)
-    view = np.asarray(array.view(mx.uint8))
-    assert view.flags.c_contiguous
-    return view
+    return np.ascontiguousarray(np.asarray(array.view(mx.uint8)))
 
 
 def floats(x: mx.array) -> Floats:
@@ -150,6 +151,12 @@ class Library:
         """The kind of instructions that are in use."""
         return str(self._functions.hlwq_instructions().decode())
 
+    @property
+    def origin(self) -> str:
+        """What a result's bits follow from, beside the numbers: the source, the way, the mode."""
+        mode = INTEGER if is_integer() else EXACT
+        return f"{build.library_path().stem} {self.instructions} {mode}"
+
     def use(self, instructions: str) -> bool:
         """Take other instructions, if this processor has them."""
         return bool(self._functions.hlwq_use(instructions.encode()))
@@ -162,8 +169,14 @@ class Library:
         """Return x times the weight, or with its two halves gelu(first) * second.
 
         Shapes: x [M, up to columns] -> [M, rows], gated [M, rows / 2].
+        Raises: ShapeError when x does not fit.
         """
         M, columns = x.shape
+        if not columns <= weight.columns < columns + BLOCK:
+            raise ShapeError(
+                f"[native.multiply] needed x [..., {weight.columns}], got {columns} columns. "
+                "Check the order of the layers."
+            )
         y = np.empty((M, weight.rows // (2 if gated else 1)), np.float32)
         self._functions.hlwq_multiply(
             weight.reference, _at(x), _int(M), _int(columns), _at(y), gated
@@ -299,9 +312,17 @@ def is_integer() -> bool:
 
 
 def thread_count() -> int:
-    """Return how many threads a product has."""
+    """Return how many threads a product has.
+
+    Raises: DeviceError for what is no number of threads.
+    """
     given = os.environ.get(THREADS, "")
-    if given.isdigit() and int(given):
+    if given:
+        if not (given.isascii() and given.isdigit() and 0 < int(given) <= MOST_THREADS):
+            raise DeviceError(
+                f"[{THREADS}] needed a number from 1 to {MOST_THREADS}, got {given}. Unset it for "
+                "as many threads as this process may use."
+            )
         return int(given)
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
@@ -313,18 +334,29 @@ def library() -> Library | None:
     """Return the library, or None where it is turned off or not built yet.
 
     The first answer does not wait for a compiler: it runs beside, for the processes that follow.
+    Raises: DeviceError for a variable that says nothing known.
     """
-    if os.environ.get(SWITCH) == "0":
+    switch = os.environ.get(SWITCH, "1")
+    if switch not in ("0", "1"):
+        raise DeviceError(f"[{SWITCH}] needed 0 or 1, got {switch}. Unset it for 1.")
+    if switch == "0":
         return None
     path = build.library_path()
     if path.is_file():
         return _loaded(path)
-    if build.compiler() is None:
+    failed = build.failure_path()
+    if failed.is_file():
+        said = failed.read_text().strip()
+        logger.warning("products run by stock MLX: %s Delete %s to try again.", said, failed)
+    elif build.compiler() is None:
         logger.warning("products run by stock MLX, many times slower. %s", build.ADVICE)
     else:
         logger.debug("compiling faster products for the next start, into %s", path.parent)
-        build.build_beside()
+        _beside.append(build.build_beside())
     return None
+
+
+_beside: list[Any] = []  # kept, for Python warns of a process that it forgot
 
 
 def native_library() -> Library | None:
@@ -336,7 +368,8 @@ def _loaded(path: Path) -> Library | None:
     try:
         return Library(path)
     except OSError as exc:
-        path.unlink(missing_ok=True)  # and the next process compiles it again
+        with suppress(OSError):
+            path.unlink()  # and the next process compiles it again
         logger.warning("products run by stock MLX: %s cannot be loaded: %s", path, exc)
         return None
 

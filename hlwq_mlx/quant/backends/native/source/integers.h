@@ -81,8 +81,9 @@ inline void arrange16(const float* rotated, int64_t columns, float* arranged) {
   float* scales = arranged + columns / 2;
   for (int64_t block = 0; block < columns / BLOCK; block++, rotated += BLOCK) {
     float most = 0;
-    for (int i = 0; i < BLOCK; i++) most = std::max(most, std::fabs(rotated[i]));
-    const float factor = most > 0 ? MOST / most : 0;
+    // What is no number is in all of a rotated block, and stays in its scale.
+    for (int i = 0; i < BLOCK; i++) most = std::max(std::fabs(rotated[i]), most);
+    const float whole = MOST / most, factor = std::isfinite(whole) ? whole : 0;
     scales[block] = most / MOST;
     for (int s = 0; s < STEPS16; s++)
       for (int e = 0; e < WIDE; e++)

@@ -5,6 +5,7 @@
 #include <atomic>
 #include <condition_variable>
 #include <mutex>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -27,9 +28,13 @@ struct Loop {
 
 class Pool {
  public:
-  explicit Pool(int count) {
-    for (int thread = 1; thread < count; thread++)
-      workers_.emplace_back([this, thread] { work(thread); });
+  explicit Pool(int count) : asked(count) {
+    try {
+      for (int thread = 1; thread < count; thread++)
+        workers_.emplace_back([this, thread] { work(thread); });
+    } catch (const std::system_error&) {
+      // No room for more: those that began share the work.
+    }
   }
 
   ~Pool() {
@@ -41,7 +46,7 @@ class Pool {
     for (auto& worker : workers_) worker.join();
   }
 
-  int size() const { return 1 + (int)workers_.size(); }
+  const int asked;
 
   void run(Loop& loop) {
     {
@@ -102,17 +107,12 @@ void set_threads(int count) {
   wanted = count < 1 ? 1 : count;
 }
 
-int threads() {
-  std::lock_guard<std::mutex> guard(callers);
-  return wanted;
-}
-
 void run_loop(int64_t count, int64_t grain, Turn turn, void* job) {
   if (count <= 0) return;
   Loop loop{count, grain, turn, job};
   std::lock_guard<std::mutex> guard(callers);
   if (wanted == 1 || count <= grain) return loop.take_turns(0);
-  if (!pool || pool->size() != wanted) {
+  if (!pool || pool->asked != wanted) {
     delete pool;
     pool = new Pool(wanted);
   }

@@ -6,7 +6,6 @@ using Turn = void (*)(void* job, int64_t begin, int64_t end, int thread);
 
 // Sets how many threads a loop has, this one included. Takes effect at the next loop.
 void set_threads(int count);
-int threads();
 
 // Calls `turn` for all of 0..count, `grain` at a time; returns when all are done.
 // Loops of several callers follow each other. A thread of the pool sleeps between loops.
