@@ -1,7 +1,7 @@
 """Attention by the native library: heads normed and rotated, and queries that meet their keys.
 
-A query's result depends on its own keys alone: many queries and sequences have in one call the bits
-that each has alone.
+A query's result depends on its own keys alone, as long as the others are finite: many queries and
+sequences have in one call the bits that each has alone.
 B batch, L positions, K keys, D head dimensions.
 """
 

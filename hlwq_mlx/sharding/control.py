@@ -3,7 +3,8 @@
 A collective waits for a lost machine as long as the network lets it, and nothing interrupts it.
 So each end says once a second that it lives, on a thread of its own, and a process whose other end
 falls silent ends itself; rank 0 says why, in one line. While parts are loaded a thread may be kept
-from speaking, so until then the system's own probes watch alone. Messages are lines of JSON.
+from speaking, so until then the system's own probes watch, and two minutes of silence end the wait.
+Messages are lines of JSON.
 """
 
 import json
@@ -74,7 +75,10 @@ class Peer:
                 raise ConnectionResetError("its connection was closed")
             self._unread += arrived
         line, _, self._unread = self._unread.partition(b"\n")
-        message = json.loads(line)
+        try:
+            message = json.loads(line)
+        except RecursionError as problem:
+            raise ValueError("what it sent is nested too deeply") from problem
         if not isinstance(message, dict):
             raise ValueError("what it sent is no message")
         return message
@@ -193,9 +197,14 @@ class Leader:
             connection.close()
             return
         peer = Peer(connection)
-        told = peer.read()
+        try:
+            told = peer.read()
+        except (OSError, ValueError):  # not one of ours, and no reason to end
+            connection.close()
+            return
         rank, theirs = told.get("rank"), told.get("hello")
-        if not isinstance(rank, int) or not isinstance(theirs, dict):
+        lacking = set(range(1, self.place.size)) - self.peers.keys()
+        if type(rank) is not int or rank not in lacking or not isinstance(theirs, dict):
             connection.close()
             return
         if theirs != hello:

@@ -305,6 +305,7 @@ def _write(job: Job, record: Record, bar: "tqdm[Any]") -> None:
     record["runs"] = write_file(path, outputs, bar, metadata)
     record["lost"] = [_lost(each) for each in new.values()]
     atomic.flush(path)
+    atomic.flush(job.folder)  # its name too, before its source goes
 
 
 def _lost(leftover: Leftover) -> dict[str, Any]:
@@ -341,6 +342,7 @@ def _move_rows(job: Job, record: Record, bar: "tqdm[Any]") -> None:
                 for name, at, piece in pieces(first + start, first + stop):
                     bar.update(writer.write(name, piece, at))
             atomic.flush(target)
+            atomic.flush(job.folder)
             record["left"], record["moved"] = first, writer.digests()
             job.save()
     record["runs"] = record["moved"]

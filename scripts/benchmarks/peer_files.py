@@ -56,9 +56,11 @@ def config(layers: int, vocabulary: int, is_small: bool) -> dict[str, Any]:
 
 def make(kind: str, name: str, settings: dict[str, Any], work: Path) -> Path:
     """Make what a contender of this kind loads, unless it is there, and return where it lies."""
-    path = work / f"{kind}-{name}"
+    text = settings["text_config"]
+    shape = f"{text['num_hidden_layers']}x{text['vocab_size']}"
+    path = work / f"{kind}-{name}-{shape}"
     if not path.exists():
-        partial = work / f"{kind}-{name}.partial"
+        partial = work / f"{kind}-{name}-{shape}.partial"
         shutil.rmtree(partial, ignore_errors=True)
         MAKERS[kind](name, settings, partial)
         partial.rename(path)

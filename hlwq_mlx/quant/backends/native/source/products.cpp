@@ -1,7 +1,7 @@
 // The products, for the instructions that this file is compiled for (ISA names them).
 //
 // A dot product is 16 chains of fused multiply-adds along the columns, folded at the end, whatever
-// the number of rows: `dot` and `Tile` differ in what they keep in registers alone.
+// the number of rows: `dot` and `tile` differ in what they keep in registers alone.
 #include "products.h"
 
 #include <algorithm>
