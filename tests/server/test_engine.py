@@ -107,6 +107,11 @@ class Bench:
         told.ticket = self.engine.submit(Task([1, 2], max_tokens=max_tokens), told, **options)
         return told
 
+    def slow_down(self):
+        """Let a step last, so that an answer is still under way when a test looks."""
+        step = self.worker.step
+        self.worker.step = lambda jobs: time.sleep(0.01) or step(jobs)
+
     def until(self, condition):
         """Wait for what no event tells."""
         end = time.monotonic() + WAIT_S
@@ -163,6 +168,7 @@ def test_too_many_are_told_when_to_ask_again(make):
 
 def test_a_cancelled_task_is_told_no_more(make):
     bench = make()
+    bench.slow_down()
     told = bench.ask(max_tokens=-1)
     bench.until(lambda: len(told) > 3)
     told.ticket.cancel()
@@ -373,10 +379,9 @@ def test_the_end_waits_for_what_is_under_way_and_refuses_the_rest(make):
 
 def test_the_end_does_not_wait_for_ever(make):
     bench = make()
+    bench.slow_down()
     told = bench.ask(max_tokens=-1)
     bench.until(lambda: len(told) > 2)
-    slow = bench.worker.step
-    bench.worker.step = lambda jobs: time.sleep(0.01) or slow(jobs)
     assert bench.engine.close(0.0)
     assert "[server] needed time to answer" in str(told[-1].problem)
 
