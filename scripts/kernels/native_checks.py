@@ -8,10 +8,12 @@ takes a minute or two. What is not installed is said and skipped.
 """
 
 import argparse
+import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
@@ -60,10 +62,18 @@ def run(name: str) -> int:
             for isa, flags in build.INSTRUCTIONS[check.machine].items()
         ]
         objects = [Path(folder, f"{index}.o") for index in range(len(units))]
-        for (source, flags), made in zip(units, objects, strict=True):
-            print(f"{name}: compiling {source.name} {' '.join(flags)}", file=sys.stderr)
-            command = [*check.compiler, *DEBUG, *check.flags, *flags]
-            subprocess.run([*command, "-c", str(source), "-o", str(made)], check=True)
+        command = [*check.compiler, *DEBUG, *check.flags]
+        print(f"{name}: compiling", file=sys.stderr, flush=True)
+        with ThreadPoolExecutor(os.cpu_count()) as threads:
+            list(
+                threads.map(
+                    lambda unit, made: subprocess.run(
+                        [*command, *unit[1], "-c", str(unit[0]), "-o", str(made)], check=True
+                    ),
+                    units,
+                    objects,
+                )
+            )
         program = Path(folder, "driver")
         linked = [*check.compiler, *check.flags, *map(str, objects), "-o", str(program)]
         subprocess.run([*linked, "-lpthread"], check=True)
