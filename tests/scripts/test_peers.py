@@ -32,7 +32,7 @@ def test_a_rehearsal_without_llama_cpp(monkeypatch, tmp_path, capsys):
         "long": 2,
     }
     assert found["peak_bytes"] > 1e7
-    assert [path.name for path in (tmp_path / "work").iterdir()] == ["ours-4"]
+    assert [path.name for path in (tmp_path / "work").iterdir()] == ["ours-4-2x512"]
 
 
 def test_goals_compare_medians_at_equal_bits():
