@@ -5,15 +5,24 @@ into tokens.
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 from .interface import DetokenizerLike
 
 
 def overlap(text: str, stops: Sequence[str]) -> int:
     """Return the length of the longest suffix of the text that a stop string begins with."""
-    longest = min(len(text), max(map(len, stops), default=1) - 1)
-    suffixes = ((size, text[-size:]) for size in range(longest, 0, -1))
-    return next((size for size, suffix in suffixes if any(s.startswith(suffix) for s in stops)), 0)
+    longest, firsts = _outline(tuple(stops))
+    for at in range(max(0, len(text) - longest), len(text)):
+        if text[at] in firsts and any(stop.startswith(text[at:]) for stop in stops):
+            return len(text) - at
+    return 0
+
+
+@lru_cache
+def _outline(stops: tuple[str, ...]) -> tuple[int, frozenset[str]]:
+    """Return how much of a stop string a suffix can be, and the letters that they begin with."""
+    return max(map(len, stops), default=1) - 1, frozenset(stop[:1] for stop in stops)
 
 
 class StopStrings:

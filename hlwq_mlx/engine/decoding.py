@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from numbers import Integral
 
 import mlx.core as mx
+import numpy as np
 
 from ..errors import RequestError
 from .constraint import Constraint
@@ -146,7 +147,7 @@ class Chooser:
 
         Raises: RequestError when no token was allowed.
         """
-        if self._scores is not None and self._scores[0, token].item() == -float("inf"):
+        if self._scores is not None and np.asarray(self._scores)[0, token] == -np.inf:
             raise RequestError(
                 "[logit_bias] needed to leave a token that may follow, got none. Forbid fewer, or "
                 "loosen the schema."

@@ -4,7 +4,6 @@ The engine's thread delivers updates; the event loop reads them here, whatever t
 """
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import AsyncGenerator, Sequence
@@ -23,6 +22,7 @@ from . import errors
 from .answers import ChatReader, RawReader, Reader
 from .engine import Engine, Ticket, explain
 from .events import Alternative, Begun, Done, Event, Failed, TokenScore, Usage, Waiting, Whole, join
+from .mailbox import Bell, Mailbox
 from .metrics import Metrics
 from .prompts import Ready
 from .request import ChatRequest
@@ -52,6 +52,14 @@ class Service:
         self.metrics = metrics
         self.features = features
         self.vocab_size = vocab_size
+        self._bell: Bell | None = None
+
+    def bell(self) -> Bell:
+        """Return what wakes the running loop for all answers."""
+        loop = asyncio.get_running_loop()
+        if self._bell is None or self._bell.loop is not loop:
+            self._bell = Bell(loop)
+        return self._bell
 
     def submit(
         self,
@@ -133,8 +141,9 @@ class Answers:
         self._service = service
         self._request = request
         self._ready = ready
-        self._updates: asyncio.Queue[tuple[int, Update]] = asyncio.Queue()
-        self._loop = asyncio.get_running_loop()
+        bell = service.bell()
+        self._loop = bell.loop
+        self._updates: Mailbox[tuple[int, Update]] = Mailbox(bell)
         self._asked = time.monotonic()
         self._open: dict[int, _Answer] = {}
 
@@ -176,10 +185,9 @@ class Answers:
         Many tokens of a long call tell nothing one by one.
         """
         found: list[Numbered] = []
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout_at(due):
-                choice, update = await self._updates.get()
-                found = [(choice, event) for event in self._take(choice, update)]
+        if (item := await self._updates.get(due)) is not None:
+            choice, update = item
+            found = [(choice, event) for event in self._take(choice, update)]
         return found if found or self._loop.time() < due else [(0, Waiting())]
 
     async def wholes(self) -> list[Whole]:
@@ -197,7 +205,7 @@ class Answers:
 
     def _deliver(self, choice: int, update: Update) -> None:
         """Hand an update over to the event loop, from the engine's thread."""
-        self._loop.call_soon_threadsafe(self._updates.put_nowait, (choice, update))
+        self._updates.put((choice, update))
 
     def _take(self, choice: int, update: Update) -> list[Event]:
         answer = self._open.get(choice)

@@ -102,14 +102,17 @@ async def ask(port: int, messages: Messages, tokens: int, words: Words) -> Heard
     reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 20)
     asked = time.perf_counter()
     writer.write(HEAD.format(len(body)).encode() + body)
-    moments: list[float] = []
-    texts = []
+    came = []
     async with asyncio.timeout(DEADLINE_S):
         async for line in reader:
-            text = content(line)
-            moments += [time.perf_counter()] * text.count(words.repeated)
-            texts.append(text)
+            came.append((time.perf_counter(), line))  # and read it later: it took server's time
     writer.close()
+    texts = [content(line) for _, line in came]
+    moments = [
+        moment
+        for (moment, _), text in zip(came, texts, strict=True)
+        for _ in range(text.count(words.repeated))
+    ]
     if len(moments) != tokens:
         raise SystemExit(f"error: {tokens} tokens were asked for, {len(moments)} came: {texts}")
     return Heard(asked, moments, "".join(texts))

@@ -31,6 +31,7 @@ DONE = b"data: [DONE]\n\n"
 MOST_CHOICES = 16  # each is a row of the batch
 LEAST_LOGPROB = -9999.0  # JSON has no infinity
 
+_compact = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 _OTHER_MODEL = "This server has the model that it was started with and no other."
 _GRAMMAR = "Use response_format with a JSON schema."
 # Options of OpenAI's, mlx-lm's, llama.cpp's and vLLM's servers that would change the answer.
@@ -118,7 +119,7 @@ def server_event(data: JSON) -> bytes:
 
 def to_json(value: Mapping[str, Any]) -> str:
     """Return compact JSON in letters as they are."""
-    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return _compact.encode(value)
 
 
 def logprob(value: float) -> float:
