@@ -132,7 +132,7 @@ class ChoicesWriter:
 
     def __init__(self, request: ChatRequest, head: JSON) -> None:
         self._request = request
-        self._head = head
+        self._head = to_json(head).removesuffix("}")  # once: every event begins with it
         self._usages: dict[int, Usage] = {}
         self._has_failed = False
 
@@ -163,4 +163,5 @@ class ChoicesWriter:
         raise NotImplementedError
 
     def _event(self, choices: Sequence[JSON], **more: Any) -> bytes:
-        return server_event({**self._head, "choices": choices, **more})
+        rest = to_json({"choices": choices, **more}).removeprefix("{")
+        return f"data: {self._head},{rest}\n\n".encode()
