@@ -2,32 +2,39 @@
 
 import asyncio
 from collections import deque
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 Item = TypeVar("Item")
+PAUSE_S = 1 / 20  # between two wakes for what can wait: a reader sees no difference
 
 
 class Bell:
     """Wakes who listens in an event loop, once for all that was rung for meanwhile.
 
-    To wake a loop from another thread is a system call, and a step of the engine has an update for
-    every row.
+    Whenever the loop runs, the engine's thread waits for the interpreter. Small models have a token
+    every few milliseconds, and then several of them are handed over at a time.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
-        self._rung: deque[Mailbox[object]] = deque()
-        self._is_ringing = False
+        self._rung: deque[Mailbox[Any]] = deque()
+        self._woken = -PAUSE_S
+        self._is_called = self._is_due = False
 
-    def ring(self, box: "Mailbox[Item]") -> None:
+    def ring(self, box: "Mailbox[Any]", *, at_once: bool) -> None:
         """Tell the loop that there is something in a box; from any thread."""
-        self._rung.append(box)
-        if not self._is_ringing:
-            self._is_ringing = True
-            self.loop.call_soon_threadsafe(self._wake)
+        self._rung.append(box)  # first: a call that is under way finds it
+        if at_once or self.loop.time() - self._woken > PAUSE_S:
+            if not self._is_called:
+                self._is_called = True
+                self.loop.call_soon_threadsafe(self._wake)
+        elif not (self._is_called or self._is_due):
+            self._is_due = True
+            self.loop.call_soon_threadsafe(self.loop.call_at, self._woken + PAUSE_S, self._wake)
 
     def _wake(self) -> None:
-        self._is_ringing = False  # first: who rings from now on may be missed below
+        self._is_called = self._is_due = False
+        self._woken = self.loop.time()
         while self._rung:
             self._rung.popleft().wake()
 
@@ -40,16 +47,16 @@ class Mailbox(Generic[Item]):
         self._items: deque[Item] = deque()
         self._waiter: asyncio.Future[None] | None = None
 
-    def put(self, item: Item) -> None:
-        """Add an item; from any thread."""
+    def put(self, item: Item, *, at_once: bool) -> None:
+        """Add an item, which its reader gets at once or very soon; from any thread."""
         self._items.append(item)
-        self._bell.ring(self)
+        self._bell.ring(self, at_once=at_once)
 
-    async def get(self, due: float) -> Item | None:
-        """Return the next item, or None if there is none until `due`, a time of the loop's clock."""
+    async def get(self, due: float) -> list[Item]:
+        """Return the next items, none if there are none until `due`, a time of the loop's clock."""
         if not self._items:
             await self._wait(due)
-        return self._items.popleft() if self._items else None
+        return [self._items.popleft() for _ in range(len(self._items))]
 
     def wake(self) -> None:
         """Let who waits look again."""

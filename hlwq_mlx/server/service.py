@@ -21,7 +21,19 @@ from ..prompt import embedding_steps
 from . import errors
 from .answers import ChatReader, RawReader, Reader
 from .engine import Engine, Ticket, explain
-from .events import Alternative, Begun, Done, Event, Failed, TokenScore, Usage, Waiting, Whole, join
+from .events import (
+    Alternative,
+    Begun,
+    Content,
+    Done,
+    Event,
+    Failed,
+    TokenScore,
+    Usage,
+    Waiting,
+    Whole,
+    join,
+)
 from .mailbox import Bell, Mailbox
 from .metrics import Metrics
 from .prompts import Ready
@@ -146,6 +158,7 @@ class Answers:
         self._updates: Mailbox[tuple[int, Update]] = Mailbox(bell)
         self._asked = time.monotonic()
         self._open: dict[int, _Answer] = {}
+        self._begun: set[int] = set()  # whose first token was handed over
 
     def ask(self, choice: int, task: Task) -> None:
         """Submit one task; if the engine refuses it, those before it are cancelled.
@@ -180,14 +193,14 @@ class Answers:
             self.cancel()
 
     async def _next(self, due: float) -> list[Numbered]:
-        """Return what the next update tells, or a sign of life if none did until `due`.
+        """Return what the next updates tell, or a sign of life if none did until `due`.
 
         Many tokens of a long call tell nothing one by one.
         """
         found: list[Numbered] = []
-        if (item := await self._updates.get(due)) is not None:
-            choice, update = item
-            found = [(choice, event) for event in self._take(choice, update)]
+        for choice, update in await self._updates.get(due):
+            for event in self._take(choice, update):
+                _append(found, choice, event)
         return found if found or self._loop.time() < due else [(0, Waiting())]
 
     async def wholes(self) -> list[Whole]:
@@ -205,7 +218,10 @@ class Answers:
 
     def _deliver(self, choice: int, update: Update) -> None:
         """Hand an update over to the event loop, from the engine's thread."""
-        self._updates.put((choice, update))
+        is_further = isinstance(update, Token) and choice in self._begun
+        if isinstance(update, Token):
+            self._begun.add(choice)
+        self._updates.put((choice, update), at_once=not is_further)
 
     def _take(self, choice: int, update: Update) -> list[Event]:
         answer = self._open.get(choice)
@@ -221,6 +237,16 @@ class Answers:
         if events and isinstance(events[-1], Done | Failed):
             del self._open[choice]
         return events
+
+
+def _append(events: list[Numbered], choice: int, event: Event) -> None:
+    """Add an event; content behind content of the same answer is joined to it."""
+    if events and isinstance(event, Content):
+        before, last = events[-1]
+        if before == choice and isinstance(last, Content):
+            event = Content(last.text + event.text, [*last.scores, *event.scores])
+            events.pop()
+    events.append((choice, event))
 
 
 class _Answer:

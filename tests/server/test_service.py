@@ -12,7 +12,7 @@ from hlwq_mlx.errors import BusyError, DeviceError, HLWQError
 from hlwq_mlx.folder import side_files
 from hlwq_mlx.folder.folder import Folder
 from hlwq_mlx.prompt import ReadPrompt
-from hlwq_mlx.server import events, service
+from hlwq_mlx.server import events, mailbox, service
 from hlwq_mlx.server.metrics import Metrics
 from hlwq_mlx.server.prompts import Ready
 from hlwq_mlx.server.request import ChatRequest
@@ -31,11 +31,15 @@ class Ticket:
 
 
 class Engine:
-    """Answers each task with the updates it was given; `takes` is how many it accepts."""
+    """Answers each task with the updates it was given; `takes` is how many it accepts.
 
-    def __init__(self, updates, takes=8):
+    They come at once, or with a gap between them.
+    """
+
+    def __init__(self, updates, takes=8, gap_s=None):
         self.updates = updates
         self.takes = takes
+        self.gap_s = gap_s
         self.tickets = []
         self.tasks = []
 
@@ -44,8 +48,11 @@ class Engine:
             raise BusyError("[server] needed room, got none. Ask again.", 3)
         self.tickets.append(Ticket())
         self.tasks.append(task)
-        for update in self.updates:
-            deliver(update)
+        for number, update in enumerate(self.updates):
+            if self.gap_s is None:
+                deliver(update)
+            else:
+                asyncio.get_running_loop().call_later(number * self.gap_s, deliver, update)
         return self.tickets[-1]
 
 
@@ -60,9 +67,9 @@ def asked(tokenizer, engine, **options):
     return made.submit(ChatRequest(messages=["-"], **options), ready)
 
 
-def taken(tokenizer, updates, count=100, **options):
+def taken(tokenizer, updates, count=100, gap_s=None, **options):
     """Return the first events of a request, and the engine."""
-    engine = Engine(updates)
+    engine = Engine(updates, gap_s=gap_s)
 
     async def read():
         found = []
@@ -112,11 +119,28 @@ def test_a_client_sees_signs_of_life_from_the_first_second(tokenizer, monkeypatc
 
 def test_a_long_call_is_no_silence(tokenizer, monkeypatch):
     """Its tokens come one by one, but the call is told as a whole, minutes later."""
-    monkeypatch.setattr(service, "FIRST_WAIT_S", 0.0)
-    monkeypatch.setattr(service, "WAIT_S", 0.0)
+    monkeypatch.setattr(service, "FIRST_WAIT_S", 0.02)
+    monkeypatch.setattr(service, "WAIT_S", 0.02)
     begun = tokens(tokenizer, "<|tool_call>call:write{text:" + "many words " * 20)
-    found, _ = taken(tokenizer, [Admitted(0), *begun, Finished("length")], count=10**6)
-    assert len(begun) <= found.count((0, events.Waiting())) <= len(begun) + 3
+    updates = [Admitted(0), *begun, Finished("length")]
+    found, _ = taken(tokenizer, updates, count=10**6, gap_s=0.004)
+    assert found.count((0, events.Waiting())) >= len(begun) * 0.004 / 0.02 / 2
+
+
+@pytest.mark.parametrize(("pause_s", "least", "most"), [(0.0, 15, 20), (0.1, 2, 4)])
+def test_quick_tokens_are_told_together(tokenizer, monkeypatch, pause_s, least, most):
+    """The first one at once, and every text and score in its place."""
+    monkeypatch.setattr(mailbox, "PAUSE_S", pause_s)
+    words = tokens(tokenizer, "one two three four five six seven eight nine ten. " * 2)[:20]
+    updates = [Admitted(0), *words, Finished("length")]
+    found, _ = taken(tokenizer, updates, gap_s=0.01, logprobs=1)
+    contents = [event for _, event in found if isinstance(event, events.Content)]
+    assert least <= len(contents) <= most
+    text = tokenizer.decode([word.id for word in words])
+    assert "".join(content.text for content in contents) == text
+    assert len(contents[0].scores) == 1
+    scores = [score for content in contents for score in content.scores]
+    assert b"".join(score.token for score in scores).decode() == text
 
 
 @pytest.mark.parametrize("whole", [True, False])
