@@ -35,6 +35,8 @@ class StopStrings:
 
     def feed(self, text: str) -> str:
         """Take the next piece and return what is certain to belong to the answer."""
+        if not self._stops:
+            return text
         self._held += text
         found = [at for at in (self._held.find(stop) for stop in self._stops) if at >= 0]
         self.is_stopped = bool(found)

@@ -28,6 +28,7 @@ SETTINGS = "tokenizer_config.json"
 TEMPLATE = "chat_template.jinja"
 TURN = "<|turn>"
 KNOWN_TURNS = 128
+KNOWN_PIECES = 1 << 14
 STOP_TOKENS = ("<eos>", "<turn|>", "<|tool_response>")
 SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token", "mask_token")
 # Another class would tokenize differently from how Gemma was trained.
@@ -56,12 +57,12 @@ class Detokenizer:
 
     def add_token(self, token: int) -> None:
         """Take an id; `last_segment` is then the text that is certain."""
-        byte = _BYTE.fullmatch(self._tokenizer.convert_ids_to_tokens(token) or "")
-        if byte:
-            self.last_segment = self._bytes.decode(bytes.fromhex(byte[1]))
+        piece = self._tokenizer.piece(token)
+        if isinstance(piece, bytes):
+            self.last_segment = self._bytes.decode(piece)
         else:
             # A letter whose bytes are cut off by another token becomes U+FFFD.
-            self.last_segment = self._bytes.decode(b"", True) + self._tokenizer.decode([token])
+            self.last_segment = self._bytes.decode(b"", True) + piece
 
     def finalize(self) -> None:
         """End the text; `last_segment` is then the rest of it."""
@@ -88,6 +89,7 @@ class Tokenizer:
         self.chat_template = _template_in(folder, settings)
         self._cuts_turns = _cuts_turns(encoder)
         self._encode_turn = lru_cache(KNOWN_TURNS)(self._encode_new_turn)
+        self.piece = lru_cache(KNOWN_PIECES)(self._read_piece)
         self.eos_token_ids = {self.eos_token_id} - {None}
 
     @property
@@ -135,6 +137,11 @@ class Tokenizer:
 
     def _encode_new_turn(self, text: str) -> "array[int]":
         return array("I", self._encoder.encode(text, add_special_tokens=False).ids)
+
+    def _read_piece(self, token: int) -> str | bytes:
+        """Return what an id adds to a text: letters, or a byte of one."""
+        byte = _BYTE.fullmatch(self.convert_ids_to_tokens(token) or "")
+        return bytes.fromhex(byte[1]) if byte else self.decode([token])
 
     def decode(self, ids: Any, skip_special_tokens: bool = False) -> str:
         """Return the text of ids: a number, a list or an array."""
