@@ -20,6 +20,8 @@ from .config import TextConfig
 from .experts import Experts, Router
 from .masks import Mask
 
+_AT_ONCE = 8192  # rows of a table: 84 MB of E4B's
+
 Shared = SharedKV | RowsKV
 AfterLayer = Callable[[mx.array], object]
 
@@ -321,6 +323,18 @@ class TextModel(nn.Module):
         """
         # The head is the embedding as stored: only the input side is scaled by sqrt(H).
         return self.capped(self.embed_tokens.as_linear(h))
+
+    def logits_later(self, h: mx.array) -> mx.array:
+        """Score as `logits` does, by stock MLX and only once somebody looks at the scores.
+
+        A part of the table is decoded at a time. Shapes: as `logits`.
+        """
+        rows, V = getattr(self.embed_tokens, "decoded", self.embed_tokens), self.config.vocab_size
+        parts = mx.split(mx.arange(V), [*range(_AT_ONCE, V, _AT_ONCE)])
+        x = h.astype(mx.float32)
+        scores = mx.concatenate([x @ rows(ids).T for ids in parts], axis=-1)
+        cap = self.config.final_logit_softcapping
+        return scores if cap is None else mx.tanh(scores / cap) * cap
 
     def capped(self, scores: mx.array) -> mx.array:
         """Cap scores of tokens, in float32: [...] -> [...]."""

@@ -26,11 +26,13 @@ from ..gemma4 import config, model
 from ..media import processor
 from ..media.origin import Access
 from ..prompt import PreparedMedium
+from ..quant.backends.native.library import native_library
 from .caches import make_caches
 from .plugin import FOLDER_KEY, MODEL_TYPE, require_patched
 
 __all__ = ["TOKENIZER_DEFAULTS", "Model", "ModelArgs", "Processor"]
 
+MOST_LOOKED_AT = 32  # positions whose scores somebody reads: drafts, not a prompt
 TOKENIZER_DEFAULTS = {"tool_parser_type": "gemma4"}
 
 
@@ -82,6 +84,15 @@ class Model(model.Model):
         know nothing of them.
         """
         return self._mask(super().__call__(inputs, cache, input_embeddings))
+
+    def logits(self, hidden: mx.array) -> mx.array:
+        """Score the vocabulary; mlx-lm drops what it asks of a piece of a prompt.
+
+        The native library cannot know that before it has computed all of it.
+        """
+        if native_library() is None or hidden.shape[1] <= MOST_LOOKED_AT:
+            return super().logits(hidden)
+        return self.model.language_model.logits_later(hidden)
 
     def embed_inputs(self, tokens: mx.array, *, pixel_values: Sequence[PreparedMedium]) -> mx.array:
         """Make the embeddings of a prompt and of what `Processor` made of its media.

@@ -19,6 +19,7 @@ from mlx.utils import tree_map_with_path
 from numpy.typing import NDArray
 
 from ..errors import CheckpointError, ShapeError
+from . import codec
 from .activation import Activation, Input
 from .backends import choose
 from .backends.base import ExpertProduct, Prepared, Product
@@ -132,6 +133,10 @@ class HLWQEmbedding(ProductLayer):
     def as_linear(self, x: Input) -> mx.array:
         """Multiply by the whole table: x [..., dims] -> [..., num_embeddings]."""
         return self._multiply(x)
+
+    def decoded(self, ids: mx.array) -> mx.array:
+        """Return rows in float32 as a graph of MLX's: ids [P] -> [P, dims]."""
+        return codec.embed(ids, self.matrix)[:, : self.dims]
 
     def prepare(self) -> Product:
         """Return the product of the tied head; prepare the row lookup too."""

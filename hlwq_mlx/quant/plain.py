@@ -57,6 +57,10 @@ class PlainEmbedding(_Plain):
         """Multiply by the whole table: x [..., dims] -> [..., rows]."""
         return self._multiply(x)
 
+    def decoded(self, ids: mx.array) -> mx.array:
+        """Return rows in float32 as a graph of MLX's: ids [P] -> [P, dims]."""
+        return self(ids)
+
 
 def is_kept(name: str, weight: mx.array) -> bool:
     """Return whether a tensor stays in 16 bits until `keep_plain` knows whose it is."""
