@@ -17,9 +17,17 @@
 namespace ISA {
 namespace {
 
-constexpr int PASS_BLOCKS = 8;  // columns of a tile's weight: in the first cache with as much of x
-constexpr int PASS_M = 20 * TILE_M;
+// What is decoded stays in the first cache, with the columns of x for one tile.
+constexpr int PASS_BLOCKS = 4, PASS_N = 4 * TILE_N;
+constexpr int MOST_M = 22 * TILE_M;
 constexpr float ROOT = 0.08838834764831845f;  // 1 / sqrt(128)
+
+// How many rows of x go through the weights together: they are decoded once for all of those, so
+// that a last pass of a few rows would cost nearly as much as a whole one.
+inline int64_t pass_of(int64_t M) {
+  const int64_t passes = (M + MOST_M - 1) / MOST_M, rows = (M + passes - 1) / passes;
+  return (rows + TILE_M - 1) / TILE_M * TILE_M;
+}
 
 // ---------------------------------------------------------------- weights
 
@@ -123,7 +131,7 @@ template <class Of>
 void multiply_many(const Of& weight, const float* x, int64_t M, float* y, int64_t stride,
                    int64_t begin, int64_t end) {
   const int64_t x_stride = weight.blocks * BLOCK, N = end - begin;
-  const int64_t most = std::min<int64_t>(M, PASS_M), sums_stride = most * LANES;
+  const int64_t pass = pass_of(M), sums_stride = pass * LANES;
   thread_local std::unique_ptr<float[]> kept;
   thread_local int64_t size = 0;
   const int64_t whole = (N + TILE_N - 1) / TILE_N * TILE_N;  // the last tile writes all its rows
@@ -131,24 +139,28 @@ void multiply_many(const Of& weight, const float* x, int64_t M, float* y, int64_
     size = whole * sums_stride;
     kept.reset(new float[size]);
   }
-  alignas(64) static thread_local float decoded[TILE_N * PASS_BLOCKS * BLOCK];
-  for (int64_t first = 0; first < M; first += PASS_M) {
-    const int64_t rows = std::min<int64_t>(PASS_M, M - first);
+  constexpr int64_t W = PASS_BLOCKS * BLOCK;
+  alignas(64) static thread_local float decoded[PASS_N * W];
+  for (int64_t first = 0; first < M; first += pass) {
+    const int64_t rows = std::min<int64_t>(pass, M - first);
     for (int64_t block = 0; block < weight.blocks; block += PASS_BLOCKS) {
       const int count = (int)std::min<int64_t>(PASS_BLOCKS, weight.blocks - block);
-      for (int64_t n = 0; n < N; n += TILE_N) {
-        const int height = (int)std::min<int64_t>(TILE_N, N - n);
+      for (int64_t n = 0; n < N; n += PASS_N) {
+        const int height = (int)std::min<int64_t>(PASS_N, N - n);
         for (int i = 0; i < height; i++) {
           auto reader = weight.reader(begin + n + i, block);
-          float* out = decoded + i * PASS_BLOCKS * BLOCK;
+          float* out = decoded + i * W;
           for (int b = 0; b < count; b++, out += BLOCK)
             reader.block([&](int step, Lanes w) { store(out + LANES * step, w); });
         }
-        for (int64_t m = 0; m < rows; m += TILE_M)
-          tile_of<TILE_N, TILE_M>((int)std::min<int64_t>(TILE_M, rows - m), decoded,
-                                  PASS_BLOCKS * BLOCK, x + (first + m) * x_stride + block * BLOCK, x_stride,
-                                  kept.get() + n * sums_stride + m * LANES, sums_stride,
-                                  count * STEPS, block == 0);
+        for (int64_t m = 0; m < rows; m += TILE_M) {
+          const float* part = x + (first + m) * x_stride + block * BLOCK;
+          float* sums = kept.get() + n * sums_stride + m * LANES;
+          for (int i = 0; i < height; i += TILE_N)
+            tile_of<TILE_N, TILE_M>((int)std::min<int64_t>(TILE_M, rows - m), decoded + i * W, W,
+                                    part, x_stride, sums + i * sums_stride, sums_stride,
+                                    count * STEPS, block == 0);
+        }
       }
     }
     for (int64_t n = 0; n < N; n++)
@@ -252,10 +264,10 @@ void multiply_coarsely(const Weight& of, const float* x, int64_t M, float* y, in
   alignas(64) static thread_local int16_t decoded[ROWS16 * PASS_BLOCKS * BLOCK];
   static thread_local float scales[ROWS16 * PASS_BLOCKS];
   static thread_local std::vector<float> kept;
-  const int64_t sums_stride = std::min<int64_t>(M, PASS_M) * LANES;
+  const int64_t pass = pass_of(M), sums_stride = pass * LANES;
   kept.resize(std::max<size_t>(kept.size(), ROWS16 * sums_stride));
-  for (int64_t first = 0; first < M; first += PASS_M) {
-    const int64_t rows = std::min<int64_t>(PASS_M, M - first);
+  for (int64_t first = 0; first < M; first += pass) {
+    const int64_t rows = std::min<int64_t>(pass, M - first);
     for (int64_t n = begin; n < end; n += ROWS16) {
       const int height = (int)std::min<int64_t>(ROWS16, end - n);
       for (int64_t block = 0; block < weight.blocks; block += PASS_BLOCKS) {
