@@ -21,7 +21,8 @@ SPLITS = ("layers", "tensors")  # of sharding.plan
 
 
 def add_split_arg(parser: argparse.ArgumentParser) -> None:
-    """Add --split."""
+    """Add --split; without `leads` a command is alone."""
+    parser.set_defaults(group=None)
     group = parser.add_argument_group("several machines (mlx.launch; see sharding/README.md)")
     group.add_argument(
         "--split",
@@ -39,7 +40,6 @@ def leads(arguments: argparse.Namespace) -> bool:
     this process's end of the group, None where there is none.
     Raises: RequestError for options that a group cannot follow.
     """
-    arguments.group = None
     rank = os.environ.get(LAUNCHED)
     if rank is None:
         return True
