@@ -61,6 +61,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.isolated:
         subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
         sys.exit(not talk(chosen, tools, output, arguments.timeout))
+    if output.exists() and any(output.iterdir()):
+        parser.error(f"--output needed a new folder, got {output} with records. Name another.")
     install(tools)
     if not (tools / "model").exists():
         tiny_model.make(tools / "model")
@@ -74,7 +76,7 @@ def talk(chosen: Sequence[Assistant], tools: Path, output: Path, timeout_s: floa
     passed = True
     for assistant in chosen:
         records = output / assistant.name.replace(" ", "-").replace(",", "").replace("'", "")
-        records.mkdir(parents=True)  # a folder that is there has another run's records
+        records.mkdir(parents=True)
         with tempfile.TemporaryDirectory() as home, served(tools / "model", records):
             version = assistant.version(tools, Path(home))
             begun = time.monotonic()
