@@ -13,7 +13,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol, TypeVar
 
 from ..errors import HLWQError, RequestError
@@ -104,7 +104,8 @@ class Capacity:
                 f"[max_tokens] needed a prompt and an answer within {self.nbytes:,} bytes, got "
                 f"{len(task.keys)} and {limit} tokens, which take {nbytes:,}. Ask for fewer."
             )
-        return Ticket(task, deliver, limit, self.bytes_of)
+        # The limit is the task's own from here on: drafts stay within the context too.
+        return Ticket(replace(task, max_tokens=limit), deliver, limit, self.bytes_of)
 
 
 @dataclass(eq=False)

@@ -256,6 +256,11 @@ def test_a_cancelled_task_ends_within_a_step(steps):
     assert bench.scheduler.tally.cancelled == 1
 
 
+@pytest.mark.parametrize("max_tokens", [-1, CONTEXT, CONTEXT + 1])
+def test_a_worker_knows_how_far_the_context_goes(max_tokens):
+    assert Bench().ask("a", length=5, max_tokens=max_tokens).task.max_tokens == CONTEXT - 5
+
+
 def test_an_answer_whose_reader_has_enough_is_finished():
     bench = Bench()
     ticket = bench.ask("a", max_tokens=30)
