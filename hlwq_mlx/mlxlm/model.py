@@ -27,12 +27,13 @@ from ..media import processor
 from ..media.origin import Access
 from ..prompt import PreparedMedium
 from ..quant.backends.native.library import native_library
+from ..quant.plain import is_kept, keep_plain
 from .caches import make_caches
 from .plugin import FOLDER_KEY, MODEL_TYPE, require_patched
 
 __all__ = ["TOKENIZER_DEFAULTS", "Model", "ModelArgs", "Processor"]
 
-MOST_LOOKED_AT = 32  # positions whose scores somebody reads: drafts, not a prompt
+MOST_LOOKED_AT = 16  # positions whose scores somebody reads: drafts, not a prompt
 TOKENIZER_DEFAULTS = {"tool_parser_type": "gemma4"}
 
 
@@ -112,7 +113,16 @@ class Model(model.Model):
         """
         kept = super().sanitize(weights)
         loading.check_weights(self, kept, self._folder)
-        return loading.cast(kept)
+        return loading.cast(kept, stays=is_kept)
+
+    def load_weights(self, *weights: Any, **options: Any) -> "Model":
+        """Load weights as any module does, and keep those of 16 bits where the library reads them.
+
+        Raises: ValueError as any module does.
+        """
+        super().load_weights(*weights, **options)
+        keep_plain(self)
+        return self
 
 
 @dataclass(frozen=True)

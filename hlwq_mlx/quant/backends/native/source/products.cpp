@@ -163,8 +163,9 @@ void multiply_many(const Of& weight, const float* x, int64_t M, float* y, int64_
         }
       }
     }
-    for (int64_t n = 0; n < N; n++)
-      for (int64_t m = 0; m < rows; m++)
+    // A row of y at a time: its neighbours may lie a page apart or more.
+    for (int64_t m = 0; m < rows; m++)
+      for (int64_t n = 0; n < N; n++)
         y[(first + m) * stride + begin + n] = sum(load(kept.get() + n * sums_stride + m * LANES));
   }
 }
@@ -286,8 +287,8 @@ void multiply_coarsely(const Weight& of, const float* x, int64_t M, float* y, in
                                        scales, x + (first + m) * columns, columns, block, count,
                                        kept.data() + m * LANES, sums_stride);
       }
-      for (int i = 0; i < height; i++)
-        for (int64_t m = 0; m < rows; m++)
+      for (int64_t m = 0; m < rows; m++)
+        for (int i = 0; i < height; i++)
           y[(first + m) * stride + n + i] = sum(load(kept.data() + i * sums_stride + m * LANES));
     }
   }
