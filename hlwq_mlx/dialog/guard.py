@@ -34,7 +34,11 @@ def control_tokens(tokenizer: TokenizerLike) -> list[str]:
 
 def free_letter(held: Any) -> str:
     """Return a letter that stands in no text of what may be nested, and means nothing."""
-    used = set(itertools.chain.from_iterable(_texts(held)))
+    texts = [*_texts(held)]
+    first = chr(MARKS[0])
+    if not any(first in text for text in texts):
+        return first
+    used = set(itertools.chain.from_iterable(texts))
     return next(letter for letter in map(chr, MARKS) if letter not in used)
 
 

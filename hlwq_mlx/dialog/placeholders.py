@@ -74,7 +74,7 @@ def expand(
         begin, soft, end = tokens[part.kind]
         for before, count in part.runs:
             parts += [before, [begin, *[soft] * count, end]]
-    return list(_encode(tokenizer, parts))
+    return _encode(tokenizer, parts)
 
 
 def expand_text(text: str, spans: Sequence[Span]) -> str:
@@ -122,14 +122,15 @@ def _match(pieces: Sequence[str], spans: Sequence[Span]) -> dict[str, Iterator[S
     return waiting
 
 
-def _encode(tokenizer: TokenizerLike, parts: Sequence[str | list[int]]) -> Iterator[int]:
+def _encode(tokenizer: TokenizerLike, parts: Sequence[str | list[int]]) -> list[int]:
     """Encode neighbouring texts as one text, so that tokens may span them."""
+    ids: list[int] = []
     text = ""
     for part in parts:
         if isinstance(part, str):
             text += part
             continue
-        yield from tokenizer.encode(text, add_special_tokens=False)
-        yield from part
+        ids += tokenizer.encode(text, add_special_tokens=False)
+        ids += part
         text = ""
-    yield from tokenizer.encode(text, add_special_tokens=False)
+    return ids + tokenizer.encode(text, add_special_tokens=False)

@@ -31,6 +31,8 @@ class Slots:
 
     def fill(self, prompt: str) -> str:
         """Return a rendered prompt with placeholders behind the results."""
+        if not self._kinds:
+            return prompt
         kinds = iter(self._kinds)
 
         def behind(found: re.Match[str]) -> str:
