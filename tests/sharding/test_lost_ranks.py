@@ -67,7 +67,7 @@ def told(process):
     """
     _, text = process.communicate(timeout=60)
     assert process.returncode == control.EXIT_LOST, text
-    [line] = [each for each in text.decode().splitlines() if "error: [" in each]
+    [line] = [each for each in text.decode().splitlines() if "error: " in each]
     return line
 
 
