@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .memory.need import Settings
 
 EXIT_UNFIT = 1
+GBIT_S = 10
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -72,16 +73,22 @@ def make_parser() -> argparse.ArgumentParser:
     group.add_argument(
         "--link",
         type=float,
-        default=10,
         metavar="GBIT",
-        help="Gbit/s between them (default: 10)",
+        help=f"Gbit/s between them (default: {GBIT_S})",
     )
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, look, print; leave with 1 when the model does not fit."""
-    arguments = make_parser().parse_args(argv)
+    parser = make_parser()
+    arguments = parser.parse_args(argv)
+    asked = {"--table": arguments.table, "--verify": arguments.verify, "--macs": arguments.macs}
+    done = [option for option, is_asked in asked.items() if is_asked]
+    if len(done) > 1:
+        parser.error(f"{done[1]}: not allowed with {done[0]}")
+    if arguments.link is not None and not arguments.macs:
+        parser.error("--link: not allowed without --macs")
     settings = cli.settings_for(arguments, arguments.context)
     if arguments.table:
         variants = rules.VARIANTS if arguments.variant is None else (arguments.variant,)
@@ -91,7 +98,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         cli.result(verify(arguments.model))
     elif arguments.macs:
         found = (arguments.model, arguments.variant, settings, arguments.leftovers)
-        if not plan_together(*found, arguments.macs, arguments.link):
+        gbit_s = GBIT_S if arguments.link is None else arguments.link
+        if not plan_together(*found, arguments.macs, gbit_s):
             sys.exit(EXIT_UNFIT)
     elif not examine(arguments.model, arguments.variant, settings, arguments.leftovers):
         sys.exit(EXIT_UNFIT)
@@ -174,13 +182,26 @@ def plan_together(
     machines: Sequence[str],
     gbit_s: float,
 ) -> bool:
-    """Print how several machines could share a model; return whether it fits them."""
+    """Print how several machines could share a model; return whether it fits them.
+
+    Raises: RequestError for fewer than two, or a drafter.
+    """
     from .memory import inventory
     from .sharding import plan
     from .sharding.speed import link_of, mac_of
 
     macs, link = [mac_of(text) for text in machines], link_of(gbit_s)
-    found = inventory.as_converted(inventory.take(model, variant), choice)
+    if len(macs) < 2:
+        raise RequestError(
+            f"[--macs] needed two Macs or more, got {macs[0].name}. Without --macs the machine "
+            "that doctor runs on is judged, and --table tells of others."
+        )
+    taken = inventory.take(model, variant)
+    if taken.is_drafter:
+        raise RequestError(
+            f"[--macs] needed a model, got {model}, which only drafts for one. Name its model."
+        )
+    found = inventory.as_converted(taken, choice)
     is_fit = False
     for split, make in plan.MAKERS.items():
         try:

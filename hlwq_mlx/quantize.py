@@ -53,7 +53,6 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--context",
         type=cli.count,
-        default=cli.CONTEXT,
         metavar="N",
         help=f"with --fit, tokens of a conversation to leave room for (default: {cli.CONTEXT})",
     )
@@ -87,7 +86,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error("the following arguments are required: --output")
     if arguments.discard_source and arguments.layout == PUBLISHED:
         parser.error(f"--discard-source makes a folder to run, not --layout {PUBLISHED}")
+    if arguments.context is not None and arguments.fit is None:
+        parser.error("--context: not allowed without --fit")
+    arguments.context = arguments.context or cli.CONTEXT
     if arguments.output is None:
+        for option in ("discard_source", "force", "layout"):
+            if getattr(arguments, option) != parser.get_default(option):
+                parser.error(f"--{option.replace('_', '-')}: not allowed without --output")
         for line in _look(arguments).lines():
             cli.result(line)
         return

@@ -27,9 +27,8 @@ def add_split_arg(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--split",
         choices=SPLITS,
-        default=SPLITS[0],
         help="how they share the model: layers, for a model that one cannot hold, or tensors, for "
-        "2 or 4 machines and a fast link (default: layers)",
+        f"2 or 4 machines and a fast link (default: {SPLITS[0]})",
     )
 
 
@@ -42,6 +41,7 @@ def leads(arguments: argparse.Namespace) -> bool:
     """
     rank = os.environ.get(LAUNCHED)
     if rank is None:
+        _require_alone(arguments)
         return True
     if rank == "0":  # which alone tells
         _require_shareable(arguments)
@@ -52,6 +52,8 @@ def leads(arguments: argparse.Namespace) -> bool:
     from ..sharding.control import Follower
 
     arguments.group = start.join()
+    if arguments.group is None:
+        _require_alone(arguments)
     if not isinstance(arguments.group, Follower):
         return True
     _follow(arguments, arguments.group)
@@ -69,8 +71,8 @@ def load_model(arguments: argparse.Namespace, folder: "Folder", settings: "Setti
         return loading.load_folder(folder)
     from ..sharding import start
 
-    force = arguments.force
-    return start.lead(arguments.group, folder, settings, arguments.split, is_forced=force)
+    split, force = arguments.split or SPLITS[0], arguments.force
+    return start.lead(arguments.group, folder, settings, split, is_forced=force)
 
 
 def _follow(arguments: argparse.Namespace, follower: "Follower") -> None:
@@ -90,6 +92,15 @@ def _follow(arguments: argparse.Namespace, follower: "Follower") -> None:
         start.serve(follower, open_folder)
     except Exception as problem:  # noqa: BLE001 - of any kind, and rank 0 tells of it
         follower.fail(str(as_error(problem)))
+
+
+def _require_alone(arguments: argparse.Namespace) -> None:
+    """Refuse what one machine does not do."""
+    if arguments.split is not None:
+        raise RequestError(
+            "[--split] needed several machines that mlx.launch started, got one. Start the "
+            "command by mlx.launch, or leave --split out."
+        )
 
 
 def _require_shareable(arguments: argparse.Namespace) -> None:

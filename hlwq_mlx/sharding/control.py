@@ -28,6 +28,11 @@ LOADING_S = 120.0
 # The system probes a silent connection from the second second on, every second, and gives up at
 # the eighth: options by the names that Linux and macOS have for them.
 PROBES = {"TCP_KEEPIDLE": 2, "TCP_KEEPALIVE": 2, "TCP_KEEPINTVL": 1, "TCP_KEEPCNT": 6}
+# It probes no connection on which something waits for an answer, as a beat does once the link is
+# cut; for those Linux has a limit in milliseconds, and macOS one in seconds that Python has no name
+# for (TCP_RXT_CONNDROPTIME).
+PROBES["TCP_USER_TIMEOUT"] = 8000
+DROP_ON_MACOS = (0x80, 8)
 LONGEST_LINE = 1 << 26  # the ids of the longest prompt are far less
 CHUNK = 1 << 16
 _BEAT = {"beat": True}
@@ -44,6 +49,9 @@ class Peer:
         for name, value in PROBES.items():
             if hasattr(socket, name):
                 connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+        if sys.platform == "darwin":
+            with suppress(OSError):
+                connection.setsockopt(socket.IPPROTO_TCP, *DROP_ON_MACOS)
         connection.settimeout(LOADING_S)
         self._connection = connection
         self._within_s = REACHED_S
@@ -134,7 +142,7 @@ class Leader:
         """Wait for the other ranks, and refuse one whose `hello` is another; leave if one lacks."""
         until = time.monotonic() + REACHED_S
         try:
-            with socket.create_server((self.place.host, self.place.port)) as server:
+            with self._listening() as server:
                 while len(self.peers) < self.place.size - 1:
                     server.settimeout(max(0.01, until - time.monotonic()))
                     self._admit(server.accept(), hello)
@@ -143,6 +151,16 @@ class Leader:
         for rank, peer in self.peers.items():
             threading.Thread(target=self._watch, args=(rank, peer), daemon=True).start()
             threading.Thread(target=peer.beat, daemon=True).start()
+
+    def _listening(self) -> socket.socket:
+        try:
+            return socket.create_server((self.place.host, self.place.port))
+        except OSError as problem:
+            self.fail(
+                f"[{self.place.name(0)}] needed to listen at {self.place.host}:{self.place.port}, "
+                f"got {problem.strerror}. Check that the address is this machine's, or give "
+                "mlx.launch another --starting-port."
+            )
 
     def tell(self, message: Message) -> None:
         """Send a message to every other rank; leave if one is gone."""

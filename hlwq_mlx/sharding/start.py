@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Callable
 from importlib.metadata import version
+from pathlib import Path
 
 import mlx.core as mx
 
@@ -27,6 +28,7 @@ from .shares import Run
 from .speed import CHIPS, Mac, link_of
 
 _LOG = logging.getLogger(__name__)
+PACKAGE = Path(__file__).parents[1]
 _SHOWN = 12  # characters of a digest
 
 Group = Leader | Follower
@@ -111,10 +113,19 @@ def _load(folder: Folder, place: Launched, split: str, layers: list[Run]) -> tup
 def hello() -> Message:
     """Return what has to be the same on every machine."""
     return {
-        "hlwq_mlx": version("hlwq-mlx"),
+        "hlwq_mlx": f"{version('hlwq-mlx')} of {_own_digest()}",
         "mlx": version("mlx"),
         "dtype": str(device.activation_dtype()),
     }
+
+
+def _own_digest() -> str:
+    """Return a digest of this package's code: its version does not tell two checkouts apart."""
+    digest = hashlib.sha256()
+    for path in sorted(PACKAGE.rglob("*.py")):
+        text = path.read_bytes()
+        digest.update(f"{path.relative_to(PACKAGE)} {len(text)} ".encode() + text)
+    return digest.hexdigest()[:_SHOWN]
 
 
 def _facts(folder: Folder) -> dict[str, object]:

@@ -167,7 +167,7 @@ def _begin(
     folder.mkdir()
     made = convert.prepare(source, request["choice"], None if coding is None else coding(source))
     copied = copy_side_files(source, folder)
-    made.summary.warnings += copied.warnings
+    made.summary.warnings += copied.warnings + _left_drafter(source)
     tensors = made.tensors | ({} if made.table is None else {ROW_TABLE: made.table})
     tables: list[list[float]] = []
     readings = {
@@ -201,6 +201,14 @@ def _begin(
     state["records"] = _records(job, source, sorted(tensors))
     job.save()
     return job
+
+
+def _left_drafter(source: Source) -> tuple[str, ...]:
+    """Return a warning where there is a drafter, which is not converted here."""
+    if source.drafter is None:
+        return ()
+    folder = source.drafter.folder
+    return (f"the drafter in {folder} stays as it is: name it with --draft-model to draft with it",)
 
 
 def _records(job: Job, source: Source, names: list[str]) -> list[Record]:

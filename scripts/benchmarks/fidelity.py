@@ -1,6 +1,6 @@
 """Print how faithful every variant of the demo is, as the model card does for the real model.
 
-    python scripts/benchmarks/fidelity.py [--work build/fidelity] [--count 100] [--data DIR]
+    python scripts/benchmarks/fidelity.py [--count 100] [--data DIR]
     python scripts/benchmarks/fidelity.py --variants PQ2 PQ5 --leftovers keep auto small
 
 Makes each variant from the demo's bf16 weights with our encoder, in the published layout, converts
@@ -12,6 +12,7 @@ pictures, sounds and clips.
 
 import argparse
 import random
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -245,7 +246,7 @@ def print_beside_card(rows: list[Row]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--work", type=Path, default=Path("build/fidelity"), help="a new folder")
+    parser.add_argument("--work", type=Path, help="where to make a temporary folder")
     parser.add_argument("--count", type=int, default=100, help="questions of each kind")
     parser.add_argument("--table", default="clip4_100", help="clip4_100, inf_100 or converged")
     parser.add_argument("--refit", action="store_true", help="search block norms, as quantize does")
@@ -264,8 +265,9 @@ def main() -> None:
     data = None if arguments.data is None else read_data(arguments.data)
     exams = Exams(arguments.count, data)
     encoder = Encoder(arguments.table, BEST_NORM if arguments.refit else OWN_NORM)
-    rows = measure(arguments.work, exams, encoder, arguments.variants, arguments.leftovers)
-    print_beside_card(print_table(rows, exams.names()))
+    with tempfile.TemporaryDirectory(dir=arguments.work) as work:
+        rows = measure(Path(work), exams, encoder, arguments.variants, arguments.leftovers)
+        print_beside_card(print_table(rows, exams.names()))
 
 
 if __name__ == "__main__":

@@ -152,7 +152,11 @@ def notes(name: str, context: int) -> Iterator[str]:
     found = plain(name)
     settings = Settings(context, has_towers=True)
     losses = loss.by_table({each.name: each.shape for each in found.live}, TABLE)
-    mixture = propose(found, losses, settings, MACS[-1])
+    try:
+        mixture = propose(found, losses, settings, MACS[-1])
+    except DeviceError:
+        yield f"{name}: at a context of {context} no width fits 32 GB."
+        return
     for size in (50, 5):
         need = disk_need(
             in_files(found, size * 10**9),

@@ -1,6 +1,6 @@
 """Print what widths and mixtures do to the demo's sibling with experts, class by class.
 
-    python scripts/benchmarks/mixtures.py [--work build/mixtures] [--count 20]
+    python scripts/benchmarks/mixtures.py [--count 20]
     python scripts/benchmarks/mixtures.py --demo    the demo, which has no experts, by widths alone
 
 The sibling (scripts/training/train_experts.py) is coded from its bf16 weights as
@@ -10,7 +10,8 @@ the same bytes. Measures are those of benchmarks/fidelity.py.
 """
 
 import argparse
-from collections.abc import Iterator, Mapping
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from tqdm import tqdm
@@ -83,15 +84,17 @@ def measure(source: Source, work: Path, count: int) -> Iterator[Row]:
         yield row_of(name, fidelity, subject, texts, reference, questions, wanted, exams)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--work", type=Path, default=Path("build/mixtures"), help="a new folder")
+    parser.add_argument("--work", type=Path, help="where to make a temporary folder")
     parser.add_argument("--count", type=int, default=20, help="questions of each kind")
     parser.add_argument("--demo", action="store_true", help="measure the demo, not its sibling")
-    arguments = parser.parse_args()
-    folder = DEMO if arguments.demo else assemble(arguments.work / "source")
-    rows = measure(Source(folder), arguments.work, arguments.count)
-    print_table(rows, list(demo_exam.EXAMS))
+    arguments = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory(dir=arguments.work) as made:
+        work = Path(made)
+        folder = DEMO if arguments.demo else assemble(work / "source")
+        rows = measure(Source(folder), work, arguments.count)
+        print_table(rows, list(demo_exam.EXAMS))
 
 
 if __name__ == "__main__":

@@ -81,6 +81,10 @@ def test_wrong_options_are_refused(capsys):
         ([demo_model, "--table"], "not allowed with argument"),
         ([demo_model, "--model", demo_model], "not allowed with argument"),
         ([demo_model, "--force"], "unrecognized arguments: --force"),  # it loads nothing
+        (["--table", "--verify"], "--verify: not allowed with --table"),
+        (["--table", "--macs", "M1:16", "M1:16"], "--macs: not allowed with --table"),
+        ([demo_model, "--verify", "--macs", "M1:8", "M1:8"], "--macs: not allowed with --verify"),
+        ([demo_model, "--link", "10"], "--link: not allowed without --macs"),
         ([demo_model, "--context", "0"], "argument --context: needed at least 1, got 0"),
     ):
         with pytest.raises(SystemExit) as left:

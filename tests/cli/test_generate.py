@@ -112,6 +112,7 @@ def test_a_seed_repeats_an_answer(capsys):
     [
         (["--model", "nowhere"], "error: [nowhere] needed a folder that exists, or a hub id"),
         (["--variant", "PQ7"], "needed PQ7, got PQ5, bf16. "),
+        (["--split", "layers"], "error: [--split] needed several machines that mlx.launch started"),
         (["--temp", "-1"], "error: [temp] needed 0.0 to 100.0, got -1.0."),
         (["--max-tokens", "0"], "error: [max_tokens] needed a positive number or -1, got 0."),
         (["--prompt", "", "--ignore-chat-template"], "error: [prompt] needed some text, got none."),

@@ -1,11 +1,13 @@
 """The table of the larger models: what the README shows is what the script prints."""
 
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from hlwq_mlx import cli
-from scripts.benchmarks import fit_table, launches
+from scripts.benchmarks import fit_table, launches, mixtures
+from scripts.benchmarks.fidelity import unseen_texts
 
 README = Path(__file__).parents[2] / "scripts" / "README.md"
 
@@ -16,6 +18,24 @@ def test_the_table_is_what_it_prints(name):
     shown = README.read_text()
     assert [line for line in lines if line not in shown] == []
     assert len(lines) > 15
+
+
+def test_a_context_that_fits_nowhere_is_a_line():
+    *_, last = fit_table.notes("31B", 1 << 18)
+    assert last == "31B: at a context of 262144 no width fits 32 GB."
+
+
+def test_measuring_mixtures_leaves_nothing_in_the_way_of_the_next_run(
+    tmp_path, monkeypatch, capsys
+):
+    """Of bf16 alone here, for it is the quickest."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(mixtures, "UNIFORM", ())
+    monkeypatch.setattr(mixtures, "unseen_texts", lambda tokenizer: unseen_texts(tokenizer)[:1])
+    mixtures.main(["--demo", "--count", "1"])
+    assert "| bf16 |" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_experts_are_counted_by_what_a_token_meets():

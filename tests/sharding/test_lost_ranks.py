@@ -14,6 +14,7 @@ from hlwq_mlx.sharding import control, launched, start
 from scripts.sharding.parity import free_ports
 
 HOST = "127.0.0.1"
+NOTICED_S = 10
 
 
 class Ranks:
@@ -60,10 +61,13 @@ def say(connection, **message):
 
 
 def told(process):
-    """Return the one line that begins with error, of a process that ends by itself."""
+    """Return the one line with an error of ours, of a process that ends by itself.
+
+    MLX's ring may be about to say something on the same line.
+    """
     _, text = process.communicate(timeout=60)
     assert process.returncode == control.EXIT_LOST, text
-    [line] = [each for each in text.decode().splitlines() if each.startswith("error: ")]
+    [line] = [each for each in text.decode().splitlines() if "error: " in each]
     return line
 
 
@@ -73,6 +77,20 @@ def test_another_version_is_refused_by_name(ranks):
         say(connection, rank=1, hello={**start.hello(), "hlwq_mlx": "0.0.1"})
         line = told(leader)
     assert "rank 1 (127.0.0.1)" in line and "hlwq_mlx 0.0.1" in line
+
+
+def test_code_that_differs_is_another_version(tmp_path, monkeypatch):
+    here = start.hello()
+    assert start.hello() == here
+    for name, text in (("a.py", "x = 1"), ("b.py", "y = 2")):
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(start, "PACKAGE", tmp_path)
+    told = {start.hello()["hlwq_mlx"]}
+    (tmp_path / "b.py").write_text("y = 3")
+    told.add(start.hello()["hlwq_mlx"])
+    (tmp_path / "b.py").rename(tmp_path / "c.py")
+    told.add(start.hello()["hlwq_mlx"])
+    assert len(told | {here["hlwq_mlx"]}) == 4
 
 
 def test_another_folder_is_refused_by_name(ranks):
@@ -99,7 +117,38 @@ def test_a_rank_that_is_killed_ends_the_group(ranks):
     assert leader.stdout is not None
     leader.stdout.read(1)
     other.send_signal(signal.SIGKILL)
+    lost = time.monotonic()
     assert "rank 1 (127.0.0.1)" in told(leader)
+    assert time.monotonic() - lost < NOTICED_S
+
+
+@pytest.mark.slow
+def test_a_rank_that_falls_silent_ends_the_group(ranks):
+    endless = ("--temp", "9")
+    leader, other = ranks.run(0, *endless), ranks.run(1, *endless)
+    leader.stdout.read(1)
+    other.send_signal(signal.SIGSTOP)
+    lost = time.monotonic()
+    assert "rank 1 (127.0.0.1)" in told(leader)
+    assert time.monotonic() - lost < NOTICED_S
+
+
+def test_a_port_that_is_taken_is_told_of(ranks):
+    with socket.create_server((HOST, ranks.port + 2)):
+        line = told(ranks.run(0))
+    assert "rank 0 (127.0.0.1)" in line and "in use" in line and "rank 1" not in line
+
+
+def test_the_system_gives_up_what_is_not_answered():
+    """A link that is cut while parts are loaded: beats wait for an answer, so nothing is probed."""
+    name = getattr(socket, "TCP_USER_TIMEOUT", None)
+    if name is None:
+        pytest.skip("this system has another option")
+    with socket.create_server((HOST, 0)) as server:
+        peer = control.Peer(socket.create_connection(server.getsockname()))
+        limit = peer._connection.getsockopt(socket.IPPROTO_TCP, name)
+        assert 0 < limit < 1000 * NOTICED_S
+        peer._connection.close()
 
 
 def test_options_that_a_group_cannot_follow_are_refused(ranks):

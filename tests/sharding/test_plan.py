@@ -106,3 +106,16 @@ def test_doctor_prints_both_plans_before_anything_runs(capsys):
     assert [line[:14] for line in printed[:3]] == [f"layers: rank {at}" for at in range(3)]
     assert any(line.startswith("layers: not worth it on this link") for line in printed)
     assert printed[-1].startswith("tensors: [--split] needed 2 or 4 machines")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--variant", "PQ5", "--macs", "M1:16"], r"\[--macs\] needed two Macs or more, got M1"),
+        (["--macs", "M1:16", "M1:8"], r"\[--macs\] needed a model, got .*drafter"),
+    ],
+)
+def test_one_mac_and_a_drafter_are_not_planned_for(arguments, said):
+    model = DEMO if "--variant" in arguments else DEMO / "drafter"
+    with pytest.raises(RequestError, match=said):
+        doctor.main([str(model), *arguments])

@@ -294,6 +294,21 @@ def test_bad_arguments_end_in_one_line(arguments, message, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--variant", "PQ4", "--output", "out", "--context", "9"], "--context: not allowed with"),
+        (["--fit", "16", "--discard-source"], "--discard-source: not allowed without --output"),
+        (["--fit", "16", "--force"], "--force: not allowed without --output"),
+        (["--fit", "16", "--layout", "published"], "--layout: not allowed without --output"),
+    ],
+)
+def test_options_that_nothing_would_follow_are_refused(arguments, message, capsys):
+    with pytest.raises(SystemExit) as left:
+        main(["--model", DEMO, *arguments])
+    assert left.value.code == 2 and message in capsys.readouterr().err
+
+
 def test_a_coded_source_is_refused(tmp_path):
     with pytest.raises(RequestError, match=r"needed uncoded matrices, got 62 that are coded"):
         write_published(

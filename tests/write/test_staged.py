@@ -21,8 +21,10 @@ from hlwq_mlx.disk.jsonfile import read_json
 from hlwq_mlx.disk.tensorfile import TensorFile
 from hlwq_mlx.errors import SourceError
 from hlwq_mlx.folder import checksums, loading
+from hlwq_mlx.library import DEMO
 from hlwq_mlx.memory import disk
 from hlwq_mlx.source import hub
+from hlwq_mlx.source.repository import Source
 from hlwq_mlx.write import staged
 
 NAME = "owner/Tiny-HLWQ"
@@ -103,8 +105,10 @@ def test_the_source_goes_and_the_output_is_that_of_a_plain_conversion(
 KILLED = f"""{PRELUDE}
 from hlwq_mlx import cli, convert
 from hlwq_mlx.disk import atomic
+from hlwq_mlx.library import DEMO
 from hlwq_mlx.memory import disk
 from hlwq_mlx.source import hub
+from hlwq_mlx.source.repository import Source
 from hlwq_mlx.write import staged
 if moment == "write":
     staged.write_file = dying(staged.write_file)
@@ -247,3 +251,16 @@ def test_the_disk_never_holds_more_than_was_said(server, tmp_path, monkeypatch, 
     assert cli.run(convert.main, arguments(tmp_path / "out", "--leftovers", choice)) == 0
     assert need.together - 2 * spare < max(held) < need.together
     assert len(held) > 20
+
+
+def test_a_drafter_that_stays_as_it_is_is_told_of(tmp_path):
+    def kept(*paths):
+        return False
+
+    source = Source(DEMO / "PQ5")
+    lines = staged.run({"choice": "keep"}, tmp_path / "out", lambda: source, kept, kept)
+    told = [line for line in lines if "drafter" in line]
+    assert told == [
+        f"warning: the drafter in {DEMO / 'drafter'} stays as it is: name it with --draft-model to "
+        "draft with it"
+    ]
