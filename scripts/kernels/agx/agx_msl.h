@@ -81,7 +81,8 @@ MSL_INLINE MSL_CONVERGENT float simd_sum(float v) { return nir_reduce(v, NIR_OP_
 MSL_INLINE uint extract_bits(uint v, uint at, uint n) { return (v >> at) & ((1u << n) - 1u); }
 
 // A matrix of a simdgroup is two elements a lane. Mesa has no instruction that multiplies two: the 16
-// FMAs that this takes a lane, 8 * 8 * 8 / 32, stand for it. Counted, never run.
+// FMAs that this takes a lane, 8 * 8 * 8 / 32, stand for it, nested so that none is saved. Counted,
+// never run.
 template <class T, int R, int C> struct simdgroup_matrix { vec<T, 2> elements; };
 typedef simdgroup_matrix<float, 8, 8> simdgroup_float8x8;
 typedef simdgroup_matrix<half, 8, 8> simdgroup_half8x8;
@@ -102,8 +103,8 @@ MSL_INLINE void simdgroup_multiply_accumulate(simdgroup_float8x8 &d, const simdg
   float2 sum = c.elements;
   MSL_UNROLL
   for (int i = 0; i < 8; i++) {
-    sum.x = fma((float)a.elements[i % 2], (float)b.elements[0], sum.x);
-    sum.y = fma((float)a.elements[i % 2], (float)b.elements[1], sum.y);
+    sum.x = fma(sum.x, (float)a.elements[i % 2], (float)b.elements[0]);
+    sum.y = fma(sum.y, (float)a.elements[i % 2], (float)b.elements[1]);
   }
   d.elements = sum;
 }

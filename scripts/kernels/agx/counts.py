@@ -42,7 +42,7 @@ JOBS = 2
 LIMITS = """
 Counts, not times, of Mesa 25.0's compiler: no latency, no caches, no traffic of threadgroup memory;
 its registers, not Apple's; 16 FMAs a lane for a product of matrices of a simdgroup. Cycles: of the
-complex pipe. The budget is that of an M1 with 8 cores; qmm's weights are multiplied by 32 rows of x.
+complex pipe. The budget is that of an M1 with 8 cores; qmm multiplies each weight by 32 rows of x.
 """
 
 
