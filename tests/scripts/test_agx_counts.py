@@ -118,6 +118,12 @@ def test_what_is_kept_is_read_again(tmp_path):
     assert json.loads((tmp_path / "counts.json").read_text())["a"]["mix"] == {"ffma": 3}
 
 
+def test_the_counts_that_are_kept_are_of_today_s_programs_and_hold_every_goal():
+    kept = counts.load()
+    assert list(kept) == [program.name for program in counts.all_programs()]
+    assert [goal for goal, _, holds in goals.findings(kept) if not holds] == []
+
+
 def test_a_comparison_shows_what_changed(capsys):
     counts.print_comparison({"a": counted(3), "gone": counted(1)}, {"a": counted(4)})
     line = capsys.readouterr().out.splitlines()[-1]

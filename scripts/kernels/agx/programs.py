@@ -28,7 +28,7 @@ TYPES = ("float", "half", "bfloat")
 UNIT = 32  # weights of a row that a lane multiplies at a time
 QMM_WEIGHTS = 2 * UNIT  # that a lane decodes for 32 rows of x, of which it multiplies some
 EXPERTS = 128  # of 26B-A4B
-EXPERT_SIZES = {"gate|up": (1408, 2816), "down": (2816, 768)}
+EXPERT_SIZES = ((1408, 2816), (2816, 768))  # gate|up and down
 MLX_ROWS, MLX_GROUP = 4, 64
 
 PREAMBLE = "#include <metal_stdlib>\nusing namespace metal;\n"
@@ -146,13 +146,12 @@ def qmv(bits: int, tile: Tile, x: str = "float", *, is_geglu: bool = False) -> P
 
 
 def gathered(bits: int) -> Iterator[Program]:
-    """One row of x by experts of 26B-A4B's sizes, whose tiles may differ, and 32 rows by any."""
-    for part, size in EXPERT_SIZES.items():
-        tile = chips()["M1"].tile(bits, 1, *size)
+    """One row of x by experts of 26B-A4B's sizes, at each tile that they take, and 32 rows."""
+    for tile in sorted({chips()["M1"].tile(bits, 1, *size) for size in EXPERT_SIZES}):
         options = {"E": "half", "B": bits, "ROWS": tile.rows, "LANES": tile.lanes}
         options |= {"SIMDGROUPS": tile.simdgroups, "EXPERTS": EXPERTS}
         group, weights = (32, tile.simdgroups), UNIT * tile.rows
-        name = f"gather_qmv {bits}-bit, {part}, {tile.rows} rows, {tile.lanes} lanes"
+        name = f"gather_qmv {bits}-bit, {tile.rows} rows, {tile.lanes} lanes"
         yield Program(name, "gather_qmv", options, "float", "float", group, weights, is_loop=True)
     yield qmm("gather_qmm", bits, {"EXPERTS": EXPERTS})
 
