@@ -25,8 +25,8 @@ METAL_FUNC void gather_qmv(
   const uint token = pair / (pairs / M);
   const uint expert = min(uint(experts[pair]), uint(EXPERTS) - 1u);
   qmv<E, B, ROWS, LANES, SIMDGROUPS, 1, false>(
-      x + token * K, codes, norms, centroids, y + pair * N, tables, 1u, K, N, height, expert * N,
-      uint3(0u, group.y, 0u), simdgroup, lane);
+      x, codes, norms, centroids, y + (pair - token) * N, tables, M, K, N, height, expert * N,
+      uint3(token, group.y, 0u), simdgroup, lane);
 }
 
 }  // namespace hlwq

@@ -10,8 +10,10 @@
 //   part       W may be the N rows from `start` on of a matrix of `height` rows
 //   GEGLU      rows are gate|up, N / 2 each; a lane holds both and writes gelu_tanh(gate) * up
 //   limits     K % 128 == 0, (K / 32) % LANES == 0, N * K >= 1024, N * K * B / 32 < 2^32;
-//              N and ROWS even for GEGLU
+//              N and ROWS even for GEGLU; x below 2^113 at 1 bit
 //   sums       float; a unit's sum times its norm; over LANES by shuffles; rounded once to TO
+//   1 bit      a unit's sum is c0 * sum(x) + (c1 - c0) * sum(x where the code is 1): the rows share
+//              the first, and the second needs no centroids
 //   rows       of x do not touch each other, and K alone chooses LANES, which order the sums: a row
 //              of y has the same bits whatever M is
 #pragma once
@@ -27,6 +29,25 @@ METAL_FUNC float multiply4(const thread float* c, float4 x, float sum) {
   return fma(c[3], x.w, sum);
 }
 
+METAL_FUNC float add4(float4 x, float sum) { return sum + x.x + x.y + x.z + x.w; }
+
+// The order of quads: at 1 bit two of them take their codes from one shifted word.
+constexpr int quad_in_turn(int bits, int i) { return bits == 1 ? i / 2 + 4 * (i % 2) : i; }
+
+// Codes 4*quad .. 4*quad+3 of 1 bit, each as it stands in the exponent of a half: 0, or a power of two,
+// which times its element of `bit_powers` is 1.
+METAL_FUNC void exponents4(uint word, int quad, thread float* c) {
+  const int left = 10 - 4 * (quad % 4);
+  const uint moved = left < 0 ? word >> 2 : word << (left & 31);
+  const ushort codes = ushort(quad < 4 ? moved : moved >> 16);
+  HLWQ_UNROLL
+  for (int t = 0; t < 4; t++) {
+    c[t] = float(as_type<half>(ushort(codes & (0x400 << t))));
+  }
+}
+
+METAL_FUNC float4 bit_powers() { return float4(16384.0f, 8192.0f, 2048.0f, 128.0f); }
+
 template <typename E, int B, int ROWS, int LANES, int SIMDGROUPS, int TOKENS, bool GEGLU,
           typename T, typename TO>
 METAL_FUNC void qmv(
@@ -36,10 +57,14 @@ METAL_FUNC void qmv(
   constexpr int HALVES = GEGLU ? 2 : 1;
   constexpr int OUTPUTS = ROWS / HALVES;
   constexpr uint SIDE = 32 / LANES;
+  constexpr bool SUMMED = B == 1;
+  // For one row of x alone, as each has to be multiplied for it.
+  constexpr bool BY_EXPONENTS = SUMMED && TOKENS == 1;
   threadgroup vec<E, 2>* table = tables + simdgroup * uint(table_size(B));
   fill_table<B, E>(centroids, table, lane, 32u);
   simdgroup_barrier(mem_flags::mem_threadgroup);
-  const float2 ends = float2(centroids[0], centroids[1]);
+  const float first_centroid = centroids[0];
+  const float step = centroids[1] - centroids[0];
 
   const uint row_units = K / 32u;
   const uint units = height * row_units;
@@ -64,27 +89,45 @@ METAL_FUNC void qmv(
     uint words[ROWS][B];
     float scales[ROWS];
     float unit_sums[ROWS][TOKENS];
+    float all[TOKENS];
+    HLWQ_UNROLL
+    for (int m = 0; m < TOKENS; m++) {
+      all[m] = 0.0f;
+    }
     HLWQ_UNROLL
     for (int r = 0; r < ROWS; r++) {
       load_unit<B>(codes, units, rows[r] * row_units + u, words[r]);
-      scales[r] = float(norms[rows[r] * (row_units >> 2) + (u >> 2)]);
+      if (!SUMMED) {
+        scales[r] = float(norms[rows[r] * (row_units >> 2) + (u >> 2)]);
+      }
       HLWQ_UNROLL
       for (int m = 0; m < TOKENS; m++) {
         unit_sums[r][m] = 0.0f;
       }
     }
     HLWQ_UNROLL
-    for (int quad = 0; quad < 8; quad++) {
+    for (int i = 0; i < 8; i++) {
+      const int quad = quad_in_turn(B, i);
       float c[ROWS][4];
       HLWQ_UNROLL
       for (int r = 0; r < ROWS; r++) {
-        decode4<B, E>(words[r], quad, table, ends, c[r]);
+        if (BY_EXPONENTS) {
+          exponents4(words[r][0], quad, c[r]);
+        } else {
+          decode4<B, E>(words[r], quad, table, float2(0.0f, 1.0f), c[r]);
+        }
       }
       HLWQ_UNROLL
       for (int m = 0; m < TOKENS; m++) {
         // The start is the same for all lanes, and so costs none of them an addition.
         const device T* start = x + 16 * quad;
-        const float4 a = load4(&start[min(token + uint(m), M - 1u) * K + column]);
+        float4 a = load4(&start[min(token + uint(m), M - 1u) * K + column]);
+        if (SUMMED) {
+          all[m] = add4(a, all[m]);
+        }
+        if (BY_EXPONENTS) {
+          a *= bit_powers();
+        }
         HLWQ_UNROLL
         for (int r = 0; r < ROWS; r++) {
           unit_sums[r][m] = multiply4(c[r], a, unit_sums[r][m]);
@@ -93,8 +136,15 @@ METAL_FUNC void qmv(
     }
     HLWQ_UNROLL
     for (int r = 0; r < ROWS; r++) {
+      // Registers are scarce here: a norm is loaded when it is needed.
+      if (SUMMED) {
+        scales[r] = float(norms[rows[r] * (row_units >> 2) + (u >> 2)]);
+      }
       HLWQ_UNROLL
       for (int m = 0; m < TOKENS; m++) {
+        if (SUMMED) {
+          unit_sums[r][m] = fma(step, unit_sums[r][m], first_centroid * all[m]);
+        }
         sums[r][m] = fma(scales[r], unit_sums[r][m], sums[r][m]);
       }
     }

@@ -63,6 +63,7 @@ LAUNCHES = {
     "Concatenate": 2,
 }
 LAUNCH = "Depends"  # how a stand-in appears in the graph
+EVALUATE = mx.eval  # whatever `count_chunk` makes of the name
 
 
 def manifest(shapes: dict[str, tuple[int, ...]], rule: Rule) -> dict[str, Any]:
@@ -216,6 +217,36 @@ def _count(model: Any, tokens: int = 1, config: dict[str, Any] | None = None) ->
     return _count_graph(run)
 
 
+def prefill_model(rule: Rule, window: int) -> Model:
+    """Make our model as it reads a prompt on an M1, coded by a rule, with a window of its own."""
+    return _fused(rule, e4b_config(**{**SMALL, "sliding_window": window}))
+
+
+def count_chunk(model: Model, tokens: int, held: int, *, is_last: bool) -> int:
+    """Count the primitives of the graph that reads a prompt's chunk behind `held` positions."""
+    cache = model.make_cache()
+    for entry, (heads, width) in zip(cache, _key_shapes(e4b_config(**SMALL)), strict=True):
+        if held:
+            keys = mx.zeros((1, heads, held, width), DTYPE)
+            mx.eval(entry.update_and_fetch(keys, keys))
+    mx.eval([entry.state for entry in cache if held])
+    ids = mx.array([[1] * tokens])
+
+    def run() -> list[mx.array]:
+        outputs = [*model.prefill_state(ids, cache)] if is_last else []
+        if not is_last:
+            model.fill_cache(ids, cache)
+        return [*outputs, *(each for entry in cache for each in entry.state if _is_array(each))]
+
+    # A layer is handed over as soon as it is built: its graph would be gone.
+    with standing_in(), mock.patch.multiple(mx, eval=_nothing, async_eval=_nothing):
+        return total(_primitives(run))
+
+
+def _nothing(*arrays: Any) -> None:
+    pass
+
+
 def _is_array(value: Any) -> bool:
     return isinstance(value, mx.array)
 
@@ -223,9 +254,7 @@ def _is_array(value: Any) -> bool:
 def _count_graph(run: Callable[[], list[mx.array]]) -> Counter[str]:
     """Count the launches of what a function builds."""
     with standing_in() as names:
-        dot = io.StringIO()
-        mx.export_to_dot(dot, *run())
-    primitives = Counter(re.findall(r'label ?= ?"([^"]+)", shape=rectangle', dot.getvalue()))
+        primitives = _primitives(run)
     if primitives.pop(LAUNCH) != total(names):
         raise SystemExit("error: [launches] needed every stand-in to be part of the graph")
     counted = Counter(names)
@@ -233,6 +262,13 @@ def _count_graph(run: Callable[[], list[mx.array]]) -> Counter[str]:
         label = "Compiled" if name.startswith("Compiled") else name
         counted[label] += times * LAUNCHES.get(label, 1)
     return +counted
+
+
+def _primitives(run: Callable[[], list[mx.array]]) -> Counter[str]:
+    """Count the primitives of the graph that a function builds."""
+    dot = io.StringIO()
+    mx.export_to_dot(dot, *run())
+    return Counter(re.findall(r'label ?= ?"([^"]+)", shape=rectangle', dot.getvalue()))
 
 
 def _key_shapes(config: dict[str, Any]) -> list[tuple[int, int]]:
@@ -245,7 +281,7 @@ def _key_shapes(config: dict[str, Any]) -> list[tuple[int, int]]:
 def zeros(shape: tuple[int, ...], dtype: mx.Dtype) -> mx.array:
     """Return zeros that are evaluated, so that a stand-in takes no time of its own."""
     array = mx.zeros(shape, dtype)
-    mx.eval(array)
+    EVALUATE(array)
     return array
 
 

@@ -25,10 +25,13 @@ from hlwq_mlx.gemma4.masks import Causal
 from hlwq_mlx.gemma4.model import ModelArgs
 from hlwq_mlx.memory.need import Settings, activation_bytes
 from hlwq_mlx.memory.verdict import LONG_CHUNKS
+from scripts.benchmarks import launches
+from scripts.benchmarks.m1 import full
 from scripts.benchmarks.shapes import e4b_config
 from scripts.kernels.agx.chips import LANES, M1, SUSTAINED
 
 PROMPTS = (512, 4096, 19000)
+HELD = 16384  # tokens before a chunk whose graph is counted
 CHUNKS = (128, 256, 512, 1024, 2048, 4096)
 BITS = 5
 MATMUL = 0.75  # of the peak: MLX's 16-bit matmul on an M1 Max (github.com/ml-explore/mlx, 4216)
@@ -230,6 +233,28 @@ def print_multiplications(found: dict[str, list[float]]) -> None:
         print(f"| {name} | " + " | ".join(f"{mean:,.0f}" for mean in means) + " |")
 
 
+def primitives() -> dict[str, list[int]]:
+    """Count the primitives of a chunk's graph: of the first, of one behind many, of the last."""
+    model = launches.prefill_model(full(), text().sliding_window)
+    found = {}
+    for way in WAYS:
+        with mock.patch.object(attention, "BLOCK", way.block):
+            found[f"{way.name}, {way.chunk:,} tokens"] = [
+                launches.count_chunk(model, way.chunk, held, is_last=is_last)
+                for held, is_last in ((0, False), (HELD, False), (HELD, True))
+            ]
+    return found
+
+
+def print_primitives(found: dict[str, list[int]]) -> None:
+    print(
+        f"\n| primitives of a chunk's graph | the first | behind {HELD:,} tokens | and the last |"
+    )
+    print("|---|---|---|---|")
+    for name, counts in found.items():
+        print(f"| {name} | " + " | ".join(f"{count:,}" for count in counts) + " |")
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Compute and print."""
     argparse.ArgumentParser(description=__doc__.partition("\n")[0]).parse_args(argv)
@@ -239,8 +264,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     print_phases(found)
     by_chunk, keys = print_chunks(), multiplications()
     print_multiplications(keys)
+    graphs = primitives()
+    print_primitives(graphs)
     named = {f"{name}, {length}": seconds for (name, length), seconds in found.items()}
-    print(json.dumps({"phases": named, "chunks": by_chunk, "keys": keys}))
+    print(json.dumps({"phases": named, "chunks": by_chunk, "keys": keys, "primitives": graphs}))
 
 
 if __name__ == "__main__":

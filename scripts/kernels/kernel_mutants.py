@@ -213,7 +213,13 @@ def cases_for(file: str) -> list[Case]:
             ("qmm_holds_the_largest_rows", {}),
             *sorted_rows,
         ],
-        "qmv.metal": [*few, geglu, qmv(2, 8, f32, 1024, 31, 4096), gathered],
+        "qmv.metal": [
+            *few,
+            qmv(1, 1, f32, 256, 9),
+            geglu,
+            qmv(2, 8, f32, 1024, 31, 4096),
+            gathered,
+        ],
         "rotation.metal": [rotated(3, 640), *decoded(4)],
         "residual_norm.metal": [
             residual_norm(1152, bf16, True, 1),

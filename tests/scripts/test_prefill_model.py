@@ -34,3 +34,11 @@ def test_no_way_multiplies_more_than_the_one_before():
     for now in others:
         assert 1 - 1.5 / 24 < now[PRODUCTS] / before[PRODUCTS] < 1 - 0.5 / 24
     assert prefill_model.text().first_shared == 24
+
+
+def test_primitives_are_counted_on_the_graph():
+    """Blocks of scores add to a chunk's graph; what its end alone runs is always the same."""
+    before, server, alone = prefill_model.primitives().values()
+    assert all(map(int.__lt__, before, server)) and all(map(int.__lt__, server, alone))
+    ends = {last - behind for _, behind, last in (before, server, alone)}
+    assert len(ends) == 1 and min(ends) > 18 * 10  # 18 layers share keys

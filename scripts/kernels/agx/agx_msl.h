@@ -63,7 +63,11 @@ MSL_INLINE uint min(uint a, uint b) { return a < b ? a : b; }
 MSL_INLINE int min(int a, int b) { return a < b ? a : b; }
 MSL_INLINE float min(float a, float b) { return __builtin_fminf(a, b); }
 MSL_INLINE float max(float a, float b) { return __builtin_fmaxf(a, b); }
+MSL_INLINE float4 max(float4 a, float4 b) { return __builtin_elementwise_max(a, b); }
+MSL_INLINE float4 abs(float4 v) { return __builtin_elementwise_abs(v); }
 MSL_INLINE float select(float a, float b, bool c) { return c ? b : a; }
+MSL_INLINE uint max(uint a, uint b) { return a > b ? a : b; }
+MSL_INLINE uint clamp(uint x, uint l, uint h) { return min(max(x, l), h); }
 MSL_INLINE float clamp(float x, float l, float h) { return min(max(x, l), h); }
 MSL_INLINE float dot(float4 a, float4 b) { return fma(a.x, b.x, fma(a.y, b.y, fma(a.z, b.z, a.w * b.w))); }
 MSL_INLINE MSL_CONVERGENT float simd_shuffle_xor(float v, ushort) { return nir_quad_swap_horizontal(v); }
@@ -75,6 +79,36 @@ MSL_INLINE MSL_CONVERGENT float4 simd_shuffle_xor(float4 v, ushort n) {
 }
 MSL_INLINE MSL_CONVERGENT float simd_sum(float v) { return nir_reduce(v, NIR_OP_FADD, 0u); }
 MSL_INLINE uint extract_bits(uint v, uint at, uint n) { return (v >> at) & ((1u << n) - 1u); }
+
+// A matrix of a simdgroup is two elements a lane. Mesa has no instruction that multiplies two: the 16
+// FMAs that this takes a lane, 8 * 8 * 8 / 32, stand for it, nested so that none is saved. Counted,
+// never run.
+template <class T, int R, int C> struct simdgroup_matrix { vec<T, 2> elements; };
+typedef simdgroup_matrix<float, 8, 8> simdgroup_float8x8;
+typedef simdgroup_matrix<half, 8, 8> simdgroup_half8x8;
+template <class T, int R, int C>
+MSL_INLINE simdgroup_matrix<T, R, C> make_filled_simdgroup_matrix(T value) {
+  return {vec<T, 2>{value, value}};
+}
+MSL_INLINE void simdgroup_load(simdgroup_half8x8 &m, const __local half *source, ulong) {
+  const __local uint *pairs = (const __local uint *)source;
+  m.elements = __builtin_bit_cast(half2, pairs[nir_load_subgroup_invocation()]);
+}
+MSL_INLINE void simdgroup_store(const simdgroup_float8x8 &m, __local float *target, ulong) {
+  ((__local float2 *)target)[nir_load_subgroup_invocation()] = m.elements;
+}
+MSL_INLINE void simdgroup_multiply_accumulate(simdgroup_float8x8 &d, const simdgroup_half8x8 &a,
+                                              const simdgroup_half8x8 &b,
+                                              const simdgroup_float8x8 &c) {
+  float2 sum = c.elements;
+  MSL_UNROLL
+  for (int i = 0; i < 8; i++) {
+    sum.x = fma(sum.x, (float)a.elements[i % 2], (float)b.elements[0]);
+    sum.y = fma(sum.y, (float)a.elements[i % 2], (float)b.elements[1]);
+  }
+  d.elements = sum;
+}
+
 namespace precise {
 MSL_INLINE float rsqrt(float v) { return nir_frsq(v); }
 // stand-in: 1 - 2 / (exp(2x) + 1); Apple's precise one is longer

@@ -7,7 +7,7 @@ stands around it here is an entry that Mesa knows, and gives it what Metal gives
 import itertools
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import NamedTuple
 
@@ -26,6 +26,9 @@ WIDTHS = range(1, 9)
 MLX_WIDTHS = (1, 2, 3, 4, 5, 6, 8)
 TYPES = ("float", "half", "bfloat")
 UNIT = 32  # weights of a row that a lane multiplies at a time
+QMM_WEIGHTS = 2 * UNIT  # that a lane decodes for 32 rows of x, of which it multiplies some
+EXPERTS = 128  # of 26B-A4B
+EXPERT_SIZES = ((1408, 2816), (2816, 768))  # gate|up and down
 MLX_ROWS, MLX_GROUP = 4, 64
 
 PREAMBLE = "#include <metal_stdlib>\nusing namespace metal;\n"
@@ -38,7 +41,10 @@ ATTRIBUTES = """
       {threadgroup_position_in_grid.x * %du + thread_index_in_threadgroup, 0u, 0u};
 """
 # Inputs that do not have the type of the activation.
-FIXED = {"codes": "uint", "norms": "half", "centroids": "float", "ids": "uint", "experts": "uint"}
+FIXED = {
+    **{"codes": "uint", "norms": "half", "centroids": "float"},
+    **dict.fromkeys(("ids", "experts", "starts"), "uint"),
+}
 MLX_ENTRY = """
 __kernel __attribute__((reqd_work_group_size(32, 2, 1)))
 void program(const __global uint* w, const __global {x}* scales, const __global {x}* biases,
@@ -139,15 +145,22 @@ def qmv(bits: int, tile: Tile, x: str = "float", *, is_geglu: bool = False) -> P
     )
 
 
-def gather_qmv(bits: int) -> Program:
-    """One row by experts of 26B-A4B's size."""
-    tile = chips()["M1"].tile(bits, 1, 1408, 2816)
-    options = {"E": "half", "B": bits, "ROWS": tile.rows, "LANES": tile.lanes}
-    options |= {"SIMDGROUPS": tile.simdgroups, "EXPERTS": 128}
-    group = (32, tile.simdgroups)
-    weights = UNIT * tile.rows
-    name = f"gather_qmv {bits}-bit, {tile.rows} rows, {tile.lanes} lanes"
-    return Program(name, "gather_qmv", options, "float", "float", group, weights, is_loop=True)
+def gathered(bits: int) -> Iterator[Program]:
+    """One row of x by experts of 26B-A4B's sizes, at each tile that they take, and 32 rows."""
+    for tile in sorted({chips()["M1"].tile(bits, 1, *size) for size in EXPERT_SIZES}):
+        options = {"E": "half", "B": bits, "ROWS": tile.rows, "LANES": tile.lanes}
+        options |= {"SIMDGROUPS": tile.simdgroups, "EXPERTS": EXPERTS}
+        group, weights = (32, tile.simdgroups), UNIT * tile.rows
+        name = f"gather_qmv {bits}-bit, {tile.rows} rows, {tile.lanes} lanes"
+        yield Program(name, "gather_qmv", options, "float", "float", group, weights, is_loop=True)
+    yield qmm("gather_qmm", bits, {"EXPERTS": EXPERTS})
+
+
+def qmm(kernel: str, bits: int, more: Mapping[str, int]) -> Program:
+    """Many rows of x, 32 at a time; `more` are the options beside the width."""
+    options: dict[str, str | int] = {"B": bits, **more}
+    name = f"{kernel} {bits}-bit"
+    return Program(name, kernel, options, "half", "half", (128, 1), QMM_WEIGHTS, is_loop=True)
 
 
 def affine(bits: int, x: str = "half") -> Program:
@@ -185,12 +198,13 @@ def products(bits: Iterable[int], tiles: Sequence[Tile] = ()) -> Iterator[Progra
 
 
 def others() -> Iterator[Program]:
-    """Our other kernels; qmm has matrices of a simdgroup, which Mesa has no instruction for."""
+    """Our other kernels."""
     for bits in WIDTHS:
         yield from (qmv(bits, tile, is_geglu=True) for tile in chosen_tiles(bits))
         for x in ("half", "bfloat"):
             yield qmv(bits, usual_tile(bits, 1), x)
-        yield gather_qmv(bits)
+        yield qmm("qmm", bits, {})
+        yield from gathered(bits)
         options: dict[str, str | int] = {"B": bits}
         for back, kind in ((1, "dequantize"), (0, "rotated_weight")):
             both = {**options, "BACK": back}
