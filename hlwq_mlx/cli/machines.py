@@ -98,8 +98,8 @@ def _require_alone(arguments: argparse.Namespace) -> None:
     """Refuse what one machine does not do."""
     if arguments.split is not None:
         raise RequestError(
-            "[--split] needed several machines that mlx.launch started, got one. Start the "
-            "command by mlx.launch, or leave --split out."
+            "[--split] needed several machines that mlx.launch started, got one. Name two or more "
+            "to mlx.launch, or leave --split out."
         )
 
 

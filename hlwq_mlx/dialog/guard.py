@@ -14,6 +14,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from ..errors import RequestError
 from .interface import TokenizerLike
 from .parts import Normal
 from .placeholders import MARKERS
@@ -33,13 +34,22 @@ def control_tokens(tokenizer: TokenizerLike) -> list[str]:
 
 
 def free_letter(held: Any) -> str:
-    """Return a letter that stands in no text of what may be nested, and means nothing."""
+    """Return a letter that stands in no text of what may be nested, and means nothing.
+
+    Raises: RequestError where all such letters are used.
+    """
     texts = [*_texts(held)]
     first = chr(MARKS[0])
     if not any(first in text for text in texts):
         return first
     used = set(itertools.chain.from_iterable(texts))
-    return next(letter for letter in map(chr, MARKS) if letter not in used)
+    free = next((letter for letter in map(chr, MARKS) if letter not in used), None)
+    if free is None:
+        raise RequestError(
+            f"[messages] needed one of {len(MARKS):,} letters of private use to stand nowhere in "
+            "them, got all. Leave one out."
+        )
+    return free
 
 
 class Guard:

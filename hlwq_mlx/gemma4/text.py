@@ -14,13 +14,13 @@ from mlx import nn
 
 from ..quant.activation import Activation, Input
 from ..quant.layers import Linear
-from ..quant.ops import PLAIN, cap_scores
+from ..quant.ops import PLAIN, cap_scores, cap_scores_later
 from .attention import Attention, RowsKV, SharedKV
 from .config import TextConfig
 from .experts import Experts, Router
 from .masks import Mask
 
-_AT_ONCE = 8192  # rows of a table: 84 MB of E4B's
+_AT_ONCE = 2048  # rows of a table that are decoded together
 
 Shared = SharedKV | RowsKV
 AfterLayer = Callable[[mx.array], object]
@@ -334,7 +334,7 @@ class TextModel(nn.Module):
         x = h.astype(mx.float32)
         scores = mx.concatenate([x @ rows(ids).T for ids in parts], axis=-1)
         cap = self.config.final_logit_softcapping
-        return scores if cap is None else mx.tanh(scores / cap) * cap
+        return scores if cap is None else cap_scores_later(scores, cap)
 
     def capped(self, scores: mx.array) -> mx.array:
         """Cap scores of tokens, in float32: [...] -> [...]."""

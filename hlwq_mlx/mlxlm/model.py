@@ -83,17 +83,15 @@ class Model(model.Model):
     ) -> mx.array:
         """Score every position as the base does, but leave media tokens no chance: stock samplers
         know nothing of them.
-        """
-        return self._mask(super().__call__(inputs, cache, input_embeddings))
 
-    def logits(self, hidden: mx.array) -> mx.array:
-        """Score the vocabulary; mlx-lm drops what it asks of a piece of a prompt.
-
-        The native library cannot know that before it has computed all of it.
+        mlx-lm drops the scores of a prompt's pieces, which go into a cache. The native library
+        cannot know that before it has computed them, so stock MLX does, slowly, if somebody looks.
         """
-        if native_library() is None or hidden.shape[1] <= MOST_LOOKED_AT:
-            return super().logits(hidden)
-        return self.model.language_model.logits_later(hidden)
+        hidden = self.states(inputs, cache, input_embeddings)
+        is_piece = cache is not None and inputs.shape[1] > MOST_LOOKED_AT
+        if is_piece and native_library():
+            return self._mask(self.model.language_model.logits_later(hidden))
+        return self._mask(self.logits(hidden))
 
     def embed_inputs(self, tokens: mx.array, *, pixel_values: Sequence[PreparedMedium]) -> mx.array:
         """Make the embeddings of a prompt and of what `Processor` made of its media.

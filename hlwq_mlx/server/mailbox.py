@@ -20,6 +20,7 @@ class Bell:
         self._rung: deque[Mailbox[Any]] = deque()
         self._woken = -PAUSE_S
         self._is_called = self._is_due = False
+        self._timer: asyncio.TimerHandle | None = None
 
     def ring(self, box: "Mailbox[Any]", *, at_once: bool) -> None:
         """Tell the loop that there is something in a box; from any thread."""
@@ -30,10 +31,17 @@ class Bell:
                 self.loop.call_soon_threadsafe(self._wake)
         elif not (self._is_called or self._is_due):
             self._is_due = True
-            self.loop.call_soon_threadsafe(self.loop.call_at, self._woken + PAUSE_S, self._wake)
+            self.loop.call_soon_threadsafe(self._set_timer)
+
+    def _set_timer(self) -> None:
+        if self._is_due and self._timer is None:
+            self._timer = self.loop.call_at(self._woken + PAUSE_S, self._wake)
 
     def _wake(self) -> None:
         self._is_called = self._is_due = False
+        if self._timer is not None:  # another call may have been quicker
+            self._timer.cancel()
+            self._timer = None
         self._woken = self.loop.time()
         while self._rung:
             self._rung.popleft().wake()

@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Sequence
 from functools import partial
+from operator import itemgetter
 
 from starlette.concurrency import run_in_threadpool
 
@@ -28,6 +29,7 @@ from .events import (
     Done,
     Event,
     Failed,
+    Thought,
     TokenScore,
     Usage,
     Waiting,
@@ -159,6 +161,8 @@ class Answers:
         self._asked = time.monotonic()
         self._open: dict[int, _Answer] = {}
         self._begun: set[int] = set()  # whose first token was handed over
+        # Where the text may end an answer, the engine must hear of it at once.
+        self._is_patient = not request.stop and request.parallel_calls
 
     def ask(self, choice: int, task: Task) -> None:
         """Submit one task; if the engine refuses it, those before it are cancelled.
@@ -198,7 +202,7 @@ class Answers:
         Many tokens of a long call tell nothing one by one.
         """
         found: list[Numbered] = []
-        for choice, update in await self._updates.get(due):
+        for choice, update in sorted(await self._updates.get(due), key=itemgetter(0)):
             for event in self._take(choice, update):
                 _append(found, choice, event)
         return found if found or self._loop.time() < due else [(0, Waiting())]
@@ -218,10 +222,10 @@ class Answers:
 
     def _deliver(self, choice: int, update: Update) -> None:
         """Hand an update over to the event loop, from the engine's thread."""
-        is_further = isinstance(update, Token) and choice in self._begun
+        can_wait = self._is_patient and isinstance(update, Token) and choice in self._begun
         if isinstance(update, Token):
             self._begun.add(choice)
-        self._updates.put((choice, update), at_once=not is_further)
+        self._updates.put((choice, update), at_once=not can_wait)
 
     def _take(self, choice: int, update: Update) -> list[Event]:
         answer = self._open.get(choice)
@@ -240,13 +244,16 @@ class Answers:
 
 
 def _append(events: list[Numbered], choice: int, event: Event) -> None:
-    """Add an event; content behind content of the same answer is joined to it."""
-    if events and isinstance(event, Content):
-        before, last = events[-1]
-        if before == choice and isinstance(last, Content):
-            event = Content(last.text + event.text, [*last.scores, *event.scores])
-            events.pop()
-    events.append((choice, event))
+    """Add an event; text behind text of the same kind and answer is joined to it."""
+    before, last = events[-1] if events else (None, None)
+    if before != choice:
+        last = None
+    if isinstance(event, Content) and isinstance(last, Content):
+        events[-1] = choice, Content(last.text + event.text, [*last.scores, *event.scores])
+    elif isinstance(event, Thought) and isinstance(last, Thought):
+        events[-1] = choice, Thought(last.text + event.text)
+    else:
+        events.append((choice, event))
 
 
 class _Answer:

@@ -247,7 +247,7 @@ class Leader:
         here, there = (", ".join(f"{key} {each.get(key)}" for key in told) for each in (own, other))
         return (
             f"[{self.place.name(rank)}] needed {here} as rank 0 has, got {there}. Install the same "
-            "versions on every machine."
+            "code on every machine."
         )
 
     def _watch(self, rank: int, peer: Peer) -> None:

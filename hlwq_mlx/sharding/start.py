@@ -16,6 +16,7 @@ from ..memory.inventory import of_converted
 from ..memory.machine import this_machine
 from ..memory.need import Settings
 from ..quant import device
+from ..quant.bodies import metal_folder
 from . import load
 from .control import Follower, Leader, Message
 from .follow import follow
@@ -29,6 +30,7 @@ from .speed import CHIPS, Mac, link_of
 
 _LOG = logging.getLogger(__name__)
 PACKAGE = Path(__file__).parents[1]
+CODE = (".py", ".cpp", ".h", ".json")
 _SHOWN = 12  # characters of a digest
 
 Group = Leader | Follower
@@ -122,9 +124,14 @@ def hello() -> Message:
 def _own_digest() -> str:
     """Return a digest of this package's code: its version does not tell two checkouts apart."""
     digest = hashlib.sha256()
-    for path in sorted(PACKAGE.rglob("*.py")):
+    files = {f"metal/{path.name}": path for path in metal_folder().glob("*.metal")}
+    for kind in CODE:
+        files |= {str(path.relative_to(PACKAGE)): path for path in PACKAGE.rglob(f"*{kind}")}
+    for name, path in sorted(files.items()):
+        if path.name.startswith("."):  # as macOS leaves beside copied files
+            continue
         text = path.read_bytes()
-        digest.update(f"{path.relative_to(PACKAGE)} {len(text)} ".encode() + text)
+        digest.update(f"{name} {len(text)} ".encode() + text)
     return digest.hexdigest()[:_SHOWN]
 
 

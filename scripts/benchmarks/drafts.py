@@ -2,6 +2,7 @@
 
     python scripts/benchmarks/drafts.py                      PQ5, prompt lookup
     python scripts/benchmarks/drafts.py --draft model        PQ5, the demo's drafter
+    python scripts/benchmarks/drafts.py --draft random       PQ5, a drafter that is never right
     python scripts/benchmarks/drafts.py --variants PQ2 PQ3 PQ4 PQ5 PQ8 --count 40
 
 Every answer is made twice in turn, plainly and with drafts, and has to be the same. Stories are
@@ -23,19 +24,23 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import mlx.core as mx
+from mlx.utils import tree_map
 
 from hlwq_mlx import library, quantize
 from hlwq_mlx.engine.answer import make_chooser, prefill
 from hlwq_mlx.engine.decoding import Decoding
 from hlwq_mlx.engine.draft import Course, Drafter
 from hlwq_mlx.engine.drafters import find_drafter
+from hlwq_mlx.engine.mtp import ModelDrafter
 from hlwq_mlx.engine.request import Prepared, Request
 from hlwq_mlx.engine.speculate import DraftingStep, make_step
 from hlwq_mlx.engine.step import Row, Step, start_row
+from hlwq_mlx.folder import loading
 from hlwq_mlx.gemma4.model import Model
 from hlwq_mlx.quant.chips import chips
 from hlwq_mlx.quant.layers import usual_bits
 from hlwq_mlx.source.layout import DRAFTER
+from hlwq_mlx.write.cache import open_drafter
 from scripts.benchmarks import pass_tables, passes
 from scripts.kernels.agx.chips import M1
 from scripts.training import demo_exam, tinyworld
@@ -186,10 +191,22 @@ def measure(
 
 
 def find(model: Model, way: str) -> Drafter | None:
-    """Return what drafts for the demo in a way of the commands' --draft."""
-    if way == "model":
-        return library.load_drafter(model, library.DEMO / DRAFTER)
-    return find_drafter(way)
+    """Return what drafts for the demo in a way of the commands' --draft, or of random weights."""
+    if way not in ("model", "random"):
+        return find_drafter(way)
+    folder = open_drafter(str(library.DEMO / DRAFTER))
+    weights = loading.load_drafter(folder)
+    if way == "random":
+        mx.random.seed(0)
+        weights.update(tree_map(shuffled, weights.parameters()))
+    return ModelDrafter(model, weights)
+
+
+def shuffled(weight: mx.array) -> mx.array:
+    """Return a weight with its numbers in random places; whole ones name tokens, and stay."""
+    if not mx.issubdtype(weight.dtype, mx.floating):
+        return weight
+    return mx.random.permutation(weight.flatten()).reshape(weight.shape)
 
 
 def coded_demo(variant: str, place: Path) -> str:

@@ -265,6 +265,8 @@ def main() -> None:
     data = None if arguments.data is None else read_data(arguments.data)
     exams = Exams(arguments.count, data)
     encoder = Encoder(arguments.table, BEST_NORM if arguments.refit else OWN_NORM)
+    if arguments.work is not None:
+        arguments.work.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=arguments.work) as work:
         rows = measure(Path(work), exams, encoder, arguments.variants, arguments.leftovers)
         print_beside_card(print_table(rows, exams.names()))

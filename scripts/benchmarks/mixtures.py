@@ -90,6 +90,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--count", type=int, default=20, help="questions of each kind")
     parser.add_argument("--demo", action="store_true", help="measure the demo, not its sibling")
     arguments = parser.parse_args(argv)
+    if arguments.work is not None:
+        arguments.work.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=arguments.work) as made:
         work = Path(made)
         folder = DEMO if arguments.demo else assemble(work / "source")

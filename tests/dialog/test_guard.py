@@ -11,7 +11,7 @@ import tiny_tokenizer
 from hlwq_mlx import library
 from hlwq_mlx.dialog import template
 from hlwq_mlx.dialog.conversation import Conversation
-from hlwq_mlx.dialog.guard import control_tokens
+from hlwq_mlx.dialog.guard import MARKS, control_tokens, free_letter
 from hlwq_mlx.dialog.placeholders import MARKERS, SoftTokens, picture_span
 from hlwq_mlx.dialog.tokenizer import load_tokenizer
 from hlwq_mlx.dialog.values import parse_value
@@ -220,3 +220,9 @@ def test_nesting_without_end_is_refused(tokenizer):
         deep = [deep]
     with pytest.raises(RequestError, match=r"^\[template\] needed messages .* recursion"):
         template.render(tokenizer, [HI, call(a=deep)])
+
+
+def test_a_text_of_all_letters_of_private_use_is_refused():
+    with pytest.raises(RequestError, match="private use"):
+        free_letter([{"content": "".join(map(chr, MARKS))}])
+    assert free_letter(["".join(map(chr, MARKS[:-1]))]) == chr(MARKS[-1])

@@ -127,20 +127,51 @@ def test_a_long_call_is_no_silence(tokenizer, monkeypatch):
     assert found.count((0, events.Waiting())) >= len(begun) * 0.004 / 0.02 / 2
 
 
-@pytest.mark.parametrize(("pause_s", "least", "most"), [(0.0, 15, 20), (0.1, 2, 4)])
-def test_quick_tokens_are_told_together(tokenizer, monkeypatch, pause_s, least, most):
-    """The first one at once, and every text and score in its place."""
-    monkeypatch.setattr(mailbox, "PAUSE_S", pause_s)
-    words = tokens(tokenizer, "one two three four five six seven eight nine ten. " * 2)[:20]
+@pytest.mark.parametrize("kind", [events.Content, events.Thought])
+def test_quick_tokens_are_told_together(tokenizer, monkeypatch, kind):
+    """The first one at once, the others soon: here, at the end."""
+    monkeypatch.setattr(mailbox, "PAUSE_S", 3600.0)
+    marker = "<|channel>thought\n" if kind is events.Thought else ""
+    words = tokens(tokenizer, marker + "one two three four five six seven eight nine ten. " * 2)
     updates = [Admitted(0), *words, Finished("length")]
-    found, _ = taken(tokenizer, updates, gap_s=0.01, logprobs=1)
-    contents = [event for _, event in found if isinstance(event, events.Content)]
-    assert least <= len(contents) <= most
-    text = tokenizer.decode([word.id for word in words])
-    assert "".join(content.text for content in contents) == text
-    assert len(contents[0].scores) == 1
-    scores = [score for content in contents for score in content.scores]
-    assert b"".join(score.token for score in scores).decode() == text
+    found, _ = taken(tokenizer, updates, gap_s=0.001, logprobs=1)
+    told = [event for _, event in found if isinstance(event, kind)]
+    assert len(told) <= 2
+    text = tokenizer.decode([word.id for word in words]).removeprefix(marker)
+    assert "".join(each.text for each in told) == text
+    if kind is events.Content:
+        scores = [score for each in told for score in each.scores]
+        assert b"".join(score.token for score in scores).decode() == text
+
+
+def test_a_reader_that_may_end_the_answer_waits_for_nothing(tokenizer, monkeypatch):
+    monkeypatch.setattr(mailbox, "PAUSE_S", 3600.0)
+    updates = [Admitted(0), *tokens(tokenizer, "one two three")]  # no end: it would wait an hour
+    found, engine = taken(tokenizer, updates, gap_s=0.001, stop=["two"])
+    assert (found[-1][1].stop, engine.tickets[0].is_whole) == ("two", True)
+
+
+def test_calls_at_once_do_not_multiply_those_that_can_wait():
+    async def count():
+        loop = asyncio.get_running_loop()
+        box = mailbox.Mailbox(mailbox.Bell(loop))
+        begun, gets, urgent = loop.time(), 0, 0
+
+        async def fill():
+            nonlocal urgent
+            for number in range(150):
+                is_urgent = number % 40 == 20  # amid a pause
+                urgent += is_urgent
+                box.put(number, at_once=is_urgent)
+                await asyncio.sleep(0.004)
+
+        filling = asyncio.ensure_future(fill())
+        while not filling.done():
+            gets += bool(await box.get(loop.time() + 0.2))
+        return gets, (loop.time() - begun) / mailbox.PAUSE_S, urgent
+
+    gets, pauses, urgent = asyncio.run(count())
+    assert gets <= pauses + urgent + 1
 
 
 @pytest.mark.parametrize("whole", [True, False])

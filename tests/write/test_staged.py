@@ -105,10 +105,8 @@ def test_the_source_goes_and_the_output_is_that_of_a_plain_conversion(
 KILLED = f"""{PRELUDE}
 from hlwq_mlx import cli, convert
 from hlwq_mlx.disk import atomic
-from hlwq_mlx.library import DEMO
 from hlwq_mlx.memory import disk
 from hlwq_mlx.source import hub
-from hlwq_mlx.source.repository import Source
 from hlwq_mlx.write import staged
 if moment == "write":
     staged.write_file = dying(staged.write_file)
