@@ -10,11 +10,10 @@ import hlwq_mlx  # noqa: F401 - mlx-lm loads our folders from here on
 from hlwq_mlx.mlxlm import model as stock
 from hlwq_mlx.quant.backends.native.library import Library, native_library
 
-needs_library = pytest.mark.skipif(native_library() is None, reason="needs the native library")
 
-
-@needs_library
 def test_a_long_prompt_is_scored_only_for_who_looks(monkeypatch):
+    if native_library() is None:
+        pytest.skip("needs the native library")
     model, _ = mlx_lm.load(str(demo.folder()))
     vocabulary = model.args.text_config.vocab_size
     rows = []
