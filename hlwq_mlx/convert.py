@@ -102,7 +102,7 @@ def _discarding(arguments: argparse.Namespace) -> Iterator[str]:
 def require_disk(
     arguments: argparse.Namespace, variant: str | None, choice: str, rule: "Rule | None" = None
 ) -> None:
-    """Say what the disk will hold at most, and refuse to begin what it cannot.
+    """Print what the disk will hold at most, and refuse to begin what it cannot.
 
     `choice` and `rule` are as in `disk_need`. A run that was begun needs no such look.
     Raises: RequestError for a source that was not downloaded; DeviceError when the disk is too

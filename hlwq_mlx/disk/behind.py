@@ -62,7 +62,7 @@ class Writeback:
         self._written = 0
 
     def add(self, size: int) -> None:
-        """Say that so many bytes more were written.
+        """Count bytes that were written, and flush the file once enough of them wait.
 
         Raises: OSError.
         """

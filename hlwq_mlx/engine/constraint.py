@@ -9,7 +9,7 @@ import mlx.core as mx
 
 
 class Constraint(Protocol):
-    """Says which tokens may come next in one answer; both calls come from the engine's thread.
+    """Masks tokens that may not come next in one answer; the engine's thread makes both calls.
 
     An exception of either ends that answer alone.
     """

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 
 class Guide(Protocol):
-    """Says which tokens may come next, and is told which one came."""
+    """Holds which tokens may come next, and is told which one came."""
 
     def allowed(self) -> NDArray[np.bool_]:
         """Return which tokens may come next; the vocabulary may be larger or smaller than V."""

@@ -329,10 +329,9 @@ class TextModel(nn.Module):
 
         A part of the table is decoded at a time. Shapes: as `logits`.
         """
-        rows, V = getattr(self.embed_tokens, "decoded", self.embed_tokens), self.config.vocab_size
+        V, x = self.config.vocab_size, h.astype(mx.float32)
         parts = mx.split(mx.arange(V), [*range(_AT_ONCE, V, _AT_ONCE)])
-        x = h.astype(mx.float32)
-        scores = mx.concatenate([x @ rows(ids).T for ids in parts], axis=-1)
+        scores = mx.concatenate([x @ self.embed_tokens.decoded(ids).T for ids in parts], axis=-1)
         cap = self.config.final_logit_softcapping
         return scores if cap is None else cap_scores_later(scores, cap)
 

@@ -99,7 +99,7 @@ class Peer:
         raise TimeoutError
 
     def beat(self) -> None:
-        """Say that this end lives until the other is gone."""
+        """Send signs of life until the other end is gone."""
         with suppress(OSError):
             while True:
                 self.send(_BEAT)

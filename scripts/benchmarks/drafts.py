@@ -192,14 +192,15 @@ def measure(
 
 def find(model: Model, way: str) -> Drafter | None:
     """Return what drafts for the demo in a way of the commands' --draft, or of random weights."""
-    if way not in ("model", "random"):
+    folder = library.DEMO / DRAFTER
+    if way == "model":
+        return library.load_drafter(model, folder)
+    if way != "random":
         return find_drafter(way)
-    folder = open_drafter(str(library.DEMO / DRAFTER))
-    weights = loading.load_drafter(folder)
-    if way == "random":
-        mx.random.seed(0)
-        weights.update(tree_map(shuffled, weights.parameters()))
-    return ModelDrafter(model, weights)
+    drafter = loading.load_drafter(open_drafter(str(folder)))
+    mx.random.seed(0)
+    drafter.update(tree_map(shuffled, drafter.parameters()))
+    return ModelDrafter(model, drafter)
 
 
 def shuffled(weight: mx.array) -> mx.array:

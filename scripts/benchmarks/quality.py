@@ -204,7 +204,7 @@ def print_table(subject: Subject, rows: Sequence[Row]) -> None:
 
 
 def print_claims(subject: Subject, rows: Sequence[Row]) -> None:
-    """Say where the card is right that PQn is better than a mixture at the same size."""
+    """Print where the card is right that PQn is better than a mixture at the same size."""
     named = {row.format.name: row for row in rows}
     for variant, mixture in CLAIMS.items():
         if mixture not in named or f"{variant}, {BEST}" not in named:
@@ -238,7 +238,7 @@ def signal_to_noise(coded: Weight, weight: Weight) -> float:
 
 
 def verdict(saved: float) -> str:
-    """Say whether we need fewer bits than another format."""
+    """Return whether we need fewer bits than another format."""
     if math.isnan(saved):
         return "not told"
     return f"{'holds' if saved > 0 else 'does not hold'} ({signed(saved)} bits)"

@@ -416,7 +416,8 @@ def test_every_kernel_has_a_contract_a_twin_and_a_short_text():
         assert callable(getattr(codec, name))
         assert callable(getattr(expert_kernels if "gather" in name else kernels, name))
         # What a decoded token calls is built and hashed at every call.
-        assert len(body.header()) + len(body.text) < (9500 if name.startswith("gather") else 8500)
+        most = {"gather_qmm": 9500, "gather_qmv": 9100}.get(name, 8500)
+        assert len(body.header()) + len(body.text) < most
 
 
 def test_mlx_takes_the_kernels_as_they_are(tmp_path):

@@ -114,7 +114,11 @@ def error_body(problem: HLWQError, status: int, fields: Collection[str] = ()) ->
 
 def server_event(data: JSON) -> bytes:
     """Return a JSON object as one event of a stream."""
-    return b"data: " + to_json(data).encode() + b"\n\n"
+    return _event_of(to_json(data))
+
+
+def _event_of(text: str) -> bytes:
+    return f"data: {text}\n\n".encode()
 
 
 def to_json(value: Mapping[str, Any]) -> str:
@@ -164,4 +168,4 @@ class ChoicesWriter:
 
     def _event(self, choices: Sequence[JSON], **more: Any) -> bytes:
         rest = to_json({"choices": choices, **more}).removeprefix("{")
-        return f"data: {self._head},{rest}\n\n".encode()
+        return _event_of(f"{self._head},{rest}")
