@@ -11,6 +11,7 @@ import tiny_media
 from hlwq_mlx import library
 from hlwq_mlx.dialog import template
 from hlwq_mlx.dialog.parts import Medium
+from hlwq_mlx.engine.feature_cache import FeatureCache
 from hlwq_mlx.errors import RequestError, SourceError
 from hlwq_mlx.folder import loading
 from hlwq_mlx.media.images import image_patches, read_image
@@ -18,7 +19,7 @@ from hlwq_mlx.media.origin import Access
 from hlwq_mlx.media.processor import Processor
 from hlwq_mlx.media.sound import mel_frames, read_sound
 from hlwq_mlx.media.video import clip_patches, read_video
-from hlwq_mlx.prompt import PREPARERS, prepare, prepare_media
+from hlwq_mlx.prompt import PREPARERS, embedding_steps, prepare, prepare_media, read_prompt
 
 
 @pytest.fixture(scope="module")
@@ -167,6 +168,37 @@ def test_progress_counts_pictures_frames_and_sounds(loaded, files):
     parts = image(files["a.png"]), {"type": "video", "path": files["a.mp4"]}
     read(loaded, *parts, on_media=lambda done, total: seen.append((done, total)))
     assert seen == [(0, 4), (1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+def test_a_server_encodes_a_medium_once_and_knows_it_by_its_bytes(loaded, settings, files):
+    model, tokenizer = loaded
+    features = FeatureCache()
+
+    def steps(*names):
+        """Return how many pictures were encoded for a prompt, and its embeddings."""
+        rendered = template.render(tokenizer, user(*(image(files[name]) for name in names)))
+        asked = read_prompt(model.args, settings, tokenizer, rendered, Access())
+        *encoded, prepared = embedding_steps(model, asked, features)
+        assert encoded == [None] * len(encoded)
+        return len(encoded), np.array(prepared.embeddings)
+
+    first, alone = steps("a.png")
+    again, same = steps("a.png")
+    assert (first, again) == (1, 0)
+    assert np.array_equal(alone, same)
+    assert steps("a.png", "b.jpg")[0] == 1
+    features.clear()
+    assert steps("a.png", "b.jpg")[0] == 2
+
+
+def test_features_that_were_used_least_recently_go_first():
+    features = FeatureCache(max_bytes=8)
+    for mark in (-1, -2):
+        features.put(mark, (mx.zeros(1),))
+    assert features.get(-1) is not None
+    features.put(-3, (mx.zeros(1),))
+    assert [features.get(mark) is not None for mark in (-1, -2, -3)] == [True, False, True]
+    assert features.nbytes == 8
 
 
 def test_towers_load_when_a_prompt_needs_them(folder, files, monkeypatch):

@@ -1,6 +1,7 @@
 """A server as its clients try it: many at once, leaving, dribbling; conversations; its end."""
 
 import contextlib
+import http.client
 import json
 import signal
 import socket
@@ -192,6 +193,14 @@ def test_what_watchers_look_at(server):
     assert server.metric("time_to_first_token_seconds_count") > 0
     assert server.ask("/")[1] == "Ollama is running"
     assert server.ask("/", accept="text/html")[1].startswith("<!doctype html>")
+
+
+def test_the_root_may_be_asked_for_its_head(server):
+    """Claude Code and Ollama's clients do, to see whether somebody is there."""
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+    connection.request("HEAD", "/")
+    with contextlib.closing(connection), connection.getresponse() as answer:
+        assert (answer.status, answer.read()) == (200, b"")
 
 
 # Its begin and end
