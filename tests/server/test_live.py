@@ -130,8 +130,9 @@ def test_clients_that_leave_at_any_moment(server):
     assert server.post(CHAT, {"messages": QUESTION})[0] == 200
 
 
-def test_a_short_request_is_answered_while_a_long_one_goes_on(server):
-    with contextlib.closing(send(server, {**ENDLESS, "stream": True})):
+@pytest.mark.parametrize("options", [{}, {"seed": 3, "temperature": 1.0}])
+def test_a_short_request_is_answered_while_a_long_one_goes_on(server, options):
+    with contextlib.closing(send(server, {**ENDLESS, **options, "stream": True})):
         wait(lambda: server.metric("rows") >= 1)
         answer = server.post(CHAT, {"messages": QUESTION})[1]
         assert answer["choices"][0]["message"]["content"] == "4"
@@ -201,6 +202,13 @@ def test_the_root_may_be_asked_for_its_head(server):
     connection.request("HEAD", "/")
     with contextlib.closing(connection), connection.getresponse() as answer:
         assert (answer.status, answer.read()) == (200, b"")
+
+
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/api/embed", "/api/embeddings"])
+def test_embeddings_are_refused_with_the_reason(server, path):
+    status, answer = server.post(path, {"model": "gemma", "input": "Hi"})
+    assert status == 501
+    assert "embeddings" in json.dumps(answer)
 
 
 # Its begin and end
