@@ -33,11 +33,12 @@ _LAYER = re.compile(r"\.layers\.(\d{1,6})\.")
 class Sizes:
     """Bytes of a model: of each layer, and of all else, which rank 0 has where layers part.
 
-    `held` are bytes in memory, `read` those that one token reads; every machine needs the
-    `working` ones: activations, and what MLX keeps of freed memory.
+    `held` are bytes in memory, `kept` among them of keys and values, `read` those that one token
+    reads; every machine needs the `working` ones: activations, and what MLX keeps of freed memory.
     """
 
     held: tuple[float, ...]
+    kept: tuple[float, ...]
     read: tuple[float, ...]
     ends_held: float
     ends_read: float
@@ -54,12 +55,14 @@ class Sizes:
 class Plan:
     """A way of splitting a model, what each machine holds and reads a token, and how fast it is.
 
-    `layers` are each machine's, all of them where tensors part. Speeds are a model's.
+    `layers` are each machine's, all of them where tensors part. Among what is `held`, `kept` are
+    keys and values. Speeds are a model's.
     """
 
     split: str
     layers: tuple[Run, ...]
     held: tuple[float, ...]
+    kept: tuple[float, ...]
     read: tuple[float, ...]
     limits: tuple[float, ...]
     tokens_s: float
@@ -111,12 +114,13 @@ def sizes_of(found: Inventory, settings: Settings) -> Sizes:
         else:
             ends_held += entry.stored_bytes
             ends_read += entry.stored_bytes
-    kept = kv_bytes(text, settings, ITEM_BYTES) / max(1, text.first_shared)
+    kept = [0.0] * count
     for index in range(text.first_shared):
-        held[index] += kept
+        kept[index] = kv_bytes(text, settings, ITEM_BYTES) / text.first_shared
+        held[index] += kept[index]
     activations = running_bytes(found, settings, ITEM_BYTES)[1]
     working = activations + CACHE_BYTES + IN_FLIGHT["MLX_MAX_MB_PER_BUFFER"] * 10**6
-    return Sizes(tuple(held), tuple(read), ends_held, ends_read, towers, working)
+    return Sizes(tuple(held), tuple(kept), tuple(read), ends_held, ends_read, towers, working)
 
 
 def _read_part(entry: Entry, text: TextConfig, own: Run | None = None) -> float:
@@ -156,12 +160,13 @@ def plan_layers(found: Inventory, settings: Settings, macs: Sequence[Mac], link:
         )
     layers = _cut(sizes, [mac.limit_bytes for mac in macs], most)
     held = [sum(sizes.held[run.start : run.stop]) + sizes.working for run in layers]
+    kept = [sum(sizes.kept[run.start : run.stop]) for run in layers]
     read = [sum(sizes.read[run.start : run.stop]) for run in layers]
     held[0] += sizes.ends_held + sizes.towers
     read[0] += sizes.ends_read
     hidden = ITEM_BYTES * text.hidden_size * (1 + (text.hidden_size_per_layer_input > 0))
     speed = layers_tokens_s(read, macs, link, hidden, ITEM_BYTES * text.hidden_size)
-    return _plan(LAYERS, layers, held, read, speed, sizes, macs)
+    return _plan(LAYERS, layers, held, kept, read, speed, sizes, macs)
 
 
 def plan_tensors(found: Inventory, settings: Settings, macs: Sequence[Mac], link: Link) -> Plan:
@@ -173,9 +178,9 @@ def plan_tensors(found: Inventory, settings: Settings, macs: Sequence[Mac], link
     sizes = sizes_of(found, settings)
     is_coded = any(entry.bits is not None and not entry.is_tower for entry in found.live)
     splits = [Split(text, size, rank, BLOCK if is_coded else 1) for rank in range(size)]
-    kept = kv_bytes(text, settings, ITEM_BYTES)
     shares = len(splits[0].kv_heads(0)) / text.layer(0).num_key_value_heads
-    held = [kept * shares + sizes.working] * size
+    kept = [kv_bytes(text, settings, ITEM_BYTES) * shares] * size
+    held = [each + sizes.working for each in kept]
     read = [0.0] * size
     for entry in found.live:
         if entry.is_tower or entry.is_row_table:
@@ -187,7 +192,7 @@ def plan_tensors(found: Inventory, settings: Settings, macs: Sequence[Mac], link
     held[0] += sizes.towers
     speed = tensors_tokens_s(read, macs, link, all_reduces(text), ITEM_BYTES * text.hidden_size)
     every = tuple(Run(0, text.num_hidden_layers) for _ in macs)
-    return _plan(TENSORS, every, held, read, speed, sizes, macs)
+    return _plan(TENSORS, every, held, kept, read, speed, sizes, macs)
 
 
 def part_of(entry: Entry, split: Split) -> float:
@@ -201,6 +206,7 @@ def _plan(
     split: str,
     layers: Sequence[Run],
     held: Sequence[float],
+    kept: Sequence[float],
     read: Sequence[float],
     speed: float,
     sizes: Sizes,
@@ -209,7 +215,7 @@ def _plan(
     alone = lone_tokens_s(sum(sizes.read) + sizes.ends_read, macs[0])
     limits = tuple(mac.limit_bytes for mac in macs)
     return Plan(
-        *(split, tuple(layers), tuple(held), tuple(read), limits, speed, alone),
+        *(split, tuple(layers), tuple(held), tuple(kept), tuple(read), limits, speed, alone),
         fits_alone=sizes.whole <= limits[0],
     )
 
