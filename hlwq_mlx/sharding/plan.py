@@ -19,7 +19,7 @@ from ..memory.inventory import Entry, Inventory
 from ..memory.machine import CACHE_BYTES, IN_FLIGHT
 from ..memory.need import Settings, kv_bytes, running_bytes
 from ..quant.packing import BLOCK
-from .shares import Run, Split
+from .shares import SIZES, WHOLE, Run, Split
 from .speed import Link, Mac, all_reduces, layers_tokens_s, lone_tokens_s, tensors_tokens_s
 
 LAYERS, TENSORS = "layers", "tensors"
@@ -176,15 +176,12 @@ def plan_tensors(found: Inventory, settings: Settings, macs: Sequence[Mac], link
     """
     text, size = found.args.text_config, len(macs)
     sizes = sizes_of(found, settings)
-    is_coded = any(entry.bits is not None and not entry.is_tower for entry in found.live)
-    splits = [Split(text, size, rank, BLOCK if is_coded else 1) for rank in range(size)]
+    splits = splits_of(found, size)
     shares = len(splits[0].kv_heads(0)) / text.layer(0).num_key_value_heads
     kept = [kv_bytes(text, settings, ITEM_BYTES) * shares] * size
     held = [each + sizes.working for each in kept]
     read = [0.0] * size
-    for entry in found.live:
-        if entry.is_tower or entry.is_row_table:
-            continue
+    for entry in language_weights(found):
         for rank, split in enumerate(splits):
             part = part_of(entry, split) * entry.stored_bytes
             held[rank] += part
@@ -193,6 +190,37 @@ def plan_tensors(found: Inventory, settings: Settings, macs: Sequence[Mac], link
     speed = tensors_tokens_s(read, macs, link, all_reduces(text), ITEM_BYTES * text.hidden_size)
     every = tuple(Run(0, text.num_hidden_layers) for _ in macs)
     return _plan(TENSORS, every, held, kept, read, speed, sizes, macs)
+
+
+def splits_of(found: Inventory, size: int) -> list[Split]:
+    """Return what each of `size` machines holds where tensors part.
+
+    Raises: RequestError for a number of machines, or a model, that cannot be split so.
+    """
+    grain = BLOCK if any(entry.bits is not None for entry in language_weights(found)) else 1
+    return [Split(found.args.text_config, size, rank, grain) for rank in range(size)]
+
+
+def language_weights(found: Inventory) -> list[Entry]:
+    """Return the tensors of the language model that machines hold in memory."""
+    return [each for each in found.live if not (each.is_tower or each.is_row_table)]
+
+
+def largest_share(found: Inventory, size: int) -> float:
+    """Return which part of the language model's bytes the fullest machine holds by tensors."""
+    weights = language_weights(found)
+    held = [
+        sum(part_of(entry, split) * entry.stored_bytes for entry in weights)
+        for split in splits_of(found, size)
+    ]
+    return max(held) / sum(entry.stored_bytes for entry in weights)
+
+
+def whole_share(found: Inventory) -> float:
+    """Return which part of the language model's bytes every machine holds by tensors."""
+    split, weights = splits_of(found, SIZES[0])[0], language_weights(found)
+    whole = sum(each.stored_bytes for each in weights if split.share(each.name) == WHOLE)
+    return whole / sum(entry.stored_bytes for entry in weights)
 
 
 def part_of(entry: Entry, split: Split) -> float:
