@@ -16,6 +16,7 @@ from .sizes import format_bytes
 
 _SPARE_BYTES = 1 << 26
 _FLUSHING = 8
+_FULL_FLUSH: int | None = getattr(fcntl, "F_FULLFSYNC", None)  # macOS has it
 _NOTHING_TO_FLUSH = (errno.EINVAL, errno.ENOTSUP)  # as some network file systems say of folders
 
 
@@ -121,7 +122,8 @@ def place(path: Path, output: Path) -> None:
     file that another process made meanwhile.
     Raises: SourceError when `output` is a folder that another process made meanwhile; OSError.
     """
-    _flush_all(path)
+    _hand_over_all(path)
+    _empty_cache(path)
     try:
         path.rename(output)
     except OSError:
@@ -130,16 +132,29 @@ def place(path: Path, output: Path) -> None:
     flush(output.parent)
 
 
-def _flush_all(path: Path) -> None:
-    """Flush a file, or a folder and everything in it, to the disk."""
+def _hand_over_all(path: Path) -> None:
+    """Hand a file, or a folder and everything in it, to the disk."""
     if path.is_dir():
         with ThreadPoolExecutor(_FLUSHING) as threads:  # a disk takes many as fast as one
-            list(threads.map(_flush_all, path.iterdir()))
-    flush(path)
+            list(threads.map(_hand_over_all, path.iterdir()))
+    hand_over(path)
 
 
 def flush(path: Path) -> None:
     """Flush a file's bytes, or a folder's names, to the disk."""
+    hand_over(path)
+    _empty_cache(path)
+
+
+def _empty_cache(path: Path) -> None:
+    """Have a Mac's disk write what it was handed, which fsync leaves in a cache of its own."""
+    if _FULL_FLUSH is not None:
+        with _opened(path) as handle, suppress(OSError):  # not every file system can
+            fcntl.fcntl(handle, _FULL_FLUSH)
+
+
+def hand_over(path: Path) -> None:
+    """Hand a file's bytes, or a folder's names, to the disk, which may keep them in a cache."""
     with _opened(path) as handle:
         try:
             os.fsync(handle)

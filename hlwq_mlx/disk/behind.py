@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from .atomic import flush
+from .atomic import hand_over
 from .runs import Run, Runs
 
 _MOST_BEHIND = 1 << 24  # bytes that wait for their digest, and are kept for it
@@ -69,7 +69,7 @@ class Writeback:
         self._written += size
         if self._written >= _FLUSH_BYTES and (self._flushing is None or self._flushing.done()):
             self._raise()
-            self._flushing = self._thread.submit(flush, self._path)
+            self._flushing = self._thread.submit(hand_over, self._path)
             self._written = 0
 
     def close(self) -> None:

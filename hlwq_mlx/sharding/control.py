@@ -59,6 +59,15 @@ class Peer:
         self._lock = threading.Lock()
         self.inbox: queue.Queue[Message] = queue.Queue()
         self.sent = 0
+        self.is_done = False  # whether the other end said that there is no more to do
+
+    def fileno(self) -> int:
+        """Return what `select` waits for."""
+        return self._connection.fileno()
+
+    def close(self) -> None:
+        """Have no more to do with the other end."""
+        self._connection.close()
 
     def expect(self, within_s: float) -> None:
         """Count on hearing of the other end so often from now on."""
@@ -76,12 +85,22 @@ class Peer:
 
         Raises: OSError when the other end is gone or silent; ValueError for what is no message.
         """
-        while b"\n" not in self._unread:
+        while (message := self.arrived()) is None:
             self._wait()
-            arrived = self._connection.recv(CHUNK)
-            if not arrived or len(self._unread) > LONGEST_LINE:
-                raise ConnectionResetError("its connection was closed")
-            self._unread += arrived
+            self.receive()
+        return message
+
+    def receive(self) -> None:
+        """Take in some bytes, of which there are some. Raises: OSError as `read`."""
+        taken = self._connection.recv(CHUNK)
+        if not taken or len(self._unread) > LONGEST_LINE:
+            raise ConnectionResetError("its connection was closed")
+        self._unread += taken
+
+    def arrived(self) -> Message | None:
+        """Return a message that is here whole. Raises: ValueError as `read`."""
+        if b"\n" not in self._unread:
+            return None
         line, _, self._unread = self._unread.partition(b"\n")
         try:
             message = json.loads(line)
@@ -92,10 +111,15 @@ class Peer:
         return message
 
     def _wait(self) -> None:
-        """Wait for something to read, in short waits: a clock jumps while this machine sleeps."""
-        for _ in range(int(self._within_s / BEAT_S)):
+        """Wait for something to read, in short waits: a clock jumps while this machine sleeps.
+
+        What is expected may change meanwhile.
+        """
+        silent_s = 0.0
+        while silent_s < self._within_s:
             if select.select([self._connection], [], [], BEAT_S)[0]:
                 return
+            silent_s += BEAT_S
         raise TimeoutError
 
     def beat(self) -> None:
@@ -113,6 +137,7 @@ class Peer:
                 if "problem" in message:
                     return RuntimeError(message["problem"])
                 if message != _BEAT:
+                    self.is_done = self.is_done or message.get("do") == "end"
                     self.inbox.put(message)
         except TimeoutError:
             return TimeoutError("it fell silent")
@@ -120,13 +145,13 @@ class Peer:
             return problem
 
 
-def leave(line: str | None = None) -> NoReturn:
+def leave(line: str | None = None, code: int = EXIT_LOST) -> NoReturn:
     """End the process at once, whatever its other threads wait for, with our own exit code."""
     if line is not None:
         with suppress(OSError):
             sys.stderr.write(f"error: {line}\n")
             sys.stderr.flush()
-    os._exit(EXIT_LOST)
+    os._exit(code)
 
 
 class Leader:
@@ -140,12 +165,9 @@ class Leader:
 
     def gather(self, hello: Message) -> None:
         """Wait for the other ranks, and refuse one whose `hello` is another; leave if one lacks."""
-        until = time.monotonic() + REACHED_S
         try:
             with self._listening() as server:
-                while len(self.peers) < self.place.size - 1:
-                    server.settimeout(max(0.01, until - time.monotonic()))
-                    self._admit(server.accept(), hello)
+                self._admit_all(server, hello, time.monotonic() + REACHED_S)
         except BaseException as problem:  # noqa: BLE001 - SIGTERM too: mlx.launch met it first
             self._leave_unreached(problem)
         for rank, peer in self.peers.items():
@@ -209,28 +231,60 @@ class Leader:
             with suppress(OSError):
                 peer.send({"do": "end"})
 
-    def _admit(self, arrived: tuple[socket.socket, Any], hello: Message) -> None:
-        connection, address = arrived
-        if self.place.hosts and address[0] not in self.place.hosts:  # a stranger
+    def _admit_all(self, server: socket.socket, hello: Message, until: float) -> None:
+        """Hear all who connect at once, as slow or silent as some are. Raises: TimeoutError."""
+        heard: list[Peer] = []
+        server.setblocking(False)
+        while self._lacking():
+            left = until - time.monotonic()
+            if left <= 0:
+                raise TimeoutError
+            both: list[socket.socket | Peer] = [server, *heard]
+            ready, _, _ = select.select(both, [], [], left)
+            heard = [peer for peer in heard if peer not in ready or self._is_open(peer, hello)]
+            if server in ready:
+                with suppress(OSError):  # it is gone again
+                    heard += self._accept(server)
+        for peer in heard:
+            peer.close()
+
+    def _accept(self, server: socket.socket) -> list[Peer]:
+        """Return who connected, unless it is a stranger. Raises: OSError."""
+        connection, address = server.accept()
+        if self.place.hosts and address[0] not in self.place.hosts:
             connection.close()
-            return
-        peer = Peer(connection)
+            return []
+        return [Peer(connection)]
+
+    def _is_open(self, peer: Peer, hello: Message) -> bool:
+        """Read on of who somebody is; return whether that is still open."""
         try:
-            told = peer.read()
-        except (OSError, ValueError):  # not one of ours, and no reason to end
-            connection.close()
-            return
+            peer.receive()
+            told = peer.arrived()
+            if told is None:
+                return True
+            is_ours = self._admit(peer, told, hello)
+        except (OSError, ValueError):
+            is_ours = False  # and no reason to end
+        if not is_ours:
+            peer.close()
+        return False
+
+    def _lacking(self) -> list[int]:
+        return [rank for rank in range(1, self.place.size) if rank not in self.peers]
+
+    def _admit(self, peer: Peer, told: Message, hello: Message) -> bool:
+        """Take in a rank that is lacking; leave if its `hello` is another."""
         rank, theirs = told.get("rank"), told.get("hello")
-        lacking = set(range(1, self.place.size)) - self.peers.keys()
-        if type(rank) is not int or rank not in lacking or not isinstance(theirs, dict):
-            connection.close()
-            return
+        if type(rank) is not int or rank not in self._lacking() or not isinstance(theirs, dict):
+            return False
         if theirs != hello:
             peer.send({"do": "end"})
             self.fail(self._difference(rank, hello, theirs))
         peer.send({"do": "stay"})
         peer.expect(LOADING_S)
         self.peers[rank] = peer
+        return True
 
     def require_same(self, what: str, own: Any, others: Mapping[int, Any], advice: str) -> None:
         """Leave if a rank has another one of something than this rank."""
@@ -256,8 +310,7 @@ class Leader:
             self.lose(rank, problem)
 
     def _leave_unreached(self, problem: BaseException) -> NoReturn:
-        lacking = [rank for rank in range(1, self.place.size) if rank not in self.peers]
-        names = " and ".join(map(self.place.name, lacking))
+        names = " and ".join(map(self.place.name, self._lacking()))
         why = f" ({problem})" if str(problem) else ""
         self.fail(
             f"[{names}] needed at {self.place.host}:{self.place.port} within {REACHED_S:.0f} s, "
@@ -304,9 +357,8 @@ class Follower:
 
     def _watch(self) -> None:
         self.peer.watch()
-        # Its last message may be that the work is done, which the main thread acts on.
-        time.sleep(BEAT_S)
-        leave()
+        time.sleep(BEAT_S)  # the main thread may be about to end, the work being done
+        leave(code=0 if self.peer.is_done else EXIT_LOST)
 
     def _connect(self) -> Peer:
         until = time.monotonic() + REACHED_S

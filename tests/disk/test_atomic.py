@@ -12,8 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from hlwq_mlx.disk import atomic
 from hlwq_mlx.disk.atomic import building, place, scratch
 from hlwq_mlx.errors import DeviceError, SourceError
+
+FULL_FLUSH = 51  # of macOS
 
 
 def names(folder):
@@ -137,6 +140,29 @@ def test_all_is_on_the_disk_before_it_gets_its_name(tmp_path, on_disk):
     assert flushed.index("b") < flushed.index("inner") < flushed.index(folder.name)
     assert renamed == ("rename", folder.name)
     assert last == ("flush", tmp_path.name)
+
+
+def test_the_disk_of_a_mac_empties_its_cache_before_the_name_and_after_it(
+    tmp_path, on_disk, monkeypatch
+):
+    know, steps = on_disk
+    plain = fcntl.fcntl
+
+    def called(handle, command, *more):
+        if command != FULL_FLUSH:
+            return plain(handle, command, *more)
+        here = {path.stat().st_ino: path.name for path in (tmp_path, *tmp_path.iterdir())}
+        steps.append(("full", here[os.fstat(handle).st_ino]))
+        raise OSError(errno.ENOTSUP, "no such flush")  # which fsync has to do for
+
+    monkeypatch.setattr(atomic, "_FULL_FLUSH", FULL_FLUSH)
+    monkeypatch.setattr(fcntl, "fcntl", called)
+    with building(tmp_path / "model") as folder:
+        (folder / "a").write_text("1")
+        know(tmp_path, folder, folder / "a")
+    *_, full, renamed, flushed, last = steps
+    assert full == ("full", folder.name) and renamed == ("rename", folder.name)
+    assert (flushed, last) == (("flush", tmp_path.name), ("full", tmp_path.name))
 
 
 @pytest.mark.parametrize(

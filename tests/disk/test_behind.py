@@ -41,7 +41,7 @@ def test_what_the_system_tells_of_the_disk_is_raised(tmp_path, monkeypatch):
 def test_a_file_is_flushed_while_it_is_written(tmp_path, monkeypatch):
     flushed = []
     monkeypatch.setattr(behind, "_FLUSH_BYTES", 10)
-    monkeypatch.setattr(behind, "flush", flushed.append)
+    monkeypatch.setattr(behind, "hand_over", flushed.append)
     writeback = Writeback(tmp_path)
     writeback.add(10)
     writeback.close()

@@ -6,7 +6,9 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from contextlib import suppress
 
 import pytest
 
@@ -15,6 +17,7 @@ from scripts.sharding.parity import free_ports
 
 HOST = "127.0.0.1"
 NOTICED_S = 10
+ENDLESS = ("--temp", "9", "--seed", "6")  # no answer, and no end of one
 
 
 class Ranks:
@@ -93,6 +96,70 @@ def test_code_that_differs_is_another_version(tmp_path, monkeypatch):
     assert len(told | {here["hlwq_mlx"]}) == 4
 
 
+def test_who_drips_or_is_silent_holds_no_start(ranks, monkeypatch):
+    """A byte now and then is no reason to wait on, and a rank that is there is heard meanwhile."""
+    monkeypatch.setattr(control, "REACHED_S", 2.0)
+    leader = control.Leader(launched.Launched(0, 3, "ring", HOST, ranks.port + 2))
+    dripping, silent, own = (socket.socket() for _ in range(3))
+    lines, is_over = [], threading.Event()
+
+    def connect():
+        for each in (dripping, silent, own):
+            each.connect((HOST, ranks.port + 2))
+        say(own, rank=1, hello={})
+        with suppress(OSError):
+            while not is_over.wait(0.1):
+                dripping.sendall(b" ")
+
+    def failed(line):
+        lines.append(line)
+        raise SystemExit
+
+    monkeypatch.setattr(leader, "fail", failed)
+    began = time.monotonic()
+    threading.Timer(0.2, connect).start()
+    with pytest.raises(SystemExit):
+        leader.gather({})
+    took = time.monotonic() - began
+    is_over.set()
+    assert json.loads(own.recv(100)) == {"do": "stay"}
+    assert lines[0].startswith("[rank 2] needed") and 2.0 <= took < NOTICED_S
+    for each in (dripping, silent, own, *leader.peers.values()):
+        each.close()
+
+
+@pytest.mark.parametrize(("words", "code"), [(b'{"do":"end"}\n', 0), (b"", control.EXIT_LOST)])
+def test_a_follower_ends_well_if_and_only_if_it_was_told_to(words, code):
+    """However long its own end takes: the main thread is still busy when the connection closes."""
+    program = (
+        "import sys, time; from hlwq_mlx.sharding import control, launched\n"
+        "place = launched.Launched(1, 2, 'ring', sys.argv[1], int(sys.argv[2]))\n"
+        "control.Follower(place).join({}); time.sleep(60)"
+    )
+    with socket.create_server((HOST, 0)) as server:
+        command = [sys.executable, "-c", program, HOST, str(server.getsockname()[1])]
+        process = subprocess.Popen(command)
+        connection, _ = server.accept()
+        connection.sendall(b'{"do":"stay"}\n' + words)
+        connection.shutdown(socket.SHUT_WR)
+        assert process.wait(timeout=30) == code
+        connection.close()
+
+
+def test_who_falls_silent_as_the_work_begins_is_given_no_more_time(monkeypatch):
+    """The wait that is under way was to last as long as loading may."""
+    monkeypatch.setattr(control, "BEAT_S", 0.1)
+    with socket.create_server((HOST, 0)) as server:
+        peer = control.Peer(socket.create_connection(server.getsockname()))
+        peer.expect(60.0)
+        threading.Timer(0.3, peer.expect, [0.2]).start()
+        began = time.monotonic()
+        with pytest.raises(TimeoutError):
+            peer.read()
+        assert time.monotonic() - began < NOTICED_S
+        peer.close()
+
+
 def test_another_folder_is_refused_by_name(ranks):
     leader = ranks.run(0)
     with ranks.stand_in() as connection:
@@ -112,8 +179,7 @@ def test_what_another_rank_cannot_do_rank_0_tells(ranks):
 
 
 def test_a_rank_that_is_killed_ends_the_group(ranks):
-    endless = ("--temp", "9")  # no answer, and no end of one
-    leader, other = ranks.run(0, *endless), ranks.run(1, *endless)
+    leader, other = ranks.run(0, *ENDLESS), ranks.run(1, *ENDLESS)
     assert leader.stdout is not None
     leader.stdout.read(1)
     other.send_signal(signal.SIGKILL)
@@ -124,8 +190,7 @@ def test_a_rank_that_is_killed_ends_the_group(ranks):
 
 @pytest.mark.slow
 def test_a_rank_that_falls_silent_ends_the_group(ranks):
-    endless = ("--temp", "9")
-    leader, other = ranks.run(0, *endless), ranks.run(1, *endless)
+    leader, other = ranks.run(0, *ENDLESS), ranks.run(1, *ENDLESS)
     leader.stdout.read(1)
     other.send_signal(signal.SIGSTOP)
     lost = time.monotonic()
