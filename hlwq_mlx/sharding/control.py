@@ -235,18 +235,20 @@ class Leader:
         """Hear all who connect at once, as slow or silent as some are. Raises: TimeoutError."""
         heard: list[Peer] = []
         server.setblocking(False)
-        while self._lacking():
-            left = until - time.monotonic()
-            if left <= 0:
-                raise TimeoutError
-            both: list[socket.socket | Peer] = [server, *heard]
-            ready, _, _ = select.select(both, [], [], left)
-            heard = [peer for peer in heard if peer not in ready or self._is_open(peer, hello)]
-            if server in ready:
-                with suppress(OSError):  # it is gone again
-                    heard += self._accept(server)
-        for peer in heard:
-            peer.close()
+        try:
+            while self._lacking():
+                left = until - time.monotonic()
+                if left <= 0:
+                    raise TimeoutError
+                both: list[socket.socket | Peer] = [server, *heard]
+                ready, _, _ = select.select(both, [], [], left)
+                heard = [peer for peer in heard if peer not in ready or self._is_open(peer, hello)]
+                if server in ready:
+                    with suppress(OSError):  # it is gone again
+                        heard += self._accept(server)
+        finally:
+            for peer in heard:
+                peer.close()
 
     def _accept(self, server: socket.socket) -> list[Peer]:
         """Return who connected, unless it is a stranger. Raises: OSError."""
