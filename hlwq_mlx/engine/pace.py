@@ -1,24 +1,29 @@
 """How many tokens to draft: as many as are likely to pay, and none where drafting does not.
 
-It counts passes, not time, so that an answer takes the same passes every time. One drafted token
-costs `cost` passes, whether or not it is accepted, and an accepted one saves a pass. An answer may
-lose as much as LOSS passes a token, and what FIRST tokens may lose before it has any; so drafting
-that never pays is tried at the beginning and then rarely.
+It counts passes, not time, so that the same answers in a row take the same passes every time. One
+drafted token costs `cost` passes, whether or not it is accepted, and an accepted one saves a pass.
+Answers may lose LOSS passes a token, FIRST passes before there is any token, and what they saved
+before. An answer goes on with what the one before it left, so that drafting that never pays is
+tried at the beginning of the first and then rarely, however short the answers are.
 """
 
 LOSS = 0.01  # passes a token
-FIRST = 0.4  # passes, at the start of an answer
-SAVINGS = 2.0  # passes, at most, that an answer may lose later because it saved them before
+FIRST = 0.4  # passes, at the start of the first answer
+SAVINGS = 2.0  # passes, at most, that may be lost later because they were saved before
 FADE = 0.8  # what a past pass counts for at each new one
 
 
 class Pace:
-    """Counts of one answer: what was drafted and what of it was accepted."""
+    """Counts of one answer: what was drafted, what of it was accepted, what may still be lost."""
 
-    def __init__(self) -> None:
+    def __init__(self, credit: float = FIRST) -> None:
         # As if one of two drafted tokens had been accepted before.
         self._hits, self._trials = 1.0, 2.0
-        self._credit = FIRST
+        self._credit = credit
+
+    def next(self) -> "Pace":
+        """Return what to count the next answer by: other text, and as much to lose."""
+        return Pace(self._credit)
 
     def take(self) -> None:
         """Count a token of the answer."""

@@ -28,6 +28,7 @@ from ..quant.device import has_metal
 from ..quant.layers import coded_weights, usual_bits
 from . import overlap
 from .draft import Course, Drafter
+from .pace import Pace
 from .step import Chosen, Outcome, Row, Step, UnderWay, accept, score, take, wait
 
 # What one more row costs a pass by Metal, in passes. They wait for the weights in any case: an M1's
@@ -66,6 +67,7 @@ class DraftingStep:
         self._drafter = drafter
         self._plain = plain
         self._cost = row_cost(model) + drafter.cost
+        self._pace = Pace()  # of the answer that was last begun
         self.checked: Counter[int] = Counter()
         self.most_tokens = tokens_a_pass(usual_bits(model))
         self._vocab = model.args.text_config.vocab_size
@@ -90,13 +92,18 @@ class DraftingStep:
         It is empty where the pass is to tell the hidden state that the drafter needs.
         """
         most = min([self.most_tokens, row.left, *(entry.room for entry in row.caches)]) - 1
-        count = course.pace.count(int(most), self._cost)
+        count = self._pace_of(course).count(int(most), self._cost)
         if count < 1:
             return None
         seen = course.seen(row.caches)
         if self._drafter.needs_hidden and seen.hidden is None:
             return []
         return self._usable(self._drafter.draft(seen, count), count) or None
+
+    def _pace_of(self, course: Course) -> Pace:
+        if course.pace is None:
+            course.pace = self._pace = self._pace.next()
+        return course.pace
 
     def _usable(self, drafts: Sequence[int] | mx.array, count: int) -> list[int]:
         """Return drafts up to the first that the model never chooses, which it could not read."""
@@ -131,5 +138,5 @@ class DraftingStep:
         kept = len(found)  # the row's token, and drafts that were accepted
         rewind(row.caches, start + kept)
         course.hidden = start + kept, hidden[:, kept - 1 : kept]
-        course.pace.learn(len(drafts), len(found) - 1, self._cost)
+        self._pace_of(course).learn(len(drafts), len(found) - 1, self._cost)
         return found
