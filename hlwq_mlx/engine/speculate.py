@@ -34,6 +34,9 @@ from .step import Chosen, Outcome, Row, Step, UnderWay, accept, score, take, wai
 # What one more row costs a pass by Metal, in passes. They wait for the weights in any case: an M1's
 # is modelled at 0.02 to 0.03 from 3 bits on (scripts/benchmarks/passes.py), not measured.
 ROW_COST = 0.03
+# What a pass that checks drafts costs besides, in passes: the host does not work ahead of it.
+# Measured with the demo on a CPU (scripts/benchmarks/drafts.py --draft random).
+CHECK_COST = 0.2
 # A CPU multiplies by so many weights in the time that the host takes for a pass of the demo.
 HOST_WEIGHTS = 1 << 23
 # The native library decodes a weight once for all rows: four cost it about twice what one does.
@@ -92,7 +95,7 @@ class DraftingStep:
         It is empty where the pass is to tell the hidden state that the drafter needs.
         """
         most = min([self.most_tokens, row.left, *(entry.room for entry in row.caches)]) - 1
-        count = self._pace_of(course).count(int(most), self._cost)
+        count = self._pace_of(course).count(int(most), self._cost, CHECK_COST)
         if count < 1:
             return None
         seen = course.seen(row.caches)
@@ -138,5 +141,6 @@ class DraftingStep:
         kept = len(found)  # the row's token, and drafts that were accepted
         rewind(row.caches, start + kept)
         course.hidden = start + kept, hidden[:, kept - 1 : kept]
-        self._pace_of(course).learn(len(drafts), len(found) - 1, self._cost)
+        if drafts:
+            self._pace_of(course).learn(len(drafts), len(found) - 1, self._cost, CHECK_COST)
         return found

@@ -43,7 +43,7 @@ def test_an_answer_goes_on_with_what_the_one_before_it_saved():
     lucky, unlucky = Pace(), Pace()
     lucky.learn(MOST, MOST, 0.1)
     for pace in (lucky, unlucky):
-        pace.learn(MOST, 0, 0.1)
+        pace.learn(MOST, 0, 0.1, once=0.2)
     assert unlucky.next().count(MOST, 0.1) == 0
     assert lucky.next().count(MOST, 0.1) == Pace().count(MOST, 0.1) > 0
 
@@ -75,6 +75,15 @@ def test_it_recovers_from_bad_luck_and_gives_up_soon():
         for _ in range(count + 1):
             pace.take()
     assert pace.count(MOST, 0.05) == MOST
+
+
+def test_what_checking_costs_by_itself_is_lost_once_a_pass():
+    pace = Pace(credit=0.5)
+    assert [pace.count(MOST, 0.1, once) for once in (0.0, 0.2, 0.41)] == [3, 3, 0]
+    pace.learn(3, 0, 0.1, once=0.2)
+    assert pace.count(MOST, 0.001, once=0.01) == 0
+    pace.take()
+    assert pace.count(MOST, 0.001) > 0
 
 
 def test_tokens_that_cost_a_pass_are_not_drafted():

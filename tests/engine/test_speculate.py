@@ -248,7 +248,7 @@ def test_coded_weights_answer_as_plainly_as_others(monkeypatch, is_dense):
     model, tokenizer = demo.load() if is_dense else library.load(demo.folder())
     story = [{"role": "user", "content": f"{demo.STORY}\n{demo.STORY_QUESTION}"}]
     prompt = library.prompt_ids(tokenizer, story, thinking=True)
-    request = Request(Prepared(prompt), max_tokens=20)
+    request = Request(Prepared(prompt), max_tokens=60)
     wanted = [*generate_tokens(model, request)]
     texts = Rereader([[*prompt, *(each.token for each in wanted)]])
     for drafter in (texts, Lookup()):
