@@ -19,7 +19,7 @@ from .boundary import (
     run,
 )
 from .console import PATIENCE_S, note, print_piece, print_stderr, progress, result
-from .machines import leads, load_model
+from .machines import agree, leads, load_model
 from .options import (
     CONTEXT,
     LEFTOVERS,
@@ -67,6 +67,7 @@ __all__ = [
     "add_model_args",
     "add_sampling_args",
     "add_variant_arg",
+    "agree",
     "answer_options",
     "as_error",
     "content_of",

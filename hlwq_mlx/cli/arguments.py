@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import RequestError
 from .console import note, progress
-from .machines import load_model
+from .machines import agree, load_model
 from .options import PREFILL_STEP
 
 if TYPE_CHECKING:
@@ -161,6 +161,6 @@ def load_for(arguments: argparse.Namespace, settings: "Settings") -> Loaded:
     folder = folder_for(arguments, settings)
     tokenizer = side_files.open_tokenizer(folder)  # first, so that damage is found before the work
     recommended = Sampling.from_generation_config(folder.generation)
-    model = load_model(arguments, folder, settings)
+    model = load_model(folder, agree(arguments, folder, settings))
     drafter = loading.find_drafter(model, folder, arguments.draft)
     return Loaded(folder, model, tokenizer, recommended.override(**given), drafter)

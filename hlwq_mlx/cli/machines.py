@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ..gemma4.model import Model
     from ..memory.need import Settings
     from ..sharding.control import Follower
+    from ..sharding.start import Planned
 
 LAUNCHED = "MLX_RANK"  # of sharding.launched
 SPLITS = ("layers", "tensors")  # of sharding.plan
@@ -60,19 +61,34 @@ def leads(arguments: argparse.Namespace) -> bool:
     return False
 
 
-def load_model(arguments: argparse.Namespace, folder: "Folder", settings: "Settings") -> "Model":
-    """Load a folder's model, or rank 0's part of it as the head of a group.
+def agree(
+    arguments: argparse.Namespace, folder: "Folder", settings: "Settings"
+) -> "Planned | None":
+    """Plan with the other machines of a group who holds what; None for one that is alone.
 
-    Raises: as loading.load_folder; DeviceError for parts that do not fit their machines.
+    Raises: DeviceError for parts that do not fit their machines; RequestError for what cannot be
+    split so.
     """
     if arguments.group is None:
+        return None
+    from ..sharding import start
+
+    split, force = arguments.split or SPLITS[0], arguments.force
+    return start.agree(arguments.group, folder, settings, split, is_forced=force)
+
+
+def load_model(folder: "Folder", planned: "Planned | None") -> "Model":
+    """Load a folder's model, or rank 0's part of it as the head of a group that has agreed.
+
+    Raises: as loading.load_folder.
+    """
+    if planned is None:
         from ..folder import loading
 
         return loading.load_folder(folder)
     from ..sharding import start
 
-    split, force = arguments.split or SPLITS[0], arguments.force
-    return start.lead(arguments.group, folder, settings, split, is_forced=force)
+    return start.lead(planned)
 
 
 def _follow(arguments: argparse.Namespace, follower: "Follower") -> None:

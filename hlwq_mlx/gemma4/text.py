@@ -144,7 +144,7 @@ class DecoderLayer(nn.Module):
         return self._finish(x, attended, per_layer_input, following)
 
     def _normed(self, x: mx.array, normed: Activation | None) -> Activation:
-        return Activation(self.input_layernorm(x)) if normed is None else normed
+        return self.ops.norm(x, self.input_layernorm) if normed is None else normed
 
     def _finish(
         self,

@@ -8,7 +8,9 @@ they are outside of the memory that a GPU is given.
 S positions of a chunk, T positions of context, H hidden size, N layers, d per-layer input width.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from ..disk.sizes import format_bytes
 from ..engine.request import PREFILL_STEP
@@ -62,6 +64,22 @@ class Need:
             "freed or in flight": self.spare,
         }
         return ", ".join(f"{what} {format_bytes(size)}" for what, size in named.items() if size)
+
+
+class Space(NamedTuple):
+    """Memory for keys and values: its bytes, and how many of them a sequence of tokens takes."""
+
+    nbytes: int
+    bytes_of: Callable[[int], int]
+
+    @classmethod
+    def of(cls, nbytes: int, config: TextConfig, settings: Settings, item_bytes: int) -> "Space":
+        """Return so many bytes, as the model's sequences fill them."""
+
+        def bytes_of(tokens: int) -> int:
+            return kv_bytes(config, replace(settings, context=tokens), item_bytes)
+
+        return cls(nbytes, bytes_of)
 
 
 def need(inventory: Inventory, settings: Settings, machine: Machine) -> Need:

@@ -13,6 +13,7 @@ from functools import cache, partial
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 from mlx import nn
 
 from . import codec, device, kernels, selftest
@@ -53,6 +54,11 @@ def residual_norm(
     return run(x, update, norm["weight"], scale, norm.eps, next_weight)
 
 
+def norm_input(x: mx.array, norm: nn.RMSNorm) -> Activation:
+    """Return x normed, as products take it: [..., K] -> [..., K]."""
+    return Activation(norm(x))
+
+
 def cap_scores_later(scores: mx.array, cap: float) -> mx.array:
     """Return cap * tanh(scores / cap) as a graph of MLX's: float32 [...] -> [...]."""
     return mx.tanh(scores / cap) * cap
@@ -72,6 +78,7 @@ class Ops:
 
     residual_norm: Callable[..., tuple[mx.array, Activation]] = residual_norm
     gelu_mul: Callable[[mx.array, mx.array], Input] = gelu_mul
+    norm: Callable[[mx.array, nn.RMSNorm], Activation] = norm_input
 
 
 PLAIN = Ops()
@@ -85,7 +92,11 @@ def fused_ops(residual_columns: int, eps: float, gelu_columns: int) -> Ops:
     library = native_library()
     if library:
         run = partial(_residual_norm_natively, library)
-        return Ops(partial(residual_norm, run=run), partial(_gelu_mul_natively, library))
+        return Ops(
+            partial(residual_norm, run=run),
+            partial(_gelu_mul_natively, library),
+            partial(_norm_natively, library),
+        )
     if not device.has_metal():
         return PLAIN
     dtype = device.activation_dtype()
@@ -145,6 +156,14 @@ def _residual_norm_natively(
     )
     h, normed = (mx.array(each.reshape(x.shape)).astype(x.dtype) for each in found)
     return h, Activation(normed)
+
+
+def _norm_natively(library: Library, x: mx.array, norm: nn.RMSNorm) -> Activation:
+    """Norm as `residual_norm` norms what it returns, bit for bit."""
+    rows = floats(x)[None]
+    weight, offsets = floats(norm["weight"]), np.zeros(1, np.int64)
+    normed = library.heads(rows, weight, norm.eps, None, offsets, rows.shape[-1])
+    return Activation(mx.array(normed.reshape(x.shape)).astype(x.dtype))
 
 
 def _gelu_mul_natively(library: Library, gate: mx.array, up: mx.array) -> mx.array:

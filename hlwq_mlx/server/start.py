@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
-from typing import NamedTuple, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 from starlette.types import ASGIApp
 
@@ -25,13 +25,12 @@ from ..errors import SourceError
 from ..folder import loading, side_files
 from ..folder.folder import CONFIG, Folder
 from ..folder.identity import MANIFEST_KEY
-from ..gemma4.config import Gemma4Config
 from ..gemma4.towers.config import AUDIO, VISION
 from ..media.origin import Access
 from ..media.processor import Processor
 from ..memory.inventory import of_converted
 from ..memory.machine import this_machine
-from ..memory.need import Settings, kv_bytes
+from ..memory.need import Settings, Space
 from ..memory.verdict import Verdict, judge
 from .app import make_app
 from .engine import Engine, State
@@ -41,6 +40,9 @@ from .model_card import ModelCard
 from .prompts import PromptMaker
 from .service import Service
 from .site import Site
+
+if TYPE_CHECKING:
+    from ..sharding.start import Planned
 
 PREFIX_SHARE = 3  # of the memory for conversations, a third is for those that may come back
 CARD_CAPABILITIES = ("completion", "tools", "thinking")
@@ -70,7 +72,9 @@ def application(arguments: argparse.Namespace) -> Iterator[Started]:
     with_towers = replace(settings, has_towers=True)  # any request may bring a picture
     verdict = judge(inventory, with_towers, this_machine(folder.path))
     weights = sum(entry.weights for entry in inventory.entries)
-    room = Room.of(verdict, folder.args, settings, arguments)
+    planned = cli.agree(arguments, folder, with_towers)
+    space = space_of(verdict, folder, settings) if planned is None else planned.space
+    room = Room.of(space, folder.args.text_config.max_position_embeddings, arguments)
     prompts = PromptMaker(
         folder.args,
         tokenizer,
@@ -84,7 +88,7 @@ def application(arguments: argparse.Namespace) -> Iterator[Started]:
     vocab_size = folder.args.text_config.vocab_size
     features = FeatureCache()
     engine = Engine(  # last: what may fail does so before its thread begins to load
-        partial(_load, arguments, folder, settings, room),
+        partial(_load, arguments, folder, settings, room, planned),
         room.capacity,
         queue=arguments.max_queue,
         idle_s=arguments.idle_unload,
@@ -119,35 +123,37 @@ class Room:
     prefix_bytes: int
 
     @classmethod
-    def of(
-        cls,
-        verdict: Verdict,
-        args: Gemma4Config,
-        settings: Settings,
-        arguments: argparse.Namespace,
-    ) -> Self:
+    def of(cls, space: Space, longest: int, arguments: argparse.Namespace) -> Self:
         """Share out memory: a part for prompts that may come again, the rest for answers.
 
-        One conversation at least has room, even where the model was forced to load.
+        One conversation at least has room, even where the model was forced to load; of `longest`
+        tokens it can have.
         """
-
-        def bytes_of(tokens: int) -> int:
-            item_bytes = 2 if verdict.machine.has_metal else 4
-            return kv_bytes(args.text_config, replace(settings, context=tokens), item_bytes)
-
-        longest = args.text_config.max_position_embeddings
-        whole = verdict.spare_bytes + verdict.needed.kv
+        bytes_of = space.bytes_of
         given = arguments.prompt_cache_bytes
-        prefix_bytes = whole // PREFIX_SHARE if given is None else given
-        rows = max(whole - prefix_bytes, bytes_of(min(cli.CONTEXT, longest)))
+        prefix_bytes = space.nbytes // PREFIX_SHARE if given is None else given
+        rows = max(space.nbytes - prefix_bytes, bytes_of(min(cli.CONTEXT, longest)))
         fits = bisect_right(range(1, longest + 1), rows, key=bytes_of)
         context = fits if arguments.context is None else min(arguments.context, longest)
         return cls(Capacity(context, max(rows, bytes_of(context)), bytes_of), prefix_bytes)
 
 
-def _load(arguments: argparse.Namespace, folder: Folder, settings: Settings, room: Room) -> Worker:
+def space_of(verdict: Verdict, folder: Folder, settings: Settings) -> Space:
+    """Return the memory for keys and values that a model leaves on this machine alone."""
+    item_bytes = 2 if verdict.machine.has_metal else 4
+    nbytes = verdict.spare_bytes + verdict.needed.kv
+    return Space.of(nbytes, folder.args.text_config, settings, item_bytes)
+
+
+def _load(
+    arguments: argparse.Namespace,
+    folder: Folder,
+    settings: Settings,
+    room: Room,
+    planned: "Planned | None",
+) -> Worker:
     """Load the model, and what was kept of earlier prompts."""
-    model = cli.load_model(arguments, folder, settings)
+    model = cli.load_model(folder, planned)
     store, cache_dir = None, arguments.prompt_cache_dir
     if cache_dir is not None:
         store = PrefixStore(cache_dir, origin_of(model, identity_of(folder), settings.caching))

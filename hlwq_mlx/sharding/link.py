@@ -1,7 +1,6 @@
 """What machines send each other while they compute: MLX's collectives, and the bytes they send.
 
-MLX carries them, by its ring over TCP or by JACCL. `sent` counts what this machine sends; what it
-sends for a sum is what a ring needs of it, twice all but its own part.
+MLX carries them, by its ring over TCP or by JACCL. `sent` counts what this machine sends.
 """
 
 from collections.abc import Sequence
@@ -22,9 +21,16 @@ class Link:
         return self.rank == self.size - 1
 
     def sum(self, x: mx.array) -> mx.array:
-        """Add up what every machine gives, which has one shape."""
-        self.sent += sum_bytes(x.nbytes, self.size)
-        return mx.distributed.all_sum(x, group=self._group)
+        """Add up what every machine gives, which has one shape; machines are a power of two.
+
+        Halves are added in one order everywhere. A ring's own sum of four adds each part of the
+        array in another order, so that a row's bits would tell in which company it was; and it
+        takes twice as many messages, of fewer bytes.
+        """
+        parts = self.gather(x).astype(mx.float32)
+        while len(parts) > 1:
+            parts = parts[::2] + parts[1::2]
+        return parts[0].astype(x.dtype)
 
     def gather(self, x: mx.array) -> mx.array:
         """Put what every machine gives behind each other: [...] -> [size, ...]."""
@@ -39,8 +45,3 @@ class Link:
     def receive(self, shape: Sequence[int], dtype: mx.Dtype, source: int) -> mx.array:
         """Return what a neighbour sends, which arrives when it is evaluated."""
         return mx.distributed.recv(tuple(shape), dtype, source, group=self._group)
-
-
-def sum_bytes(nbytes: int, size: int) -> int:
-    """Return what each machine of a ring sends to add up arrays of so many bytes."""
-    return 2 * nbytes * (size - 1) // size

@@ -19,7 +19,7 @@ from ..memory.inventory import Entry, Inventory
 from ..memory.machine import CACHE_BYTES, IN_FLIGHT
 from ..memory.need import Settings, kv_bytes, running_bytes
 from ..quant.packing import BLOCK
-from .shares import Run, Split
+from .shares import SIZES, WHOLE, Run, Split
 from .speed import Link, Mac, all_reduces, layers_tokens_s, lone_tokens_s, tensors_tokens_s
 
 LAYERS, TENSORS = "layers", "tensors"
@@ -33,11 +33,12 @@ _LAYER = re.compile(r"\.layers\.(\d{1,6})\.")
 class Sizes:
     """Bytes of a model: of each layer, and of all else, which rank 0 has where layers part.
 
-    `held` are bytes in memory, `read` those that one token reads; every machine needs the
-    `working` ones: activations, and what MLX keeps of freed memory.
+    `held` are bytes in memory, `kept` among them of keys and values, `read` those that one token
+    reads; every machine needs the `working` ones: activations, and what MLX keeps of freed memory.
     """
 
     held: tuple[float, ...]
+    kept: tuple[float, ...]
     read: tuple[float, ...]
     ends_held: float
     ends_read: float
@@ -54,12 +55,14 @@ class Sizes:
 class Plan:
     """A way of splitting a model, what each machine holds and reads a token, and how fast it is.
 
-    `layers` are each machine's, all of them where tensors part. Speeds are a model's.
+    `layers` are each machine's, all of them where tensors part. Among what is `held`, `kept` are
+    keys and values. Speeds are a model's.
     """
 
     split: str
     layers: tuple[Run, ...]
     held: tuple[float, ...]
+    kept: tuple[float, ...]
     read: tuple[float, ...]
     limits: tuple[float, ...]
     tokens_s: float
@@ -111,12 +114,13 @@ def sizes_of(found: Inventory, settings: Settings) -> Sizes:
         else:
             ends_held += entry.stored_bytes
             ends_read += entry.stored_bytes
-    kept = kv_bytes(text, settings, ITEM_BYTES) / max(1, text.first_shared)
+    kept = [0.0] * count
     for index in range(text.first_shared):
-        held[index] += kept
+        kept[index] = kv_bytes(text, settings, ITEM_BYTES) / text.first_shared
+        held[index] += kept[index]
     activations = running_bytes(found, settings, ITEM_BYTES)[1]
     working = activations + CACHE_BYTES + IN_FLIGHT["MLX_MAX_MB_PER_BUFFER"] * 10**6
-    return Sizes(tuple(held), tuple(read), ends_held, ends_read, towers, working)
+    return Sizes(tuple(held), tuple(kept), tuple(read), ends_held, ends_read, towers, working)
 
 
 def _read_part(entry: Entry, text: TextConfig, own: Run | None = None) -> float:
@@ -156,12 +160,13 @@ def plan_layers(found: Inventory, settings: Settings, macs: Sequence[Mac], link:
         )
     layers = _cut(sizes, [mac.limit_bytes for mac in macs], most)
     held = [sum(sizes.held[run.start : run.stop]) + sizes.working for run in layers]
+    kept = [sum(sizes.kept[run.start : run.stop]) for run in layers]
     read = [sum(sizes.read[run.start : run.stop]) for run in layers]
     held[0] += sizes.ends_held + sizes.towers
     read[0] += sizes.ends_read
     hidden = ITEM_BYTES * text.hidden_size * (1 + (text.hidden_size_per_layer_input > 0))
     speed = layers_tokens_s(read, macs, link, hidden, ITEM_BYTES * text.hidden_size)
-    return _plan(LAYERS, layers, held, read, speed, sizes, macs)
+    return _plan(LAYERS, layers, held, kept, read, speed, sizes, macs)
 
 
 def plan_tensors(found: Inventory, settings: Settings, macs: Sequence[Mac], link: Link) -> Plan:
@@ -171,15 +176,12 @@ def plan_tensors(found: Inventory, settings: Settings, macs: Sequence[Mac], link
     """
     text, size = found.args.text_config, len(macs)
     sizes = sizes_of(found, settings)
-    is_coded = any(entry.bits is not None and not entry.is_tower for entry in found.live)
-    splits = [Split(text, size, rank, BLOCK if is_coded else 1) for rank in range(size)]
-    kept = kv_bytes(text, settings, ITEM_BYTES)
+    splits = splits_of(found, size)
     shares = len(splits[0].kv_heads(0)) / text.layer(0).num_key_value_heads
-    held = [kept * shares + sizes.working] * size
+    kept = [kv_bytes(text, settings, ITEM_BYTES) * shares] * size
+    held = [each + sizes.working for each in kept]
     read = [0.0] * size
-    for entry in found.live:
-        if entry.is_tower or entry.is_row_table:
-            continue
+    for entry in language_weights(found):
         for rank, split in enumerate(splits):
             part = part_of(entry, split) * entry.stored_bytes
             held[rank] += part
@@ -187,7 +189,38 @@ def plan_tensors(found: Inventory, settings: Settings, macs: Sequence[Mac], link
     held[0] += sizes.towers
     speed = tensors_tokens_s(read, macs, link, all_reduces(text), ITEM_BYTES * text.hidden_size)
     every = tuple(Run(0, text.num_hidden_layers) for _ in macs)
-    return _plan(TENSORS, every, held, read, speed, sizes, macs)
+    return _plan(TENSORS, every, held, kept, read, speed, sizes, macs)
+
+
+def splits_of(found: Inventory, size: int) -> list[Split]:
+    """Return what each of `size` machines holds where tensors part.
+
+    Raises: RequestError for a number of machines, or a model, that cannot be split so.
+    """
+    grain = BLOCK if any(entry.bits is not None for entry in language_weights(found)) else 1
+    return [Split(found.args.text_config, size, rank, grain) for rank in range(size)]
+
+
+def language_weights(found: Inventory) -> list[Entry]:
+    """Return the tensors of the language model that machines hold in memory."""
+    return [each for each in found.live if not (each.is_tower or each.is_row_table)]
+
+
+def largest_share(found: Inventory, size: int) -> float:
+    """Return which part of the language model's bytes the fullest machine holds by tensors."""
+    weights = language_weights(found)
+    held = [
+        sum(part_of(entry, split) * entry.stored_bytes for entry in weights)
+        for split in splits_of(found, size)
+    ]
+    return max(held) / sum(entry.stored_bytes for entry in weights)
+
+
+def whole_share(found: Inventory) -> float:
+    """Return which part of the language model's bytes every machine holds by tensors."""
+    split, weights = splits_of(found, SIZES[0])[0], language_weights(found)
+    whole = sum(each.stored_bytes for each in weights if split.share(each.name) == WHOLE)
+    return whole / sum(entry.stored_bytes for entry in weights)
 
 
 def part_of(entry: Entry, split: Split) -> float:
@@ -201,6 +234,7 @@ def _plan(
     split: str,
     layers: Sequence[Run],
     held: Sequence[float],
+    kept: Sequence[float],
     read: Sequence[float],
     speed: float,
     sizes: Sizes,
@@ -209,7 +243,7 @@ def _plan(
     alone = lone_tokens_s(sum(sizes.read) + sizes.ends_read, macs[0])
     limits = tuple(mac.limit_bytes for mac in macs)
     return Plan(
-        *(split, tuple(layers), tuple(held), tuple(read), limits, speed, alone),
+        *(split, tuple(layers), tuple(held), tuple(kept), tuple(read), limits, speed, alone),
         fits_alone=sizes.whole <= limits[0],
     )
 

@@ -104,9 +104,8 @@ def tensors_tokens_s(
 ) -> float:
     """Return the tokens a second where tensors part: the slowest machine's, and every collective's.
 
-    A ring adds up in 2 (n - 1) messages of an n-th each.
+    A ring hands what all give round in n - 1 messages.
     """
-    size = len(macs)
     works = max(part / mac.bytes_s for part, mac in zip(read, macs, strict=True))
-    one = 2 * (size - 1) * link.message_s(nbytes / size) + link.fence_s
+    one = (len(macs) - 1) * link.message_s(nbytes) + link.fence_s
     return 1 / (works + collectives * one + link.latency_s)

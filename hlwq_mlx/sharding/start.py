@@ -5,6 +5,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -14,17 +15,17 @@ from ..disk.sizes import format_bytes
 from ..folder.folder import Folder
 from ..memory.inventory import of_converted
 from ..memory.machine import this_machine
-from ..memory.need import Settings
+from ..memory.need import Settings, Space
 from ..quant import device
 from ..quant.bodies import metal_folder
-from . import load
+from . import load, room
 from .control import Follower, Leader, Message
 from .follow import follow
 from .launched import Launched, launched
 from .lead import LedModel
 from .link import Link
 from .passes import LayersWorker, TensorsWorker, Worker
-from .plan import LAYERS, MAKERS, describe_parts
+from .plan import LAYERS, MAKERS, Plan, describe_parts
 from .shares import Run
 from .speed import CHIPS, Mac, link_of
 
@@ -53,10 +54,26 @@ def join() -> Group | None:
     return leader
 
 
-def lead(
+@dataclass(frozen=True)
+class Planned:
+    """A group that knows who holds what, before anybody loads it."""
+
+    leader: Leader
+    folder: Folder
+    settings: Settings
+    plan: Plan
+
+    @property
+    def space(self) -> Space:
+        """The memory for keys and values that every machine has room for, in rank 0's bytes."""
+        item_bytes = device.activation_dtype().size
+        return room.space(self.plan, self.folder.args, self.settings, item_bytes)
+
+
+def agree(
     leader: Leader, folder: Folder, settings: Settings, split: str, *, is_forced: bool
-) -> LedModel:
-    """Load rank 0's part, and return the whole model as the engine uses it.
+) -> Planned:
+    """Ask every machine for its folder and its memory, and plan who holds what.
 
     Raises: RequestError for a model or a number of machines that cannot be split so; DeviceError
     for a part that does not fit its machine, unless `is_forced`.
@@ -77,14 +94,20 @@ def lead(
         _LOG.info("%s: %s", split, line)
     if not is_forced:
         plan.require()
+    return Planned(leader, folder, settings, plan)
+
+
+def lead(planned: Planned) -> LedModel:
+    """Have every machine load its part, and return the whole model as rank 0's engine uses it."""
+    leader, folder, plan = planned.leader, planned.folder, planned.plan
     layers = list(plan.layers)
-    leader.tell({"do": "load", "split": split, "layers": layers})
-    worker, read_bytes = _load(folder, leader.place, split, layers)
+    leader.tell({"do": "load", "split": plan.split, "layers": layers})
+    worker, read_bytes = _load(folder, leader.place, plan.split, layers)
     told = leader.hear()
     leader.begin()
     sizes = [read_bytes, *(int(told[rank]["read_bytes"]) for rank in sorted(told))]
     parts = ", ".join(f"rank {rank} {format_bytes(size)}" for rank, size in enumerate(sizes))
-    _LOG.info("%s: weights read by %s", split, parts)
+    _LOG.info("%s: weights read by %s", plan.split, parts)
     return LedModel(folder.args, worker, leader, sizes)
 
 

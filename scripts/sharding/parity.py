@@ -28,7 +28,6 @@ from hlwq_mlx.engine.step import LISTED
 from hlwq_mlx.folder.folder import Folder
 from hlwq_mlx.gemma4.config import Gemma4Config
 from hlwq_mlx.gemma4.towers.tower import TOWER_PREFIXES
-from hlwq_mlx.sharding.link import sum_bytes
 from hlwq_mlx.source.repository import Source
 from hlwq_mlx.write import convert
 from hlwq_mlx.write.cache import DEMO
@@ -77,9 +76,13 @@ def models(work: Path) -> Iterator[tuple[str, Path]]:
 
 
 def dense() -> dict[str, Any]:
-    """Return a config whose heads and columns part in whole blocks, unevenly."""
+    """Return a config whose layers part in four, and heads and columns in uneven whole blocks."""
     settings = tiny.config()
-    settings["text_config"] |= {**WIDE, "num_kv_shared_layers": 1}
+    layer_types = settings["text_config"]["layer_types"][:2] * 3
+    settings["text_config"] |= {
+        **{**WIDE, "num_kv_shared_layers": 1},
+        **{"num_hidden_layers": len(layer_types), "layer_types": layer_types},
+    }
     return settings
 
 
@@ -172,15 +175,16 @@ def formula(args: Gemma4Config, split: str, size: int) -> int:
     """Return the bytes that rank 0 sends for a token.
 
     By layers that is a hidden state, and the embedding that per-layer inputs are made of. By
-    tensors it is what sums need, of two states a layer, or three with experts, and one for the
-    embedding; and this machine's likeliest tokens with their numbers and the sum of all.
+    tensors it is what sums need, two states a layer, or three with experts, and one for the
+    embedding; and this machine's likeliest tokens with their numbers and the sum of all: as often
+    as there are other machines.
     """
     text = args.text_config
     state = FLOAT * text.hidden_size
     if split == "layers":
         return state * (1 + (text.hidden_size_per_layer_input > 0))
     sums = text.num_hidden_layers * (3 if text.enable_moe_block else 2) + 1
-    return sums * sum_bytes(state, size) + FLOAT * (2 * LISTED + 1) * (size - 1)
+    return (sums * state + FLOAT * (2 * LISTED + 1)) * (size - 1)
 
 
 if __name__ == "__main__":

@@ -50,7 +50,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if isinstance(group, Follower):
         start.serve(group, lambda: folder)
         return
-    model = start.lead(group, folder, Settings(1024), arguments.split, is_forced=True)
+    planned = start.agree(group, folder, Settings(1024), arguments.split, is_forced=True)
+    model = start.lead(planned)
     whole = loading.load_folder(folder)
     print(json.dumps(compare(model, whole, arguments.prompt, arguments.tokens)))
 

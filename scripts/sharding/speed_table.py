@@ -3,23 +3,35 @@
     python scripts/sharding/speed_table.py
 
 Each line is a model and some Macs of 16 GB; hlwq_mlx/sharding/speed.py says what is assumed. A
-number in brackets is of a plan that is not worth it: one Mac is as fast.
+number in brackets is of a plan that is not worth it: one Mac is as fast. A second table says which
+part of a language model's bytes the fullest Mac holds by tensors, and which part every Mac does.
 """
 
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from hlwq_mlx.folder import published
-from hlwq_mlx.memory.inventory import Entry, Inventory, stored_bytes
+from hlwq_mlx.memory.inventory import (
+    Entry,
+    Inventory,
+    as_converted,
+    of_variant,
+    stored_bytes,
+    take,
+)
 from hlwq_mlx.memory.need import Settings
 from hlwq_mlx.sharding import plan
 from hlwq_mlx.sharding.plan import Plan
+from hlwq_mlx.sharding.shares import SIZES
 from hlwq_mlx.sharding.speed import FENCE_S, LATENCIES, link_of, mac_of
 from hlwq_mlx.source import rules
+from hlwq_mlx.write.cache import DEMO
+from hlwq_mlx.write.leftovers import AUTO
 
 LINKS = (1, 10, 40)
 GROUPS = ("M1:16 M1:16", "M1:16 M1:16 M1:16 M1:16", "M4:16 M4:16", "M4:16 M4:16 M4:16 M4:16")
 SETTINGS = Settings(8192)
+VARIANTS = ("PQ2", "PQ3", "PQ5", "PQ8")
 SLIDING, FULL = "sliding_attention", "full_attention"
 # What differs from E4B in the released configs.
 LARGER = {
@@ -65,6 +77,19 @@ def main() -> None:
         f"{1e6 * seconds:.0f} µs at {gbit:.0f} Gbit/s" for gbit, seconds in LATENCIES.items()
     )
     print(f"\nAssumed: latency {latencies}; {1e6 * FENCE_S:.0f} µs for GPU and CPU a message.")
+    print_shares()
+
+
+def print_shares() -> None:
+    """Print which part of each model a Mac holds by tensors."""
+    names = ["model", *(f"of {size} Macs, the fullest" for size in SIZES), "every Mac"]
+    print(f"\n| {' | '.join(names)} |\n{'|---' * len(names)}|")
+    models = {"the demo, 16 bits": take(str(DEMO), "bf16")}
+    models |= {f"E4B, {name}, converted": as_converted(of_variant(name), AUTO) for name in VARIANTS}
+    models |= {name: inventory(*how) for name, how in MODELS.items() if how[0] != "E4B"}
+    for name, found in models.items():
+        parts = [*(plan.largest_share(found, size) for size in SIZES), plan.whole_share(found)]
+        print(f"| {' | '.join([name, *(f'{100 * part:.1f} %' for part in parts)])} |")
 
 
 def inventory(size: str, bits: Callable[[str], int]) -> Inventory:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import mlx.core as mx
 import numpy as np
 import pytest
+from mlx import nn
 
 from hlwq_mlx.errors import DeviceError, ShapeError
 from hlwq_mlx.gemma4 import by_cpu
@@ -137,6 +138,14 @@ def test_operations_between_products(library):
     gate = 40 * x
     y = library.gelu_mul(floats(gate), floats(update))
     assert distance(y, np.array(codec.gelu_mul_float32(gate, update))) < 1e-6
+
+
+def test_a_layer_norms_what_arrives_as_the_layer_before_would_have(library):
+    x, update, norm = rows(3, 77), rows(4, 77)[:3], nn.RMSNorm(77, 1e-6)
+    norm.weight = rows(5, 77)[0]
+    own = ops.fused_ops(77, 1e-6, 0)
+    h, normed = own.residual_norm(x, update, norm, norm)
+    assert mx.array_equal(own.norm(h, norm).plain, normed.plain)
 
 
 def test_what_is_no_number_stays_none_in_the_integer_mode(library, monkeypatch):

@@ -42,7 +42,8 @@ def share_shape(shape, share):
 def test_layers_part_into_models_that_hold_every_tensor_once(settings):
     args = Gemma4Config.from_dict(settings)
     cut = 1 if settings["text_config"]["num_kv_shared_layers"] else 2
-    parts = [layers_part(args, Run(0, cut)), layers_part(args, Run(cut, 4))]
+    count = args.text_config.num_hidden_layers
+    parts = [layers_part(args, Run(0, cut)), layers_part(args, Run(cut, count))]
     own = [placed(args, part) for part in parts]
     for part, found in zip(parts, own, strict=True):
         needed = shapes(part.args)

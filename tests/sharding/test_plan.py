@@ -10,8 +10,10 @@ from hlwq_mlx.library import DEMO
 from hlwq_mlx.memory import inventory
 from hlwq_mlx.memory.need import Settings
 from hlwq_mlx.sharding import plan
-from hlwq_mlx.sharding.shares import Run
+from hlwq_mlx.sharding.shares import WHOLE, Run
 from hlwq_mlx.sharding.speed import CHIPS, Link, Mac, link_of, mac_of
+from scripts.sharding import speed_table
+from scripts.sharding.speed_table import MODELS
 
 GB = 1e9
 SETTINGS = Settings(8192)
@@ -59,6 +61,29 @@ def test_a_share_is_an_nth_and_little_more(e4b, size):
     made = plan.plan_tensors(e4b, SETTINGS, macs(*[11] * size), link_of(10))
     whole = sum(plan.sizes_of(e4b, SETTINGS).read) + plan.sizes_of(e4b, SETTINGS).ends_read
     assert max(made.read) <= whole / size + 0.05 * whole
+
+
+@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("variant", ["PQ1", "PQ2", "PQ3", "PQ4", "PQ5", "PQ6", "PQ8", "PQ2-Mixed"])
+def test_the_fullest_machine_holds_an_nth_of_e4b_and_five_in_a_hundred(variant, size):
+    found = inventory.as_converted(inventory.of_variant(variant), "auto")
+    assert 1 / size < plan.largest_share(found, size) <= 1 / size + 0.05
+
+
+@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("name", [name for name in MODELS if not name.startswith("E4B")])
+def test_the_fullest_machine_holds_as_much_of_the_larger_models(name, size):
+    found = speed_table.inventory(*MODELS[name])
+    assert 1 / size < plan.largest_share(found, size) <= 1 / size + 0.05
+
+
+def test_what_every_machine_holds_whole_is_named():
+    found = inventory.take(str(DEMO), "bf16")
+    split, *_ = plan.splits_of(found, 2)
+    whole = [e.name for e in plan.language_weights(found) if split.share(e.name) == WHOLE]
+    small = ("norm.weight", "layer_scalar")
+    per_layer = ("per_layer_input_gate", "per_layer_projection", "per_layer_model_projection")
+    assert {name.split(".")[-2] for name in whole if not name.endswith(small)} == {*per_layer}
 
 
 def test_three_machines_are_refused_by_tensors(e4b):
