@@ -2,8 +2,9 @@
 
     python -m hlwq_mlx.quant.backends.native.build
 
-Its name holds a digest of all that it is made from, so another version compiles its own. Nothing is
-downloaded. The compiler is $CXX, the machine's own, or that of the package ziglang.
+Its name holds a digest of all that it is made from, so another version compiles its own, even
+where a wheel brought one (hatch_build.py). Nothing is downloaded. The compiler is $CXX, the
+machine's own, or that of the package ziglang.
 """
 
 import fcntl
@@ -55,6 +56,16 @@ def machine() -> str:
 def library_path() -> Path:
     """Return where the library lies once it is built."""
     return cache_folder() / "native" / f"hlwq-{_digest()}.so"
+
+
+def shipped_path() -> Path:
+    """Return where it lies if the wheel brought it."""
+    return Path(__file__).with_name(library_path().name)
+
+
+def is_there() -> bool:
+    """Return whether nothing has to be compiled."""
+    return shipped_path().is_file() or library_path().is_file()
 
 
 @cache
