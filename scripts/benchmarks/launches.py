@@ -62,6 +62,7 @@ LAUNCHES = {
     **dict.fromkeys(("Slice", "Split", "StopGradient", "NumberOfElements"), 0),
     "Concatenate": 2,
 }
+ALL_CODED = class_rule({"experts": 3, "attention": 5, "mlp": 5, "embedding": 6, "router": 8})
 LAUNCH = "Depends"  # how a stand-in appears in the graph
 EVALUATE = mx.eval  # whatever `count_chunk` makes of the name
 
@@ -135,19 +136,29 @@ def count_ours(rule: Rule) -> Counter[str]:
 
 def count_larger(name: str) -> Counter[str]:
     """Count a token of a larger Gemma 4 on an M1, all of it coded."""
-    rule = class_rule({"experts": 3, "attention": 5, "mlp": 5, "embedding": 6, "router": 8})
+    config = _small_larger(name)
+    return _count(_fused(ALL_CODED, config), config=config)
+
+
+def _small_larger(name: str) -> dict[str, Any]:
     experts = SMALL_EXPERTS if "num_experts" in LARGER[name] else {}
-    config = larger_config(name, **SMALL_LARGER, **experts)
-    return _count(_fused(rule, config), config=config)
+    return larger_config(name, **SMALL_LARGER, **experts)
 
 
 def count_passes(rule: Rule, most: int) -> list[int]:
-    """Count the launches of passes of 1, 2, .. `most` tokens of our model on an M1.
+    """Count the launches of passes of 1, 2, .. `most` tokens of E4B on an M1."""
+    return _count_passes(rule, most, e4b_config(**SMALL))
 
-    Of several tokens, attention's results are copied from heads to positions, once a layer.
-    """
-    model = _fused(rule)
-    counts = [total(_count(model, tokens)) for tokens in range(1, most + 1)]
+
+def count_larger_passes(name: str, most: int) -> list[int]:
+    """Count the same of a larger Gemma 4, all of it coded."""
+    return _count_passes(ALL_CODED, most, _small_larger(name))
+
+
+def _count_passes(rule: Rule, most: int, config: dict[str, Any]) -> list[int]:
+    # Of several tokens, attention's results are copied from heads to positions, once a layer.
+    model = _fused(rule, config)
+    counts = [total(_count(model, tokens, config)) for tokens in range(1, most + 1)]
     copies = model.args.text_config.num_hidden_layers
     return [counts[0], *(count + copies for count in counts[1:])]
 
