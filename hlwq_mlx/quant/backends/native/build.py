@@ -44,6 +44,8 @@ FLAGS = ("-std=c++17", "-O3", "-fPIC", "-ffp-contract=off", "-fvisibility=hidden
 PATIENCE_S = 600
 # With -P, nothing is imported from the current folder, which may be a model's.
 PYTHON = (sys.executable, "-P", "-m")
+# Zig would compile for this very processor, and spells the names of others in its own way.
+ZIG = (*PYTHON, "ziglang", "c++", "-mcpu=baseline")
 ADVICE = "Install a C++ compiler (g++ or clang++), or: pip install ziglang."
 
 
@@ -85,7 +87,7 @@ def compiler() -> list[str] | None:
         for name in ("c++", "g++", "clang++"):
             if path := shutil.which(name):
                 return [path]
-    return [*PYTHON, "ziglang", "c++"] if find_spec("ziglang") else None
+    return [*ZIG] if find_spec("ziglang") else None
 
 
 def _has_tools() -> bool:
@@ -117,7 +119,7 @@ def build(flags: Sequence[str] = (), target: Path | None = None) -> Path:
 
 def _compile(command: list[str], folder: Path) -> Path:
     units = [(name, SOURCE / f"{name}.cpp", ()) for name in COMMON] + [
-        (name, SOURCE / f"{PRODUCTS}.cpp", (f"-DISA={name}", *flags))
+        (name, SOURCE / f"{PRODUCTS}.cpp", (f"-DISA={name}", *_spelt(flags, command)))
         for name, flags in INSTRUCTIONS.get(machine(), {"portable": ()}).items()
     ]
     objects = [folder / f"{name}.o" for name, *_ in units]
@@ -130,6 +132,11 @@ def _compile(command: list[str], folder: Path) -> Path:
     made = folder / "library.so"
     _run([*command, "-shared", *map(str, objects), "-o", str(made), "-lpthread"])
     return made
+
+
+def _spelt(flags: Sequence[str], command: Sequence[str]) -> list[str]:
+    is_zig = tuple(command[: len(ZIG)]) == ZIG
+    return [flag.replace("x86-64-", "x86_64_") if is_zig else flag for flag in flags]
 
 
 def _run(command: list[str]) -> None:
