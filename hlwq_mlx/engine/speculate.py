@@ -13,7 +13,7 @@ L positions of a pass, V vocabulary.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import takewhile
 
 import mlx.core as mx
@@ -31,8 +31,9 @@ from .draft import Course, Drafter
 from .pace import Pace
 from .step import Chosen, Outcome, Row, Step, UnderWay, accept, score, take, wait
 
-# What one more row costs a pass by Metal, in passes. They wait for the weights in any case: an M1's
-# is modelled at 0.02 to 0.03 from 3 bits on (scripts/benchmarks/passes.py), not measured.
+# What one more row costs a pass by Metal, in passes, where rows read the same weights. They wait
+# for these in any case: an M1's is modelled at 0.02 to 0.03 from 3 bits on
+# (scripts/benchmarks/passes.py), not measured.
 ROW_COST = 0.03
 # What a pass that checks drafts costs besides, in passes: the host does not work ahead of it.
 # Measured with the demo on a CPU (scripts/benchmarks/drafts.py --draft random).
@@ -50,12 +51,25 @@ def make_step(model: Model, drafter: Drafter | None) -> Step:
 
 
 def row_cost(model: Model) -> float:
-    """Return what one more row costs a pass, in passes; stock MLX on a CPU goes row by row."""
+    """Return what one more row costs a pass, in passes."""
+    text = model.args.text_config
+    shared, stacks = (coded_weights(model, of_experts=each) for each in (False, True))
+    chosen = (text.top_k_experts or 0) / (text.num_experts or 1)
     if has_metal():
-        return ROW_COST
-    weights = coded_weights(model).total()
-    share = weights / (weights + HOST_WEIGHTS)
-    return share * SHARED_DECODING if native_library() else share
+        return metal_row_cost(shared, {bits: chosen * count for bits, count in stacks.items()})
+    own = chosen * stacks.total()
+    each = SHARED_DECODING if native_library() else 1.0  # stock MLX goes row by row
+    return (each * shared.total() + own) / (shared.total() + own + HOST_WEIGHTS)
+
+
+def metal_row_cost(shared: Mapping[int, float], chosen: Mapping[int, float]) -> float:
+    """Return what one more row costs a pass by Metal: it waits for its own experts.
+
+    `shared` and `chosen` say how many weights of each width all rows read, and each row by itself;
+    what two rows choose both is not counted.
+    """
+    once, own = (sum(bits * count for bits, count in each.items()) for each in (shared, chosen))
+    return (ROW_COST * once + own) / (once + own) if once + own else ROW_COST
 
 
 class DraftingStep:
