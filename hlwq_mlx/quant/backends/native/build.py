@@ -3,7 +3,7 @@
     python -m hlwq_mlx.quant.backends.native.build
 
 Its name holds a digest of all that it is made from, so another version compiles its own, even
-where a wheel brought one (hatch_build.py). Nothing is downloaded. The compiler is $CXX, the
+where a wheel brought one (scripts/wheel_hook.py). Nothing is downloaded. The compiler is $CXX, the
 machine's own, or that of the package ziglang.
 """
 
