@@ -89,6 +89,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error(f"{done[1]}: not allowed with {done[0]}")
     if arguments.link is not None and not arguments.macs:
         parser.error("--link: not allowed without --macs")
+    if arguments.verify:
+        planning = ("variant", "context", "leftovers", *cli.MEMORY)
+        cli.refuse_unused(parser, arguments, planning, "with --verify")
     settings = cli.settings_for(arguments, arguments.context)
     if arguments.table:
         variants = rules.VARIANTS if arguments.variant is None else (arguments.variant,)

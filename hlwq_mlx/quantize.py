@@ -86,13 +86,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error("the following arguments are required: --output")
     if arguments.discard_source and arguments.layout == PUBLISHED:
         parser.error(f"--discard-source makes a folder to run, not --layout {PUBLISHED}")
-    if arguments.context is not None and arguments.fit is None:
-        parser.error("--context: not allowed without --fit")
+    if arguments.fit is None:
+        cli.refuse_unused(parser, arguments, ("context", *cli.MEMORY), "without --fit")
     arguments.context = arguments.context or cli.CONTEXT
     if arguments.output is None:
-        for option in ("discard_source", "force", "layout"):
-            if getattr(arguments, option) != parser.get_default(option):
-                parser.error(f"--{option.replace('_', '-')}: not allowed without --output")
+        needing = ("discard_source", "force", "layout")
+        cli.refuse_unused(parser, arguments, needing, "without --output")
         for line in _look(arguments).lines():
             cli.result(line)
         return

@@ -1,5 +1,6 @@
 """The wheel as a user installs it: complete, and at home with stock mlx-lm."""
 
+import os
 import subprocess
 import sys
 import zipfile
@@ -9,13 +10,14 @@ import demo
 import environments
 import pytest
 
+from hlwq_mlx.quant.backends.native import build
+from hlwq_mlx.quant.backends.native.library import require_library
+
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
+def build_wheel(folder):
     pytest.importorskip("hatchling", reason="building a wheel needs hatchling, of the test extra")
-    folder = tmp_path_factory.mktemp("wheel")
     options = ["--no-deps", "--no-build-isolation", "--disable-pip-version-check", "--quiet"]
     subprocess.run(
         [sys.executable, "-m", "pip", "wheel", *options, "--wheel-dir", str(folder), str(ROOT)],
@@ -25,10 +27,9 @@ def wheel(tmp_path_factory):
     return next(folder.glob("hlwq_mlx-*.whl"))
 
 
-@pytest.fixture(scope="module")
-def installed(wheel, tmp_path_factory):
-    """An environment whose own hlwq_mlx comes from the wheel, ahead of this checkout's."""
-    environment = environments.make(tmp_path_factory.mktemp("environment"))
+def install(wheel, folder):
+    """Make an environment whose own hlwq_mlx comes from the wheel, ahead of this checkout's."""
+    environment = environments.make(folder)
     options = ["--no-deps", "--no-index", "--disable-pip-version-check", "--quiet"]
     pip = [sys.executable, "-m", "pip", "--python", str(environment / "bin" / "python")]
     subprocess.run(
@@ -37,6 +38,16 @@ def installed(wheel, tmp_path_factory):
         capture_output=True,
     )
     return environment
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    return build_wheel(tmp_path_factory.mktemp("wheel"))
+
+
+@pytest.fixture(scope="module")
+def installed(wheel, tmp_path_factory):
+    return install(wheel, tmp_path_factory.mktemp("environment"))
 
 
 def test_the_wheel_is_complete(wheel):
@@ -48,6 +59,30 @@ def test_the_wheel_is_complete(wheel):
     assert {"hlwq_mlx/py.typed", "hlwq_mlx/metal/qmv.metal"} <= names
     assert any(name.endswith("licenses/NOTICE") for name in names)
     assert not any(name.startswith(("tests/", "scripts/")) for name in names)
+
+
+def test_a_wheel_brings_the_native_library_where_that_is_asked_for(wheel, tmp_path, monkeypatch):
+    assert wheel.name.endswith("-py3-none-any.whl")
+    monkeypatch.setenv("HLWQ_WHEEL_NATIVE", "1")
+    built = build_wheel(tmp_path)
+    assert not built.name.endswith("-any.whl")
+    environment = install(built, tmp_path / "environment")
+    folder = environments.site_packages(environment) / "hlwq_mlx/quant/backends/native"
+    shipped = folder / build.library_path().name
+    asked = (
+        "from hlwq_mlx.quant.backends.native import library, build;"
+        "found = library.library(); print(found and found.instructions, build.compiler())"
+    )
+    instructions, compiled = require_library().instructions, os.environ["HLWQ_CACHE"]
+    monkeypatch.setenv("CXX", "false")  # nothing is compiled,
+    monkeypatch.setenv("HLWQ_CACHE", str(tmp_path / "empty"))  # and nothing found elsewhere
+    ran = environments.run(environment, "-c", asked)
+    assert ran.stdout.split() == [instructions, "['false']"], ran.stderr
+    assert not (tmp_path / "empty").exists()
+    shipped.write_bytes(b"of another machine")
+    monkeypatch.setenv("HLWQ_CACHE", compiled)
+    ran = environments.run(environment, "-c", asked)
+    assert (ran.stdout.split()[0], ran.stderr) == (instructions, "")
 
 
 def test_the_wheel_answers(installed):

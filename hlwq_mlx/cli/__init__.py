@@ -23,6 +23,7 @@ from .machines import agree, leads, load_model
 from .options import (
     CONTEXT,
     LEFTOVERS,
+    MEMORY,
     MODEL_NAMES,
     PREFILL_STEP,
     add_answer_args,
@@ -39,6 +40,7 @@ from .options import (
     gigabytes,
     json_object,
     media_part,
+    refuse_unused,
     seed,
     text,
 )
@@ -52,6 +54,7 @@ __all__ = [
     "EXIT_INTERRUPTED",
     "EXIT_SIGNAL",
     "LEFTOVERS",
+    "MEMORY",
     "MODEL_NAMES",
     "PATIENCE_S",
     "PREFILL_STEP",
@@ -89,6 +92,7 @@ __all__ = [
     "progress",
     "read_stdin",
     "read_text",
+    "refuse_unused",
     "result",
     "run",
     "seed",

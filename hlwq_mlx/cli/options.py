@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from .machines import add_split_arg
 CONTEXT = 8192  # tokens of a conversation that should fit into memory
 PREFILL_STEP = 512  # of engine.request; mlx-lm's 2048 would take four times the memory
 DRAFTS = ("none", "lookup", "model")  # as `arguments` reads them
+MEMORY = ("prefill_step_size", "kv_bits", "kv_group_size", "max_kv_size")  # of add_memory_args
 LEFTOVERS = ("auto", "keep", "small")  # of write.leftovers
 MODEL_NAMES = "hub id (owner/name or owner/name/PQ5), source folder, PQ folder or converted folder"
 
@@ -103,6 +105,15 @@ def add_discard_args(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="begin with --discard-source even if the disk seems too small",
     )
+
+
+def refuse_unused(
+    parser: argparse.ArgumentParser, arguments: argparse.Namespace, names: Iterable[str], why: str
+) -> None:
+    """Leave with an error where an option that would be ignored is not at its default."""
+    for name in names:
+        if getattr(arguments, name) != parser.get_default(name):
+            parser.error(f"--{name.replace('_', '-')}: not allowed {why}")
 
 
 def add_sampling_args(parser: argparse.ArgumentParser) -> None:

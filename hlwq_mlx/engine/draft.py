@@ -57,14 +57,15 @@ class Drafter(Protocol):
 class Course:
     """An answer's tokens with the prompt's keys before them, and what is known for drafting.
 
-    `hidden` is the hidden state, with the length of caches that it belongs to.
+    `hidden` is the hidden state, with the length of caches that it belongs to. `pace` is set by the
+    step that drafts.
     """
 
     def __init__(self, keys: Sequence[int]) -> None:
         self._ids = np.array(keys, dtype=np.int64)
         self._length = len(keys)
         self.hidden: tuple[int, mx.array] | None = None
-        self.pace = Pace()
+        self.pace: Pace | None = None
 
     def take(self, token: int) -> None:
         """Add a token to the answer."""
@@ -72,7 +73,8 @@ class Course:
             self._ids = np.concatenate([self._ids, np.zeros_like(self._ids)])
         self._ids[self._length] = token
         self._length += 1
-        self.pace.take()
+        if self.pace is not None:
+            self.pace.take()
 
     def seen(self, caches: Sequence[Any]) -> Seen:
         """Return the answer as a drafter sees it."""

@@ -1,47 +1,54 @@
 """How many tokens to draft: as many as are likely to pay, and none where drafting does not.
 
-It counts passes, not time, so that an answer takes the same passes every time. One drafted token
-costs `cost` passes, whether or not it is accepted, and an accepted one saves a pass. An answer may
-lose as much as LOSS passes a token, and what FIRST tokens may lose before it has any; so drafting
-that never pays is tried at the beginning and then rarely.
+It counts passes, not time, so that the same answers in a row take the same passes every time. One
+drafted token costs `cost` passes, whether or not it is accepted, and an accepted one saves a pass;
+a pass that checks any costs `once` more.
+Answers may lose LOSS passes a token, FIRST passes before there is any token, and what they saved
+before. An answer goes on with what the one before it left, so that drafting that never pays is
+tried at the beginning of the first and then rarely, however short the answers are.
 """
 
 LOSS = 0.01  # passes a token
-FIRST = 0.4  # passes, at the start of an answer
-SAVINGS = 2.0  # passes, at most, that an answer may lose later because it saved them before
+FIRST = 0.6  # passes, at the start of the first answer
+SAVINGS = 2.0  # passes, at most, that may be lost later because they were saved before
 FADE = 0.8  # what a past pass counts for at each new one
 
 
 class Pace:
-    """Counts of one answer: what was drafted and what of it was accepted."""
+    """Counts of one answer: what was drafted, what of it was accepted, what may still be lost."""
 
-    def __init__(self) -> None:
+    def __init__(self, credit: float = FIRST) -> None:
         # As if one of two drafted tokens had been accepted before.
         self._hits, self._trials = 1.0, 2.0
-        self._credit = FIRST
+        self._credit = credit
+
+    def next(self) -> "Pace":
+        """Return what to count the next answer by: other text, and as much to lose."""
+        return Pace(self._credit)
 
     def take(self) -> None:
         """Count a token of the answer."""
         self._credit = min(SAVINGS, self._credit + LOSS)
 
-    def learn(self, drafted: int, accepted: int, cost: float) -> None:
-        """Count a pass that checked drafts, each of which cost `cost` passes."""
+    def learn(self, drafted: int, accepted: int, cost: float, once: float = 0.0) -> None:
+        """Count a pass that checked drafts."""
         self._hits = FADE * self._hits + accepted
         self._trials = FADE * self._trials + accepted + (accepted < drafted)
-        self._credit = min(SAVINGS, self._credit + accepted - cost * drafted)
+        self._credit = min(SAVINGS, self._credit + accepted - once - cost * drafted)
 
-    def count(self, most: int, cost: float) -> int:
+    def count(self, most: int, cost: float, once: float = 0.0) -> int:
         """Return how many tokens to draft, at most `most`.
 
         It is the number that saves the most passes, if each drafted token is accepted as often as
         before, or one where none saves any; but no more than may be lost.
         """
         share = self._hits / self._trials
-        affordable = most if cost <= 0 else min(most, int(self._credit / cost))
-        best, count, saved, chance = 0.0, 1, 0.0, 1.0
-        for k in range(1, affordable + 1):
+        best, count, saved, chance = 0.0, 0, -once, 1.0
+        for k in range(1, most + 1):
+            if once + cost * k > self._credit:
+                break
             chance *= share
             saved += chance - cost
-            if saved > best:
-                best, count = saved, k
-        return min(count, affordable)
+            if k == 1 or saved > best:
+                best, count = max(best, saved), k
+        return count

@@ -13,7 +13,7 @@ L positions of a pass, V vocabulary.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import takewhile
 
 import mlx.core as mx
@@ -28,11 +28,16 @@ from ..quant.device import has_metal
 from ..quant.layers import coded_weights, usual_bits
 from . import overlap
 from .draft import Course, Drafter
+from .pace import Pace
 from .step import Chosen, Outcome, Row, Step, UnderWay, accept, score, take, wait
 
-# What one more row costs a pass by Metal, in passes. They wait for the weights in any case: an M1's
-# is modelled at 0.02 to 0.03 from 3 bits on (scripts/benchmarks/passes.py), not measured.
+# What one more row costs a pass by Metal, in passes, where rows read the same weights. They wait
+# for these in any case: an M1's is modelled at 0.02 to 0.03 from 3 bits on
+# (scripts/benchmarks/passes.py), not measured.
 ROW_COST = 0.03
+# What a pass that checks drafts costs besides, in passes: the host does not work ahead of it.
+# Measured with the demo on a CPU (scripts/benchmarks/drafts.py --draft random).
+CHECK_COST = 0.2
 # A CPU multiplies by so many weights in the time that the host takes for a pass of the demo.
 HOST_WEIGHTS = 1 << 23
 # The native library decodes a weight once for all rows: four cost it about twice what one does.
@@ -46,12 +51,25 @@ def make_step(model: Model, drafter: Drafter | None) -> Step:
 
 
 def row_cost(model: Model) -> float:
-    """Return what one more row costs a pass, in passes; stock MLX on a CPU goes row by row."""
+    """Return what one more row costs a pass, in passes."""
+    text = model.args.text_config
+    shared, stacks = (coded_weights(model, of_experts=each) for each in (False, True))
+    chosen = (text.top_k_experts or 0) / (text.num_experts or 1)
     if has_metal():
-        return ROW_COST
-    weights = coded_weights(model).total()
-    share = weights / (weights + HOST_WEIGHTS)
-    return share * SHARED_DECODING if native_library() else share
+        return metal_row_cost(shared, {bits: chosen * count for bits, count in stacks.items()})
+    own = chosen * stacks.total()
+    each = SHARED_DECODING if native_library() else 1.0  # stock MLX goes row by row
+    return (each * shared.total() + own) / (shared.total() + own + HOST_WEIGHTS)
+
+
+def metal_row_cost(shared: Mapping[int, float], chosen: Mapping[int, float]) -> float:
+    """Return what one more row costs a pass by Metal: it waits for its own experts.
+
+    `shared` and `chosen` say how many weights of each width all rows read, and each row by itself;
+    what two rows choose both is not counted.
+    """
+    once, own = (sum(bits * count for bits, count in each.items()) for each in (shared, chosen))
+    return (ROW_COST * once + own) / (once + own) if once + own else ROW_COST
 
 
 class DraftingStep:
@@ -66,6 +84,7 @@ class DraftingStep:
         self._drafter = drafter
         self._plain = plain
         self._cost = row_cost(model) + drafter.cost
+        self._pace = Pace()  # of the answer that was last begun
         self.checked: Counter[int] = Counter()
         self.most_tokens = tokens_a_pass(usual_bits(model))
         self._vocab = model.args.text_config.vocab_size
@@ -90,13 +109,18 @@ class DraftingStep:
         It is empty where the pass is to tell the hidden state that the drafter needs.
         """
         most = min([self.most_tokens, row.left, *(entry.room for entry in row.caches)]) - 1
-        count = course.pace.count(int(most), self._cost)
+        count = self._pace_of(course).count(int(most), self._cost, CHECK_COST)
         if count < 1:
             return None
         seen = course.seen(row.caches)
         if self._drafter.needs_hidden and seen.hidden is None:
             return []
         return self._usable(self._drafter.draft(seen, count), count) or None
+
+    def _pace_of(self, course: Course) -> Pace:
+        if course.pace is None:
+            course.pace = self._pace = self._pace.next()
+        return course.pace
 
     def _usable(self, drafts: Sequence[int] | mx.array, count: int) -> list[int]:
         """Return drafts up to the first that the model never chooses, which it could not read."""
@@ -131,5 +155,6 @@ class DraftingStep:
         kept = len(found)  # the row's token, and drafts that were accepted
         rewind(row.caches, start + kept)
         course.hidden = start + kept, hidden[:, kept - 1 : kept]
-        course.pace.learn(len(drafts), len(found) - 1, self._cost)
+        if drafts:
+            self._pace_of(course).learn(len(drafts), len(found) - 1, self._cost, CHECK_COST)
         return found

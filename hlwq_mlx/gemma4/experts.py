@@ -81,4 +81,9 @@ class Experts(nn.Module):
         """Shapes: x [B, L, H] -> [B, L, H]; summed in float32, an expert after the other."""
         gate, up = mx.split(self.gate_up_proj(x, chosen.experts), 2, axis=-1)
         each = self.down_proj(gelu_mul(gate, up), chosen.experts[..., None])[..., 0, :]
-        return (each * chosen.shares[..., None]).sum(axis=-2).astype(x.dtype)
+        return weighted_sum(each, chosen.shares).astype(x.dtype)
+
+
+def weighted_sum(each: mx.array, shares: mx.array) -> mx.array:
+    """Sum what experts gave, each by its share: [..., k, H], [..., k] -> float32 [..., H]."""
+    return (each * shares[..., None]).sum(axis=-2)

@@ -103,12 +103,12 @@ def need(inventory: Inventory, settings: Settings, machine: Machine) -> Need:
 
 
 def _resident_bytes(entry: Entry, item_bytes: int, machine: Machine) -> int:
-    """Return what a tensor takes in memory: cast to the dtype of activations, or as codes."""
+    """Return what a tensor takes in memory: as codes, as stored, or cast as activations are."""
     if entry.is_order:
         return entry.stored_bytes
     if entry.bits is None:
         is_kept = machine.has_library and len(entry.shape) == 2
-        return (2 if is_kept else item_bytes) * entry.weights
+        return entry.stored_bytes if is_kept else item_bytes * entry.weights
     reads_codes = machine.has_metal or machine.has_library
     prepared = prepared_bytes(entry.weights, has_kernels=reads_codes)
     return stored_bytes(entry.shape, entry.bits) + prepared

@@ -33,6 +33,6 @@ def p32_planes(codes: Codes, bits: int) -> tuple[Words, ...]:
 
 def _native() -> Coding | None:
     """Return the library. Where there is a GPU it is not compiled for this alone."""
-    is_wanted = device.is_cpu() or build.library_path().is_file()
+    is_wanted = device.is_cpu() or build.is_there()
     found = library() if is_wanted else None
     return found.coding if found else None

@@ -238,18 +238,18 @@ def is_lazy(model: nn.Module) -> bool:
 _CODABLE = (nn.Linear, nn.Embedding, ExpertLinear)
 
 
-def coded_weights(model: nn.Module) -> Counter[int]:
-    """Count the coded weights of a model by their width, padding included."""
+def coded_weights(model: nn.Module, *, of_experts: bool) -> Counter[int]:
+    """Count coded weights by width, padding included: those of stacks of experts, or all others."""
     weights: Counter[int] = Counter()
     for module in model.modules():
-        if isinstance(module, CodedLayer):
+        if isinstance(module, CodedLayer) and isinstance(module, HLWQExperts) == of_experts:
             weights[module.code_bits] += module.norms.size * BLOCK
     return weights
 
 
 def usual_bits(model: nn.Module) -> int:
-    """Return the width that most coded weights of a model have, 8 if none are coded."""
-    weights = coded_weights(model)
+    """Return the width that most of the coded weights have which every token meets, 8 if none."""
+    weights = coded_weights(model, of_experts=False)
     return max(weights, key=weights.__getitem__, default=8)
 
 

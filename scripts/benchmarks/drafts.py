@@ -200,6 +200,7 @@ def find(model: Model, way: str) -> Drafter | None:
     drafter = loading.load_drafter(open_drafter(str(folder)))
     mx.random.seed(0)
     drafter.update(tree_map(shuffled, drafter.parameters()))
+    mx.eval(drafter.parameters())
     return ModelDrafter(model, drafter)
 
 

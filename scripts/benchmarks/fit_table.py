@@ -103,16 +103,20 @@ def token_bytes(found: Inventory) -> int:
     return round(sum(sizes))
 
 
+def token_s(made: Inventory, launched: int) -> float:
+    """Return how long a token takes an M1, by the model."""
+    return token_bytes(made) / m1.SUSTAINED + launched * passes.LAUNCH_S
+
+
 def line(label: str, made: Inventory, loss: float, settings: Settings, launched: int) -> str:
     """Return a line of the table."""
-    read = token_bytes(made)
     both = [replace(settings, has_towers=has) for has in (False, True)]
     sums = [need(made, each, MACS[0]).total / 1e9 for each in both]
     cells = [
         label,
         f"{made.stored_bytes / 1e9:.1f} GB",
-        f"{read / 1e9:.2f} GB",
-        f"{1 / (read / m1.SUSTAINED + launched * passes.LAUNCH_S):.1f}",
+        f"{token_bytes(made) / 1e9:.2f} GB",
+        f"{1 / token_s(made, launched):.1f}",
         f"{padding(entry for entry in made.live if not entry.is_tower):.1%}",
         f"{loss:.2f}",
         *(f"{size:.1f} GB" for size in sums),
@@ -152,6 +156,17 @@ def notes(name: str, context: int) -> Iterator[str]:
     found = plain(name)
     settings = Settings(context, has_towers=True)
     losses = loss.by_table({each.name: each.shape for each in found.live}, TABLE)
+    if rest := launches.count_experts_rest(name):
+        choices, launched = choices_of(found, losses), launches.total(counted)
+        shares = []
+        for bits in (min(UNIFORM), max(UNIFORM)):
+            rule = unit_rule(by_class(choices, dict.fromkeys(KINDS, bits)))
+            whole = token_s(as_quantized(found, rule, leftovers.AUTO), launched)
+            shares.append(f"{rest * passes.LAUNCH_S / whole:.1%} of a token's time at {bits} bits")
+        yield (
+            f"{name}: gates and sums of experts take {rest} of them, {' and '.join(shares)}: what "
+            "fusing them into the products could save at most."
+        )
     try:
         mixture = propose(found, losses, settings, MACS[-1])
     except DeviceError:

@@ -27,9 +27,11 @@ from hlwq_mlx.folder import published
 from hlwq_mlx.gemma4.attention import SharedKV
 from hlwq_mlx.gemma4.drafter import Drafter
 from hlwq_mlx.gemma4.drafter_config import DrafterConfig
+from hlwq_mlx.gemma4.experts import weighted_sum
 from hlwq_mlx.gemma4.model import Model, ModelArgs, Resources
 from hlwq_mlx.quant import device, fuse, selftest
 from hlwq_mlx.quant.chips import chips
+from hlwq_mlx.quant.ops import gelu_mul
 from hlwq_mlx.quant.tables import centroids
 from hlwq_mlx.source.rules import Rule, class_rule
 from scripts.benchmarks.shapes import LARGER, e4b_config, larger_config
@@ -62,6 +64,7 @@ LAUNCHES = {
     **dict.fromkeys(("Slice", "Split", "StopGradient", "NumberOfElements"), 0),
     "Concatenate": 2,
 }
+ALL_CODED = class_rule({"experts": 3, "attention": 5, "mlp": 5, "embedding": 6, "router": 8})
 LAUNCH = "Depends"  # how a stand-in appears in the graph
 EVALUATE = mx.eval  # whatever `count_chunk` makes of the name
 
@@ -135,19 +138,29 @@ def count_ours(rule: Rule) -> Counter[str]:
 
 def count_larger(name: str) -> Counter[str]:
     """Count a token of a larger Gemma 4 on an M1, all of it coded."""
-    rule = class_rule({"experts": 3, "attention": 5, "mlp": 5, "embedding": 6, "router": 8})
+    config = _small_larger(name)
+    return _count(_fused(ALL_CODED, config), config=config)
+
+
+def _small_larger(name: str) -> dict[str, Any]:
     experts = SMALL_EXPERTS if "num_experts" in LARGER[name] else {}
-    config = larger_config(name, **SMALL_LARGER, **experts)
-    return _count(_fused(rule, config), config=config)
+    return larger_config(name, **SMALL_LARGER, **experts)
 
 
 def count_passes(rule: Rule, most: int) -> list[int]:
-    """Count the launches of passes of 1, 2, .. `most` tokens of our model on an M1.
+    """Count the launches of passes of 1, 2, .. `most` tokens of E4B on an M1."""
+    return _count_passes(rule, most, e4b_config(**SMALL))
 
-    Of several tokens, attention's results are copied from heads to positions, once a layer.
-    """
-    model = _fused(rule)
-    counts = [total(_count(model, tokens)) for tokens in range(1, most + 1)]
+
+def count_larger_passes(name: str, most: int) -> list[int]:
+    """Count the same of a larger Gemma 4, all of it coded."""
+    return _count_passes(ALL_CODED, most, _small_larger(name))
+
+
+def _count_passes(rule: Rule, most: int, config: dict[str, Any]) -> list[int]:
+    # Of several tokens, attention's results are copied from heads to positions, once a layer.
+    model = _fused(rule, config)
+    counts = [total(_count(model, tokens, config)) for tokens in range(1, most + 1)]
     copies = model.args.text_config.num_hidden_layers
     return [counts[0], *(count + copies for count in counts[1:])]
 
@@ -158,6 +171,20 @@ def _fused(rule: Rule, config: dict[str, Any] | None = None) -> Model:
         for block in fuse.blocks(model):
             fuse.fuse(block)
     return model
+
+
+def count_experts_rest(name: str) -> int:
+    """Count what experts' products do not do: the gate, and the sum of what experts gave."""
+    text = ModelArgs.from_dict(larger_config(name)).text_config
+    k, layers = text.top_k_experts or 0, text.num_hidden_layers
+    gate, each = mx.zeros((1, 1, k, 128), DTYPE), mx.zeros((1, 1, k, 256), DTYPE)
+    shares = mx.zeros((1, 1, k), mx.float32)
+    mx.eval(gate, each, shares)
+
+    def run() -> list[mx.array]:
+        return [gelu_mul(gate, gate), weighted_sum(each, shares).astype(DTYPE)]
+
+    return layers * total(_count_graph(run)) if k else 0
 
 
 def count_stock(bits: int | None) -> Counter[str]:
@@ -255,7 +282,7 @@ def _count_graph(run: Callable[[], list[mx.array]]) -> Counter[str]:
     """Count the launches of what a function builds."""
     with standing_in() as names:
         primitives = _primitives(run)
-    if primitives.pop(LAUNCH) != total(names):
+    if primitives.pop(LAUNCH, 0) != total(names):
         raise SystemExit("error: [launches] needed every stand-in to be part of the graph")
     counted = Counter(names)
     for name, times in primitives.items():

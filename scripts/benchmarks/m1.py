@@ -73,9 +73,9 @@ def weight_bytes(cost: Cost, shapes: dict[str, Shape]) -> float:
     return sum(math.prod(shape) * cost(name, shape) for name, shape in shapes.items())
 
 
-def kv_bytes(context: int) -> int:
+def kv_bytes(context: int, config: dict[str, Any] | None = None) -> int:
     """Sum the 16-bit keys and values that one token reads, in every layer, shared or not."""
-    text = ModelArgs.from_dict(launches.e4b_config()).text_config
+    text = ModelArgs.from_dict(config or launches.e4b_config()).text_config
     layers = [text.layer(index) for index in range(text.num_hidden_layers)]
     return sum(
         2

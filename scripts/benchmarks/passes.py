@@ -4,7 +4,8 @@ A product takes as long as memory delivers its weights, or as long as the chip i
 instructions where that is longer: counts.json of the M1's, at the tiles of the M1. To these come
 keys and values, which every token of a pass reads by itself, launches that wait for one another,
 and the host's work between a token and the next pass, unless it is done meanwhile. Weights of 16
-bits are taken to wait for memory at any number of tokens. Nothing here was timed.
+bits are taken to wait for memory at any number of tokens, and every token to read its own experts,
+also those that another of the pass chooses. Nothing here was timed.
 """
 
 import math
@@ -34,16 +35,20 @@ Widths = Counter[int | None]
 
 
 class Model(NamedTuple):
-    """A model as passes meet it: weights by width, launches by tokens, bytes of keys and values."""
+    """A model as passes meet it: weights by width, launches by tokens, bytes of keys and values.
+
+    `chosen` are weights of the experts of one token.
+    """
 
     weights: Widths
     launches: Sequence[int]
     kv_bytes: int
+    chosen: Widths
 
     @property
     def weight_bytes(self) -> float:
-        """Return the bytes of weights that a pass reads."""
-        return sum(count * bytes_of(bits) for bits, count in self.weights.items())
+        """Return the bytes of weights that a pass of one token reads."""
+        return sum(count * bytes_of(bits) for bits, count in (self.weights + self.chosen).items())
 
 
 class Pass(NamedTuple):
@@ -89,10 +94,12 @@ def widths(rule: Rule, shapes: Shapes) -> Widths:
 def cost(model: Model, chip: Chip, tokens: int, host_s: float = 0.0) -> Pass:
     """Return what a pass of so many tokens takes."""
     waited = products = 0.0
-    for bits, count in model.weights.items():
-        memory = count * bytes_of(bits) / chip.bandwidth
-        waited += memory
-        products += memory if bits is None else max(memory, issue_s(chip, bits, tokens, count))
+    for weights, times, rows in ((model.weights, 1, tokens), (model.chosen, tokens, 1)):
+        for bits, count in weights.items():
+            memory = times * count * bytes_of(bits) / chip.bandwidth
+            issued = 0.0 if bits is None else times * issue_s(chip, bits, rows, count)
+            waited += memory
+            products += max(memory, issued)
     attention = tokens * model.kv_bytes / chip.bandwidth
     return Pass(products, waited, attention, model.launches[tokens - 1] * LAUNCH_S, host_s)
 

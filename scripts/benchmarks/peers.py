@@ -160,15 +160,18 @@ def run(chosen: Sequence[Contender], arguments: argparse.Namespace) -> list[Meas
 def take_turns(processes: Iterable[Process], kind: str, arguments: argparse.Namespace) -> None:
     """Let each contender do one request of this kind."""
     for process in processes:
-        prompt = arguments.prompt
-        if process.measured.contender.runtime == "mlx-lm":
-            prompt = min(prompt, SLOW_PROMPT)
+        prompt = prompt_of(process.measured.contender, arguments.prompt)
         requests = {
             "prefill": {"prompt": prompt},
             "decode": {"context": arguments.prompt, "tokens": arguments.tokens},
             "long": {"context": LONG, "tokens": arguments.tokens},
         }
         process.take_turn(kind, requests[kind])
+
+
+def prompt_of(contender: Contender, prompt: int) -> int:
+    """Return how many tokens of a prompt a contender reads."""
+    return min(prompt, SLOW_PROMPT) if contender.runtime == "mlx-lm" else prompt
 
 
 def print_table(rows: Sequence[Measured], arguments: argparse.Namespace) -> None:
@@ -191,6 +194,9 @@ def print_table(rows: Sequence[Measured], arguments: argparse.Namespace) -> None
                 cells.append(" to ".join(rate(each) for each in row.spread(kind)))
             else:
                 cells.append(rate(row.median(kind)))
+            if title.startswith("prefill") and kind in row.rates:
+                read = prompt_of(row.contender, arguments.prompt)
+                cells[-1] += f" (of {read})" if read != arguments.prompt else ""
         print(f"| {' | '.join(cells)} | {row.load:.1f} | {row.peak / 1e9:.2f} |")
 
 

@@ -84,6 +84,10 @@ def test_wrong_options_are_refused(capsys):
         (["--table", "--verify"], "--verify: not allowed with --table"),
         (["--table", "--macs", "M1:16", "M1:16"], "--macs: not allowed with --table"),
         ([demo_model, "--verify", "--macs", "M1:8", "M1:8"], "--macs: not allowed with --verify"),
+        ([demo_model, "--verify", "--variant", "PQ5"], "--variant: not allowed with --verify"),
+        ([demo_model, "--verify", "--context", "9"], "--context: not allowed with --verify"),
+        ([demo_model, "--verify", "--leftovers", "keep"], "--leftovers: not allowed with --verify"),
+        ([demo_model, "--verify", "--kv-bits", "8"], "--kv-bits: not allowed with --verify"),
         ([demo_model, "--link", "10"], "--link: not allowed without --macs"),
         ([demo_model, "--context", "0"], "argument --context: needed at least 1, got 0"),
     ):

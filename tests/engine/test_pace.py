@@ -8,9 +8,9 @@ from hlwq_mlx.engine.pace import Pace
 MOST = 4
 
 
-def run(chance, cost, tokens, seed=0):
+def run(chance, cost, tokens, seed=0, pace=None):
     """Return what an answer costs, in passes of one token, if drafts are accepted so often."""
-    pace, draw = Pace(), np.random.default_rng(seed)
+    pace, draw = pace or Pace(), np.random.default_rng(seed)
     made, passes, drafted = 1, 0, 0
     while made < tokens:
         count = pace.count(min(MOST, tokens - made - 1), cost)
@@ -27,6 +27,25 @@ def run(chance, cost, tokens, seed=0):
 @pytest.mark.parametrize("tokens", [20, 100, 1000])
 def test_drafts_that_are_never_right_cost_at_most_3_percent(cost, tokens):
     assert tokens - 1 <= run(0.0, cost, tokens) <= 1.03 * tokens
+
+
+@pytest.mark.parametrize("cost", [0.01, 0.05, 0.1, 0.3, 1.0, 1.5])
+@pytest.mark.parametrize("tokens", [2, 3, 5])
+def test_short_answers_together_lose_no_more_than_a_long_one(cost, tokens):
+    pace, passes = Pace(), 0.0
+    for _ in range(60 // tokens):
+        pace = pace.next()
+        passes += run(0.0, cost, tokens, pace=pace)
+    assert passes - 60 // tokens * (tokens - 1) <= 0.03 * 60
+
+
+def test_an_answer_goes_on_with_what_the_one_before_it_saved():
+    lucky, unlucky = Pace(), Pace()
+    lucky.learn(MOST, MOST, 0.1)
+    for pace in (lucky, unlucky):
+        pace.learn(MOST, 0, 0.1, once=0.2)
+    assert unlucky.next().count(MOST, 0.1) == 0
+    assert lucky.next().count(MOST, 0.1) == Pace().count(MOST, 0.1) > 0
 
 
 @pytest.mark.parametrize("chance", [0.1, 0.3, 0.5])
@@ -56,6 +75,15 @@ def test_it_recovers_from_bad_luck_and_gives_up_soon():
         for _ in range(count + 1):
             pace.take()
     assert pace.count(MOST, 0.05) == MOST
+
+
+def test_what_checking_costs_by_itself_is_lost_once_a_pass():
+    pace = Pace(credit=0.5)
+    assert [pace.count(MOST, 0.1, once) for once in (0.0, 0.2, 0.41)] == [3, 3, 0]
+    pace.learn(3, 0, 0.1, once=0.2)
+    assert pace.count(MOST, 0.001, once=0.01) == 0
+    pace.take()
+    assert pace.count(MOST, 0.001) > 0
 
 
 def test_tokens_that_cost_a_pass_are_not_drafted():

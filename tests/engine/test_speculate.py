@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 import tiny
 from mlx import nn
+from mlx.utils import tree_flatten
 from oracle import model as oracle_model
 from test_answer import IMAGE, SHOWN, features_for
 from test_worker import Bench, Broken, Even, alone, make_tasks
 
 from hlwq_mlx import library
+from hlwq_mlx.engine import speculate
 from hlwq_mlx.engine.answer import generate_tokens, make_chooser, prefill
 from hlwq_mlx.engine.decoding import Decoding
 from hlwq_mlx.engine.draft import Course
@@ -22,12 +24,15 @@ from hlwq_mlx.engine.lookup import Lookup
 from hlwq_mlx.engine.prefix_cache import PrefixCache
 from hlwq_mlx.engine.request import Prepared, Request
 from hlwq_mlx.engine.sampling import Sampling
-from hlwq_mlx.engine.speculate import DraftingStep, make_step
+from hlwq_mlx.engine.speculate import DraftingStep, make_step, row_cost
 from hlwq_mlx.engine.step import PlainStep, Row, start_row
 from hlwq_mlx.engine.task import Failed, Task, Token
 from hlwq_mlx.errors import RequestError
 from hlwq_mlx.gemma4.caches import WHOLE, Caching, FullCache
 from hlwq_mlx.quant.backends import choose
+from hlwq_mlx.quant.layers import usual_bits
+from hlwq_mlx.source.rules import class_rule
+from scripts.benchmarks.launches import coded_model
 
 PROMPT = [2, *np.random.default_rng(3).integers(7, 320, 20).tolist()]
 TOKENS = 28  # far past the window of 8, and past the bounds
@@ -248,7 +253,7 @@ def test_coded_weights_answer_as_plainly_as_others(monkeypatch, is_dense):
     model, tokenizer = demo.load() if is_dense else library.load(demo.folder())
     story = [{"role": "user", "content": f"{demo.STORY}\n{demo.STORY_QUESTION}"}]
     prompt = library.prompt_ids(tokenizer, story, thinking=True)
-    request = Request(Prepared(prompt), max_tokens=20)
+    request = Request(Prepared(prompt), max_tokens=60)
     wanted = [*generate_tokens(model, request)]
     texts = Rereader([[*prompt, *(each.token for each in wanted)]])
     for drafter in (texts, Lookup()):
@@ -263,9 +268,8 @@ class Markov(nn.Module):
     def __init__(self, table):
         super().__init__()
         self.table = table
-        self.args = SimpleNamespace(
-            media_token_ids=(), text_config=SimpleNamespace(vocab_size=len(table))
-        )
+        text = SimpleNamespace(vocab_size=len(table), num_experts=None, top_k_experts=None)
+        self.args = SimpleNamespace(media_token_ids=(), text_config=text)
 
     def check(self, inputs, caches):
         caches[0].offset += inputs.shape[1]
@@ -288,3 +292,21 @@ def test_sampled_pairs_have_the_models_distribution():
         counts[tuple(found[:2])] += 1
     wanted = seeds * chance[0][:, None] * chance
     assert ((counts - wanted) ** 2 / wanted).sum() < 26.1  # exceeded by one in a thousand
+
+
+def test_a_row_of_a_model_with_experts_costs_those_that_it_chooses(monkeypatch):
+    """Many weights are experts', at 2 bits; few are read, and they do not tell the usual width."""
+    rule = class_rule({"experts": 2, "attention": 6, "mlp": 6, "embedding": 6})
+    model = coded_model(tiny.experts_config(), rule, mx.float32)
+    counts = {True: 0, False: 0}
+    for name, array in tree_flatten(model.parameters()):
+        if name.endswith(".norms"):
+            counts[".experts." in name] += 128 * array.size
+    own, shared = counts[True] * 2 / 6, counts[False]  # 2 of 6 experts
+    assert usual_bits(model) == 6 and counts[True] > shared
+    read = own + shared + speculate.HOST_WEIGHTS
+    assert row_cost(model) == pytest.approx((0.4 * shared + own) / read)
+    monkeypatch.setattr(speculate, "native_library", lambda: None)
+    assert row_cost(model) == pytest.approx((shared + own) / read)
+    monkeypatch.setattr(speculate, "has_metal", lambda: True)
+    assert row_cost(model) == pytest.approx((0.03 * 6 * shared + 2 * own) / (6 * shared + 2 * own))

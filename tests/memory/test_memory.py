@@ -193,6 +193,19 @@ def test_bytes_of_a_model_that_the_library_reads(tmp_path):
     assert needed.text == sum(array.nbytes for name, array in parameters if "centroids" not in name)
 
 
+def test_the_library_reads_plain_matrices_as_they_are_stored():
+    cpu = Machine("a CPU", 1 << 34, 1 << 33, has_metal=False, has_library=True)
+    found = of_variant("PQ5")
+    [plain] = [each for each in found.live if each.name.endswith("layers.0.mlp.gate_proj.weight")]
+    assert plain.bits is None
+    wider = replace(plain, stored_bytes=2 * plain.stored_bytes)  # in float32
+    entries = tuple(wider if each is plain else each for each in found.entries)
+    more = (
+        need(replace(found, entries=entries), SETTINGS, cpu).text - need(found, SETTINGS, cpu).text
+    )
+    assert more == plain.stored_bytes == 2 * plain.weights
+
+
 @pytest.mark.usefixtures("by_stock")
 def test_bytes_of_a_loaded_model(tmp_path):
     """By stock MLX on a CPU: float32, and small coded weights decoded beside their codes."""

@@ -342,3 +342,21 @@ def test_two_processes_build_once(monkeypatch, tmp_path):
         assert [process.wait(600) for process in both] == [0, 0]
         assert sorted(each.suffix for each in path.parent.iterdir()) == [".lock", ".so"]
         assert native.require_library().instructions in INSTRUCTIONS
+
+
+@pytest.mark.slow
+def test_the_compiler_of_the_extra_makes_the_same_library(monkeypatch, tmp_path):
+    """Products for every kind of instructions, which are told from one another at run time."""
+    pytest.importorskip("ziglang", reason="it is the compiler of the extra `native`")
+    own = native.require_library()
+    best = own.instructions
+    monkeypatch.setattr(build, "compiler", lambda: [*build.ZIG])
+    with fresh(monkeypatch, tmp_path):
+        made = native.require_library()
+    assert made.instructions == best
+    x, weights = floats(rows(7)), [Weight.coded(random_matrix(bits)) for bits in WIDTHS]
+    for instructions in INSTRUCTIONS:
+        assert made.use(instructions) == own.use(instructions)
+        for weight in weights:
+            np.testing.assert_array_equal(made.multiply(weight, x), own.multiply(weight, x))
+    own.use(best)

@@ -140,6 +140,7 @@ def test_m1_prints_tables_and_a_line_of_json(monkeypatch, capsys, pq5):
     few = {"mlx-lm, 16 bits", "mlx-lm, affine", "ours, PQ5", "ours, PQ2-Mixed", "ours, all coded"}
     monkeypatch.setattr(m1, "count_launches", lambda: dict.fromkeys(sorted(few), pq5))
     monkeypatch.setattr(launches, "count_passes", lambda rule, most: [800] * most)
+    monkeypatch.setattr(launches, "count_larger_passes", lambda name, most: [1400] * most)
     bench.main(["m1"])
     *text, last = capsys.readouterr().out.splitlines()
     assert text[0].startswith("A model, not a measurement")

@@ -46,3 +46,5 @@ def test_experts_are_counted_by_what_a_token_meets():
     counted = launches.count_larger("26B-A4B")
     assert counted["hlwq_gather_qmv"] == 2 * 30
     assert counted["Sort"] == counted["ArgPartition"] == 30
+    assert launches.count_experts_rest("26B-A4B") == 7 * 30
+    assert launches.count_experts_rest("12B") == 0

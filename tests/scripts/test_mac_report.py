@@ -293,7 +293,7 @@ def test_peak_memory_is_that_of_each_part_alone(monkeypatch):
 
     answered = SimpleNamespace(
         **{"prompt_tokens": 1, "prompt_tps": 1.0, "generation_tokens": 1, "generation_tps": 1.0},
-        **{"text": "4", "passes": 1},
+        **{"text": "4", "passes": 1, "token": 4},
     )
     monkeypatch.setattr(model_times.library, "converted_folder", take(1 << 22, Path("converted")))
     monkeypatch.setattr(model_times.library, "load", take(1 << 20, (None, None)))
@@ -304,3 +304,14 @@ def test_peak_memory_is_that_of_each_part_alone(monkeypatch):
     converting, loading, *_ = (row["peak memory, GB"] - held for row in rows)
     assert converting > 0.016
     assert 0.004 < loading < 0.008
+
+
+def test_a_drafted_answer_that_differs_tells_how_near_the_choice_was():
+    def piece(token, scores):
+        return SimpleNamespace(token=token, logprobs=mx.array(scores))
+
+    plain = [piece(1, [-9.0, 0.0, -9.0]), piece(2, [-9.0, -0.75, -0.5])]
+    other = [plain[0], piece(1, [-9.0, -0.5, -0.75])]
+    assert model_times.difference(plain, plain) == "the same"
+    assert model_times.difference(plain, other) == "other at token 2, by a margin of 0.25"
+    assert model_times.difference(plain, plain[:1]) == "the same so far, but not as long"

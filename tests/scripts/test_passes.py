@@ -9,7 +9,7 @@ from scripts.benchmarks import launches, pass_tables, passes
 from scripts.benchmarks.passes import Drafter, Model
 from scripts.kernels.agx.chips import M1
 
-BILLION = Model(Counter({2: 10**9}), (800, 900, 900, 900, 1000), 10**6)
+BILLION = Model(Counter({2: 10**9}), (800, 900, 900, 900, 1000), 10**6, Counter())
 
 
 def test_a_product_takes_the_larger_of_memory_and_arithmetic():
@@ -27,6 +27,15 @@ def test_a_pass_is_the_sum_of_its_parts():
     assert found.launches == pytest.approx(1000 * 1.65e-6)
     parts = (found.products, found.attention, found.launches, found.host)
     assert found.seconds == pytest.approx(sum(parts)) and found.host == 0.02
+
+
+def test_every_token_reads_its_own_experts():
+    mixture = BILLION._replace(chosen=Counter({3: 10**8}))
+    read = 1e8 * (3 / 8 + 2 / 128)
+    assert mixture.weight_bytes == pytest.approx(BILLION.weight_bytes + read)
+    for tokens in (1, 2, 5):
+        more = passes.cost(mixture, M1, tokens).products - passes.cost(BILLION, M1, tokens).products
+        assert more == pytest.approx(tokens * read / 57e9)
 
 
 def test_16_bits_wait_for_memory_alone():
@@ -60,6 +69,7 @@ def test_several_tokens_launch_more_attention_alone():
 
 def test_tables_have_a_line_for_every_variant_and_chip(monkeypatch, capsys):
     monkeypatch.setattr(launches, "count_passes", lambda rule, most: [800] * most)
+    monkeypatch.setattr(launches, "count_larger_passes", lambda name, most: [1400] * most)
     found = pass_tables.print_tables(host_ms=5)
     lines = capsys.readouterr().out.splitlines()
     assert sum(line.startswith("| PQ") for line in lines) == len(rules.VARIANTS)
@@ -68,3 +78,8 @@ def test_tables_have_a_line_for_every_variant_and_chip(monkeypatch, capsys):
     pq2 = next(row for row in found["variants"] if row["variant"] == "PQ2")
     assert pq2["arithmetic, ms"][0] == 0 < pq2["arithmetic, ms"][4]
     assert 1 / pq2["tokens/s, host waited for"] - 1 / pq2["tokens/s"] == pytest.approx(5e-3)
+    mixed = found["mixtures"]
+    assert sum(line.startswith(f"| {row['mixture']} |") for line in lines for row in mixed) == 11
+    for row in mixed:
+        told, modelled = row["one more row, as drafting counts"], row["one more row"]
+        assert told == pytest.approx(modelled, abs=0.07)  # which counts launches too

@@ -1,6 +1,7 @@
 """The benchmark against peers: what it compares, and a rehearsal with real processes."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -49,6 +50,13 @@ def test_goals_compare_medians_at_equal_bits():
         "decode: hlwq_mlx PQ4, exact / mlx-lm float32": (24.0, True),
         "prefill: hlwq_mlx PQ4, exact / mlx-lm float32": (90.0, True),
     }
+
+
+def test_a_shorter_prompt_is_told_where_it_was_read(capsys):
+    rows = [measured(label, [1], [9]) for label in ("hlwq_mlx PQ4, exact", "mlx-lm float32")]
+    rows[1].contender = rows[1].contender._replace(runtime="mlx-lm")
+    peers.print_table(rows, SimpleNamespace(prompt=128))
+    assert ["(of 16)" in line for line in capsys.readouterr().out.splitlines()[2:]] == [False, True]
 
 
 def test_prefill_has_a_goal_where_the_processor_has_one():

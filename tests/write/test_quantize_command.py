@@ -298,6 +298,11 @@ def test_bad_arguments_end_in_one_line(arguments, message, tmp_path, capsys):
     ("arguments", "message"),
     [
         (["--variant", "PQ4", "--output", "out", "--context", "9"], "--context: not allowed with"),
+        (["--bits", "mlp=4", "--output", "out", "--kv-bits", "8"], "--kv-bits: not allowed with"),
+        (
+            ["--variant", "PQ4", "--output", "out", "--max-kv-size", "99"],
+            "--max-kv-size: not allowed without --fit",
+        ),
         (["--fit", "16", "--discard-source"], "--discard-source: not allowed without --output"),
         (["--fit", "16", "--force"], "--force: not allowed without --output"),
         (["--fit", "16", "--layout", "published"], "--layout: not allowed without --output"),

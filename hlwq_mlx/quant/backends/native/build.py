@@ -2,8 +2,9 @@
 
     python -m hlwq_mlx.quant.backends.native.build
 
-Its name holds a digest of all that it is made from, so another version compiles its own. Nothing is
-downloaded. The compiler is $CXX, the machine's own, or that of the package ziglang.
+Its name holds a digest of all that it is made from, so another version compiles its own, even
+where a wheel brought one (scripts/wheel_hook.py). Nothing is downloaded. The compiler is $CXX, the
+machine's own, or that of the package ziglang.
 """
 
 import fcntl
@@ -43,6 +44,8 @@ FLAGS = ("-std=c++17", "-O3", "-fPIC", "-ffp-contract=off", "-fvisibility=hidden
 PATIENCE_S = 600
 # With -P, nothing is imported from the current folder, which may be a model's.
 PYTHON = (sys.executable, "-P", "-m")
+# Zig would compile for this very processor, and spells the names of others in its own way.
+ZIG = (*PYTHON, "ziglang", "c++", "-mcpu=baseline")
 ADVICE = "Install a C++ compiler (g++ or clang++), or: pip install ziglang."
 
 
@@ -55,6 +58,16 @@ def machine() -> str:
 def library_path() -> Path:
     """Return where the library lies once it is built."""
     return cache_folder() / "native" / f"hlwq-{_digest()}.so"
+
+
+def shipped_path() -> Path:
+    """Return where it lies if the wheel brought it."""
+    return Path(__file__).with_name(library_path().name)
+
+
+def is_there() -> bool:
+    """Return whether nothing has to be compiled."""
+    return shipped_path().is_file() or library_path().is_file()
 
 
 @cache
@@ -74,7 +87,7 @@ def compiler() -> list[str] | None:
         for name in ("c++", "g++", "clang++"):
             if path := shutil.which(name):
                 return [path]
-    return [*PYTHON, "ziglang", "c++"] if find_spec("ziglang") else None
+    return [*ZIG] if find_spec("ziglang") else None
 
 
 def _has_tools() -> bool:
@@ -106,7 +119,7 @@ def build(flags: Sequence[str] = (), target: Path | None = None) -> Path:
 
 def _compile(command: list[str], folder: Path) -> Path:
     units = [(name, SOURCE / f"{name}.cpp", ()) for name in COMMON] + [
-        (name, SOURCE / f"{PRODUCTS}.cpp", (f"-DISA={name}", *flags))
+        (name, SOURCE / f"{PRODUCTS}.cpp", (f"-DISA={name}", *_spelt(flags, command)))
         for name, flags in INSTRUCTIONS.get(machine(), {"portable": ()}).items()
     ]
     objects = [folder / f"{name}.o" for name, *_ in units]
@@ -119,6 +132,11 @@ def _compile(command: list[str], folder: Path) -> Path:
     made = folder / "library.so"
     _run([*command, "-shared", *map(str, objects), "-o", str(made), "-lpthread"])
     return made
+
+
+def _spelt(flags: Sequence[str], command: Sequence[str]) -> list[str]:
+    is_zig = tuple(command[: len(ZIG)]) == ZIG
+    return [flag.replace("x86-64-", "x86_64_") if is_zig else flag for flag in flags]
 
 
 def _run(command: list[str]) -> None:

@@ -341,9 +341,16 @@ def library() -> Library | None:
         raise DeviceError(f"[{SWITCH}] needed 0 or 1, got {switch}. Unset it for 1.")
     if switch == "0":
         return None
+    if found := _loaded(build.shipped_path()):
+        return found
     path = build.library_path()
     if path.is_file():
-        return _loaded(path)
+        found = _loaded(path)
+        if found is None:
+            with suppress(OSError):
+                path.unlink()  # and the next process compiles it again
+            logger.warning("products run by stock MLX: %s cannot be loaded.", path)
+        return found
     failed = build.failure_path()
     if failed.is_file():
         said = failed.read_text().strip()
@@ -366,11 +373,9 @@ def native_library() -> Library | None:
 
 def _loaded(path: Path) -> Library | None:
     try:
-        return Library(path)
+        return Library(path) if path.is_file() else None
     except OSError as exc:
-        with suppress(OSError):
-            path.unlink()  # and the next process compiles it again
-        logger.warning("products run by stock MLX: %s cannot be loaded: %s", path, exc)
+        logger.debug("%s cannot be loaded: %s", path, exc)
         return None
 
 

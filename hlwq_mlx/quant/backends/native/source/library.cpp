@@ -1,4 +1,8 @@
 // The library's functions for other languages, and the choice among the kernels of products.cpp.
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -18,16 +22,32 @@ const Kernels* all_kernels[] = {
     &kernels_portable,
 };
 
+#if defined(__x86_64__)
+// What the processor has, and the system keeps of it when threads take turns. The compilers' own
+// __builtin_cpu_supports has no answer in what zig links.
+struct Processor {
+  bool has_avx2 = false, has_avx512 = false;
+
+  Processor() {
+    unsigned a, b, c, d, kept, unused;
+    constexpr unsigned xsave = 1u << 27, fma = 1u << 12, f16c = 1u << 29;
+    if (!__get_cpuid(1, &a, &b, &c, &d) || ~c & (xsave | fma | f16c)) return;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return;
+    asm("xgetbv" : "=a"(kept), "=d"(unused) : "c"(0));
+    constexpr unsigned bmi = 1u << 3, avx2 = 1u << 5, bmi2 = 1u << 8;
+    constexpr unsigned avx512 = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31;  // F, DQ, BW, VL
+    constexpr unsigned vbmi = 1u << 1, vnni = 1u << 11;
+    has_avx2 = !(~kept & 0x06) && !(~b & (bmi | avx2 | bmi2));
+    has_avx512 = has_avx2 && !(~kept & 0xe6) && !(~b & avx512) && !(~c & (vbmi | vnni));
+  }
+};
+#endif
+
 bool runs_here(const Kernels& kernels) {
 #if defined(__x86_64__)
-  __builtin_cpu_init();
-  if (&kernels == &kernels_avx512)
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-           __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vnni");
-  if (&kernels == &kernels_avx2)
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-           __builtin_cpu_supports("f16c");
+  static const Processor processor;
+  if (&kernels == &kernels_avx512) return processor.has_avx512;
+  if (&kernels == &kernels_avx2) return processor.has_avx2;
 #endif
   return true;
 }
