@@ -126,8 +126,8 @@ class Room:
     def of(cls, space: Space, longest: int, arguments: argparse.Namespace) -> Self:
         """Share out memory: a part for prompts that may come again, the rest for answers.
 
-        One conversation at least has room, even where the model was forced to load; of `longest`
-        tokens it can have.
+        One conversation at least has room, even where the model was forced to load. No context is
+        longer than the `longest`, in tokens.
         """
         bytes_of = space.bytes_of
         given = arguments.prompt_cache_bytes
