@@ -59,7 +59,7 @@ def test_the_published_layout_is_read_back_bit_for_bit(tmp_path, capsys):
 
 def test_a_folder_to_run_says_what_is_coded(tmp_path, capsys):
     output = tmp_path / "model"
-    quantize("--bits", "mlp=3,attention=5", "--table", "converged", "--output", output)
+    quantize("--bits", "mlp=3,attention=5", "--output", output)
     printed = capsys.readouterr()
     assert printed.out == f"{output}\n"
     manifest = read_json(output / "config.json")["quantization_config"]
