@@ -97,6 +97,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         for line in _look(arguments).lines():
             cli.result(line)
         return
+    if not arguments.discard_source:
+        cli.refuse_unused(parser, arguments, ("force",), "without --discard-source")
     asked = _asked(arguments)
     output = arguments.output
     if arguments.layout == PUBLISHED:
