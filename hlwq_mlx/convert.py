@@ -54,7 +54,10 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, convert, print the summary."""
-    arguments = make_parser().parse_args(argv)
+    parser = make_parser()
+    arguments = parser.parse_args(argv)
+    if not arguments.discard_source:
+        cli.refuse_unused(parser, arguments, ("force",), "without --discard-source")
     from .disk import atomic
 
     atomic.require_new(arguments.output)

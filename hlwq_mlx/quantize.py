@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from .write.loss import Losses
     from .write.quantize import Coding, Encoder, Report
 
-PUBLISHED = "published"
-LAYOUTS = ("mlx", PUBLISHED)
+MLX, PUBLISHED = "mlx", "published"
+# A folder to run holds its tables; other readers of a published variant may know the publisher's.
+TABLES = {MLX: "converged", PUBLISHED: "clip4_100"}
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -58,15 +59,15 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--layout",
-        choices=LAYOUTS,
-        default="mlx",
+        choices=tuple(TABLES),
+        default=MLX,
         help="mlx: a folder to run; published: PQn/codes.safetensors and PQn/bf16.safetensors",
     )
     parser.add_argument(
         "--table",
         choices=tuple(CENTROIDS),
-        default="clip4_100",
-        help="clip4_100 is the publisher's; converged has less error from 5 bits on",
+        help="converged has the least error, most of all from 5 bits on; clip4_100 is the "
+        f"publisher's (default: {TABLES[MLX]}, with --layout published {TABLES[PUBLISHED]})",
     )
     parser.add_argument(
         "--refit",
@@ -89,12 +90,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.fit is None:
         cli.refuse_unused(parser, arguments, ("context", *cli.MEMORY), "without --fit")
     arguments.context = arguments.context or cli.CONTEXT
+    arguments.table = arguments.table or TABLES[arguments.layout]
     if arguments.output is None:
         needing = ("discard_source", "force", "layout")
         cli.refuse_unused(parser, arguments, needing, "without --output")
         for line in _look(arguments).lines():
             cli.result(line)
         return
+    if not arguments.discard_source:
+        cli.refuse_unused(parser, arguments, ("force",), "without --discard-source")
     asked = _asked(arguments)
     output = arguments.output
     if arguments.layout == PUBLISHED:

@@ -9,7 +9,7 @@ tried at the beginning of the first and then rarely, however short the answers a
 """
 
 LOSS = 0.01  # passes a token
-FIRST = 0.6  # passes, at the start of the first answer
+FIRST = 0.95  # passes, at the start of the first answer
 SAVINGS = 2.0  # passes, at most, that may be lost later because they were saved before
 FADE = 0.8  # what a past pass counts for at each new one
 

@@ -37,7 +37,7 @@ from .step import Chosen, Outcome, Row, Step, UnderWay, accept, score, take, wai
 ROW_COST = 0.03
 # What a pass that checks drafts costs besides, in passes: the host does not work ahead of it.
 # Measured with the demo on a CPU (scripts/benchmarks/drafts.py --draft random).
-CHECK_COST = 0.2
+CHECK_COST = 0.15
 # A CPU multiplies by so many weights in the time that the host takes for a pass of the demo.
 HOST_WEIGHTS = 1 << 23
 # The native library decodes a weight once for all rows: four cost it about twice what one does.

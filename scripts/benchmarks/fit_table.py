@@ -30,6 +30,7 @@ from hlwq_mlx.memory.mixture import (
 )
 from hlwq_mlx.memory.need import Settings, need
 from hlwq_mlx.quant.packing import BLOCK
+from hlwq_mlx.quantize import MLX, TABLES
 from hlwq_mlx.source.hub import Headers, Weights
 from hlwq_mlx.source.rules import Unit, unit_rule
 from hlwq_mlx.write import leftovers, loss
@@ -41,7 +42,7 @@ HEAD = (
     *("on disk", "a token reads", "tokens/s, M1", "padding", "loss", "memory, text alone"),
     *("memory, pictures too", *(f"longest context, {each.name}" for each in MACS)),
 )
-TABLE = "clip4_100"
+TABLE = TABLES[MLX]
 UNIFORM = (2, 3, 4, 5, 6, 8)
 # Bits of experts, attention, dense MLP and head.
 MIXTURES = ((2, 4, 4, 5), (3, 4, 4, 5), (3, 5, 5, 6), (4, 5, 5, 6), (4, 6, 6, 6))

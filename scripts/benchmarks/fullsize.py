@@ -6,9 +6,10 @@
 
 For each variant a synthetic repository is written (make_fullsize), converted, loaded, given a
 prompt and made to answer, each in a process of its own, and deleted. Memory is the process's own
-(RssAnon, sampled): not the page cache, which the system takes back. Without Metal coded weights are
-multiplied as an 8-bit image and all others in float32, so that E4B fits in 24 GiB; a preloaded
-OpenBLAS (--openblas PATH) makes the prefill bearable. Prints a table and a line of JSON.
+(RssAnon, sampled): not the page cache, which the system takes back. It answers in every mode of the
+native library (--modes); without that, coded weights are multiplied as an 8-bit image and all
+others in float32, and a preloaded OpenBLAS (--openblas PATH) makes the prefill bearable. Prints a
+table and a line of JSON.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hlwq_mlx.quant.backends.native.library import EXACT, INTEGER, MODE
 from hlwq_mlx.source import rules
 from hlwq_mlx.write.leftovers import AUTO, CHOICES
 from scripts.benchmarks import bench, make_fullsize
@@ -124,8 +126,8 @@ def answer(folder: Path, prompt_tokens: int, new_tokens: int) -> dict[str, Any]:
     }
 
 
-def run(variant: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Take one variant, or mixture of bits, through all steps, and delete it."""
+def run(variant: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Take one variant, or mixture of bits, through all steps, and delete it: a row a mode."""
     root, output = arguments.work / "source", arguments.work / "converted"
     size = ["--layers", str(arguments.layers), "--model", arguments.model]
     if arguments.vocabulary is not None:
@@ -149,9 +151,13 @@ def run(variant: str, arguments: argparse.Namespace) -> dict[str, Any]:
     preload = {"LD_PRELOAD": arguments.openblas} if arguments.openblas else {}
     command = [__file__, "--answer", str(output)]
     command += ["--prompt", str(arguments.prompt), "--new", str(arguments.new)]
-    answered = measured(command, **preload)
+    rows = []
+    for mode in arguments.modes:
+        answered = measured(command, **preload, **{MODE: mode})
+        last = json.loads(answered["output"].splitlines()[-1])
+        rows.append(found | {"mode": mode, "peak": answered["peak"]} | last)
     shutil.rmtree(output)
-    return found | {"peak": answered["peak"]} | json.loads(answered["output"].splitlines()[-1])
+    return rows
 
 
 def print_table(rows: list[dict[str, Any]], prompt: int, new: int) -> None:
@@ -163,14 +169,16 @@ def print_table(rows: list[dict[str, Any]], prompt: int, new: int) -> None:
         "its own memory at most, GiB": lambda row: f"{row['convert_peak'] / 2**30:.2f}",
         "loading, s": lambda row: f"{row['load_s']:.0f}",
         f"prefill of {prompt}, s": lambda row: f"{row['prefill_s']:.1f}",
-        f"{new} tokens, s": lambda row: f"{row['decode_s']:.1f}",
+        f"{new - 1} more tokens, s": lambda row: f"{row['decode_s']:.1f}",
+        "tokens a second": lambda row: f"{(new - 1) / row['decode_s']:.1f}",
         "own memory at most, GB": lambda row: f"{row['peak'] / 1e9:.2f}",
         "MLX's arrays at most, GB": lambda row: f"{row['mlx_peak'] / 1e9:.2f}",
         "computed beforehand, GB": lambda row: f"{row['computed'] / 1e9:.2f}",
         f"rows of {prompt} tokens, cold, ms": lambda row: f"{row['rows_prefill_ms']:.1f}",
         "row of a token, cold, ms": lambda row: f"{row['rows_token_ms']:.2f}",
     }
-    print(f"| | {' | '.join(row['variant'] for row in rows)} |\n|{'---|' * (len(rows) + 1)}")
+    names = [f"{row['variant']}, {row['mode']}" for row in rows]
+    print(f"| | {' | '.join(names)} |\n|{'---|' * (len(rows) + 1)}")
     for name, cell in measures.items():
         print(f"| {name} | {' | '.join(cell(row) for row in rows)} |")
 
@@ -185,6 +193,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--work", type=Path, default=Path("fullsize"), help="must not exist")
     parser.add_argument("--prompt", type=int, default=512, help="tokens of the prompt")
     parser.add_argument("--new", type=int, default=16, help="tokens of the answer")
+    parser.add_argument("--modes", nargs="+", choices=(EXACT, INTEGER), default=(EXACT, INTEGER))
     parser.add_argument("--openblas", metavar="PATH", help="library to preload while answering")
     parser.add_argument("--leftovers", choices=CHOICES, default=AUTO, help="as convert's")
     parser.add_argument("--answer", type=Path, help=argparse.SUPPRESS)
@@ -194,7 +203,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(json.dumps(answer(arguments.answer, arguments.prompt, arguments.new)))
         return
     arguments.work.mkdir(parents=True)
-    rows = [run(variant, arguments) for variant in arguments.variants]
+    rows = [row for variant in arguments.variants for row in run(variant, arguments)]
     arguments.work.rmdir()
     print(f"{arguments.model}, {arguments.layers} layers at most, on {bench.machine()}.\n")
     print_table(rows, arguments.prompt, arguments.new)

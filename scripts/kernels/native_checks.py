@@ -1,10 +1,11 @@
 """Run the native library under sanitizers, and for other processors under an emulator.
 
-    python scripts/kernels/native_checks.py [address threads arm64 ...]
+    python scripts/kernels/native_checks.py [address threads neon ...]
 
 `address` finds reads and writes out of bounds and undefined behaviour, `threads` finds races, and
-`arm64` runs the NEON code under qemu-aarch64 (Debian: qemu-user; the compiler is ziglang's). Each
-takes a minute or two. What is not installed is said and skipped.
+`neon` runs the code for ARM under qemu-aarch64 (Debian: qemu-user), compiled by
+aarch64-linux-gnu-g++ (g++-aarch64-linux-gnu) or else by ziglang. All compare results with float64.
+Each takes a few minutes. What is not installed is said and skipped.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
@@ -21,7 +23,8 @@ from typing import NamedTuple
 from hlwq_mlx.quant.backends.native import build
 
 DRIVER = Path(__file__).with_name("native_driver.cpp")
-ZIG = [sys.executable, "-m", "ziglang", "c++"]
+CROSS = "aarch64-linux-gnu-g++"
+ZIG = [sys.executable, "-m", "ziglang", "c++", "-target", "aarch64-linux-musl"]
 DEBUG = ("-std=c++17", "-O1", "-g", "-ffp-contract=off", "-w", f"-I{build.SOURCE}")
 
 
@@ -41,8 +44,12 @@ CHECKS = {
         build.machine(),
     ),
     "threads": Check(["g++"], ("-fsanitize=thread",), build.machine()),
-    "arm64": Check(
-        ZIG, ("-target", "aarch64-linux-musl", "-static"), "arm64", ("qemu-aarch64-static",)
+    # As users compile it, not with -O1; static, for there is no loader of that machine here.
+    "neon": Check(
+        [CROSS] if shutil.which(CROSS) or not find_spec("ziglang") else ZIG,
+        ("-O3", "-static"),
+        "arm64",
+        ("qemu-aarch64" if shutil.which("qemu-aarch64") else "qemu-aarch64-static",),
     ),
 }
 

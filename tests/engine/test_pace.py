@@ -43,7 +43,7 @@ def test_an_answer_goes_on_with_what_the_one_before_it_saved():
     lucky, unlucky = Pace(), Pace()
     lucky.learn(MOST, MOST, 0.1)
     for pace in (lucky, unlucky):
-        pace.learn(MOST, 0, 0.1, once=0.2)
+        pace.learn(MOST, 0, 0.2, once=0.15)
     assert unlucky.next().count(MOST, 0.1) == 0
     assert lucky.next().count(MOST, 0.1) == Pace().count(MOST, 0.1) > 0
 

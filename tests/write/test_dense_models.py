@@ -10,7 +10,7 @@ from hlwq_mlx.disk.jsonfile import read_json
 from hlwq_mlx.errors import RequestError
 from hlwq_mlx.folder import loading
 from hlwq_mlx.memory import inventory
-from hlwq_mlx.quantize import main
+from hlwq_mlx.quantize import MLX, TABLES, main
 from hlwq_mlx.source.repository import Source
 from hlwq_mlx.write import convert
 
@@ -47,7 +47,7 @@ def test_it_computes_what_its_codes_mean(made):
         if bits is None or weight.ndim != 2:
             decoded[name] = weight
         else:
-            decoded[name] = tiny.encode(weight.tobytes(), weight.shape, bits, "clip4_100")[2]
+            decoded[name] = tiny.encode(weight.tobytes(), weight.shape, bits, TABLES[MLX])[2]
     wanted = tiny.logits(tiny.dense_model(settings, decoded))
     got = tiny.logits(loading.load(root / "coded"))
     np.testing.assert_allclose(got, wanted, rtol=0, atol=TOLERANCE)

@@ -75,7 +75,7 @@ def coded(source, tmp_path_factory):
 def test_quantize_codes_a_drafter(coded):
     """Codes decode to what the codec says; what orders the tokens keeps its dtype and bits."""
     wanted = dict(drafters.weights())
-    table = centroids("clip4_100", 5)
+    table = centroids(quantize.TABLES[quantize.MLX], 5)
     names = coded.manifest["tensors"]
     assert {"pre_projection.weight", "model.layers.0.mlp.up_proj.weight"} <= names.keys()
     assert not {CENTROIDS, ORDER, "model.embed_tokens.weight"} & names.keys()

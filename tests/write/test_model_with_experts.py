@@ -10,7 +10,7 @@ from hlwq_mlx.disk.jsonfile import read_json
 from hlwq_mlx.folder import loading
 from hlwq_mlx.folder.folder import Folder
 from hlwq_mlx.memory import inventory
-from hlwq_mlx.quantize import main
+from hlwq_mlx.quantize import PUBLISHED, TABLES, main
 from hlwq_mlx.source.repository import Source
 from hlwq_mlx.write import convert, export
 
@@ -37,6 +37,7 @@ def plain(weights, tmp_path_factory):
 def coded(plain):
     made = plain / "coded"
     arguments = ["--model", str(plain), "--bits", BITS, "--output", str(made)]
+    arguments += ["--table", TABLES[PUBLISHED]]  # so that the published layout says the same
     assert cli.run(main, arguments) == 0
     return made
 

@@ -14,6 +14,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from hlwq_mlx import cli, library
+from hlwq_mlx import convert as convert_command
 from hlwq_mlx.disk.jsonfile import read_json
 from hlwq_mlx.disk.tensorfile import TensorFile, TensorSpec, TensorWriter
 from hlwq_mlx.errors import CheckpointError, RequestError, SourceError
@@ -59,7 +60,7 @@ def test_the_published_layout_is_read_back_bit_for_bit(tmp_path, capsys):
 
 def test_a_folder_to_run_says_what_is_coded(tmp_path, capsys):
     output = tmp_path / "model"
-    quantize("--bits", "mlp=3,attention=5", "--table", "converged", "--output", output)
+    quantize("--bits", "mlp=3,attention=5", "--output", output)
     printed = capsys.readouterr()
     assert printed.out == f"{output}\n"
     manifest = read_json(output / "config.json")["quantization_config"]
@@ -303,6 +304,10 @@ def test_bad_arguments_end_in_one_line(arguments, message, tmp_path, capsys):
             ["--variant", "PQ4", "--output", "out", "--max-kv-size", "99"],
             "--max-kv-size: not allowed without --fit",
         ),
+        (
+            ["--variant", "PQ4", "--output", "out", "--force"],
+            "--force: not allowed without --discard-source",
+        ),
         (["--fit", "16", "--discard-source"], "--discard-source: not allowed without --output"),
         (["--fit", "16", "--force"], "--force: not allowed without --output"),
         (["--fit", "16", "--layout", "published"], "--layout: not allowed without --output"),
@@ -312,6 +317,13 @@ def test_options_that_nothing_would_follow_are_refused(arguments, message, capsy
     with pytest.raises(SystemExit) as left:
         main(["--model", DEMO, *arguments])
     assert left.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_force_has_nothing_to_begin_without_discarding(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        convert_command.main(["--model", DEMO, "--output", str(tmp_path / "out"), "--force"])
+    assert "--force: not allowed without --discard-source" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_coded_source_is_refused(tmp_path):
