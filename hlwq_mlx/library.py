@@ -24,6 +24,7 @@ from .engine.answer import generate_tokens
 from .engine.draft import Drafter
 from .engine.drafters import find_drafter
 from .engine.mtp import ModelDrafter
+from .engine.pace import Credit
 from .engine.prefix_cache import MAX_BYTES, PrefixCache
 from .engine.request import (
     PREFILL_STEP,
@@ -79,11 +80,12 @@ class GenerationResponse:
 class Session:
     """State that a conversation keeps between prompts, so that the next reads only what is new.
 
-    What was read takes at most `max_bytes` of memory.
+    What was read takes at most `max_bytes` of memory. `credit` is what drafts may still cost.
     """
 
     max_bytes: int = MAX_BYTES
     media: list[Any] = field(default_factory=list)  # what was made of the last prompt's media
+    credit: Credit = field(default_factory=Credit)
     _prefixes: PrefixCache | None = None
     _model: Model | None = None
     _caching: Caching = WHOLE
@@ -211,7 +213,8 @@ def stream_generate(
         prefill_step,
         on_prefill,
     )
-    tokens = generate_tokens(model, request, session.prefixes(model, caching), find_drafter(draft))
+    prefixes, drafter = session.prefixes(model, caching), find_drafter(draft)
+    tokens = generate_tokens(model, request, prefixes, drafter, session.credit)
     stops = [stop] if isinstance(stop, str) else stop
     yield from _answer(tokenizer, tokens, request, stops)
 

@@ -325,6 +325,31 @@ def test_a_session_goes_on_with_one_model_and_caching(seeing):
     assert not read(read_by=other)
 
 
+class Wrong:
+    """Drafts what is never right, and counts how often."""
+
+    needs_hidden = False
+    cost, calls = 0.1, 0
+
+    def draft(self, seen, count):
+        self.calls += 1
+        return [3] * count
+
+
+def test_answers_of_a_session_share_what_drafts_may_lose(seeing):
+    """Each of them is short, and would be tried anew at its beginning."""
+    (model, tokenizer), _ = seeing
+    calls = []
+    for session in (Session(), None):
+        drafter = Wrong()
+        for _ in range(8):
+            options = {"max_tokens": 6, "session": session, "draft": drafter}
+            pieces = library.stream_generate(model, tokenizer, "Hello", **options)
+            assert 3 not in {piece.token for piece in pieces}
+        calls.append(drafter.calls)
+    assert 0 < calls[0] <= calls[1] / 4
+
+
 def image(path):
     return {"type": "image", "path": str(path)}
 

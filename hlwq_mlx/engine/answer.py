@@ -18,6 +18,7 @@ from ..gemma4.model import Model
 from .decoding import Chooser, Decoding
 from .draft import Course, Drafter
 from .finite import require_finite
+from .pace import Credit
 from .prefix_cache import PrefixCache
 from .request import Prepared, Request
 from .speculate import make_step
@@ -29,11 +30,13 @@ def generate_tokens(
     request: Request,
     prefix_cache: PrefixCache | None = None,
     drafter: Drafter | None = None,
+    credit: Credit | None = None,
 ) -> Iterator[Chosen]:
     """Yield an answer's tokens with their log probabilities; media tokens are never chosen.
 
     What a `prefix_cache` of this model and caching knows of the prompt is not read again, and the
-    prompt and its answer are kept there. A drafter lets a pass bring several tokens, the same ones.
+    prompt and its answer are kept there. A drafter lets a pass bring several tokens, the same ones;
+    `credit` is what answers may lose by it together, by default this one alone.
     Raises: CheckpointError where the scores are not finite; it names the weight at fault.
     """
     prefixes = prefix_cache or PrefixCache(partial(model.make_cache, request.caching), 0)
@@ -49,7 +52,7 @@ def generate_tokens(
 
         row, first = begin_row(model, request, caches, match.length, keep)
         try:
-            for chosen in _decode(make_step(model, drafter), request, row, first):
+            for chosen in _decode(make_step(model, drafter, credit), request, row, first):
                 require_finite(model, chosen.token, chosen.scores)
                 keys.append(chosen.token)
                 yield chosen

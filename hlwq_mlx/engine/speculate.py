@@ -28,7 +28,7 @@ from ..quant.device import has_metal
 from ..quant.layers import coded_weights, usual_bits
 from . import overlap
 from .draft import Course, Drafter
-from .pace import Pace
+from .pace import Credit, Pace
 from .step import Chosen, Outcome, Row, Step, UnderWay, accept, score, take, wait
 
 # What one more row costs a pass by Metal, in passes, where rows read the same weights. They wait
@@ -44,10 +44,13 @@ HOST_WEIGHTS = 1 << 23
 SHARED_DECODING = 0.4
 
 
-def make_step(model: Model, drafter: Drafter | None) -> Step:
-    """Return the step that answers take: with drafts, where there is a drafter."""
+def make_step(model: Model, drafter: Drafter | None, credit: Credit | None = None) -> Step:
+    """Return the step that answers take: with drafts, where there is a drafter.
+
+    `credit` is what they may lose by it, a new one by default.
+    """
     step = overlap.make_step(model)
-    return step if drafter is None else DraftingStep(model, drafter, step)
+    return step if drafter is None else DraftingStep(model, drafter, step, credit)
 
 
 def row_cost(model: Model) -> float:
@@ -78,13 +81,15 @@ class DraftingStep:
     A pass reads `most_tokens` at most. `checked` counts passes by how many drafts each checked.
     """
 
-    def __init__(self, model: Model, drafter: Drafter, plain: Step) -> None:
+    def __init__(
+        self, model: Model, drafter: Drafter, plain: Step, credit: Credit | None = None
+    ) -> None:
         self.width = plain.width
         self._model = model
         self._drafter = drafter
         self._plain = plain
         self._cost = row_cost(model) + drafter.cost
-        self._pace = Pace()  # of the answer that was last begun
+        self._credit = credit or Credit()
         self.checked: Counter[int] = Counter()
         self.most_tokens = tokens_a_pass(usual_bits(model))
         self._vocab = model.args.text_config.vocab_size
@@ -119,7 +124,7 @@ class DraftingStep:
 
     def _pace_of(self, course: Course) -> Pace:
         if course.pace is None:
-            course.pace = self._pace = self._pace.next()
+            course.pace = Pace(self._credit)
         return course.pace
 
     def _usable(self, drafts: Sequence[int] | mx.array, count: int) -> list[int]:

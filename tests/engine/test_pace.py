@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 
-from hlwq_mlx.engine.pace import Pace
+from hlwq_mlx.engine.pace import Credit, Pace
 
 MOST = 4
 
 
-def run(chance, cost, tokens, seed=0, pace=None):
+def run(chance, cost, tokens, seed=0, credit=None):
     """Return what an answer costs, in passes of one token, if drafts are accepted so often."""
-    pace, draw = pace or Pace(), np.random.default_rng(seed)
+    pace, draw = Pace(credit or Credit()), np.random.default_rng(seed)
     made, passes, drafted = 1, 0, 0
     while made < tokens:
         count = pace.count(min(MOST, tokens - made - 1), cost)
@@ -32,20 +32,28 @@ def test_drafts_that_are_never_right_cost_at_most_3_percent(cost, tokens):
 @pytest.mark.parametrize("cost", [0.01, 0.05, 0.1, 0.3, 1.0, 1.5])
 @pytest.mark.parametrize("tokens", [2, 3, 5])
 def test_short_answers_together_lose_no_more_than_a_long_one(cost, tokens):
-    pace, passes = Pace(), 0.0
+    credit, passes = Credit(), 0.0
     for _ in range(60 // tokens):
-        pace = pace.next()
-        passes += run(0.0, cost, tokens, pace=pace)
+        passes += run(0.0, cost, tokens, credit=credit)
     assert passes - 60 // tokens * (tokens - 1) <= 0.03 * 60
 
 
 def test_an_answer_goes_on_with_what_the_one_before_it_saved():
-    lucky, unlucky = Pace(), Pace()
-    lucky.learn(MOST, MOST, 0.1)
-    for pace in (lucky, unlucky):
-        pace.learn(MOST, 0, 0.2, once=0.15)
-    assert unlucky.next().count(MOST, 0.1) == 0
-    assert lucky.next().count(MOST, 0.1) == Pace().count(MOST, 0.1) > 0
+    lucky, unlucky = Credit(), Credit()
+    Pace(lucky).learn(MOST, MOST, 0.1)
+    for credit in (lucky, unlucky):
+        Pace(credit).learn(MOST, 0, 0.2, once=0.15)
+    assert Pace(unlucky).count(MOST, 0.1) == 0
+    assert Pace(lucky).count(MOST, 0.1) == Pace(Credit()).count(MOST, 0.1) > 0
+
+
+def test_answers_at_once_lose_no_more_than_one_after_the_other():
+    """As those of a server whose others come and go."""
+    both = [Pace(credit := Credit()), Pace(credit)]
+    while any(pace.count(MOST, 0.1) for pace in both):
+        for pace in both:
+            pace.learn(pace.count(MOST, 0.1), 0, 0.1)
+    assert credit.passes >= 0
 
 
 @pytest.mark.parametrize("chance", [0.1, 0.3, 0.5])
@@ -59,7 +67,7 @@ def test_drafts_that_are_right_are_as_many_as_may_be():
 
 
 def test_it_recovers_from_bad_luck_and_gives_up_soon():
-    pace = Pace()
+    pace = Pace(Credit())
     tried = []
     for _ in range(200):
         tried.append(pace.count(MOST, 0.05))
@@ -78,7 +86,7 @@ def test_it_recovers_from_bad_luck_and_gives_up_soon():
 
 
 def test_what_checking_costs_by_itself_is_lost_once_a_pass():
-    pace = Pace(credit=0.5)
+    pace = Pace(Credit(0.5))
     assert [pace.count(MOST, 0.1, once) for once in (0.0, 0.2, 0.41)] == [3, 3, 0]
     pace.learn(3, 0, 0.1, once=0.2)
     assert pace.count(MOST, 0.001, once=0.01) == 0
@@ -87,5 +95,5 @@ def test_what_checking_costs_by_itself_is_lost_once_a_pass():
 
 
 def test_tokens_that_cost_a_pass_are_not_drafted():
-    pace = Pace()
+    pace = Pace(Credit())
     assert [pace.count(MOST, cost) for cost in (0.02, 1.0)] == [MOST, 0]
