@@ -8,6 +8,7 @@
 #include <cstring>
 #include <vector>
 
+#include "buffer.h"
 #include "pool.h"
 #include "products.h"
 
@@ -68,6 +69,20 @@ int64_t grain(int64_t rows, int64_t M, int64_t columns) {
   return std::max<int64_t>(8, std::min<int64_t>(256, (1 << 18) / columns));
 }
 
+// The rows of x as the weight takes them, and what becomes of them before y. They are kept: memory
+// that is new to a process costs as much as a tenth of a long product.
+thread_local Buffer arranged_rows, gathered_rows, products;
+
+const float* arrange(const Weight& weight, const float* x, int64_t M, int64_t columns) {
+  const int64_t K = arranged_columns(weight);
+  float* const rows = arranged_rows.of(M * K);
+  each(M, M * K < ALONE ? M : 1, [&](int64_t begin, int64_t end, int) {
+    for (int64_t m = begin; m < end; m++)
+      kernels->arrange(weight, x + m * columns, columns, rows + m * K);
+  });
+  return rows;
+}
+
 }  // namespace
 
 #pragma GCC visibility push(default)
@@ -93,14 +108,10 @@ void hlwq_set_threads(int count) { set_threads(count); }
 void hlwq_multiply(const Weight* weight, const float* x, int64_t M, int64_t columns, float* y,
                    int gated) {
   const int64_t K = arranged_columns(*weight), N = weight->rows;
-  std::vector<float> arranged(M * K), products(gated ? M * N : 0);
-  each(M, M * K < ALONE ? M : 1, [&](int64_t begin, int64_t end, int) {
-    for (int64_t m = begin; m < end; m++)
-      kernels->arrange(*weight, x + m * columns, columns, arranged.data() + m * K);
-  });
-  float* out = gated ? products.data() : y;
+  const float* const rows = arrange(*weight, x, M, columns);
+  float* const out = gated ? products.of(M * N) : y;
   each(N, grain(N, M, K), [&](int64_t begin, int64_t end, int) {
-    kernels->multiply(*weight, arranged.data(), M, out, N, begin, end);
+    kernels->multiply(*weight, rows, M, out, N, begin, end);
   });
   if (!gated) return;
   const int64_t half = N / 2;
@@ -114,19 +125,15 @@ void hlwq_multiply(const Weight* weight, const float* x, int64_t M, int64_t colu
 void hlwq_multiply_experts(const Weight* weight, const float* x, int64_t M, int64_t columns,
                            const uint32_t* experts, int64_t each_row, int64_t height, float* y) {
   const int64_t K = arranged_columns(*weight), pairs = M * each_row;
-  std::vector<float> arranged(M * K);
-  each(M, M * K < ALONE ? M : 1, [&](int64_t begin, int64_t end, int) {
-    for (int64_t m = begin; m < end; m++)
-      kernels->arrange(*weight, x + m * columns, columns, arranged.data() + m * K);
-  });
+  const float* const rows = arrange(*weight, x, M, columns);
   // The pairs of each expert side by side, so that its rows are decoded once.
   std::vector<int64_t> order(pairs);
   for (int64_t p = 0; p < pairs; p++) order[p] = p;
   std::stable_sort(order.begin(), order.end(),
                    [&](int64_t a, int64_t b) { return experts[a] < experts[b]; });
-  std::vector<float> gathered(pairs * K), found(pairs * height);
+  float *const gathered = gathered_rows.of(pairs * K), *const found = products.of(pairs * height);
   for (int64_t i = 0; i < pairs; i++)
-    memcpy(&gathered[i * K], &arranged[order[i] / each_row * K], K * sizeof(float));
+    memcpy(&gathered[i * K], &rows[order[i] / each_row * K], K * sizeof(float));
   struct Group {
     int64_t begin, count;
     uint32_t expert;

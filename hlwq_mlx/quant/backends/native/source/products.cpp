@@ -5,10 +5,10 @@
 #include "products.h"
 
 #include <algorithm>
-#include <memory>
 #include <utility>
 #include <vector>
 
+#include "buffer.h"
 #include "codes.h"
 #include "integers.h"
 #include "layer.h"
@@ -50,12 +50,19 @@ struct Coded {
     Row<Bits> row;
     const uint16_t* norms;
     const Table<Bits>& table;
+    alignas(64) float scales[LANES];
     void prefetch(int64_t blocks) const { row.prefetch(blocks); }
+    // Before blocks 0 to LANES - 1 from here: to widen norms one by one takes half as long as to decode.
+    void read_norms(int64_t left) {
+      uint16_t some[LANES] = {};
+      memcpy(some, norms, std::min<int64_t>(left, LANES) * sizeof *some);
+      store(scales, load_f16(some));
+      norms += LANES;
+    }
     template <class Take>
-    void block(const Take& take) {
-      decode<Bits>(row, table, half(norms), take);
+    void block(int which, const Take& take) {
+      decode<Bits>(row, table, scales[which], take);
       row.skip(1);
-      norms++;
     }
   };
   Reader reader(int64_t row, int64_t block) const {
@@ -78,8 +85,9 @@ struct Plain {
     const uint8_t* at;
     int64_t left;
     void prefetch(int64_t blocks) const { ISA::prefetch<BYTES * BLOCK>(at + blocks * BYTES * BLOCK); }
+    void read_norms(int64_t) {}
     template <class Take>
-    void block(const Take& take) {
+    void block(int, const Take& take) {
       if (left >= BLOCK) {
 #pragma GCC unroll 8
         for (int step = 0; step < STEPS; step++) take(step, read(at + BYTES * LANES * step));
@@ -111,11 +119,15 @@ template <class Of, size_t... Each>
 void dot(const Of& weight, const float* x, float* y, int64_t begin, std::index_sequence<Each...>) {
   Lanes sums[] = {((void)Each, zero())...};
   typename Of::Reader readers[] = {weight.reader(begin + Each, 0)...};
-  for (int64_t block = 0; block < weight.blocks; block++, x += BLOCK)
+  for (int64_t block = 0; block < weight.blocks; block++, x += BLOCK) {
+    const int which = block % LANES;
+    if (which == 0) (readers[Each].read_norms(weight.blocks - block), ...);
     ((readers[Each].prefetch(weight.blocks * Of::AT_ONCE),
       readers[Each].block(
+          which,
           [&](int step, Lanes w) { sums[Each] = fma(w, load(x + LANES * step), sums[Each]); })),
      ...);
+  }
   ((y[begin + Each] = sum(sums[Each])), ...);
 }
 
@@ -127,18 +139,21 @@ void multiply_one(const Of& weight, const float* x, float* y, int64_t begin, int
   for (; begin < end; begin++) dot(weight, x, y, begin, std::make_index_sequence<1>());
 }
 
+// Sums of the lanes of `count` vectors, a stride apart.
+void fold(const float* vectors, int64_t stride, int64_t count, float* y) {
+  int64_t i = 0;
+  for (; i + LANES <= count; i += LANES) store(y + i, sums_of_each(vectors + i * stride, stride));
+  for (; i < count; i++) y[i] = sum(load(vectors + i * stride));
+}
+
 template <class Of>
 void multiply_many(const Of& weight, const float* x, int64_t M, float* y, int64_t stride,
                    int64_t begin, int64_t end) {
   const int64_t x_stride = weight.blocks * BLOCK, N = end - begin;
   const int64_t pass = pass_of(M), sums_stride = pass * LANES;
-  thread_local std::unique_ptr<float[]> kept;
-  thread_local int64_t size = 0;
+  thread_local Buffer kept;
   const int64_t whole = (N + TILE_N - 1) / TILE_N * TILE_N;  // the last tile writes all its rows
-  if (size < whole * sums_stride) {
-    size = whole * sums_stride;
-    kept.reset(new float[size]);
-  }
+  float* const all_sums = kept.of(whole * sums_stride);
   constexpr int64_t W = PASS_BLOCKS * BLOCK;
   alignas(64) static thread_local float decoded[PASS_N * W];
   for (int64_t first = 0; first < M; first += pass) {
@@ -150,12 +165,15 @@ void multiply_many(const Of& weight, const float* x, int64_t M, float* y, int64_
         for (int i = 0; i < height; i++) {
           auto reader = weight.reader(begin + n + i, block);
           float* out = decoded + i * W;
-          for (int b = 0; b < count; b++, out += BLOCK)
-            reader.block([&](int step, Lanes w) { store(out + LANES * step, w); });
+          reader.read_norms(count);
+          for (int b = 0; b < count; b++, out += BLOCK) {
+            reader.prefetch(PASS_BLOCKS);
+            reader.block(b, [&](int step, Lanes w) { store(out + LANES * step, w); });
+          }
         }
         for (int64_t m = 0; m < rows; m += TILE_M) {
           const float* part = x + (first + m) * x_stride + block * BLOCK;
-          float* sums = kept.get() + n * sums_stride + m * LANES;
+          float* sums = all_sums + n * sums_stride + m * LANES;
           for (int i = 0; i < height; i += TILE_N)
             tile_of<TILE_N, TILE_M>((int)std::min<int64_t>(TILE_M, rows - m), decoded + i * W, W,
                                     part, x_stride, sums + i * sums_stride, sums_stride,
@@ -165,8 +183,7 @@ void multiply_many(const Of& weight, const float* x, int64_t M, float* y, int64_
     }
     // A row of y at a time: its neighbours may lie a page apart or more.
     for (int64_t m = 0; m < rows; m++)
-      for (int64_t n = 0; n < N; n++)
-        y[(first + m) * stride + begin + n] = sum(load(kept.get() + n * sums_stride + m * LANES));
+      fold(all_sums + m * LANES, sums_stride, N, y + (first + m) * stride + begin);
   }
 }
 
@@ -264,9 +281,9 @@ void multiply_coarsely(const Weight& of, const float* x, int64_t M, float* y, in
   const int64_t columns = weight.blocks * BLOCK;
   alignas(64) static thread_local int16_t decoded[ROWS16 * PASS_BLOCKS * BLOCK];
   static thread_local float scales[ROWS16 * PASS_BLOCKS];
-  static thread_local std::vector<float> kept;
+  thread_local Buffer kept;
   const int64_t pass = pass_of(M), sums_stride = pass * LANES;
-  kept.resize(std::max<size_t>(kept.size(), ROWS16 * sums_stride));
+  float* const all_sums = kept.of(ROWS16 * sums_stride);
   for (int64_t first = 0; first < M; first += pass) {
     const int64_t rows = std::min<int64_t>(pass, M - first);
     for (int64_t n = begin; n < end; n += ROWS16) {
@@ -285,11 +302,11 @@ void multiply_coarsely(const Weight& of, const float* x, int64_t M, float* y, in
         for (int64_t m = 0; m < rows; m += COLUMNS16)
           tile16_of<ROWS16, COLUMNS16>((int)std::min<int64_t>(COLUMNS16, rows - m), decoded,
                                        scales, x + (first + m) * columns, columns, block, count,
-                                       kept.data() + m * LANES, sums_stride);
+                                       all_sums + m * LANES, sums_stride);
       }
       for (int64_t m = 0; m < rows; m++)
         for (int i = 0; i < height; i++)
-          y[(first + m) * stride + n + i] = sum(load(kept.data() + i * sums_stride + m * LANES));
+          y[(first + m) * stride + n + i] = sum(load(all_sums + i * sums_stride + m * LANES));
     }
   }
 }
@@ -379,9 +396,10 @@ template <int Bits>
 void look_up_coded(const Weight& of, int64_t row, float* y) {
   const Coded<Bits> weight(of);
   auto reader = weight.reader(row, 0);
-  for (int64_t start = 0; start < of.columns; start += BLOCK) {
-    float* block = y + start;
-    reader.block([&](int step, Lanes w) {
+  for (int64_t i = 0; i < weight.blocks; i++) {
+    float* block = y + i * BLOCK;
+    if (i % LANES == 0) reader.read_norms(weight.blocks - i);
+    reader.block(i % LANES, [&](int step, Lanes w) {
       alignas(64) float lanes[LANES];
       store(lanes, w);
       for (int lane = 0; lane < LANES; lane++) block[column_of(step, lane)] = lanes[lane];
