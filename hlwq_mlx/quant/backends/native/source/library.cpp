@@ -65,13 +65,15 @@ constexpr int64_t ALONE = 1 << 17;  // multiplications that are not worth a thre
 
 int64_t grain(int64_t rows, int64_t M, int64_t columns) {
   if (M * rows * columns < ALONE) return rows;
-  if (M > 1) return 32;  // as many rows of sums as fit the second cache with a pass of x
+  // As many rows of sums as fit the second cache with a pass of x; more where x does not fit it.
+  if (M > 1) return M * columns > 1 << 19 ? 64 : 32;
   return std::max<int64_t>(8, std::min<int64_t>(256, (1 << 18) / columns));
 }
 
 // The rows of x as the weight takes them, and what becomes of them before y. They are kept: memory
 // that is new to a process costs as much as a tenth of a long product.
 thread_local Buffer arranged_rows, gathered_rows, products;
+thread_local Buffer inputs, inners, updates;  // between the products of one call
 
 const float* arrange(const Weight& weight, const float* x, int64_t M, int64_t columns) {
   const int64_t K = arranged_columns(weight);
