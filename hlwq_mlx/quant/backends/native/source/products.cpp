@@ -59,10 +59,10 @@ struct Coded {
       store(scales, load_f16(some));
       norms += LANES;
     }
-    template <class Take>
-    void block(int which, const Take& take) {
-      decode<Bits>(row, table, scales[which], take);
+    Block<Bits> next(int which) {
+      Block<Bits> found(row, table, scales[which]);
       row.skip(1);
+      return found;
     }
   };
   Reader reader(int64_t row, int64_t block) const {
@@ -81,28 +81,33 @@ struct Plain {
 
   explicit Plain(const Weight& of) : weight(of), blocks(arranged_columns(of) / BLOCK) {}
 
+  struct Numbers {
+    const uint8_t* at;
+    alignas(64) uint8_t padded[BLOCK * BYTES];
+    Numbers(const uint8_t* from, int64_t left) : at(from) {
+      if (left >= BLOCK) return;
+      memset(padded, 0, sizeof padded);  // the last columns, and zeros
+      memcpy(padded, from, left * BYTES);
+      at = nullptr;
+    }
+    Lanes step(int step) const {
+      const uint8_t* const p = (at ? at : padded) + BYTES * LANES * step;
+      if constexpr (Format == BFLOAT16) return load_bf16((const uint16_t*)p);
+      if constexpr (Format == FLOAT16) return load_f16((const uint16_t*)p);
+      if constexpr (Format == FLOAT32) return load((const float*)p);
+    }
+  };
+
   struct Reader {
     const uint8_t* at;
     int64_t left;
     void prefetch(int64_t blocks) const { ISA::prefetch<BYTES * BLOCK>(at + blocks * BYTES * BLOCK); }
     void read_norms(int64_t) {}
-    template <class Take>
-    void block(int, const Take& take) {
-      if (left >= BLOCK) {
-#pragma GCC unroll 8
-        for (int step = 0; step < STEPS; step++) take(step, read(at + BYTES * LANES * step));
-      } else {  // the last columns, and zeros
-        alignas(64) uint8_t padded[BLOCK * BYTES] = {};
-        memcpy(padded, at, left * BYTES);
-        for (int step = 0; step < STEPS; step++) take(step, read(padded + BYTES * LANES * step));
-      }
+    Numbers next(int) {
+      const uint8_t* const from = at;
       at += BLOCK * BYTES;
       left -= BLOCK;
-    }
-    static Lanes read(const uint8_t* p) {
-      if constexpr (Format == BFLOAT16) return load_bf16((const uint16_t*)p);
-      if constexpr (Format == FLOAT16) return load_f16((const uint16_t*)p);
-      if constexpr (Format == FLOAT32) return load((const float*)p);
+      return Numbers(from, left + BLOCK);
     }
   };
   Reader reader(int64_t row, int64_t block) const {
@@ -122,11 +127,14 @@ void dot(const Of& weight, const float* x, float* y, int64_t begin, std::index_s
   for (int64_t block = 0; block < weight.blocks; block++, x += BLOCK) {
     const int which = block % LANES;
     if (which == 0) (readers[Each].read_norms(weight.blocks - block), ...);
-    ((readers[Each].prefetch(weight.blocks * Of::AT_ONCE),
-      readers[Each].block(
-          which,
-          [&](int step, Lanes w) { sums[Each] = fma(w, load(x + LANES * step), sums[Each]); })),
-     ...);
+    (readers[Each].prefetch(weight.blocks * Of::AT_ONCE), ...);
+    decltype(readers[0].next(0)) parts[] = {readers[Each].next(which)...};
+    // The rows take turns, for a chain is as slow as its additions follow each other.
+#pragma GCC unroll 8
+    for (int step = 0; step < STEPS; step++) {
+      const Lanes columns = load(x + LANES * step);
+      ((sums[Each] = fma(parts[Each].step(step), columns, sums[Each])), ...);
+    }
   }
   ((y[begin + Each] = sum(sums[Each])), ...);
 }
@@ -168,7 +176,9 @@ void multiply_many(const Of& weight, const float* x, int64_t M, float* y, int64_
           reader.read_norms(count);
           for (int b = 0; b < count; b++, out += BLOCK) {
             reader.prefetch(PASS_BLOCKS);
-            reader.block(b, [&](int step, Lanes w) { store(out + LANES * step, w); });
+            const auto part = reader.next(b);
+#pragma GCC unroll 8
+            for (int step = 0; step < STEPS; step++) store(out + LANES * step, part.step(step));
           }
         }
         for (int64_t m = 0; m < rows; m += TILE_M) {
@@ -399,11 +409,12 @@ void look_up_coded(const Weight& of, int64_t row, float* y) {
   for (int64_t i = 0; i < weight.blocks; i++) {
     float* block = y + i * BLOCK;
     if (i % LANES == 0) reader.read_norms(weight.blocks - i);
-    reader.block(i % LANES, [&](int step, Lanes w) {
+    const auto part = reader.next(i % LANES);
+    for (int step = 0; step < STEPS; step++) {
       alignas(64) float lanes[LANES];
-      store(lanes, w);
+      store(lanes, part.step(step));
       for (int lane = 0; lane < LANES; lane++) block[column_of(step, lane)] = lanes[lane];
-    });
+    }
     transform(block);
     for (int i = 0; i < BLOCK; i++) block[i] *= ROOT;
   }
