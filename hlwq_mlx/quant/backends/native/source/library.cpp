@@ -195,6 +195,25 @@ void hlwq_residual_norm(const Residual* of, const float* x, const float* update,
   });
 }
 
+// See Rest: x, attended, h and normed [M, columns], own [M, rows of the gate]. Each step is a
+// function above. Without a norm that follows there is no `normed`.
+void hlwq_rest(const Rest* of, const float* x, const float* attended, const float* own, float* h,
+               float* normed, int64_t M) {
+  const int64_t K = of->attended.columns, width = of->gate_up->rows / 2;
+  const int64_t own_width = of->gate ? of->gate->rows : 0;
+  float *const input = inputs.of(M * K), *const update = updates.of(M * K);
+  float* const inner = inners.of(M * std::max(width, own_width));
+  hlwq_residual_norm(&of->attended, x, attended, h, input, M);
+  hlwq_multiply(of->gate_up, input, M, K, inner, 1);
+  hlwq_multiply(of->down, inner, M, width, update, 0);
+  hlwq_residual_norm(&of->fed, h, update, h, of->gate ? nullptr : normed, M);
+  if (!of->gate) return;
+  hlwq_multiply(of->gate, h, M, K, inner, 0);
+  hlwq_gelu_mul(inner, own, inner, M * own_width);
+  hlwq_multiply(of->projection, inner, M, own_width, update, 0);
+  hlwq_residual_norm(&of->added, h, update, h, normed, M);
+}
+
 // x [sequences, length, heads * columns], rows `x_stride` apart -> y [sequences, heads, length,
 // columns]; the first position of a sequence is its offset.
 void hlwq_heads(const Heads* of, const float* x, int64_t x_stride, const int64_t* offsets,
