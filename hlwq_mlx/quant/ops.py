@@ -18,7 +18,7 @@ from mlx import nn
 
 from . import codec, device, kernels, selftest
 from .activation import Activation, Input
-from .backends.native.library import Library, floats, native_library
+from .backends.native.library import Library, Norm, floats, native_library
 
 
 @partial(mx.compile, shapeless=True)  # a few launches, where every step of gelu would be one
@@ -151,9 +151,8 @@ def _residual_norm_natively(
 ) -> tuple[mx.array, Activation]:
     factor = 1.0 if scale is None else float(floats(scale)[0, 0])
     following = None if next_weight is None else floats(next_weight)
-    found = library.residual_norm(
-        floats(x), floats(update), floats(weight), factor, epsilon, following
-    )
+    norm = Norm(floats(weight), epsilon, factor, following)
+    found = library.residual_norm(norm, floats(x), floats(update))
     h, normed = (mx.array(each.reshape(x.shape)).astype(x.dtype) for each in found)
     return h, Activation(normed)
 

@@ -9,7 +9,8 @@ from mlx.utils import tree_map_with_path
 
 from .activation import Activation, Input
 from .backends.native.library import FORMATS, Library, Weight, floats, native_library
-from .layers import Linear
+from .backends.native.product import Native
+from .layers import HLWQGateUp, HLWQLinear, HLWQRows, Linear
 
 
 class _Plain(nn.Module):
@@ -28,11 +29,15 @@ class _Plain(nn.Module):
         """The length of a row."""
         return int(self.weight.shape[1])
 
-    def _multiply(self, x: Input) -> mx.array:
-        plain = Activation.of(x).plain
+    def native_weight(self) -> Weight:
+        """Return the weight as the library takes it."""
         if self._made is None or self._made[0] is not self.weight:
             self._made = self.weight, Weight.plain(self.weight)
-        y = self._library.multiply(self._made[1], floats(plain))
+        return self._made[1]
+
+    def _multiply(self, x: Input) -> mx.array:
+        plain = Activation.of(x).plain
+        y = self._library.multiply(self.native_weight(), floats(plain))
         product: mx.array = mx.array(y.reshape(*plain.shape[:-1], -1)).astype(plain.dtype)
         return product
 
@@ -60,6 +65,16 @@ class PlainEmbedding(_Plain):
     def decoded(self, ids: mx.array) -> mx.array:
         """Return rows in float32 as a graph of MLX's: ids [P] -> [P, dims]."""
         return self(ids)
+
+
+def weight_of(layer: nn.Module) -> Weight | None:
+    """Return the one weight that a layer multiplies by natively, if it does nothing else."""
+    if "bias" in layer:
+        return None
+    if type(layer) is PlainLinear:
+        return layer.native_weight()
+    product = layer.prepare() if type(layer) in (HLWQLinear, HLWQGateUp, HLWQRows) else None
+    return product.weight if isinstance(product, Native) else None
 
 
 def is_kept(name: str, weight: mx.array) -> bool:

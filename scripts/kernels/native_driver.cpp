@@ -23,6 +23,7 @@ void hlwq_look_up(const Weight*, const int64_t*, int64_t, float*);
 void hlwq_gelu_mul(const float*, const float*, float*, int64_t);
 void hlwq_cap_scores(const float*, float, float*, int64_t);
 void hlwq_residual_norm(const Residual*, const float*, const float*, float*, float*, int64_t);
+void hlwq_rest(const Rest*, const float*, const float*, const float*, float*, float*, int64_t);
 void hlwq_heads(const Heads*, const float*, int64_t, const int64_t*, int64_t, int64_t, float*);
 void hlwq_attend(const Attention*);
 }
@@ -160,6 +161,31 @@ static void norms() {
   }
 }
 
+static void rest() {
+  const int64_t M = 5, K = 77, width = 100, own_width = 33;
+  Matrix gate_up(5, 0, 2 * width, 128), down(6, 0, K, 128);
+  Matrix gate(BFLOAT16, 0, own_width, K), projection(FLOAT32, 0, K, own_width);
+  const std::vector<float> x = normal(M * K), attended = normal(M * K), own = normal(M * own_width),
+                           weight = normal(K);
+  const Residual norm{K, 1e-6f, 0.7f, weight.data(), weight.data()};
+  for (bool has_own : {false, true}) {
+    Rest of{norm, norm, norm, &gate_up.weight, &down.weight, nullptr, nullptr};
+    if (has_own) {
+      of.fed.next = nullptr;
+      of.gate = &gate.weight;
+      of.projection = &projection.weight;
+    }
+    std::vector<float> h(M * K), normed(M * K), one(K), one_normed(K);
+    hlwq_rest(&of, x.data(), attended.data(), own.data(), h.data(), normed.data(), M);
+    for (int64_t m = 0; m < M; m++) {
+      hlwq_rest(&of, &x[m * K], &attended[m * K], &own[m * own_width], one.data(),
+                one_normed.data(), 1);
+      expect(same(one.data(), &h[m * K], K) && same(one_normed.data(), &normed[m * K], K),
+             "the rest of a layer differs from a row alone", 0, M);
+    }
+  }
+}
+
 static void attention() {
   const int64_t B = 2, heads = 4, kv = 2, D = 48, count = 31;
   const std::vector<float> keys = normal(B * kv * count * D), values = normal(keys.size()),
@@ -216,6 +242,7 @@ int main() {
       elements();
       norms();
       attention();
+      rest();
     }
     std::vector<std::thread> callers;
     for (int i = 0; i < 3; i++)

@@ -18,7 +18,7 @@ from hlwq_mlx.quant.activation import Activation
 from hlwq_mlx.quant.backends import choose
 from hlwq_mlx.quant.backends.native import build
 from hlwq_mlx.quant.backends.native import library as native
-from hlwq_mlx.quant.backends.native.library import Weight, floats
+from hlwq_mlx.quant.backends.native.library import Norm, Weight, floats
 from hlwq_mlx.quant.backends.native.product import Native, NativeExperts, NativeGateUp, NativeRows
 from hlwq_mlx.quant.selftest import random_matrix
 
@@ -124,9 +124,8 @@ def test_plain_weights(dtype, library):
 
 def test_operations_between_products(library):
     x, update, weight = rows(3, 77), rows(4, 77)[:3], rows(5, 77)[0]
-    h, normed = library.residual_norm(
-        *(floats(each) for each in (x, update)), floats(weight), 0.7, 1e-6, floats(weight)
-    )
+    norm = Norm(floats(weight), 1e-6, 0.7, floats(weight))
+    h, normed = library.residual_norm(norm, floats(x), floats(update))
     wanted = codec.residual_norm_float32(x, update, weight, mx.array([0.7]), 1e-6, weight)
     assert distance(h, np.array(wanted[0])) < 1e-6
     assert distance(normed, np.array(wanted[1])) < 1e-6

@@ -59,6 +59,13 @@ class _Residual(ctypes.Structure):
     )
 
 
+class _Rest(ctypes.Structure):
+    _fields_ = (
+        *((name, _Residual) for name in ("attended", "fed", "added")),
+        *((name, ctypes.c_void_p) for name in ("gate_up", "down", "gate", "projection")),
+    )
+
+
 class _Heads(ctypes.Structure):
     _fields_ = (
         ("heads", ctypes.c_int64),
@@ -99,6 +106,23 @@ class Keys(NamedTuple):
     mask: NDArray[np.bool_] | None
 
 
+class Norm(NamedTuple):
+    """How an update joins the residual stream, and by which weight the sum is normed after that.
+
+    Shapes: weight and following [K].
+    """
+
+    weight: Floats
+    epsilon: float
+    scale: float = 1.0
+    following: Floats | None = None
+
+    def structure(self) -> _Residual:
+        """Return `Residual` of products.h, which holds as long as this does."""
+        pointers = self.weight.ctypes.data, _pointer(self.following)
+        return _Residual(self.weight.size, self.epsilon, self.scale, *pointers)
+
+
 class Weight:
     """A weight in MLX's memory, which stays where it is as long as this lives.
 
@@ -113,6 +137,10 @@ class Weight:
         self.structure = _Weight(form, is_integer(), *shape, *pointers)
         self.reference = ctypes.byref(self.structure)
 
+    def fits(self, columns: int) -> bool:
+        """Return whether rows of so many columns, but for the padding, can be multiplied."""
+        return columns <= self.columns < columns + BLOCK
+
     @classmethod
     def coded(cls, matrix: CodedMatrix) -> "Weight":
         """Take a coded matrix."""
@@ -124,6 +152,48 @@ class Weight:
         """Take a matrix of plain numbers: [rows, columns]."""
         rows, columns = weight.shape
         return cls(FORMATS[weight.dtype], (rows, columns), [weight])
+
+
+class Rest:
+    """What a layer does behind its attention: norms, and weights gate|up, down, gate, projection.
+
+    The last two, and the third norm, are of the layer's own input; without it there are none.
+    """
+
+    def __init__(self, norms: Sequence[Norm], weights: Sequence[Weight]) -> None:
+        """Take what fits together.
+
+        Raises: ShapeError for what does not.
+        """
+        gate_up, _, *own = weights
+        self.width, self.own_width = norms[0].weight.size, own[0].rows if own else 0
+        K, inner, d = self.width, gate_up.rows // 2, self.own_width
+        wanted = [(2 * inner, K), (K, inner), (d, K), (K, d)]
+        for weight, (rows, columns) in zip(weights, wanted, strict=False):
+            if weight.rows != rows or not weight.fits(columns):
+                raise ShapeError(
+                    f"[native.Rest] needed a weight {[rows, columns]}, got "
+                    f"{[weight.rows, weight.columns]}. Check the order of the layers."
+                )
+        self._kept = norms, weights
+        residuals = [norm.structure() for norm in norms] + [_Residual()] * (3 - len(norms))
+        pointers = [ctypes.addressof(weight.structure) for weight in weights]
+        self.structure = _Rest(*residuals, *pointers, *[None] * (4 - len(pointers)))
+        self.has_following = norms[-1].following is not None
+
+    def check(self, x: Floats, attended: Floats, own: Floats | None) -> None:
+        """Refuse what `Library.finish` cannot take.
+
+        Raises: ShapeError.
+        """
+        M = len(x)
+        found = x.shape, attended.shape, (M, 0) if own is None else own.shape
+        wanted = (M, self.width), (M, self.width), (M, self.own_width)
+        if found != wanted:
+            raise ShapeError(
+                f"[native.Rest] needed x, attended and own {wanted}, got {found}. "
+                "Check the order of the layers."
+            )
 
 
 def _bytes_of(array: mx.array) -> NDArray[np.uint8]:
@@ -172,7 +242,7 @@ class Library:
         Raises: ShapeError when x does not fit.
         """
         M, columns = x.shape
-        if not columns <= weight.columns < columns + BLOCK:
+        if not weight.fits(columns):
             raise ShapeError(
                 f"[native.multiply] needed x [..., {weight.columns}], got {columns} columns. "
                 "Check the order of the layers."
@@ -218,25 +288,32 @@ class Library:
         self._functions.hlwq_cap_scores(_at(x), ctypes.c_float(cap), _at(y), _int(x.size))
         return y
 
-    def residual_norm(
-        self,
-        x: Floats,
-        update: Floats,
-        weight: Floats,
-        scale: float,
-        epsilon: float,
-        following: Floats | None,
-    ) -> tuple[Floats, Floats]:
+    def residual_norm(self, norm: Norm, x: Floats, update: Floats) -> tuple[Floats, Floats]:
         """Return h = (x + norm(update)) * scale, and h normed with the following weight, if any.
 
-        Shapes: x, update [M, K], weights [K] -> twice [M, K].
+        Shapes: x, update [M, K] -> twice [M, K].
         """
-        M, K = x.shape
         h = np.empty_like(x)
-        normed = None if following is None else np.empty_like(x)
-        of = _Residual(K, epsilon, scale, weight.ctypes.data, _pointer(following))
+        normed = None if norm.following is None else np.empty_like(x)
         self._functions.hlwq_residual_norm(
-            ctypes.byref(of), _at(x), _at(update), _at(h), _at(normed), _int(M)
+            ctypes.byref(norm.structure()), _at(x), _at(update), _at(h), _at(normed), _int(len(x))
+        )
+        return h, h if normed is None else normed
+
+    def finish(
+        self, rest: Rest, x: Floats, attended: Floats, own: Floats | None
+    ) -> tuple[Floats, Floats]:
+        """Return a layer's output, and that normed with the weight that follows, if any.
+
+        Shapes: x, attended [M, K], the layer's own input [M, d] -> twice [M, K].
+        Raises: ShapeError.
+        """
+        rest.check(x, attended, own)
+        h = np.empty_like(x)
+        normed = np.empty_like(x) if rest.has_following else None
+        self._functions.hlwq_rest(
+            ctypes.byref(rest.structure),
+            *(_at(x), _at(attended), _at(own), _at(h), _at(normed), _int(len(x))),
         )
         return h, h if normed is None else normed
 

@@ -22,11 +22,11 @@ class Native(Product):
 
     def __init__(self, matrix: CodedMatrix, library: Library) -> None:
         self._library = library
-        self._weight = Weight.coded(matrix)
+        self.weight = Weight.coded(matrix)
 
     def __call__(self, x: Activation) -> mx.array:
-        x.check("native.Native", self._weight.columns)
-        y = self._library.multiply(self._weight, floats(x.plain), gated=self._gated)
+        x.check("native.Native", self.weight.columns)
+        y = self._library.multiply(self.weight, floats(x.plain), gated=self._gated)
         return _array(y, x, y.shape[-1])
 
 

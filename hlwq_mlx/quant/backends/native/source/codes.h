@@ -3,6 +3,8 @@
 // Lane 4 * q + w of step 4 * h + c is column 16 * (2 * w + h) + 4 * q + c of the block: then the
 // codes of a lane lie side by side in the stream of a unit, eight of them in `Bits` whole bytes.
 #pragma once
+#include <type_traits>
+
 #include "lanes.h"
 
 namespace ISA {
@@ -172,24 +174,28 @@ struct Table {
   }
 };
 
-// A block of one row, times its norm: step by step to `take(step, lanes)`.
-template <int Bits, class Take>
-inline void decode(const Row<Bits>& row, const Table<Bits>& table, float norm, const Take& take) {
-  const __m512 scale = _mm512_set1_ps(norm);
-  const Codes<Bits> codes(row);
-  const auto steps = [&](const auto& value) {
-#pragma GCC unroll 8
-    for (int step = 0; step < STEPS; step++) {
-      const int shift = Codes<Bits>::first(step / 4) + Bits * (step % 4);
-      take(step, Lanes{value(_mm512_srli_epi32(codes.half[step / 4], shift))});
-    }
-  };
-  if constexpr (Table<Bits>::COUNT <= 2) {
-    steps(Table<Bits>(table, scale));
-  } else {
-    steps([&](__m512i word) { return _mm512_mul_ps(table(word), scale); });
+// A block of one row, times its norm, whose steps are decoded when they are asked for.
+template <int Bits>
+struct Block {
+  static constexpr bool IS_SHORT = Table<Bits>::COUNT <= 2;  // then its table is what is scaled
+  const Codes<Bits> codes;
+  const __m512 scale;
+  const std::conditional_t<IS_SHORT, Table<Bits>, const Table<Bits>&> table;
+  Block(const Row<Bits>& row, const Table<Bits>& of, float norm)
+      : codes(row), scale(_mm512_set1_ps(norm)), table(scaled(of, scale)) {}
+  Lanes step(int step) const {
+    const int shift = Codes<Bits>::first(step / 4) + Bits * (step % 4);
+    const __m512 found = table(_mm512_srli_epi32(codes.half[step / 4], shift));
+    if constexpr (IS_SHORT) return {found};
+    return {_mm512_mul_ps(found, scale)};
   }
-}
+
+ private:
+  static decltype(auto) scaled(const Table<Bits>& of, __m512 scale) {
+    if constexpr (IS_SHORT) return Table<Bits>(of, scale);
+    else return of;
+  }
+};
 
 #else
 
@@ -199,14 +205,16 @@ struct Table {
   explicit Table(const float* all) { memcpy(centroids, all, sizeof centroids); }
 };
 
-template <int Bits, class Take>
-inline void decode(const Row<Bits>& row, const Table<Bits>& table, float norm, const Take& take) {
+template <int Bits>
+struct Block {
   alignas(64) float values[STEPS][LANES];
-  each_code<Bits>(row, [&](int lane, int step, int code) {
-    values[step][lane] = table.centroids[code] * norm;
-  });
-  for (int step = 0; step < STEPS; step++) take(step, load(values[step]));
-}
+  Block(const Row<Bits>& row, const Table<Bits>& table, float norm) {
+    each_code<Bits>(row, [&](int lane, int step, int code) {
+      values[step][lane] = table.centroids[code] * norm;
+    });
+  }
+  Lanes step(int step) const { return load(values[step]); }
+};
 
 #endif
 

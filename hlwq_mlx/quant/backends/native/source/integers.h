@@ -8,7 +8,6 @@
 namespace ISA {
 
 constexpr int LEVELS = 32767, MOST = 4095, STEPS16 = 4, WIDE = 32;
-constexpr int ROWS16 = 2, COLUMNS16 = 4;  // of a tile
 
 // The column of a block that element `e` of step `s` holds.
 inline int column16(int s, int e) {

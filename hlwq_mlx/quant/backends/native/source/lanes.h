@@ -47,6 +47,28 @@ inline float sum(Lanes a) {
   return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
 }
 
+// The sum of each of sixteen vectors, a stride apart: halves are added in the order of `sum`.
+#define SUMS_OF_EACH
+inline Lanes sums_of_each(const float* vectors, int64_t stride) {
+  __m512 quarters[4];
+  for (int i = 0; i < 4; i++) {
+    const auto at = [&](int k) { return _mm512_loadu_ps(vectors + (i + 4 * k) * stride); };
+    const auto halves = [](__m512 a, __m512 b) {
+      return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
+    };
+    const __m512 a = halves(at(0), at(1)), b = halves(at(2), at(3));
+    quarters[i] =
+        _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+  }
+  const auto pairs = [](__m512 a, __m512 b) {
+    const __m512d c = _mm512_castps_pd(a), d = _mm512_castps_pd(b);
+    return _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(c, d)),
+                         _mm512_castpd_ps(_mm512_unpackhi_pd(c, d)));
+  };
+  const __m512 a = pairs(quarters[0], quarters[1]), b = pairs(quarters[2], quarters[3]);
+  return {_mm512_add_ps(_mm512_shuffle_ps(a, b, 0x88), _mm512_shuffle_ps(a, b, 0xdd))};
+}
+
 #elif defined(__AVX2__)
 
 struct Lanes {
@@ -186,6 +208,14 @@ inline float sum(Lanes a) {
   return x[0];
 }
 
+#endif
+
+#ifndef SUMS_OF_EACH
+inline Lanes sums_of_each(const float* vectors, int64_t stride) {
+  float y[LANES];
+  for (int i = 0; i < LANES; i++) y[i] = sum(load(vectors + i * stride));
+  return load(y);
+}
 #endif
 
 inline float half(const uint16_t* p) {

@@ -8,6 +8,7 @@
 #include <cstring>
 #include <vector>
 
+#include "buffer.h"
 #include "pool.h"
 #include "products.h"
 
@@ -64,8 +65,24 @@ constexpr int64_t ALONE = 1 << 17;  // multiplications that are not worth a thre
 
 int64_t grain(int64_t rows, int64_t M, int64_t columns) {
   if (M * rows * columns < ALONE) return rows;
-  if (M > 1) return 32;  // as many rows of sums as fit the second cache with a pass of x
+  // As many rows of sums as fit the second cache with a pass of x; more where x does not fit it.
+  if (M > 1) return M * columns > 1 << 19 ? 64 : 32;
   return std::max<int64_t>(8, std::min<int64_t>(256, (1 << 18) / columns));
+}
+
+// The rows of x as the weight takes them, and what becomes of them before y. They are kept: memory
+// that is new to a process costs as much as a tenth of a long product.
+thread_local Buffer arranged_rows, gathered_rows, products;
+thread_local Buffer inputs, inners, updates;  // between the products of one call
+
+const float* arrange(const Weight& weight, const float* x, int64_t M, int64_t columns) {
+  const int64_t K = arranged_columns(weight);
+  float* const rows = arranged_rows.of(M * K);
+  each(M, M * K < ALONE ? M : 1, [&](int64_t begin, int64_t end, int) {
+    for (int64_t m = begin; m < end; m++)
+      kernels->arrange(weight, x + m * columns, columns, rows + m * K);
+  });
+  return rows;
 }
 
 }  // namespace
@@ -93,14 +110,10 @@ void hlwq_set_threads(int count) { set_threads(count); }
 void hlwq_multiply(const Weight* weight, const float* x, int64_t M, int64_t columns, float* y,
                    int gated) {
   const int64_t K = arranged_columns(*weight), N = weight->rows;
-  std::vector<float> arranged(M * K), products(gated ? M * N : 0);
-  each(M, M * K < ALONE ? M : 1, [&](int64_t begin, int64_t end, int) {
-    for (int64_t m = begin; m < end; m++)
-      kernels->arrange(*weight, x + m * columns, columns, arranged.data() + m * K);
-  });
-  float* out = gated ? products.data() : y;
+  const float* const rows = arrange(*weight, x, M, columns);
+  float* const out = gated ? products.of(M * N) : y;
   each(N, grain(N, M, K), [&](int64_t begin, int64_t end, int) {
-    kernels->multiply(*weight, arranged.data(), M, out, N, begin, end);
+    kernels->multiply(*weight, rows, M, out, N, begin, end);
   });
   if (!gated) return;
   const int64_t half = N / 2;
@@ -114,19 +127,15 @@ void hlwq_multiply(const Weight* weight, const float* x, int64_t M, int64_t colu
 void hlwq_multiply_experts(const Weight* weight, const float* x, int64_t M, int64_t columns,
                            const uint32_t* experts, int64_t each_row, int64_t height, float* y) {
   const int64_t K = arranged_columns(*weight), pairs = M * each_row;
-  std::vector<float> arranged(M * K);
-  each(M, M * K < ALONE ? M : 1, [&](int64_t begin, int64_t end, int) {
-    for (int64_t m = begin; m < end; m++)
-      kernels->arrange(*weight, x + m * columns, columns, arranged.data() + m * K);
-  });
+  const float* const rows = arrange(*weight, x, M, columns);
   // The pairs of each expert side by side, so that its rows are decoded once.
   std::vector<int64_t> order(pairs);
   for (int64_t p = 0; p < pairs; p++) order[p] = p;
   std::stable_sort(order.begin(), order.end(),
                    [&](int64_t a, int64_t b) { return experts[a] < experts[b]; });
-  std::vector<float> gathered(pairs * K), found(pairs * height);
+  float *const gathered = gathered_rows.of(pairs * K), *const found = products.of(pairs * height);
   for (int64_t i = 0; i < pairs; i++)
-    memcpy(&gathered[i * K], &arranged[order[i] / each_row * K], K * sizeof(float));
+    memcpy(&gathered[i * K], &rows[order[i] / each_row * K], K * sizeof(float));
   struct Group {
     int64_t begin, count;
     uint32_t expert;
@@ -184,6 +193,25 @@ void hlwq_residual_norm(const Residual* of, const float* x, const float* update,
       kernels->residual_norm(*of, x + m * K, update + m * K, h + m * K,
                              normed ? normed + m * K : nullptr);
   });
+}
+
+// See Rest: x, attended, h and normed [M, columns], own [M, rows of the gate]. Each step is a
+// function above. Without a norm that follows there is no `normed`.
+void hlwq_rest(const Rest* of, const float* x, const float* attended, const float* own, float* h,
+               float* normed, int64_t M) {
+  const int64_t K = of->attended.columns, width = of->gate_up->rows / 2;
+  const int64_t own_width = of->gate ? of->gate->rows : 0;
+  float *const input = inputs.of(M * K), *const update = updates.of(M * K);
+  float* const inner = inners.of(M * std::max(width, own_width));
+  hlwq_residual_norm(&of->attended, x, attended, h, input, M);
+  hlwq_multiply(of->gate_up, input, M, K, inner, 1);
+  hlwq_multiply(of->down, inner, M, width, update, 0);
+  hlwq_residual_norm(&of->fed, h, update, h, of->gate ? nullptr : normed, M);
+  if (!of->gate) return;
+  hlwq_multiply(of->gate, h, M, K, inner, 0);
+  hlwq_gelu_mul(inner, own, inner, M * own_width);
+  hlwq_multiply(of->projection, inner, M, own_width, update, 0);
+  hlwq_residual_norm(&of->added, h, update, h, normed, M);
 }
 
 // x [sequences, length, heads * columns], rows `x_stride` apart -> y [sequences, heads, length,

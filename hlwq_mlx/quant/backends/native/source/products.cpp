@@ -5,10 +5,10 @@
 #include "products.h"
 
 #include <algorithm>
-#include <memory>
 #include <utility>
 #include <vector>
 
+#include "buffer.h"
 #include "codes.h"
 #include "integers.h"
 #include "layer.h"
@@ -50,12 +50,19 @@ struct Coded {
     Row<Bits> row;
     const uint16_t* norms;
     const Table<Bits>& table;
+    alignas(64) float scales[LANES];
     void prefetch(int64_t blocks) const { row.prefetch(blocks); }
-    template <class Take>
-    void block(const Take& take) {
-      decode<Bits>(row, table, half(norms), take);
+    // Before blocks 0 to LANES - 1 from here: to widen norms one by one takes half as long as to decode.
+    void read_norms(int64_t left) {
+      uint16_t some[LANES] = {};
+      memcpy(some, norms, std::min<int64_t>(left, LANES) * sizeof *some);
+      store(scales, load_f16(some));
+      norms += LANES;
+    }
+    Block<Bits> next(int which) {
+      Block<Bits> found(row, table, scales[which]);
       row.skip(1);
-      norms++;
+      return found;
     }
   };
   Reader reader(int64_t row, int64_t block) const {
@@ -74,27 +81,33 @@ struct Plain {
 
   explicit Plain(const Weight& of) : weight(of), blocks(arranged_columns(of) / BLOCK) {}
 
+  struct Numbers {
+    const uint8_t* at;
+    alignas(64) uint8_t padded[BLOCK * BYTES];
+    Numbers(const uint8_t* from, int64_t left) : at(from) {
+      if (left >= BLOCK) return;
+      memset(padded, 0, sizeof padded);  // the last columns, and zeros
+      memcpy(padded, from, left * BYTES);
+      at = nullptr;
+    }
+    Lanes step(int step) const {
+      const uint8_t* const p = (at ? at : padded) + BYTES * LANES * step;
+      if constexpr (Format == BFLOAT16) return load_bf16((const uint16_t*)p);
+      if constexpr (Format == FLOAT16) return load_f16((const uint16_t*)p);
+      if constexpr (Format == FLOAT32) return load((const float*)p);
+    }
+  };
+
   struct Reader {
     const uint8_t* at;
     int64_t left;
     void prefetch(int64_t blocks) const { ISA::prefetch<BYTES * BLOCK>(at + blocks * BYTES * BLOCK); }
-    template <class Take>
-    void block(const Take& take) {
-      if (left >= BLOCK) {
-#pragma GCC unroll 8
-        for (int step = 0; step < STEPS; step++) take(step, read(at + BYTES * LANES * step));
-      } else {  // the last columns, and zeros
-        alignas(64) uint8_t padded[BLOCK * BYTES] = {};
-        memcpy(padded, at, left * BYTES);
-        for (int step = 0; step < STEPS; step++) take(step, read(padded + BYTES * LANES * step));
-      }
+    void read_norms(int64_t) {}
+    Numbers next(int) {
+      const uint8_t* const from = at;
       at += BLOCK * BYTES;
       left -= BLOCK;
-    }
-    static Lanes read(const uint8_t* p) {
-      if constexpr (Format == BFLOAT16) return load_bf16((const uint16_t*)p);
-      if constexpr (Format == FLOAT16) return load_f16((const uint16_t*)p);
-      if constexpr (Format == FLOAT32) return load((const float*)p);
+      return Numbers(from, left + BLOCK);
     }
   };
   Reader reader(int64_t row, int64_t block) const {
@@ -111,11 +124,18 @@ template <class Of, size_t... Each>
 void dot(const Of& weight, const float* x, float* y, int64_t begin, std::index_sequence<Each...>) {
   Lanes sums[] = {((void)Each, zero())...};
   typename Of::Reader readers[] = {weight.reader(begin + Each, 0)...};
-  for (int64_t block = 0; block < weight.blocks; block++, x += BLOCK)
-    ((readers[Each].prefetch(weight.blocks * Of::AT_ONCE),
-      readers[Each].block(
-          [&](int step, Lanes w) { sums[Each] = fma(w, load(x + LANES * step), sums[Each]); })),
-     ...);
+  for (int64_t block = 0; block < weight.blocks; block++, x += BLOCK) {
+    const int which = block % LANES;
+    if (which == 0) (readers[Each].read_norms(weight.blocks - block), ...);
+    (readers[Each].prefetch(weight.blocks * Of::AT_ONCE), ...);
+    decltype(readers[0].next(0)) parts[] = {readers[Each].next(which)...};
+    // The rows take turns, for a chain is as slow as its additions follow each other.
+#pragma GCC unroll 8
+    for (int step = 0; step < STEPS; step++) {
+      const Lanes columns = load(x + LANES * step);
+      ((sums[Each] = fma(parts[Each].step(step), columns, sums[Each])), ...);
+    }
+  }
   ((y[begin + Each] = sum(sums[Each])), ...);
 }
 
@@ -127,46 +147,65 @@ void multiply_one(const Of& weight, const float* x, float* y, int64_t begin, int
   for (; begin < end; begin++) dot(weight, x, y, begin, std::make_index_sequence<1>());
 }
 
+// Sums of the lanes of `count` vectors, a stride apart.
+void fold(const float* vectors, int64_t stride, int64_t count, float* y) {
+  int64_t i = 0;
+  for (; i + LANES <= count; i += LANES) store(y + i, sums_of_each(vectors + i * stride, stride));
+  for (; i < count; i++) y[i] = sum(load(vectors + i * stride));
+}
+
+// Some blocks of PASS_N rows of a weight, decoded. A call for each row would cost a tenth of prefill.
+template <class Of>
+struct Panel {
+  static constexpr int64_t W = PASS_BLOCKS * BLOCK;
+  alignas(64) float values[PASS_N * W];
+
+  [[gnu::always_inline]] void decode(const Of& weight, int i, int64_t row, int64_t block,
+                                     int count) {
+    auto reader = weight.reader(row, block);
+    float* out = values + i * W;
+    reader.read_norms(count);
+    for (int b = 0; b < count; b++, out += BLOCK) {
+      reader.prefetch(PASS_BLOCKS);
+      const auto part = reader.next(b);
+#pragma GCC unroll 8
+      for (int step = 0; step < STEPS; step++) store(out + LANES * step, part.step(step));
+    }
+  }
+  // Multiplies TILE_N rows from the i-th by M rows of x, up to TILE_M.
+  [[gnu::always_inline]] void tile(int i, const float* x, int64_t x_stride, int M, int64_t block,
+                                   int count, float* sums, int64_t sums_stride) const {
+    tile_of<TILE_N, TILE_M>(M, values + i * W, W, x + block * BLOCK, x_stride, sums, sums_stride,
+                            count * STEPS, block == 0);
+  }
+};
+
 template <class Of>
 void multiply_many(const Of& weight, const float* x, int64_t M, float* y, int64_t stride,
                    int64_t begin, int64_t end) {
   const int64_t x_stride = weight.blocks * BLOCK, N = end - begin;
   const int64_t pass = pass_of(M), sums_stride = pass * LANES;
-  thread_local std::unique_ptr<float[]> kept;
-  thread_local int64_t size = 0;
+  thread_local Buffer kept;
   const int64_t whole = (N + TILE_N - 1) / TILE_N * TILE_N;  // the last tile writes all its rows
-  if (size < whole * sums_stride) {
-    size = whole * sums_stride;
-    kept.reset(new float[size]);
-  }
-  constexpr int64_t W = PASS_BLOCKS * BLOCK;
-  alignas(64) static thread_local float decoded[PASS_N * W];
+  float* const all_sums = kept.of(whole * sums_stride);
+  static thread_local Panel<Of> panel;
   for (int64_t first = 0; first < M; first += pass) {
     const int64_t rows = std::min<int64_t>(pass, M - first);
     for (int64_t block = 0; block < weight.blocks; block += PASS_BLOCKS) {
       const int count = (int)std::min<int64_t>(PASS_BLOCKS, weight.blocks - block);
       for (int64_t n = 0; n < N; n += PASS_N) {
         const int height = (int)std::min<int64_t>(PASS_N, N - n);
-        for (int i = 0; i < height; i++) {
-          auto reader = weight.reader(begin + n + i, block);
-          float* out = decoded + i * W;
-          for (int b = 0; b < count; b++, out += BLOCK)
-            reader.block([&](int step, Lanes w) { store(out + LANES * step, w); });
-        }
-        for (int64_t m = 0; m < rows; m += TILE_M) {
-          const float* part = x + (first + m) * x_stride + block * BLOCK;
-          float* sums = kept.get() + n * sums_stride + m * LANES;
+        for (int i = 0; i < height; i++) panel.decode(weight, i, begin + n + i, block, count);
+        for (int64_t m = 0; m < rows; m += TILE_M)
           for (int i = 0; i < height; i += TILE_N)
-            tile_of<TILE_N, TILE_M>((int)std::min<int64_t>(TILE_M, rows - m), decoded + i * W, W,
-                                    part, x_stride, sums + i * sums_stride, sums_stride,
-                                    count * STEPS, block == 0);
-        }
+            panel.tile(i, x + (first + m) * x_stride, x_stride,
+                       (int)std::min<int64_t>(TILE_M, rows - m), block, count,
+                       all_sums + (n + i) * sums_stride + m * LANES, sums_stride);
       }
     }
     // A row of y at a time: its neighbours may lie a page apart or more.
     for (int64_t m = 0; m < rows; m++)
-      for (int64_t n = 0; n < N; n++)
-        y[(first + m) * stride + begin + n] = sum(load(kept.get() + n * sums_stride + m * LANES));
+      fold(all_sums + m * LANES, sums_stride, N, y + (first + m) * stride + begin);
   }
 }
 
@@ -213,35 +252,40 @@ void dot16(const Coarse<Bits>& weight, const float* x, float* y, int64_t begin,
   ((y[begin + Each] = sum(sums[Each])), ...);
 }
 
-// N rows of levels by M rows of x.
+template <int Bits>
+void multiply_one(const Coarse<Bits>& weight, const float* x, float* y, int64_t begin,
+                  int64_t end) {
+  for (; begin + 2 <= end; begin += 2) dot16(weight, x, y, begin, std::make_index_sequence<2>());
+  if (begin < end) dot16(weight, x, y, begin, std::make_index_sequence<1>());
+}
+
+// N rows of levels by M rows of x: the sums of a block stay in registers, those of all in memory.
 template <int N, int M>
 void tile16(const int16_t* w, const float* w_scales, const float* x, int64_t columns,
             int64_t block, int count, float* sums, int64_t sums_stride) {
-  Lanes sum[N][M];
-  for (int n = 0; n < N; n++)
-    for (int m = 0; m < M; m++)
-      sum[n][m] = block ? load(sums + n * sums_stride + m * LANES) : zero();
   for (int b = 0; b < count; b++) {
     Sums16 exact[N][M];
     for (int n = 0; n < N; n++)
       for (int m = 0; m < M; m++) exact[n][m] = none16();
-    for (int step = 0; step < STEPS16; step++)
-      for (int n = 0; n < N; n++) {
-        const Wide row = load16(w + n * PASS_BLOCKS * BLOCK + b * BLOCK + step * WIDE);
-        for (int m = 0; m < M; m++) {
-          const int16_t* numbers = (const int16_t*)(x + m * columns) + (block + b) * BLOCK;
-          exact[n][m] = add_products(exact[n][m], row, load16(numbers + step * WIDE));
-        }
-      }
-    for (int n = 0; n < N; n++)
+    for (int step = 0; step < STEPS16; step++) {
+      Wide rows[N];
+      for (int n = 0; n < N; n++)
+        rows[n] = load16(w + n * PASS_BLOCKS * BLOCK + b * BLOCK + step * WIDE);
       for (int m = 0; m < M; m++) {
-        const float x_scale = (x + m * columns + columns / 2)[block + b];
-        const Lanes scale = all(w_scales[n * PASS_BLOCKS + b] * x_scale);
-        sum[n][m] = fma(as_floats(exact[n][m]), scale, sum[n][m]);
+        const int16_t* numbers = (const int16_t*)(x + m * columns) + (block + b) * BLOCK;
+        const Wide column = load16(numbers + step * WIDE);
+        for (int n = 0; n < N; n++) exact[n][m] = add_products(exact[n][m], rows[n], column);
       }
+    }
+    for (int n = 0; n < N; n++) {
+      const Lanes w_scale = all(w_scales[n * PASS_BLOCKS + b]);
+      for (int m = 0; m < M; m++) {
+        const Lanes scale = mul(w_scale, all((x + m * columns + columns / 2)[block + b]));
+        float* const sum = sums + n * sums_stride + m * LANES;
+        store(sum, fma(as_floats(exact[n][m]), scale, block + b ? load(sum) : zero()));
+      }
+    }
   }
-  for (int n = 0; n < N; n++)
-    for (int m = 0; m < M; m++) store(sums + n * sums_stride + m * LANES, sum[n][m]);
 }
 
 template <int N, int M>
@@ -253,46 +297,27 @@ void tile16_of(int count, const int16_t* w, const float* w_scales, const float* 
 }
 
 template <int Bits>
-void multiply_coarsely(const Weight& of, const float* x, int64_t M, float* y, int64_t stride,
-                       int64_t begin, int64_t end) {
-  const Coarse<Bits> weight(of);
-  if (M == 1) {
-    for (; begin + 2 <= end; begin += 2) dot16(weight, x, y, begin, std::make_index_sequence<2>());
-    if (begin < end) dot16(weight, x, y, begin, std::make_index_sequence<1>());
-    return;
-  }
-  const int64_t columns = weight.blocks * BLOCK;
-  alignas(64) static thread_local int16_t decoded[ROWS16 * PASS_BLOCKS * BLOCK];
-  static thread_local float scales[ROWS16 * PASS_BLOCKS];
-  static thread_local std::vector<float> kept;
-  const int64_t pass = pass_of(M), sums_stride = pass * LANES;
-  kept.resize(std::max<size_t>(kept.size(), ROWS16 * sums_stride));
-  for (int64_t first = 0; first < M; first += pass) {
-    const int64_t rows = std::min<int64_t>(pass, M - first);
-    for (int64_t n = begin; n < end; n += ROWS16) {
-      const int height = (int)std::min<int64_t>(ROWS16, end - n);
-      for (int64_t block = 0; block < weight.blocks; block += PASS_BLOCKS) {
-        const int count = (int)std::min<int64_t>(PASS_BLOCKS, weight.blocks - block);
-        for (int i = 0; i < height; i++) {
-          Row<Bits> row = weight.row(n + i, block);
-          int16_t* out = decoded + i * PASS_BLOCKS * BLOCK;
-          for (int b = 0; b < count; b++, out += BLOCK, row.skip(1)) {
-            decode16<Bits>(row, weight.levels,
-                           [&](int step, Wide w) { store16(out + WIDE * step, w); });
-            scales[i * PASS_BLOCKS + b] = weight.scale(n + i, block + b);
-          }
-        }
-        for (int64_t m = 0; m < rows; m += COLUMNS16)
-          tile16_of<ROWS16, COLUMNS16>((int)std::min<int64_t>(COLUMNS16, rows - m), decoded,
-                                       scales, x + (first + m) * columns, columns, block, count,
-                                       kept.data() + m * LANES, sums_stride);
-      }
-      for (int64_t m = 0; m < rows; m++)
-        for (int i = 0; i < height; i++)
-          y[(first + m) * stride + n + i] = sum(load(kept.data() + i * sums_stride + m * LANES));
+struct Panel<Coarse<Bits>> {
+  static constexpr int64_t W = PASS_BLOCKS * BLOCK;
+  alignas(64) int16_t levels[PASS_N * W];
+  float scales[PASS_N * PASS_BLOCKS];
+
+  void decode(const Coarse<Bits>& weight, int i, int64_t row, int64_t block, int count) {
+    Row<Bits> codes = weight.row(row, block);
+    int16_t* out = levels + i * W;
+    for (int b = 0; b < count; b++, out += BLOCK, codes.skip(1)) {
+      codes.prefetch(PASS_BLOCKS);
+      decode16<Bits>(codes, weight.levels,
+                     [&](int step, Wide w) { store16(out + WIDE * step, w); });
+      scales[i * PASS_BLOCKS + b] = weight.scale(row, block + b);
     }
   }
-}
+  void tile(int i, const float* x, int64_t x_stride, int M, int64_t block, int count, float* sums,
+            int64_t sums_stride) const {
+    tile16_of<TILE_N, TILE_M>(M, levels + i * W, scales + i * PASS_BLOCKS, x, x_stride, block,
+                              count, sums, sums_stride);
+  }
+};
 
 template <class Of>
 void multiply_by(const Weight& of, const float* x, int64_t M, float* y, int64_t stride,
@@ -302,32 +327,36 @@ void multiply_by(const Weight& of, const float* x, int64_t M, float* y, int64_t 
   multiply_many(weight, x, M, y, stride, begin, end);
 }
 
+template <class Of>
+struct Type {
+  using type = Of;
+};
+
 void multiply(const Weight& weight, const float* x, int64_t M, float* y, int64_t stride,
               int64_t begin, int64_t end) {
-  if (weight.is_integer && weight.format <= 8) {
-    using Multiply = void (*)(const Weight&, const float*, int64_t, float*, int64_t, int64_t, int64_t);
-    static const Multiply by_bits[] = {multiply_coarsely<1>, multiply_coarsely<2>,
-                                       multiply_coarsely<3>, multiply_coarsely<4>,
-                                       multiply_coarsely<5>, multiply_coarsely<6>,
-                                       multiply_coarsely<7>, multiply_coarsely<8>};
-    return by_bits[weight.format - 1](weight, x, M, y, stride, begin, end);
-  }
+  const auto by = [&](auto of) {
+    multiply_by<typename decltype(of)::type>(weight, x, M, y, stride, begin, end);
+  };
   switch (weight.format) {
-#define CASE(format, Of) \
-  case format:           \
-    return multiply_by<Of>(weight, x, M, y, stride, begin, end);
-    CASE(1, Coded<1>)
-    CASE(2, Coded<2>)
-    CASE(3, Coded<3>)
-    CASE(4, Coded<4>)
-    CASE(5, Coded<5>)
-    CASE(6, Coded<6>)
-    CASE(7, Coded<7>)
-    CASE(8, Coded<8>)
-    CASE(BFLOAT16, Plain<BFLOAT16>)
-    CASE(FLOAT16, Plain<FLOAT16>)
-    CASE(FLOAT32, Plain<FLOAT32>)
-#undef CASE
+#define CODED(bits) \
+  case bits:        \
+    return weight.is_integer ? by(Type<Coarse<bits>>()) : by(Type<Coded<bits>>());
+#define PLAIN(format) \
+  case format:        \
+    return by(Type<Plain<format>>());
+    CODED(1)
+    CODED(2)
+    CODED(3)
+    CODED(4)
+    CODED(5)
+    CODED(6)
+    CODED(7)
+    CODED(8)
+    PLAIN(BFLOAT16)
+    PLAIN(FLOAT16)
+    PLAIN(FLOAT32)
+#undef CODED
+#undef PLAIN
   }
 }
 
@@ -379,13 +408,15 @@ template <int Bits>
 void look_up_coded(const Weight& of, int64_t row, float* y) {
   const Coded<Bits> weight(of);
   auto reader = weight.reader(row, 0);
-  for (int64_t start = 0; start < of.columns; start += BLOCK) {
-    float* block = y + start;
-    reader.block([&](int step, Lanes w) {
+  for (int64_t i = 0; i < weight.blocks; i++) {
+    float* block = y + i * BLOCK;
+    if (i % LANES == 0) reader.read_norms(weight.blocks - i);
+    const auto part = reader.next(i % LANES);
+    for (int step = 0; step < STEPS; step++) {
       alignas(64) float lanes[LANES];
-      store(lanes, w);
+      store(lanes, part.step(step));
       for (int lane = 0; lane < LANES; lane++) block[column_of(step, lane)] = lanes[lane];
-    });
+    }
     transform(block);
     for (int i = 0; i < BLOCK; i++) block[i] *= ROOT;
   }

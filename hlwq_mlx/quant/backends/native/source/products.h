@@ -44,6 +44,13 @@ struct Attention {
   float* y;                           // as x
 };
 
+// What a layer does behind its attention: the MLP, and what its own input of a token adds.
+struct Rest {
+  Residual attended, fed, added;    // of attention, of the MLP, of the layer's own input
+  const Weight *gate_up, *down;
+  const Weight *gate, *projection;  // of the layer's own input, or none
+};
+
 struct Kernels {
   const char* name;
   // Pads a row with zeros, rotates it if the weight is coded, and brings it into the lanes' order.
