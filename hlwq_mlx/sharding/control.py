@@ -177,10 +177,11 @@ class Leader:
     def _listening(self) -> socket.socket:
         try:
             return socket.create_server((self.place.host, self.place.port))
-        except OSError as problem:
+        except (OSError, OverflowError) as problem:  # the latter for a port behind the last one
+            why = problem.strerror if isinstance(problem, OSError) else problem
             self.fail(
                 f"[{self.place.name(0)}] needed to listen at {self.place.host}:{self.place.port}, "
-                f"got {problem.strerror}. Check that the address is this machine's, or give "
+                f"got {why}. Check that the address is this machine's, or give "
                 "mlx.launch another --starting-port."
             )
 
@@ -281,7 +282,8 @@ class Leader:
         if type(rank) is not int or rank not in self._lacking() or not isinstance(theirs, dict):
             return False
         if theirs != hello:
-            peer.send({"do": "end"})
+            with suppress(OSError):  # it may be gone, and is another all the same
+                peer.send({"do": "end"})
             self.fail(self._difference(rank, hello, theirs))
         peer.send({"do": "stay"})
         peer.expect(LOADING_S)

@@ -44,7 +44,7 @@ def launched(environment: Mapping[str, str] = os.environ) -> Launched | None:
     try:
         found = _by_jaccl if COORDINATOR in environment else _by_ring
         return found(int(rank), environment)
-    except (KeyError, IndexError, ValueError, TypeError, OSError) as problem:
+    except (LookupError, ValueError, TypeError, AttributeError, OSError) as problem:
         raise GroupError(
             f"[{RANK}] needed the environment that mlx.launch makes, got {problem!r}. Start the "
             "group by mlx.launch with the ring or the jaccl backend."

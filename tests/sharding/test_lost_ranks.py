@@ -9,9 +9,11 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from types import SimpleNamespace
 
 import pytest
 
+from hlwq_mlx.errors import GroupError
 from hlwq_mlx.sharding import control, launched, start
 from scripts.sharding.parity import free_ports
 
@@ -202,6 +204,35 @@ def test_a_port_that_is_taken_is_told_of(ranks):
     with socket.create_server((HOST, ranks.port + 2)):
         line = told(ranks.run(0))
     assert "rank 0 (127.0.0.1)" in line and "in use" in line and "rank 1" not in line
+
+
+def test_a_port_behind_the_last_one_is_told_of(ranks):
+    ranks.hosts.write_text(json.dumps([[f"{HOST}:65535"], [f"{HOST}:65534"]]))
+    assert "needed to listen at 127.0.0.1:65536" in told(ranks.run(0))
+
+
+@pytest.mark.parametrize("nodes", ["", "{", "{}", "[]", "[[]]", "[[1]]", '[["127.0.0.1"]]'])
+def test_a_file_of_hosts_that_mlx_launch_never_makes_is_refused(ranks, nodes):
+    ranks.hosts.write_text(nodes)
+    environment = {launched.RANK: "0", launched.HOSTS: str(ranks.hosts)}
+    if not nodes:  # of one host alone
+        assert launched.launched(environment) is None
+        return
+    with pytest.raises(GroupError, match=r"needed the environment that mlx\.launch makes"):
+        launched.launched(environment)
+
+
+def test_another_version_is_named_though_its_rank_is_gone(ranks, monkeypatch):
+    def gone(message):
+        raise BrokenPipeError
+
+    lines = []
+    leader = control.Leader(launched.Launched(0, 2, "ring", HOST, ranks.port))
+    monkeypatch.setattr(leader, "fail", lambda line: sys.exit(lines.append(line)))
+    with pytest.raises(SystemExit):
+        told = {"rank": 1, "hello": {"mlx": "0"}}
+        leader._admit(SimpleNamespace(send=gone), told, {"mlx": "1"})
+    assert "[rank 1] needed mlx 1 as rank 0 has, got mlx 0" in lines[0]
 
 
 def test_the_system_gives_up_what_is_not_answered():
