@@ -114,11 +114,13 @@ class DraftingStep:
         It is empty where the pass is to tell the hidden state that the drafter needs.
         """
         most = min([self.most_tokens, row.left, *(entry.room for entry in row.caches)]) - 1
-        count = self._pace_of(course).count(int(most), self._cost, CHECK_COST)
+        seen = course.seen(row.caches)
+        is_blind = self._drafter.needs_hidden and seen.hidden is None
+        once = 2 * CHECK_COST if is_blind else CHECK_COST
+        count = self._pace_of(course).count(int(most), self._cost, once)
         if count < 1:
             return None
-        seen = course.seen(row.caches)
-        if self._drafter.needs_hidden and seen.hidden is None:
+        if is_blind:
             return []
         return self._usable(self._drafter.draft(seen, count), count) or None
 
@@ -160,6 +162,5 @@ class DraftingStep:
         kept = len(found)  # the row's token, and drafts that were accepted
         rewind(row.caches, start + kept)
         course.hidden = start + kept, hidden[:, kept - 1 : kept]
-        if drafts:
-            self._pace_of(course).learn(len(drafts), len(found) - 1, self._cost, CHECK_COST)
+        self._pace_of(course).learn(len(drafts), len(found) - 1, self._cost, CHECK_COST)
         return found

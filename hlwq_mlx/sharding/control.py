@@ -33,6 +33,7 @@ PROBES = {"TCP_KEEPIDLE": 2, "TCP_KEEPALIVE": 2, "TCP_KEEPINTVL": 1, "TCP_KEEPCN
 # for (TCP_RXT_CONNDROPTIME).
 PROBES["TCP_USER_TIMEOUT"] = 8000
 DROP_ON_MACOS = (0x80, 8)
+WAITING = 64  # who connected and did not say who they are; the first of more are let go
 LONGEST_LINE = 1 << 26  # the ids of the longest prompt are far less
 CHUNK = 1 << 16
 _BEAT = {"beat": True}
@@ -247,6 +248,8 @@ class Leader:
                 if server in ready:
                     with suppress(OSError):  # it is gone again
                         heard += self._accept(server)
+                if len(heard) > WAITING:
+                    heard.pop(0).close()
         finally:
             for peer in heard:
                 peer.close()

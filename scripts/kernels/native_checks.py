@@ -92,7 +92,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the checks; the exit status tells whether one failed."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("checks", nargs="*", default=list(CHECKS), help="which (default: all)")
-    found = [run(name) for name in parser.parse_args(argv).checks]
+    names = parser.parse_args(argv).checks
+    if unknown := set(names) - set(CHECKS):
+        parser.error(f"needed {', '.join(CHECKS)}, got {', '.join(sorted(unknown))}")
+    found = [run(name) for name in names]
     raise SystemExit(any(found))
 
 

@@ -129,19 +129,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parse, run, print."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
-    parser.add_argument("--split", default="layers")
     arguments = parser.parse_args(argv)
     print(f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|")
     for size in arguments.sizes:
         for name in CASES:
             for killed in (size - 1, 0):
-                print(line(name, size, killed, arguments.split), flush=True)
+                print(line(name, size, killed), flush=True)
 
 
-def line(name: str, size: int, killed: int, split: str) -> str:
+def line(name: str, size: int, killed: int) -> str:
     """Return a line of the table."""
     command, until_busy = CASES[name]
-    with started(size, [*command, "--split", split]) as group:
+    with started(size, command) as group:
         if not group.is_ready.wait(STARTED_S):
             raise SystemExit(f"{name}: not ready\n" + "\n".join(group.lines))
         until_busy(group)

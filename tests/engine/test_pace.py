@@ -4,29 +4,38 @@ import numpy as np
 import pytest
 
 from hlwq_mlx.engine.pace import Credit, Pace
+from hlwq_mlx.engine.speculate import CHECK_COST
 
 MOST = 4
 
 
-def run(chance, cost, tokens, seed=0, credit=None):
+def run(chance, cost, tokens, seed=0, credit=None, once=0.0):
     """Return what an answer costs, in passes of one token, if drafts are accepted so often."""
     pace, draw = Pace(credit or Credit()), np.random.default_rng(seed)
-    made, passes, drafted = 1, 0, 0
+    made, passes, drafted, checks = 1, 0, 0, 0
     while made < tokens:
-        count = pace.count(min(MOST, tokens - made - 1), cost)
+        count = pace.count(min(MOST, tokens - made - 1), cost, once)
         accepted = int(np.cumprod(draw.random(count) < chance).sum())
         if count:
-            pace.learn(count, accepted, cost)
+            pace.learn(count, accepted, cost, once)
+            checks += 1
         for _ in range(accepted + 1):
             pace.take()
         made, passes, drafted = made + accepted + 1, passes + 1, drafted + count
-    return passes + cost * drafted
+    return passes + cost * drafted + once * checks
 
 
 @pytest.mark.parametrize("cost", [0.01, 0.05, 0.1, 0.3, 1.0, 1.5])
 @pytest.mark.parametrize("tokens", [20, 100, 1000])
 def test_drafts_that_are_never_right_cost_at_most_3_percent(cost, tokens):
     assert tokens - 1 <= run(0.0, cost, tokens) <= 1.03 * tokens
+
+
+@pytest.mark.parametrize("once", [CHECK_COST, 2 * CHECK_COST])
+@pytest.mark.parametrize("cost", [0.01, 0.05, 0.1, 0.3, 1.0, 1.5])
+@pytest.mark.parametrize("tokens", [50, 100, 1000])
+def test_checks_that_cost_something_themselves_cost_no_more(cost, tokens, once):
+    assert run(0.0, cost, tokens, once=once) - (tokens - 1) <= 0.03 * tokens
 
 
 @pytest.mark.parametrize("cost", [0.01, 0.05, 0.1, 0.3, 1.0, 1.5])

@@ -130,6 +130,27 @@ def test_who_drips_or_is_silent_holds_no_start(ranks, monkeypatch):
         each.close()
 
 
+def test_a_crowd_that_says_nothing_shuts_no_rank_out(monkeypatch):
+    monkeypatch.setattr(control, "WAITING", 3)
+    crowd, own = [socket.socket() for _ in range(6)], socket.socket()
+    with socket.create_server((HOST, 0)) as server:
+        address = server.getsockname()
+        leader = control.Leader(launched.Launched(0, 2, "ring", *address))
+
+        def connect():
+            for each in (*crowd, own):
+                each.connect(address)
+            say(own, rank=1, hello={})
+
+        threading.Timer(0.2, connect).start()
+        leader._admit_all(server, {}, time.monotonic() + NOTICED_S)
+    assert list(leader.peers) == [1]
+    assert json.loads(own.recv(100)) == {"do": "stay"}
+    assert crowd[0].recv(1) == b""  # it was let go
+    for each in (*crowd, own, *leader.peers.values()):
+        each.close()
+
+
 @pytest.mark.parametrize(("words", "code"), [(b'{"do":"end"}\n', 0), (b"", control.EXIT_LOST)])
 def test_a_follower_ends_well_if_and_only_if_it_was_told_to(words, code):
     """However long its own end takes: the main thread is still busy when the connection closes."""

@@ -72,7 +72,7 @@ def is_there() -> bool:
 
 @cache
 def _digest() -> str:
-    digest = hashlib.sha256(repr((FLAGS, machine(), sys.platform, INSTRUCTIONS)).encode())
+    digest = hashlib.sha256(repr((FLAGS, ZIG[-1], machine(), sys.platform, INSTRUCTIONS)).encode())
     for path in sorted(SOURCE.iterdir()):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
