@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, TextIO
 
 from ..errors import DeviceError
 
@@ -36,14 +36,20 @@ def flush() -> None:
         with writing():
             sys.stdout.flush()
     except (BrokenPipeError, DeviceError):
-        _discard()
+        _discard(sys.stdout)
         raise
 
 
 def print_stderr(text: str) -> None:
-    """Print a piece of text on stderr at once."""
-    with suppress(OSError):  # nobody can be told, and the result does not depend on it
+    """Print a piece of text on stderr at once.
+
+    If that fails, stderr is pointed at nothing: nobody can be told, and the result does not depend
+    on it, but Python would flush it again at its exit.
+    """
+    try:
         print(text, end="", flush=True, file=sys.stderr)
+    except OSError:
+        _discard(sys.stderr)
 
 
 def note(text: str) -> None:
@@ -65,11 +71,11 @@ def writing() -> Iterator[None]:
         ) from problem
 
 
-def _discard() -> None:
-    """Point stdout at nothing."""
-    with suppress(OSError):  # stdout may be no file
+def _discard(stream: TextIO) -> None:
+    """Point a stream at nothing."""
+    with suppress(OSError):  # it may be no file
         null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, sys.stdout.fileno())
+        os.dup2(null, stream.fileno())
         os.close(null)
 
 

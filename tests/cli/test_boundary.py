@@ -43,6 +43,8 @@ def with_demo(verb, *arguments):
 def run(line, given=b"", **options):
     """Run a command with bytes on stdin, and check that what it says is no traceback."""
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
+    # Streams are buffered, as in a user's shell: Python flushes them once more at its exit.
+    options["env"] = os.environ | options.get("env", {}) | {"PYTHONUNBUFFERED": ""}
     if "stdin" not in options:
         options["input"] = given
     ran = subprocess.run(line, timeout=300, check=False, **options)
