@@ -19,7 +19,7 @@ from ..memory.inventory import Entry, Inventory
 from ..memory.machine import CACHE_BYTES, IN_FLIGHT
 from ..memory.need import Settings, kv_bytes, running_bytes
 from ..quant.packing import BLOCK
-from .shares import SIZES, WHOLE, Run, Split
+from .shares import Run, Split
 from .speed import Link, Mac, all_reduces, layers_tokens_s, lone_tokens_s, tensors_tokens_s
 
 LAYERS, TENSORS = "layers", "tensors"
@@ -204,23 +204,6 @@ def splits_of(found: Inventory, size: int) -> list[Split]:
 def language_weights(found: Inventory) -> list[Entry]:
     """Return the tensors of the language model that machines hold in memory."""
     return [each for each in found.live if not (each.is_tower or each.is_row_table)]
-
-
-def largest_share(found: Inventory, size: int) -> float:
-    """Return which part of the language model's bytes the fullest machine holds by tensors."""
-    weights = language_weights(found)
-    held = [
-        sum(part_of(entry, split) * entry.stored_bytes for entry in weights)
-        for split in splits_of(found, size)
-    ]
-    return max(held) / sum(entry.stored_bytes for entry in weights)
-
-
-def whole_share(found: Inventory) -> float:
-    """Return which part of the language model's bytes every machine holds by tensors."""
-    split, weights = splits_of(found, SIZES[0])[0], language_weights(found)
-    whole = sum(each.stored_bytes for each in weights if split.share(each.name) == WHOLE)
-    return whole / sum(entry.stored_bytes for entry in weights)
 
 
 def part_of(entry: Entry, split: Split) -> float:

@@ -22,7 +22,7 @@ from hlwq_mlx.memory.inventory import (
 from hlwq_mlx.memory.need import Settings
 from hlwq_mlx.sharding import plan
 from hlwq_mlx.sharding.plan import Plan
-from hlwq_mlx.sharding.shares import SIZES
+from hlwq_mlx.sharding.shares import SIZES, WHOLE
 from hlwq_mlx.sharding.speed import FENCE_S, LATENCIES, link_of, mac_of
 from hlwq_mlx.source import rules
 from hlwq_mlx.write.cache import DEMO
@@ -88,8 +88,25 @@ def print_shares() -> None:
     models |= {f"E4B, {name}, converted": as_converted(of_variant(name), AUTO) for name in VARIANTS}
     models |= {name: inventory(*how) for name, how in MODELS.items() if how[0] != "E4B"}
     for name, found in models.items():
-        parts = [*(plan.largest_share(found, size) for size in SIZES), plan.whole_share(found)]
+        parts = [*(largest_share(found, size) for size in SIZES), whole_share(found)]
         print(f"| {' | '.join([name, *(f'{100 * part:.1f} %' for part in parts)])} |")
+
+
+def largest_share(found: Inventory, size: int) -> float:
+    """Return which part of the language model's bytes the fullest machine holds by tensors."""
+    weights = plan.language_weights(found)
+    held = [
+        sum(plan.part_of(entry, split) * entry.stored_bytes for entry in weights)
+        for split in plan.splits_of(found, size)
+    ]
+    return max(held) / sum(entry.stored_bytes for entry in weights)
+
+
+def whole_share(found: Inventory) -> float:
+    """Return which part of the language model's bytes every machine holds by tensors."""
+    split, weights = plan.splits_of(found, SIZES[0])[0], plan.language_weights(found)
+    whole = sum(each.stored_bytes for each in weights if split.share(each.name) == WHOLE)
+    return whole / sum(entry.stored_bytes for entry in weights)
 
 
 def inventory(size: str, bits: Callable[[str], int]) -> Inventory:
