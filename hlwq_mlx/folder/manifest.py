@@ -1,6 +1,6 @@
 """The manifest in a folder's config.json: which tensors are coded, how wide, by which table."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,9 +27,9 @@ class HasBits(Protocol):
 
 
 def make_manifest(
-    variant: str | None, coded: Mapping[str, tuple[HasBits, Reading]]
+    variant: str | None, coded: Mapping[str, tuple[HasBits, Reading]], means: Collection[str] = ()
 ) -> dict[str, Any]:
-    """Describe the coded tensors of a folder, tables included."""
+    """Describe the coded tensors of a folder, tables included; `means` names those with means."""
     tables: dict[str, list[float]] = {}
     tensors: dict[str, dict[str, Any]] = {}
     for name, (tensor, reading) in sorted(coded.items()):
@@ -40,6 +40,8 @@ def make_manifest(
             table = f"{reading.table}-{number}"  # files may carry a table of their own per tensor
             number += 1
         tensors[name] = {"bits": tensor.bits, "table": table}
+        if name in means:
+            tensors[name]["means"] = True
     return {
         **_SIGNATURE,
         "block": BLOCK,
@@ -86,7 +88,8 @@ def _problem_of(manifest: Mapping[str, Any]) -> str | None:
     for name, entry in tensors.items():
         stated = entry if isinstance(entry, dict) else {}
         bits, table = stated.get("bits"), stated.get("table")
-        if type(bits) is not int or not 1 <= bits <= MOST_BITS or not isinstance(table, str):
+        is_whole = type(bits) is int and 1 <= bits <= MOST_BITS and isinstance(table, str)
+        if not is_whole or not isinstance(stated.get("means", False), bool):
             return f"{_short(entry)} for {_short(name)}"
     return None
 

@@ -1,6 +1,7 @@
 """The names of a folder's files and tensors, and the shapes that a config gives them.
 
-A coded weight `x.weight` lies on disk as `x.codes`, `x.norms` and `x.centroids`.
+A coded weight `x.weight` lies on disk as `x.codes`, `x.norms`, `x.centroids` and, where its blocks
+have strong means, `x.means`.
 """
 
 import math
@@ -36,12 +37,13 @@ class CodedNames(NamedTuple):
     codes: str
     norms: str
     centroids: str
+    means: str
 
 
 def coded_names(weight: str) -> CodedNames:
     """Return the names of the tensors that a coded weight `x.weight` becomes."""
     module = weight.removesuffix(".weight")
-    return CodedNames(f"{module}.codes", f"{module}.norms", f"{module}.centroids")
+    return CodedNames(*(f"{module}.{part}" for part in CodedNames._fields))
 
 
 def check_depths(args: Gemma4Config | DrafterConfig, names: Iterable[str]) -> None:

@@ -21,7 +21,6 @@ from ..folder import published
 from ..folder.folder import CONFIG, Converted, DrafterFolder, Folder, is_ours
 from ..folder.names import (
     ROW_TABLE,
-    CodedNames,
     check_depths,
     coded_names,
     coded_shapes,
@@ -389,10 +388,11 @@ def _entries_of(folder: Converted) -> tuple[Entry, ...]:
     manifest, specs = folder.manifest, dict(folder.specs)
     entries = []
     for name, entry in manifest["tensors"].items():
-        parts = [specs.pop(part) for part in coded_names(name) if part in specs]
-        if len(parts) == len(CodedNames._fields):
-            norms = parts[1].shape
-            size = sum(part.nbytes for part in parts)
+        names = coded_names(name)
+        parts = {part: specs.pop(part) for part in names if part in specs}
+        if parts.keys() >= {names.codes, names.norms, names.centroids}:
+            norms = parts[names.norms].shape
+            size = sum(part.nbytes for part in parts.values())
             entries.append(Entry(name, (norms[0], norms[1] * BLOCK), entry["bits"], size))
     entries += [Entry(name, spec.shape, None, spec.nbytes) for name, spec in specs.items()]
     return tuple(entries)

@@ -46,11 +46,15 @@ class Energies(NamedTuple):
 
 
 class Coded(NamedTuple):
-    """Codes uint8 [N, K], norms float16 [N, K/128], and what coding cost."""
+    """Codes uint8 [N, K], norms float16 [N, K/128], and what coding cost.
+
+    With means, float16 [N, K/128], the codes are those of what is left without them.
+    """
 
     codes: Codes
     norms: NDArray[np.float16]
     energies: Energies
+    means: NDArray[np.float16] | None = None
 
 
 def energies_of(weight: NDArray[np.float32], decoded: NDArray[np.float32]) -> Energies:

@@ -35,7 +35,8 @@ def fuse(block: nn.Module) -> list[CodedLayer]:
     """Join the layers of a block, give it fused operations, and return what was joined.
 
     `gate_up` joins gate and up; `qkv` joins q, k and, if there is one, v. The block's own code uses
-    them where it has them. Layers that are not coded, or differ in width or table, stay apart.
+    them where it has them. Layers that are not coded, have means, or differ in width or table, stay
+    apart.
     """
     joined = _fuse_gate_up(block), _fuse_qkv(block)
     if _has_ops(block):
@@ -84,7 +85,9 @@ def _fuse_qkv(block: nn.Module) -> HLWQRows | None:
 
 def _are_alike(parts: list[nn.Module]) -> bool:
     """Return whether there are layers to join, and all are coded in one way."""
-    if len(parts) < 2 or any(type(part) is not HLWQLinear or "bias" in part for part in parts):
+    if len(parts) < 2 or any(
+        type(part) is not HLWQLinear or "bias" in part or "means" in part for part in parts
+    ):
         return False
     first = parts[0]
     return all(

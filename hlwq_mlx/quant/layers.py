@@ -1,6 +1,7 @@
 """Layers whose weight stays coded: what nn.Linear and nn.Embedding become in an HLWQ model.
 
-Their parameters are the arrays on disk (`codes`, `norms`, `centroids`) and load strictly. A
+Their parameters are the arrays on disk (`codes`, `norms`, `centroids`, and `means` where a matrix
+has them) and load strictly. A
 backend's product is a plain object beside the parameters. It is made by `prepare()` or at the first
 call, and made again when other parameters are loaded. The codes stay, because `HLWQEmbedding` reads
 its rows from them and a model can be saved after it has run. The manifest, not this file, says
@@ -10,6 +11,7 @@ which modules are coded.
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
+from operator import is_
 from typing import Any, Generic, TypeVar
 
 import mlx.core as mx
@@ -26,22 +28,23 @@ from .backends.base import ExpertProduct, Prepared, Product
 from .backends.native.library import native_library
 from .kernels import MIN_ENTRIES
 from .matrix import CodedMatrix
+from .means import ExpertsWithMeans, WithMeans, add_to_rows
 from .packing import BLOCK, UNIT
 
 T = TypeVar("T")
+_PARAMETERS = ("codes", "norms", "centroids", "means")
 
 
 class _Made(Generic[T]):
     """A value made from a layer's parameters, kept until other parameters are loaded."""
 
     def __init__(self) -> None:
-        self._kept: tuple[CodedMatrix, T] | None = None
+        self._kept: tuple[list[mx.array], T] | None = None
 
     def get(self, make: Callable[[CodedMatrix], T], layer: "CodedLayer") -> T:
         """Return `make(layer.matrix)`, or the last result if it was made from these very arrays."""
         if self._kept is None or not layer.has(self._kept[0]):
-            matrix = layer.matrix
-            self._kept = (matrix, make(matrix))
+            self._kept = layer.arrays, make(layer.matrix)
         return self._kept[1]
 
 
@@ -62,13 +65,19 @@ class CodedLayer(nn.Module):
         """The parameters as one matrix, the padding columns included."""
         return CodedMatrix(self.codes, self.norms, self.centroids, self.code_bits)
 
-    def has(self, matrix: CodedMatrix) -> bool:
-        """Return whether a matrix is of the layer's very arrays."""
-        return (
-            self["codes"] is matrix.codes
-            and self["norms"] is matrix.norms
-            and self["centroids"] is matrix.centroids
-        )
+    @property
+    def arrays(self) -> list[mx.array]:
+        """The parameters that a product is made from."""
+        return [self[name] for name in _PARAMETERS if name in self]
+
+    def has(self, arrays: list[mx.array]) -> bool:
+        """Return whether these are the layer's very arrays."""
+        own = self.arrays
+        return len(own) == len(arrays) and all(map(is_, own, arrays))
+
+    def add_means(self) -> None:
+        """Add means of blocks to the parameters."""
+        self.means = mx.zeros(self.norms.shape, dtype=mx.float16)
 
     def prepare(self) -> Prepared:
         """Return the product, made now unless it was made from these very parameters."""
@@ -93,7 +102,11 @@ class ProductLayer(CodedLayer):
 
     def prepare(self) -> Product:
         """Return the product, made now unless it was made from these very parameters."""
-        return self._product.get(choose.prepare, self)
+        return self._product.get(self._make, self)
+
+    def _make(self, matrix: CodedMatrix) -> Product:
+        product = choose.prepare(matrix)
+        return WithMeans(product, self.means) if "means" in self else product
 
     def _multiply(self, x: Input) -> mx.array:
         return self.prepare()(self._activation(x))
@@ -128,7 +141,8 @@ class HLWQEmbedding(ProductLayer):
 
     def __call__(self, ids: mx.array) -> mx.array:
         """Look up rows: integer ids [...] -> [..., dims] of the dtype that activations have."""
-        return self._look_up()(ids)[..., : self.dims]
+        rows = self._look_up()(ids)[..., : self.dims]
+        return add_to_rows(rows, self.means, ids) if "means" in self else rows
 
     def as_linear(self, x: Input) -> mx.array:
         """Multiply by the whole table: x [..., dims] -> [..., num_embeddings]."""
@@ -136,7 +150,8 @@ class HLWQEmbedding(ProductLayer):
 
     def decoded(self, ids: mx.array) -> mx.array:
         """Return rows in float32 as a graph of MLX's: ids [P] -> [P, dims]."""
-        return codec.embed(ids, self.matrix)[:, : self.dims]
+        rows = codec.embed(ids, self.matrix)[:, : self.dims]
+        return add_to_rows(rows, self.means, ids) if "means" in self else rows
 
     def prepare(self) -> Product:
         """Return the product of the tied head; prepare the row lookup too."""
@@ -195,7 +210,10 @@ class HLWQExperts(CodedLayer):
         return self._product.get(self._stack, self)
 
     def _stack(self, matrix: CodedMatrix) -> ExpertProduct:
-        return choose.prepare_experts(matrix, self.experts)
+        product = choose.prepare_experts(matrix, self.experts)
+        if "means" not in self:
+            return product
+        return ExpertsWithMeans(product, self.means, self.experts)
 
 
 class Linear(nn.Linear):
@@ -257,7 +275,8 @@ def code_modules(model: nn.Module, manifest: Mapping[str, Any]) -> None:
     """Replace the modules that the manifest names by coded ones, ready to load their parameters.
 
     The manifest is {"tensors": {"<path>.weight": {"bits": int, "table": str}}, "tables":
-    {"<table>/<bits>": [2**bits floats]}}; the centroids are set from it.
+    {"<table>/<bits>": [2**bits floats]}}; the centroids are set from it. An entry with "means" is
+    of a matrix that has means of blocks beside its codes.
 
     Raises: CheckpointError listing every tensor that is not the weight of a linear layer, experts
     or an embedding of the model, or whose table the manifest lacks.
@@ -292,7 +311,11 @@ def code_modules(model: nn.Module, manifest: Mapping[str, Any]) -> None:
         entry = tensors.get(f"{path}.weight")
         if entry is None:
             return module
-        return _coded(module, entry["bits"], tables[f"{entry['table']}/{entry['bits']}"])
+        bits = entry["bits"]
+        layer = _coded(module, bits, tables[f"{entry['table']}/{bits}"])
+        if entry.get("means", False):
+            layer.add_means()
+        return layer
 
     leaves = tree_map_with_path(coded, model.leaf_modules(), is_leaf=nn.Module.is_module)
     model.update_modules(leaves)
@@ -306,7 +329,7 @@ def pad_table(table: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.pad(table, (0, max(0, MIN_ENTRIES - table.size)), mode="edge")
 
 
-def _coded(module: nn.Module, bits: int, centroids: list[float]) -> nn.Module:
+def _coded(module: nn.Module, bits: int, centroids: list[float]) -> CodedLayer:
     *stack, rows, columns = module.weight.shape
     replacement: CodedLayer
     if isinstance(module, nn.Embedding):

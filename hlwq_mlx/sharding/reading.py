@@ -15,18 +15,19 @@ from ..quant.packing import BLOCK, UNIT, p32_plane_widths
 from .shares import Run, Share
 
 _UNITS = BLOCK // UNIT
-CODES, NORMS, CENTROIDS = "codes", "norms", "centroids"
+CODES, CENTROIDS = "codes", "centroids"
+BY_BLOCK = ("norms", "means")
 
 
 def read(file: TensorFile, name: str, share: Share, bits: int | None) -> mx.array:
     """Read a share of a tensor; `bits` is the width of its codes, None where it has none.
 
-    Shapes: of `codes` [N, words], of `norms` [N, blocks], of others [..., N, K] or [N].
+    Shapes: of `codes` [N, words], of BY_BLOCK [N, blocks], of others [..., N, K] or [N].
     """
     view, part = file.view(name), name.rpartition(".")[2]
     if bits is not None and part == CODES:
         taken = _codes(view, share, bits)
-    elif bits is not None and part == NORMS:
+    elif bits is not None and part in BY_BLOCK:
         taken = _matrix(view, Share(share.rows, _blocks(share.columns)))
     elif share == Share() or part == CENTROIDS:
         taken = np.array(view)

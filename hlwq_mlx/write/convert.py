@@ -132,7 +132,7 @@ class Conversion:
     def manifest(self, templates: Iterable[str]) -> dict[str, Any]:
         """Return the manifest, but for what the leftovers lost."""
         done = {name: (tensor, tensor.reading) for name, tensor in self.plan.chosen.items()}
-        manifest = make_manifest(self.variant, {**self.coded, **done})
+        manifest = make_manifest(self.variant, {**self.coded, **done}, self.plan.strong_means)
         return manifest | {
             LEFTOVERS_KEY: {},
             identity.MANIFEST_KEY: self.identity,
@@ -167,6 +167,8 @@ def prepare(source: Source, choice: str, coding: Coding | None = None) -> Conver
         table = as_bfloat16(table) if isinstance(table, PlainTensor) else None
     widths = {name: leftover.bits for name, leftover in plan.chosen.items()}
     stated = {"config": config, "leftovers": widths, "row_bits": plan.row_bits}
+    if plan.strong_means:
+        stated |= {"means": sorted(plan.strong_means)}
     if coding is not None:
         stated |= {"encoder": astuple(coding.encoder)}
     found = tensors | ({} if table is None else {ROW_TABLE: table})
@@ -210,7 +212,6 @@ def convert(
         summary.written_bytes = sum(path.stat().st_size for path in folder.iterdir())
         if drafter is not None:
             summary.drafter = convert(drafter, folder / DRAFTER, choice)
-    plan.note_strong_means()
     summary.row_store_bytes = total_bytes(rows)
     summary.token_bytes = token_bytes(made.tensors, outputs, made.config["text_config"])
     return summary
@@ -331,18 +332,26 @@ def newly_coded(name: str, leftover: Leftover) -> Output:
     N, blocks = leftover.tensor.matrix[0], leftover.blocks
     names, codes, norms, table = _coded_specs(name, N, blocks * BLOCK, leftover.bits)
 
+    specs = {names.codes: codes, names.norms: norms, names.centroids: table}
+    if leftover.has_means:
+        specs |= {names.means: norms}
+
     def pieces(start: int, stop: int) -> list[Piece]:
-        rows, lengths = leftover.coded_rows(start, stop)
-        offsets = p32_plane_offsets(N, start, rows.shape[1], leftover.bits)
-        packed = _placed(names.codes, p32_planes(rows, leftover.bits), offsets)
-        return [(names.norms, start * blocks * lengths.itemsize, lengths), *packed]
+        rows = leftover.coded_rows(start, stop)
+        offsets = p32_plane_offsets(N, start, rows.codes.shape[1], leftover.bits)
+        packed = _placed(names.codes, p32_planes(rows.codes, leftover.bits), offsets)
+        at = start * blocks * rows.norms.itemsize
+        by_block = {names.norms: rows.norms, names.means: rows.means}
+        return [
+            (each, at, values) for each, values in by_block.items() if values is not None
+        ] + packed
 
     def slices() -> Iterator[Slice]:
         yield lambda: [(names.centroids, 0, pad_table(leftover.reading.centroids))]
         # Floats, codes and what packs them are as many bytes a weight.
         yield from _sliced(N, 16 * blocks * BLOCK, pieces)
 
-    return Output({names.codes: codes, names.norms: norms, names.centroids: table}, slices)
+    return Output(specs, slices)
 
 
 def _sliced(

@@ -6,8 +6,8 @@ file is about what a publisher, or that, left in 16 bits.
 `keep` codes nothing. Otherwise a class of tensors gets the narrowest width at which the converged
 table loses no more than a share of what the variant's own codes lose: `auto` a twentieth, so that
 nobody can tell, `small` as much again, for Macs with 8 GB. What a width loses is a property of its
-table (tables.error_energy); what a class really lost is measured as it is written. A tensor whose
-blocks have a strong mean stays as it is: the table cuts that off (spec: data.md, finding 4).
+table (tables.error_energy); what a class really lost is measured as it is written. Whatever is
+coded keeps the means of its blocks beside the codes where they are strong (quant.means).
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -15,11 +15,10 @@ from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from tqdm import tqdm
 
-from ..quant.packing import BLOCK, Codes
+from ..quant.coder import Coded as CodedRows
+from ..quant.packing import BLOCK
 from ..quant.tables import centroids, error_energy
 from ..source.coded import CodedTensor
 from ..source.detect import Reading
@@ -35,7 +34,6 @@ from .quantize import (
     Report,
     count_strong_means,
     encode,
-    report_class,
 )
 
 AUTO, KEEP, SMALL = CHOICES = ("auto", "keep", "small")
@@ -88,8 +86,8 @@ def _energy(bits: int) -> float:
 
 
 @cache
-def _coder(encoder: Encoder, bits: int) -> Code:
-    return encoder.coder(bits)
+def _coder(encoder: Encoder, bits: int, has_means: bool) -> Code:
+    return encoder.coder(bits, has_means)
 
 
 @dataclass
@@ -100,6 +98,8 @@ class Leftover:
     bits: int
     fidelity: Fidelity
     encoder: Encoder = ENCODER
+    is_asked: bool = False
+    has_means: bool = False
 
     @property
     def blocks(self) -> int:
@@ -114,40 +114,24 @@ class Leftover:
         table = self.encoder.table
         return Reading("msb", table, centroids(table, self.bits), "coded as it was written")
 
-    def coded_rows(self, start: int, stop: int) -> tuple[Codes, NDArray[np.float16]]:
-        """Code some rows: codes [n, K], norms [n, K/128].
+    def coded_rows(self, start: int, stop: int) -> CodedRows:
+        """Code some rows.
 
         Raises: CheckpointError for weights that are not finite or too large for the norms.
         """
-        return self._coded(self.tensor.float_rows(start, stop))
-
-    def _coded(self, weight: NDArray[np.float32]) -> tuple[Codes, NDArray[np.float16]]:
-        coded = encode(self.tensor.name, weight, _coder(self.encoder, self.bits))
+        weight = self.tensor.float_rows(start, stop)
+        coder = _coder(self.encoder, self.bits, self.has_means)
+        coded = encode(self.tensor.name, weight, coder)
         self.fidelity.add(weight.size, coded.energies)
-        return coded.codes, coded.norms
-
-
-@dataclass
-class Asked(Leftover):
-    """A matrix that is coded because it was asked for; its strong means are counted meanwhile."""
-
-    far_blocks: list[int] = field(default_factory=list)
-
-    def _coded(self, weight: NDArray[np.float32]) -> tuple[Codes, NDArray[np.float16]]:
-        self.far_blocks.append(count_strong_means(weight))
-        return super()._coded(weight)
-
-    @property
-    def strong_means(self) -> float:
-        """The share of blocks with a strong mean."""
-        return sum(self.far_blocks) / self.all_blocks
+        return coded
 
 
 @dataclass
 class Plan:
     """The tensors that will be coded and, when all is written, the errors that cost.
 
-    `report` is about leftovers, `asked` about what was asked for.
+    `report` is about leftovers, `asked` about what was asked for; `strong_means` are the shares of
+    blocks with a strong mean where means are kept.
     """
 
     choice: str
@@ -155,12 +139,7 @@ class Plan:
     chosen: dict[str, Leftover] = field(default_factory=dict)
     report: Report = field(default_factory=Report)
     asked: Report = field(default_factory=Report)
-
-    def note_strong_means(self) -> None:
-        """Note, once all is written, what was asked for and does not suit the tables."""
-        for leftover in self.chosen.values():
-            if isinstance(leftover, Asked) and leftover.strong_means > MEAN_SHARE:
-                self.asked.strong_means.append((leftover.tensor.name, leftover.strong_means))
+    strong_means: dict[str, float] = field(default_factory=dict)
 
     @property
     def row_bits(self) -> int:
@@ -177,8 +156,11 @@ class Plan:
             }
             for (name, bits), fidelity in sorted(self.report.classes.items())
         }
-        strong = sorted(name for name, _ in self.report.strong_means)
-        return {"choice": self.choice, "classes": classes, "strong_means": strong}
+        return {
+            "choice": self.choice,
+            "classes": classes,
+            "strong_means": sorted(self.strong_means),
+        }
 
     def lines(self) -> Iterator[str]:
         """Return what was done as lines for a person; none when nothing was."""
@@ -190,8 +172,8 @@ class Plan:
                 f"have a relative error of {self.own**0.5:.5f}"
             )
             yield from self.report.class_lines()
-        for name, share in self.report.strong_means:
-            yield f"left at 16 bits: {name}, {share:.1%} of whose blocks have a strong mean"
+        for name, share in sorted(self.strong_means.items()):
+            yield f"means kept beside codes: {name}, {share:.1%} of whose blocks have a strong one"
 
 
 def make_plan(
@@ -202,31 +184,16 @@ def make_plan(
     if coding is not None:
         _ask(plan, plain, coding)
     plan.own = own_energy(coded, plan.chosen)
-    candidates = {
-        name: bits
-        for name, tensor in plain.items()
-        if name not in plan.chosen
-        and (bits := width_of(choice, name, tensor.shape, plan.own, tensor.spec.item_bytes))
-        is not None
-    }
-    total = sum(plain[name].spec.nbytes for name in candidates)
-    with tqdm(
-        total=total, unit="B", unit_scale=True, desc="inspect", delay=_PATIENCE_S
-    ) as progress:
-        strong = dict.fromkeys(candidates, 0)
-        for name, blocks, size in ahead(_inspections({name: plain[name] for name in candidates})):
-            strong[name] += blocks
-            progress.update(size)
-    for name, bits in candidates.items():
-        tensor = plain[name]
-        rows, columns = tensor.matrix
-        share = strong[name] / (rows * -(-columns // BLOCK))
+    for name, tensor in plain.items():
+        if name not in plan.chosen:
+            bits = width_of(choice, name, tensor.shape, plan.own, tensor.spec.item_bytes)
+            if bits is not None:
+                fidelity = plan.report.of(name, bits)
+                plan.chosen[name] = Leftover(tensor, bits, fidelity)
+    for name, share in _strong_shares({name: plain[name] for name in plan.chosen}).items():
         if share > MEAN_SHARE:
-            plan.report.strong_means.append((name, share))
-            continue
-        kind = report_class(name), bits
-        fidelity = plan.report.classes.setdefault(kind, Fidelity())
-        plan.chosen[name] = Leftover(tensor, bits, fidelity)
+            plan.strong_means[name] = share
+            plan.chosen[name].has_means = True
     return plan
 
 
@@ -235,9 +202,25 @@ def _ask(plan: Plan, plain: Mapping[str, PlainTensor], coding: Coding) -> None:
     for name, tensor in plain.items():
         bits = coding.rule(name, tensor.shape)
         if bits is not None:
-            kind = report_class(tensor.name), bits
-            fidelity = plan.asked.classes.setdefault(kind, Fidelity())
-            plan.chosen[name] = Asked(tensor, bits, fidelity, coding.encoder)
+            fidelity = plan.asked.of(name, bits)
+            plan.chosen[name] = Leftover(tensor, bits, fidelity, coding.encoder, is_asked=True)
+
+
+def _strong_shares(tensors: Mapping[str, PlainTensor]) -> dict[str, float]:
+    """Return which share of each tensor's blocks has a strong mean, reading them once."""
+    strong = dict.fromkeys(tensors, 0)
+    total = sum(tensor.spec.nbytes for tensor in tensors.values())
+    with tqdm(
+        total=total, unit="B", unit_scale=True, desc="inspect", delay=_PATIENCE_S
+    ) as progress:
+        for name, blocks, size in ahead(_inspections(tensors)):
+            strong[name] += blocks
+            progress.update(size)
+    shares = {}
+    for name, tensor in tensors.items():
+        rows, columns = tensor.matrix
+        shares[name] = strong[name] / (rows * -(-columns // BLOCK))
+    return shares
 
 
 def _inspections(

@@ -21,7 +21,7 @@ from ..quant.tables import centroids, error_energy
 from ..source.repository import PlainTensor
 from ..source.rules import Unit, unit_of
 from .output import ahead
-from .quantize import Encoder, encode
+from .quantize import Encoder, encode, has_strong_means
 
 WIDTHS = range(1, 9)
 _SAMPLE_WEIGHTS = 1 << 18  # 2,048 blocks, whose mean error is known to a few hundredths
@@ -66,11 +66,15 @@ def measure(tensors: Mapping[str, PlainTensor], encoder: Encoder) -> Losses:
     }
     weights = weights_of(list(units.values()))
     losses = {unit: dict.fromkeys(WIDTHS, 0.0) for unit in sorted(weights)}
-    coders = {bits: encoder.coder(bits) for bits in WIDTHS}
+    coders = {
+        has_means: {bits: encoder.coder(bits, has_means) for bits in WIDTHS}
+        for has_means in (False, True)
+    }
 
     def code(name: str) -> tuple[Unit, dict[int, float]]:
         rows = sample(tensors[name])
-        coded = {bits: encode(name, rows, coder) for bits, coder in coders.items()}
+        chosen = coders[has_strong_means(rows)]
+        coded = {bits: encode(name, rows, coder) for bits, coder in chosen.items()}
         return units[name], {bits: relative(each.energies) for bits, each in coded.items()}
 
     with tqdm(total=len(units), unit="tensor", desc="measure", delay=_PATIENCE_S) as progress:

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from ..disk.atomic import building, require_room
 from ..disk.tensorfile import TensorSpec, TensorWriter
 from ..errors import CheckpointError, RequestError, ShapeError
-from ..quant import codec
+from ..quant import codec, means
 from ..quant.coder import Coded, Energies, energies_of
 from ..quant.coding import make_coder
 from ..quant.packing import BLOCK, Codes, pack
@@ -48,12 +48,16 @@ class Encoder:
     table: str = "clip4_100"
     fit: codec.Fit = codec.OWN_NORM
 
-    def coder(self, bits: int) -> Code:
-        """Return what codes rows at a width; threads may share it."""
+    def coder(self, bits: int, has_means: bool = False) -> Code:
+        """Return what codes rows at a width, without the means of blocks or with them in the codes.
+
+        Threads may share it.
+        """
         values = centroids(self.table, bits)
+        coder: Code = partial(_fitted, values, self.fit)
         if self.fit == codec.OWN_NORM:
-            return make_coder(values)
-        return partial(_fitted, values, self.fit)
+            coder = make_coder(values)
+        return partial(_beside_means, values, coder) if has_means else coder
 
 
 @dataclass(frozen=True)
@@ -111,13 +115,17 @@ class Report:
     classes: dict[tuple[str, int], Fidelity] = field(default_factory=dict)
     strong_means: list[tuple[str, float]] = field(default_factory=list)
 
+    def of(self, name: str, bits: int) -> Fidelity:
+        """Return the errors of a tensor's class, to add to."""
+        return self.classes.setdefault((report_class(name), bits), Fidelity())
+
     def lines(self) -> Iterator[str]:
         """Return the report as lines for a person."""
         yield from self.class_lines()
         for name, share in self.strong_means:
             yield (
                 f"warning: {share:.1%} of the blocks of {name} have a mean beyond "
-                f"{_MEAN_SIGMA:.0f} sigma, which the table cuts off; leave it uncoded"
+                f"{_MEAN_SIGMA:.0f} sigma, which the table cuts off; --layout mlx would keep it"
             )
 
     def class_lines(self) -> Iterator[str]:
@@ -199,7 +207,7 @@ def _write_coded(
     N, blocks = _blocks(tensor)
     writer.write(f"{key}__meta", np.array([N, blocks, BLOCK, N * blocks * BLOCK]))
     far_blocks = 0
-    fidelity = report.classes.setdefault((report_class(tensor.name), bits), Fidelity())
+    fidelity = report.of(tensor.name, bits)
     for part in ahead(_coded_slices(tensor, bits, encoder)):
         writer.write(f"{key}__norms", part.norms, part.start * blocks * 2)
         writer.write(f"{key}__packed", part.packed, part.start * blocks * BLOCK * bits // 8)
@@ -238,9 +246,9 @@ def _coded_slices(
 
     def code(start: int, stop: int) -> Slice:
         weight = tensor.float_rows(start, stop)
-        codes, norms, energies = encode(tensor.name, weight, coder)
-        far_blocks = count_strong_means(weight)
-        return Slice(start, weight.size, pack(codes, bits, "msb"), norms, energies, far_blocks)
+        coded = encode(tensor.name, weight, coder)
+        packed, far_blocks = pack(coded.codes, bits, "msb"), count_strong_means(weight)
+        return Slice(start, weight.size, packed, coded.norms, coded.energies, far_blocks)
 
     N, columns = tensor.matrix
     for start, stop in row_slices(N, 16 * columns):  # floats, codes and what packs them
@@ -264,6 +272,21 @@ def _fitted(values: NDArray[np.float32], fit: codec.Fit, weight: NDArray[np.floa
     codes, norms = codec.encode(weight, values, fit)
     decoded = codec.decode(codes, norms, values)[:, : weight.shape[1]]
     return Coded(codes, norms, energies_of(weight, decoded))
+
+
+def _beside_means(values: NDArray[np.float32], coder: Code, weight: NDArray[np.float32]) -> Coded:
+    columns = weight.shape[1]
+    taken, deviations = means.part(weight)
+    coded = coder(deviations)
+    decoded = codec.decode(coded.codes, coded.norms, values)[:, :columns]
+    energies = energies_of(weight, decoded + means.spread(taken, columns))
+    return Coded(coded.codes, coded.norms, energies, taken)
+
+
+def has_strong_means(weight: NDArray[np.float32]) -> bool:
+    """Return whether so many blocks have a strong mean that their means are to be kept."""
+    N, blocks = len(weight), -(-weight.shape[1] // BLOCK)
+    return bool(count_strong_means(weight) > MEAN_SHARE * N * blocks)
 
 
 def count_strong_means(weight: NDArray[np.float32]) -> int:

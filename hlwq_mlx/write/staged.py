@@ -35,11 +35,12 @@ from ..source.coded import CodedTensor, parse_key
 from ..source.detect import Reading
 from ..source.repository import PlainTensor, Source
 from . import convert, leftovers
-from .leftovers import Asked, Leftover
+from .leftovers import Leftover
 from .output import Output, copy_of, row_slices, shards, total_bytes, write_file, write_json
-from .quantize import MEAN_SHARE, Coding, Encoder, Fidelity, as_bfloat16, report_class
+from .quantize import Coding, Encoder, Fidelity, as_bfloat16
 
 _JOB = "job.json"
+_FORMAT = 2  # of what a job states
 _FOLDER = "folder"
 _TABLE = "rows.source"  # the file that the table of rows moves from
 MOVED_BYTES = 1 << 28  # at once, and so twice on the disk
@@ -147,6 +148,11 @@ def _find(work: Path, request: Mapping[str, Any]) -> Job | None:
     if not (work / _JOB).exists():
         return None
     state = read_json(work / _JOB)
+    if state.get("format") != _FORMAT:
+        raise SourceError(
+            f"[output] needed a job of format {_FORMAT}, got {state.get('format')} in {work}. "
+            "Finish it with the hlwq_mlx that began it, or remove the folder to begin anew."
+        )
     if state["request"] != request:
         raise SourceError(
             f"[output] needed the request that {work} was begun with, {state['request']}, got "
@@ -176,6 +182,7 @@ def _begin(
         if isinstance(tensor, CodedTensor)
     }
     state: dict[str, Any] = {
+        "format": _FORMAT,
         "request": dict(request),
         "source": str(source.folder),
         "variant": source.variant,
@@ -187,14 +194,14 @@ def _begin(
         "readings": readings,
         "tables": tables,
         "codings": {
-            name: [leftover.bits, *astuple(leftover.encoder), isinstance(leftover, Asked)]
+            name: [leftover.bits, *astuple(leftover.encoder), leftover.is_asked]
             for name, leftover in made.plan.chosen.items()
         },
         "is_quantized": coding is not None,
         "row_bits": made.plan.row_bits,
         "row_columns": made.row_columns,
         "own": made.plan.own,
-        "strong_means": made.plan.report.strong_means,
+        "means": made.plan.strong_means,
         "lines": list(made.summary.notes()),
     }
     job = Job(work, state)
@@ -288,7 +295,7 @@ def _leftover(state: Mapping[str, Any], name: str, tensor: PlainTensor) -> Lefto
     """Return what codes a tensor, as the job says that it is coded."""
     bits, table, (starts, refits), is_asked = state["codings"][name]
     encoder = Encoder(table, Fit(tuple(starts), refits))
-    return (Asked if is_asked else Leftover)(tensor, bits, Fidelity(), encoder)
+    return Leftover(tensor, bits, Fidelity(), encoder, is_asked, name in state["means"])
 
 
 def _write(job: Job, record: Record, bar: "tqdm[Any]") -> None:
@@ -318,13 +325,12 @@ def _write(job: Job, record: Record, bar: "tqdm[Any]") -> None:
 
 def _lost(leftover: Leftover) -> dict[str, Any]:
     """Return what coding a tensor lost, as JSON has it."""
-    strong = leftover.strong_means if isinstance(leftover, Asked) else None
     return {
         "name": leftover.tensor.name,
         "bits": leftover.bits,
         "weights": leftover.fidelity.weights,
         "energies": list(leftover.fidelity.sums()),
-        "strong_means": strong,
+        "is_asked": leftover.is_asked,
     }
 
 
@@ -361,16 +367,12 @@ def _move_rows(job: Job, record: Record, bar: "tqdm[Any]") -> None:
 def _plan_of(job: Job) -> leftovers.Plan:
     """Return what was done with the leftovers."""
     plan = leftovers.Plan(job.state["request"]["choice"], job.state["own"])
-    plan.report.strong_means = [(name, share) for name, share in job.state["strong_means"]]
+    plan.strong_means = job.state["means"]
     for record in job.records:
         for lost in record["lost"]:
-            strong = lost["strong_means"]
-            report = plan.report if strong is None else plan.asked
-            kind = report_class(lost["name"]), lost["bits"]
-            fidelity = report.classes.setdefault(kind, Fidelity())
+            report = plan.asked if lost["is_asked"] else plan.report
+            fidelity = report.of(lost["name"], lost["bits"])
             fidelity.add(lost["weights"], Energies(*lost["energies"]))
-            if strong is not None and strong > MEAN_SHARE:
-                plan.asked.strong_means.append((lost["name"], strong))
     return plan
 
 

@@ -296,7 +296,8 @@ def test_the_row_store_of_another_model_is_refused(own, shape):
 
 
 def test_coded_parts_are_named_after_their_module():
-    assert coded_names("a.b.weight") == ("a.b.codes", "a.b.norms", "a.b.centroids")
+    wanted = ("a.b.codes", "a.b.norms", "a.b.centroids", "a.b.means")
+    assert coded_names("a.b.weight") == wanted
 
 
 def test_tables_of_the_files_own_are_kept_apart(tmp_path):

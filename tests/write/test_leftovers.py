@@ -13,7 +13,7 @@ from hlwq_mlx.disk.tensorfile import TensorFile
 from hlwq_mlx.folder import loading
 from hlwq_mlx.folder import rows as ple
 from hlwq_mlx.folder.names import coded_names
-from hlwq_mlx.quant import codec
+from hlwq_mlx.quant import codec, means
 from hlwq_mlx.quant.packing import unpack_p32
 from hlwq_mlx.quant.tables import centroids, error_energy
 from hlwq_mlx.source import rules
@@ -132,8 +132,8 @@ def test_auto_codes_what_was_left(tmp_path):
     check_logits(tmp_path / "out", decoded)
 
 
-def check_logits(folder, decoded, tolerance=TOLERANCE):
-    """Compare a folder with the weights that its own codes stand for."""
+def check_logits(folder, decoded, settings=None):
+    """Compare a folder with the weights that its own codes, and means, stand for."""
     weights = dict(decoded)
     tensors = {}
     for path in folder.glob("model*.safetensors"):
@@ -143,11 +143,14 @@ def check_logits(folder, decoded, tolerance=TOLERANCE):
         names = coded_names(name)
         table = np.array(tensors[names.centroids])[: 1 << entry["bits"]]
         codes = unpack_p32(tensors[names.codes], entry["bits"])
-        values = codec.decode(codes, np.array(tensors[names.norms]), table)
-        weights[name] = values[:, : decoded[name].shape[1]]
-    wanted = tiny.logits(tiny.dense_model(tiny.config(), weights))
+        shape = decoded[name].shape
+        values = codec.decode(codes, np.array(tensors[names.norms]), table)[:, : shape[-1]]
+        if "means" in entry:
+            values += means.spread(np.array(tensors[names.means]), shape[-1])
+        weights[name] = values.reshape(shape)
+    wanted = tiny.logits(tiny.dense_model(settings or tiny.config(), weights))
     got = tiny.logits(loading.load(folder))
-    np.testing.assert_allclose(got, wanted, rtol=0, atol=tolerance)
+    np.testing.assert_allclose(got, wanted, rtol=0, atol=TOLERANCE)
 
 
 def test_small_codes_rows_too(tmp_path):
@@ -177,15 +180,19 @@ def test_small_rows_of_a_coded_table_are_those_it_decodes_to(tmp_path):
     np.testing.assert_array_equal(rows, wanted)
 
 
-def test_a_strong_mean_stays_at_16_bits(tmp_path):
+def test_a_strong_mean_is_kept_beside_the_codes(tmp_path):
     source, decoded = make_source(tmp_path, tiny.pure(5), edit="strong mean")
     summary = convert.convert(source, tmp_path / "out", "auto")
     manifest = manifest_of(tmp_path / "out")
-    assert GATE not in manifest["tensors"]
-    assert GATE.replace("layers.1", "layers.0") in manifest["tensors"]
+    assert manifest["tensors"][GATE] == {"bits": 8, "table": "converged", "means": True}
+    other = GATE.replace("layers.1", "layers.0")
+    assert manifest["tensors"][other] == {"bits": 8, "table": "converged"}
     assert manifest["leftovers"]["strong_means"] == [GATE]
-    line = f"left at 16 bits: {GATE}, 100.0% of whose blocks have a strong mean"
+    line = f"means kept beside codes: {GATE}, 100.0% of whose blocks have a strong one"
     assert line in list(summary.lines())
+    # Without them the table would cut off half of the weights' energy.
+    gate = manifest["leftovers"]["classes"]["mlp.gate_proj"]
+    assert gate["relative_error"] ** 2 < 0.05 * own(5)
     check_logits(tmp_path / "out", decoded)
 
 
