@@ -19,17 +19,18 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
-from hlwq_mlx.quant import codec
+from hlwq_mlx.quant import codec, means
 from hlwq_mlx.quant.tables import centroids
+from hlwq_mlx.write.quantize import Encoder
 
 Weight = NDArray[np.float32]
 WIDTHS = (1, 2, 3, 4, 5, 6, 8)
 PUBLISHED, BEST = "as published", "converged, refit"
-ENCODERS = {  # table, and how norms are found
-    PUBLISHED: ("clip4_100", codec.OWN_NORM),
-    "refit": ("clip4_100", codec.BEST_NORM),
-    "converged": ("converged", codec.OWN_NORM),
-    BEST: ("converged", codec.BEST_NORM),
+ENCODERS = {
+    PUBLISHED: Encoder("clip4_100"),
+    "refit": Encoder("clip4_100", codec.BEST_NORM),
+    "converged": Encoder("converged"),
+    BEST: Encoder("converged", codec.BEST_NORM),
 }
 AFFINE = (2, 3, 4, 5, 6, 8)
 GGUF_TYPES = (
@@ -81,17 +82,26 @@ def formats() -> Iterator[Format]:
             yield Format(name, partial(_mixture, name))
 
 
+def with_means(bits: int) -> Iterator[Format]:
+    """List our ways to code what is left of a matrix without the means of its blocks."""
+    for encoder in ("converged", BEST):
+        code = partial(_ours, bits, encoder, has_means=True)
+        yield Format(f"PQ{bits}, {encoder}, means beside", code)
+
+
 def has_ggml() -> bool:
     """Return whether ggml's library and the reader of its formats are installed."""
     return find_spec("llama_cpp") is not None and find_spec("gguf") is not None
 
 
-def _ours(bits: int, encoder: str, place: Place, weight: Weight) -> Coded:
-    table, fit = ENCODERS[encoder]
-    values = centroids(table, bits)
-    codes, norms = codec.encode(weight, values, fit)
-    decoded = codec.decode(codes, norms, values)[:, : weight.shape[1]]
-    return Coded(decoded, codes.size * bits // 8 + norms.nbytes)
+def _ours(bits: int, encoder: str, place: Place, weight: Weight, has_means: bool = False) -> Coded:
+    made = ENCODERS[encoder]
+    coded, columns = made.coder(bits, has_means)(weight), weight.shape[1]
+    decoded = codec.decode(coded.codes, coded.norms, centroids(made.table, bits))[:, :columns]
+    nbytes = coded.codes.size * bits // 8 + coded.norms.nbytes
+    if coded.means is not None:
+        return Coded(decoded + means.spread(coded.means, columns), nbytes + coded.means.nbytes)
+    return Coded(decoded, nbytes)
 
 
 def _mlx(settings: dict[str, Any], place: Place, weight: Weight) -> Coded:

@@ -47,6 +47,17 @@ def test_padding_is_counted():
     assert coded.weight.shape == (2, 130)
 
 
+def test_a_strong_mean_costs_nothing_beside_the_codes(weight):
+    lost = []
+    for mean in (0, 4):
+        for each in formats.with_means(5):
+            coded = each.code(PLACE, weight + mean)
+            assert 8 * coded.nbytes / weight.size == 5.25
+            lost.append(np.square(coded.weight - weight - mean).sum())
+    np.testing.assert_allclose(lost[2:], lost[:2], rtol=0.02)
+    assert lost[1] < lost[0]
+
+
 def test_mixtures_give_more_bits_where_llama_cpp_does():
     def types(name, kind, layers):
         return [formats.mixed_type(name, Place(kind, layer, layers)) for layer in range(layers)]
