@@ -36,7 +36,7 @@ def part(weight: Floats) -> tuple[NDArray[np.float16], Floats]:
     columns = weight.shape[1]
     starts = np.arange(0, columns, BLOCK)
     lengths = np.diff(starts, append=columns)
-    sums = np.add.reduceat(weight, starts, axis=1, dtype=np.float64)
+    sums = np.add.reduceat(weight, starts, axis=1)
     with np.errstate(over="ignore"):
         means = (sums / lengths).astype(np.float16)
     if not np.isfinite(means).all():

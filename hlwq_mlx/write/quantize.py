@@ -57,7 +57,7 @@ class Encoder:
         coder: Code = partial(_fitted, values, self.fit)
         if self.fit == codec.OWN_NORM:
             coder = make_coder(values)
-        return partial(_beside_means, values, coder) if has_means else coder
+        return partial(_beside_means, coder) if has_means else coder
 
 
 @dataclass(frozen=True)
@@ -274,13 +274,15 @@ def _fitted(values: NDArray[np.float32], fit: codec.Fit, weight: NDArray[np.floa
     return Coded(codes, norms, energies_of(weight, decoded))
 
 
-def _beside_means(values: NDArray[np.float32], coder: Code, weight: NDArray[np.float32]) -> Coded:
-    columns = weight.shape[1]
+def _beside_means(coder: Code, weight: NDArray[np.float32]) -> Coded:
     taken, deviations = means.part(weight)
     coded = coder(deviations)
-    decoded = codec.decode(coded.codes, coded.norms, values)[:, :columns]
-    energies = energies_of(weight, decoded + means.spread(taken, columns))
-    return Coded(coded.codes, coded.norms, energies, taken)
+    spread = means.spread(taken, weight.shape[1])
+    # Deviations sum to nothing in a block, so the means' energy is one more summand.
+    extra = float(np.vdot(spread, spread))
+    weights, decoded, errors = coded.energies
+    energies = Energies(weights + extra, decoded + extra, errors)
+    return coded._replace(energies=energies, means=taken)
 
 
 def has_strong_means(weight: NDArray[np.float32]) -> bool:
