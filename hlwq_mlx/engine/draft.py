@@ -57,7 +57,7 @@ class Drafter(Protocol):
 class Course:
     """An answer's tokens with the prompt's keys before them, and what is known for drafting.
 
-    `hidden` is the hidden state, with the length of caches that it belongs to. `pace` is set by the
+    `hidden` is a hidden state, with the length of caches that it belongs to. `pace` is set by the
     step that drafts.
     """
 
@@ -76,8 +76,11 @@ class Course:
         if self.pace is not None:
             self.pace.take()
 
+    def hidden_behind(self, caches: Sequence[Any]) -> mx.array | None:
+        """Return the hidden state at the last position that the caches hold, if it is known."""
+        length, hidden = self.hidden or (None, None)
+        return hidden if length == caches[0].offset else None
+
     def seen(self, caches: Sequence[Any]) -> Seen:
         """Return the answer as a drafter sees it."""
-        known = self.hidden is not None and self.hidden[0] == caches[0].offset
-        hidden = self.hidden[1] if known and self.hidden else None
-        return Seen(self._ids[: self._length], caches, hidden)
+        return Seen(self._ids[: self._length], caches, self.hidden_behind(caches))

@@ -114,15 +114,14 @@ class DraftingStep:
         It is empty where the pass is to tell the hidden state that the drafter needs.
         """
         most = min([self.most_tokens, row.left, *(entry.room for entry in row.caches)]) - 1
-        seen = course.seen(row.caches)
-        is_blind = self._drafter.needs_hidden and seen.hidden is None
+        is_blind = self._drafter.needs_hidden and course.hidden_behind(row.caches) is None
         once = 2 * CHECK_COST if is_blind else CHECK_COST
         count = self._pace_of(course).count(int(most), self._cost, once)
         if count < 1:
             return None
         if is_blind:
             return []
-        return self._usable(self._drafter.draft(seen, count), count) or None
+        return self._usable(self._drafter.draft(course.seen(row.caches), count), count) or None
 
     def _pace_of(self, course: Course) -> Pace:
         if course.pace is None:

@@ -78,7 +78,6 @@ def agree(
     Raises: RequestError for a model or a number of machines that cannot be split so; DeviceError
     for a part that does not fit its machine, unless `is_forced`.
     """
-    atexit.register(leader.end)
     others = leader.hear()
     facts = _facts(folder)
     leader.require_same(
@@ -105,6 +104,7 @@ def lead(planned: Planned) -> LedModel:
     worker, read_bytes = _load(folder, leader.place, plan.split, layers)
     told = leader.hear()
     leader.begin()
+    atexit.register(leader.end)  # before, whatever ends this process is a failure
     sizes = [read_bytes, *(int(told[rank]["read_bytes"]) for rank in sorted(told))]
     parts = ", ".join(f"rank {rank} {format_bytes(size)}" for rank, size in enumerate(sizes))
     _LOG.info("%s: weights read by %s", plan.split, parts)
@@ -116,8 +116,6 @@ def serve(follower: Follower, open_folder: Callable[[], Folder]) -> None:
     folder = open_folder()
     follower.tell(_facts(folder))
     message = follower.hear()
-    if message["do"] == "end":
-        return
     layers = [Run(*each) for each in message["layers"]]
     worker, read_bytes = _load(folder, follower.place, message["split"], layers)
     follower.tell({"read_bytes": read_bytes})

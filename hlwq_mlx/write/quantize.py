@@ -45,7 +45,7 @@ Code = Callable[[NDArray[np.float32]], Coded]
 class Encoder:
     """How matrices are coded: the table, and how block norms are found."""
 
-    table: str = "clip4_100"
+    table: str
     fit: codec.Fit = codec.OWN_NORM
 
     def coder(self, bits: int, has_means: bool = False) -> Code:

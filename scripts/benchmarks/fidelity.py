@@ -27,7 +27,8 @@ from hlwq_mlx.dialog import template
 from hlwq_mlx.engine.batch import answer_together
 from hlwq_mlx.engine.task import Task
 from hlwq_mlx.quant.codec import BEST_NORM, OWN_NORM
-from hlwq_mlx.quantize import add_variant
+from hlwq_mlx.quant.tables import CENTROIDS
+from hlwq_mlx.quantize import PUBLISHED, TABLES, add_variant
 from hlwq_mlx.source import model_card, rules
 from hlwq_mlx.source.repository import Source
 from hlwq_mlx.write import leftovers
@@ -206,9 +207,11 @@ def row_of(
     )
 
 
-def print_table(rows: Iterator[Row], exams: list[str]) -> list[Row]:
+def print_table(rows: Iterator[Row], exams: list[str], encoder: Encoder) -> list[Row]:
     """Print Markdown, a line as soon as it is known, and return what was printed."""
     printed = []
+    norm = "its own norm" if encoder.fit == OWN_NORM else "a norm that fits its codes"
+    print(f"Coded by the table {encoder.table}, each block with {norm}.\n")
     head = ["variant", "cos_sim", "rel. error", "perplexity", "KL to bf16", *exams, "equal to bf16"]
     print("| " + " | ".join(head) + " |")
     print("|" + "---|" * len(head))
@@ -248,7 +251,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--work", type=Path, help="where to make a temporary folder")
     parser.add_argument("--count", type=int, default=100, help="questions of each kind")
-    parser.add_argument("--table", default="clip4_100", help="clip4_100, inf_100 or converged")
+    parser.add_argument("--table", choices=CENTROIDS, default=TABLES[PUBLISHED])
     parser.add_argument("--refit", action="store_true", help="search block norms, as quantize does")
     parser.add_argument(
         "--variants", nargs="+", default=rules.VARIANTS, metavar="PQn", help="default: all"
@@ -269,7 +272,7 @@ def main() -> None:
         arguments.work.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=arguments.work) as work:
         rows = measure(Path(work), exams, encoder, arguments.variants, arguments.leftovers)
-        print_beside_card(print_table(rows, exams.names()))
+        print_beside_card(print_table(rows, exams.names(), encoder))
 
 
 if __name__ == "__main__":

@@ -3,10 +3,10 @@
     python scripts/benchmarks/mixtures.py [--count 20]
     python scripts/benchmarks/mixtures.py --demo    the demo, which has no experts, by widths alone
 
-The sibling (scripts/training/train_experts.py) is coded from its bf16 weights as
-`quantize --bits` would: every class at one width, then one class alone at 2 bits, the head at 4,
-with the others at 8, then mixtures. Beside each width stands what `quantize --fit` chooses within
-the same bytes. Measures are those of benchmarks/fidelity.py.
+The sibling (scripts/training/train_experts.py) is coded from its bf16 weights by the publisher's
+table, as `quantize --bits --table clip4_100` would: every class at one width, then one class alone
+at 2 bits, the head at 4, with the others at 8, then mixtures. Beside each width stands what
+`quantize --fit` chooses within the same bytes. Measures are those of benchmarks/fidelity.py.
 """
 
 import argparse
@@ -20,6 +20,7 @@ from hlwq_mlx.disk.sizes import format_bytes
 from hlwq_mlx.library import DEMO
 from hlwq_mlx.memory.inventory import take
 from hlwq_mlx.memory.mixture import Choices, choices_of, choose, total
+from hlwq_mlx.quantize import PUBLISHED, TABLES
 from hlwq_mlx.source.layout import PLAIN
 from hlwq_mlx.source.repository import Source
 from hlwq_mlx.source.rules import Unit, unit_rule
@@ -43,6 +44,7 @@ from scripts.training.sibling import assemble
 
 UNIFORM = (1, 2, 3, 4, 5, 6, 8)
 ALONE_BITS, OTHER_BITS = 2, 8
+ENCODER = Encoder(TABLES[PUBLISHED])
 
 
 def mixtures(choices: Choices) -> Iterator[tuple[str, Mapping[Unit, int]]]:
@@ -66,7 +68,7 @@ def mixtures(choices: Choices) -> Iterator[tuple[str, Mapping[Unit, int]]]:
 
 def measure(source: Source, work: Path, count: int) -> Iterator[Row]:
     """Code and measure every line, bf16 first."""
-    exams, encoder = Exams(count, None), Encoder()
+    exams = Exams(count, None)
     convert(source, work / BASE)
     subject = Subject(work / BASE)
     texts = unseen_texts(subject.tokenizer)
@@ -74,10 +76,10 @@ def measure(source: Source, work: Path, count: int) -> Iterator[Row]:
     questions = [conversation for conversation, _ in demo_exam.story_conversations(count)]
     wanted = subject.answers(questions, demo_exam.LONGEST_ANSWER)
     yield row_of(BASE, Fidelity(), subject, texts, reference, questions, wanted, exams)
-    choices = choices_of(take(str(source.folder), PLAIN), loss.measure(source.plain, encoder))
+    choices = choices_of(take(str(source.folder), PLAIN), loss.measure(source.plain, ENCODER))
     for number, (label, widths) in enumerate(tqdm(list(mixtures(choices)), desc="mixtures")):
         folder = work / str(number)
-        summary = convert(source, folder, KEEP, Coding(label, unit_rule(widths), encoder))
+        summary = convert(source, folder, KEEP, Coding(label, unit_rule(widths), ENCODER))
         name = f"{label}: {format_bytes(total(choices, widths))}"
         fidelity = pooled(summary.plan.asked)
         subject = Subject(folder)
@@ -96,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         work = Path(made)
         folder = DEMO if arguments.demo else assemble(work / "source")
         rows = measure(Source(folder), work, arguments.count)
-        print_table(rows, list(demo_exam.EXAMS))
+        print_table(rows, list(demo_exam.EXAMS), ENCODER)
 
 
 if __name__ == "__main__":

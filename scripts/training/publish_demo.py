@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 from hlwq_mlx.library import DEMO, DEMO_VARIANT
-from hlwq_mlx.quantize import add_variant
+from hlwq_mlx.quantize import PUBLISHED, TABLES, add_variant
 from hlwq_mlx.source import rules
 from hlwq_mlx.source.repository import Source
 from hlwq_mlx.write.quantize import Encoder
@@ -22,7 +22,8 @@ def main() -> None:
         shutil.copyfile(path, DEMO / path.name)
     name, rule = rules.variant_rule(DEMO_VARIANT)
     shutil.rmtree(DEMO / name, ignore_errors=True)
-    for line in add_variant(Source(DEMO), rule, DEMO / name, Encoder()).lines():
+    encoder = Encoder(TABLES[PUBLISHED])
+    for line in add_variant(Source(DEMO), rule, DEMO / name, encoder).lines():
         print(line)
 
 

@@ -200,6 +200,14 @@ def test_an_error_of_a_constraint_comes_behind_the_tokens_before_it(model, name)
     assert isinstance(found[-1], Failed)
 
 
+@pytest.mark.parametrize("needs_hidden", [False, True])
+def test_an_answer_is_shown_to_no_drafter_that_drafts_nothing(model, monkeypatch, needs_hidden):
+    monkeypatch.setattr(Course, "seen", None)
+    wanted, _, _ = decode(model, PlainStep(model), Decoding())
+    drafter = SimpleNamespace(needs_hidden=needs_hidden, cost=2.0)  # more than may be lost
+    assert_same(decode(model, make_step(model, drafter), Decoding())[0], wanted)
+
+
 class Rereader:
     """Drafts from known texts, with errors; it counts what it was asked for."""
 

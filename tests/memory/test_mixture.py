@@ -149,7 +149,7 @@ def test_what_fits_at_no_width_is_refused():
 def test_a_folder_is_coded_as_it_was_proposed(tmp_path, monkeypatch, capsys):
     """Of the demo, for a machine so small that not every unit gets the same bits."""
     found = take(str(library.DEMO), "bf16")
-    losses = loss.measure(Source(library.DEMO).plain, Encoder())
+    losses = loss.measure(Source(library.DEMO).plain, Encoder(quantize.TABLES[quantize.MLX]))
     settings = Settings(512, has_towers=True)
     eight = class_rule(dict.fromkeys(("attention", "embedding", "mlp", "ple"), 8))
     everything = need(as_quantized(found, eight, leftovers.AUTO), settings, mac(16, 15))

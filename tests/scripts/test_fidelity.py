@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from test_demo_senses_exam import make_data
 
+from hlwq_mlx.quant.codec import BEST_NORM
+from hlwq_mlx.write.quantize import Encoder
 from scripts.benchmarks import fidelity
 
 README = Path(__file__).parents[2] / "scripts" / "README.md"
@@ -38,6 +40,12 @@ def test_divergence_is_from_the_reference_and_perplexity_of_the_next_token():
     perplexity, divergence = fidelity.compare(subject, [[1, 0]], [wanted])
     assert perplexity == pytest.approx(2)
     assert divergence == pytest.approx(0.25 * np.log(0.5) + 0.5 * np.log(2))
+
+
+def test_a_table_of_variants_says_how_they_are_coded(capsys):
+    fidelity.print_table(iter(()), [], Encoder("converged", BEST_NORM))
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first == "Coded by the table converged, each block with a norm that fits its codes."
 
 
 def test_what_the_card_says_stands_beside_what_was_found(capsys):

@@ -34,7 +34,9 @@ def test_measuring_mixtures_leaves_nothing_in_the_way_of_the_next_run(
     monkeypatch.setattr(mixtures, "UNIFORM", ())
     monkeypatch.setattr(mixtures, "unseen_texts", lambda tokenizer: unseen_texts(tokenizer)[:1])
     mixtures.main(["--demo", "--count", "1"])
-    assert "| bf16 |" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert printed.startswith("Coded by the table clip4_100, each block with its own norm.\n\n| va")
+    assert "| bf16 |" in printed
     assert list(tmp_path.iterdir()) == []
 
 

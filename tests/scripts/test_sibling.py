@@ -59,14 +59,14 @@ def test_every_expert_is_used_on_unseen_text(whole, monkeypatch):
 def test_what_fit_chooses_keeps_more_than_one_width_in_the_same_bytes(source, whole, tmp_path):
     texts = unseen_texts(whole.tokenizer)[:10]
     reference = [whole.scores(ids) for ids in texts]
-    choices = choices_of(take(str(source.folder)), loss.measure(source.plain, Encoder()))
+    choices = choices_of(take(str(source.folder)), loss.measure(source.plain, Encoder("clip4_100")))
     uniform = by_class(choices, dict.fromkeys(KINDS, 2))
     fitted = choose(choices, total(choices, uniform))
     assert total(choices, fitted) <= total(choices, uniform)
     assert loss_of(choices, fitted) < loss_of(choices, uniform)
     divergences = []
     for name, widths in (("uniform", uniform), ("fitted", fitted)):
-        coding = Coding(name, unit_rule(widths), Encoder())
+        coding = Coding(name, unit_rule(widths), Encoder("clip4_100"))
         convert(source, tmp_path / name, KEEP, coding)
         divergences.append(compare(Subject(tmp_path / name), texts, reference)[1])
     assert divergences[1] < divergences[0]

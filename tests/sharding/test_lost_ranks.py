@@ -23,12 +23,12 @@ ENDLESS = ("--temp", "9", "--seed", "6")  # no answer, and no end of one
 
 
 class Ranks:
-    """Processes of a group of two, started without mlx.launch."""
+    """Processes of a group, started without mlx.launch."""
 
-    def __init__(self, folder):
-        self.port = free_ports(3)
+    def __init__(self, folder, size):
+        self.port = free_ports(size + 1)
         self.hosts = folder / "hosts.json"
-        nodes = [[f"{HOST}:{self.port}"], [f"{HOST}:{self.port + 1}"]]
+        nodes = [[f"{HOST}:{self.port + rank}"] for rank in range(size)]
         self.hosts.write_text(json.dumps(nodes))
         self.started = []
 
@@ -53,8 +53,8 @@ class Ranks:
 
 
 @pytest.fixture
-def ranks(tmp_path):
-    found = Ranks(tmp_path)
+def ranks(request, tmp_path):
+    found = Ranks(tmp_path, getattr(request, "param", 2))
     yield found
     for process in found.started:
         process.kill()
@@ -272,6 +272,14 @@ def test_options_that_a_group_cannot_follow_are_refused(ranks):
     leader = ranks.run(0, "--draft", "model")
     _, text = leader.communicate(timeout=60)
     assert leader.returncode == 2 and "--draft model" in text.decode()
+
+
+@pytest.mark.parametrize("ranks", [3], indirect=True)
+def test_no_rank_ends_well_where_rank_0_refuses_the_plan(ranks):
+    leader, *others = (ranks.run(rank, "--split", "tensors") for rank in range(3))
+    _, text = leader.communicate(timeout=60)
+    assert leader.returncode == 2 and "needed 2 or 4 machines" in text.decode()
+    assert [each.wait(timeout=NOTICED_S) for each in others] == 2 * [control.EXIT_LOST]
 
 
 @pytest.mark.slow

@@ -92,9 +92,6 @@ class Others:
     def require_same(self, *_):
         pass
 
-    def end(self):
-        pass
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):

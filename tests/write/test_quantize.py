@@ -28,7 +28,7 @@ def original(tmp_path):
 def test_published_files_are_reproduced(variant, original, tmp_path):
     name, rule = variant_rule(variant.lower())
     assert name == variant
-    write_published(original, rule, tmp_path / variant, Encoder())
+    write_published(original, rule, tmp_path / variant, Encoder("clip4_100"))
     codes = load_file(tmp_path / variant / "codes.safetensors")
     wanted = load_file(GOLDEN / "multi" / variant / "codes.safetensors")
     assert codes.keys() == wanted.keys()
@@ -45,10 +45,10 @@ def test_published_files_are_reproduced(variant, original, tmp_path):
 
 def test_slices_do_not_change_a_byte(original, tmp_path, monkeypatch):
     rule = variant_rule("PQ5")[1]
-    write_published(original, rule, tmp_path / "whole", Encoder())
+    write_published(original, rule, tmp_path / "whole", Encoder("clip4_100"))
     monkeypatch.setattr("hlwq_mlx.write.quantize._SLICE_WEIGHTS", 300)  # of plain tensors
     monkeypatch.setattr("hlwq_mlx.write.output._SLICE_BYTES", 16 * 300)
-    write_published(original, rule, tmp_path / "sliced", Encoder())
+    write_published(original, rule, tmp_path / "sliced", Encoder("clip4_100"))
     for name in ("codes.safetensors", "bf16.safetensors"):
         sliced = (tmp_path / "sliced" / name).read_bytes()
         assert (tmp_path / "whole" / name).read_bytes() == sliced
@@ -63,11 +63,17 @@ def test_float32_and_float16_tensors_are_rounded_to_bfloat16(tmp_path):
     (tmp_path / "original").mkdir()
     mx.save_safetensors(str(tmp_path / "original" / "model.safetensors"), tensors)
     source = Source(tmp_path / "original")
-    write_published(source, variant_rule("PQ5")[1], tmp_path / "PQ5", Encoder())
+    write_published(source, variant_rule("PQ5")[1], tmp_path / "PQ5", Encoder("clip4_100"))
     plain = mx.load(str(tmp_path / "PQ5" / "bf16.safetensors"))
     assert plain["model.norm.weight"].tolist() == [1.0, 1.015625]  # to even
     assert plain["model.input_max"].tolist() == 3.140625
     assert plain["model.input_max"].shape == ()
+
+
+def test_who_codes_says_by_which_table():
+    """`quantize` codes by one, a published variant by another: neither goes without saying."""
+    with pytest.raises(TypeError, match="'table'"):
+        Encoder()
 
 
 def test_the_table_that_was_used_is_read_back(tmp_path):
@@ -100,12 +106,12 @@ def test_our_reader_decodes_what_our_writer_wrote(table, tmp_path):
 def test_what_cannot_be_written_is_refused(original, tmp_path):
     rule = variant_rule("PQ5")[1]
     with pytest.raises(RequestError, match=r"got 0 that are coded and 0 to be coded"):
-        write_published(original, lambda name, shape: None, tmp_path / "PQ5", Encoder())
-    write_published(original, rule, tmp_path / "PQ5", Encoder())
+        write_published(original, lambda name, shape: None, tmp_path / "PQ5", Encoder("clip4_100"))
+    write_published(original, rule, tmp_path / "PQ5", Encoder("clip4_100"))
     with pytest.raises(SourceError, match=r"\[output\] needed a new folder"):
-        write_published(original, rule, tmp_path / "PQ5", Encoder())
+        write_published(original, rule, tmp_path / "PQ5", Encoder("clip4_100"))
     with pytest.raises(RequestError, match=r"got 5 that are coded and 0 to be coded"):
-        write_published(Source(tmp_path / "PQ5"), rule, tmp_path / "again", Encoder())
+        write_published(Source(tmp_path / "PQ5"), rule, tmp_path / "again", Encoder("clip4_100"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["PQ5", "original"]
 
 

@@ -160,21 +160,21 @@ def test_a_model_without_config_is_refused_before_the_work(tmp_path):
     shutil.copyfile(library.DEMO / "model.safetensors", tmp_path / "model.safetensors")
     output = tmp_path / "repo" / "PQ4"
     with pytest.raises(SourceError, match=r"needed config\.json"):
-        add_variant(Source(tmp_path), rules.variant_rule("PQ4")[1], output, Encoder())
+        add_variant(Source(tmp_path), rules.variant_rule("PQ4")[1], output, Encoder("clip4_100"))
     assert not output.parent.exists()
 
 
-def report(tmp_path, name, **options):
+def report(tmp_path, name, table, **options):
     rule = rules.variant_rule("PQ5")[1]
-    return write_published(Source(library.DEMO), rule, tmp_path / name, Encoder(**options))
+    return write_published(Source(library.DEMO), rule, tmp_path / name, Encoder(table, **options))
 
 
 @pytest.mark.slow
 def test_better_encoders_have_less_error(tmp_path):
     published, converged, refitted = (
-        report(tmp_path, "a"),
-        report(tmp_path, "b", table="converged"),
-        report(tmp_path, "c", table="converged", fit=codec.BEST_NORM),
+        report(tmp_path, "a", "clip4_100"),
+        report(tmp_path, "b", "converged"),
+        report(tmp_path, "c", "converged", fit=codec.BEST_NORM),
     )
     for kind in published.classes:
         errors = [made.classes[kind].relative_error for made in (published, converged, refitted)]
@@ -214,7 +214,7 @@ def test_strong_means_are_named(tmp_path):
         for name, tensor in tensors.items():
             writer.write(name, tensor)
     made = write_published(
-        Source(tmp_path), rules.variant_rule("PQ5")[1], tmp_path / "PQ5", Encoder()
+        Source(tmp_path), rules.variant_rule("PQ5")[1], tmp_path / "PQ5", Encoder("clip4_100")
     )
     assert [name for name, _ in made.strong_means] == [LAYER + "mlp.up_proj.weight"]
     warning = list(made.lines())[-1]
@@ -230,7 +230,9 @@ def test_weights_that_cannot_be_coded_are_named(value, tmp_path):
         rf"^\[{name}\] needed weights that can be coded, got these: .* block norms up to 65504"
     )
     with pytest.raises(CheckpointError, match=message):
-        write_published(Source(tmp_path), rules.variant_rule("PQ5")[1], tmp_path / "PQ5", Encoder())
+        write_published(
+            Source(tmp_path), rules.variant_rule("PQ5")[1], tmp_path / "PQ5", Encoder("clip4_100")
+        )
     assert not (tmp_path / "PQ5").exists()
 
 
@@ -332,7 +334,7 @@ def test_a_coded_source_is_refused(tmp_path):
             Source(library.DEMO / "PQ5", "PQ5"),
             rules.variant_rule("PQ4")[1],
             tmp_path / "out",
-            Encoder(),
+            Encoder("clip4_100"),
         )
 
 
