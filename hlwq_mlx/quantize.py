@@ -200,16 +200,12 @@ def _coding(arguments: argparse.Namespace, asked: Asked, opened: "Source") -> "C
     Raises: RequestError for classes that it lacks, or a coded source; DeviceError where it fits at
     no width.
     """
-    from .memory import inventory
     from .source import rules
-    from .source.layout import PLAIN
-    from .write import loss
     from .write.quantize import Coding
 
     rule = asked.rule
     if rule is None:
-        found = inventory.take(str(opened.folder), PLAIN)
-        mixture = _fitted(arguments, found, loss.measure(opened.plain, _encoder(arguments)))
+        mixture = _measured(arguments, opened)
         for line in mixture.lines():
             cli.note(line)
         rule = rules.unit_rule(mixture.widths)
@@ -229,14 +225,24 @@ def _look(arguments: argparse.Namespace) -> "Mixture":
     from .source.repository import Source
     from .write import loss
 
-    found = inventory.take(arguments.model, PLAIN)
     local = find_local(arguments.model, PLAIN)
-    encoder = _encoder(arguments)
     if local is not None:
-        return _fitted(arguments, found, loss.measure(Source(local[0]).plain, encoder))
+        return _measured(arguments, Source(local[0]))
     cli.note("the model is not here: what coding loses is computed from tables, not measured")
+    found = inventory.take(arguments.model, PLAIN)
     shapes = {each.name: each.shape for each in found.live}
-    return _fitted(arguments, found, loss.by_table(shapes, encoder.table))
+    return _fitted(arguments, found, loss.by_table(shapes, arguments.table))
+
+
+def _measured(arguments: argparse.Namespace, opened: "Source") -> "Mixture":
+    """Choose the bits with which a model fits by what coding samples of its weights loses."""
+    from .memory import inventory
+    from .source.layout import PLAIN
+    from .write import loss
+
+    found = inventory.take(str(opened.folder), PLAIN)
+    found = inventory.with_means(found, loss.with_strong_means(opened.plain))
+    return _fitted(arguments, found, loss.measure(opened.plain, _encoder(arguments)))
 
 
 def _fitted(arguments: argparse.Namespace, found: "Inventory", losses: "Losses") -> "Mixture":

@@ -9,7 +9,7 @@ Source: spec hlwq_format §3, §7.
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -45,19 +45,23 @@ from ..write.check import canonical_name, normalize_config
 
 Specs = Mapping[str, TensorSpec]
 Shape = tuple[int, ...]
-_NORM_BYTES = 2
+_NORM_BYTES = _MEAN_BYTES = 2
 _PUBLISHERS_TABLE = "clip4_100"
 _NAMED = 3
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A tensor: `bits` is the width of its codes, None when it is not coded."""
+    """A tensor: `bits` is the width of its codes, None when it is not coded.
+
+    `has_means` says that means of blocks lie beside its codes, or would.
+    """
 
     name: str
     shape: Shape
     bits: int | None
     stored_bytes: int
+    has_means: bool = False
 
     @property
     def weights(self) -> int:
@@ -204,7 +208,7 @@ def of_variant(variant: str) -> Inventory:
 def as_converted(found: Inventory, choice: str) -> Inventory:
     """Return what `convert` would make of a source; `choice` is one of leftovers.CHOICES.
 
-    It is an estimate: tensors whose blocks have large means stay uncoded, which no header shows.
+    It is an estimate: no header shows where means of blocks will lie beside the codes.
     """
     if found.is_converted:
         return found
@@ -218,7 +222,7 @@ def as_quantized(found: Inventory, rule: rules.Rule, choice: str) -> Inventory:
     for entry in found.live:
         bits = None if entry.is_row_table else rule(entry.name, entry.shape)
         if bits is not None:
-            entry = replace(entry, bits=bits, stored_bytes=stored_bytes(entry.shape, bits))
+            entry = _with_codes(entry, bits)
         entries.append(entry)
     return as_converted(replace(found, entries=tuple(entries)), choice)
 
@@ -249,15 +253,26 @@ def _coded_leftover(entry: Entry, choice: str, own: float) -> Entry:
     bits = leftovers.width_of(choice, entry.name, entry.shape, own)
     if entry.bits is not None or bits is None:
         return entry
-    return replace(entry, bits=bits, stored_bytes=stored_bytes(entry.shape, bits))
+    return _with_codes(entry, bits)
 
 
-def stored_bytes(shape: Shape, bits: int | None) -> int:
-    """Return what a tensor takes as codes and norms, or as bfloat16 when it is not coded."""
+def _with_codes(entry: Entry, bits: int) -> Entry:
+    size = stored_bytes(entry.shape, bits, entry.has_means)
+    return replace(entry, bits=bits, stored_bytes=size)
+
+
+def with_means(found: Inventory, names: Collection[str]) -> Inventory:
+    """Return an inventory that knows which matrices would have means beside their codes."""
+    entries = (replace(each, has_means=each.name in names) for each in found.entries)
+    return replace(found, entries=tuple(entries))
+
+
+def stored_bytes(shape: Shape, bits: int | None, has_means: bool = False) -> int:
+    """Return what a tensor takes as codes, norms and means, or as bfloat16 when it is not coded."""
     if bits is None:
         return 2 * math.prod(shape)
     blocks = math.prod(shape[:-1]) * -(-shape[-1] // BLOCK)
-    return blocks * (BLOCK * bits // 8 + _NORM_BYTES)
+    return blocks * (BLOCK * bits // 8 + _NORM_BYTES + (_MEAN_BYTES if has_means else 0))
 
 
 def doubts(inventory: Inventory) -> Iterator[str]:
@@ -393,7 +408,8 @@ def _entries_of(folder: Converted) -> tuple[Entry, ...]:
         if parts.keys() >= {names.codes, names.norms, names.centroids}:
             norms = parts[names.norms].shape
             size = sum(part.nbytes for part in parts.values())
-            entries.append(Entry(name, (norms[0], norms[1] * BLOCK), entry["bits"], size))
+            shape = (norms[0], norms[1] * BLOCK)
+            entries.append(Entry(name, shape, entry["bits"], size, names.means in parts))
     entries += [Entry(name, spec.shape, None, spec.nbytes) for name, spec in specs.items()]
     return tuple(entries)
 

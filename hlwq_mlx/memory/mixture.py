@@ -16,7 +16,7 @@ from ..errors import DeviceError
 from ..source.rules import Unit, unit_of, unit_rule
 from ..write import leftovers
 from ..write.loss import WIDTHS, Losses
-from .inventory import Inventory, as_quantized, stored_bytes
+from .inventory import Entry, Inventory, as_quantized, stored_bytes
 from .machine import Machine
 from .need import Need, Settings, need
 
@@ -114,15 +114,18 @@ def spelled(counts: Mapping[int, int]) -> str:
 
 def choices_of(found: Inventory, losses: Losses) -> dict[Unit, Choice]:
     """Return the units of a 16-bit model and the bits that each may have."""
-    shapes: dict[Unit, list[tuple[int, ...]]] = {}
+    entries: dict[Unit, list[Entry]] = {}
     for entry in found.live:
         unit = unit_of(entry.name, entry.shape)
         if unit is not None:
-            shapes.setdefault(unit, []).append(entry.shape)
+            entries.setdefault(unit, []).append(entry)
     choices = {}
-    for unit, listed in sorted(shapes.items()):
+    for unit, own in sorted(entries.items()):
         allowed = [bits for bits in WIDTHS if bits >= leftovers.FLOORS[unit.kind]]
-        sizes = {bits: sum(stored_bytes(shape, bits) for shape in listed) for bits in allowed}
+        sizes = {
+            bits: sum(stored_bytes(each.shape, bits, each.has_means) for each in own)
+            for bits in allowed
+        }
         choices[unit] = Choice(losses[unit], sizes)
     return choices
 

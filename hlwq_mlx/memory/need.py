@@ -111,7 +111,7 @@ def _resident_bytes(entry: Entry, item_bytes: int, machine: Machine) -> int:
         return entry.stored_bytes if is_kept else item_bytes * entry.weights
     reads_codes = machine.has_metal or machine.has_library
     prepared = prepared_bytes(entry.weights, has_kernels=reads_codes)
-    return stored_bytes(entry.shape, entry.bits) + prepared
+    return stored_bytes(entry.shape, entry.bits, entry.has_means) + prepared
 
 
 def kv_bytes(config: TextConfig, settings: Settings, item_bytes: int) -> int:

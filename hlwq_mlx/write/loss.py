@@ -85,6 +85,15 @@ def measure(tensors: Mapping[str, PlainTensor], encoder: Encoder) -> Losses:
     return losses
 
 
+def with_strong_means(tensors: Mapping[str, PlainTensor]) -> set[str]:
+    """Return the names of matrices of the text model that have strong means, by their samples."""
+    return {
+        name
+        for name, tensor in tensors.items()
+        if unit_of(name, tensor.shape) is not None and has_strong_means(sample(tensor))
+    }
+
+
 def sample(tensor: PlainTensor) -> NDArray[np.float32]:
     """Return rows out of all parts of a tensor, all of them where it is small: [n, K]."""
     rows, columns = tensor.matrix

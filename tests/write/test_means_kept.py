@@ -15,8 +15,10 @@ from hlwq_mlx.errors import CheckpointError, SourceError
 from hlwq_mlx.folder import loading
 from hlwq_mlx.folder.folder import Folder
 from hlwq_mlx.memory import inventory
+from hlwq_mlx.memory.mixture import choices_of
 from hlwq_mlx.sharding import reading
 from hlwq_mlx.sharding.shares import Run, Share
+from hlwq_mlx.source import rules
 from hlwq_mlx.source.repository import Source
 from hlwq_mlx.write import loss, staged
 from hlwq_mlx.write.quantize import Encoder
@@ -90,6 +92,26 @@ def test_it_is_listed_whole_with_every_byte(coded):
     (entry,) = [each for each in found.entries if each.name == f"{UP}.weight"]
     assert entry.stored_bytes == 256 * (128 * 4 // 8 + 2 + 2) + 4 * 16
     loading.require_loadable(Folder.open(coded))
+
+
+def test_what_would_be_made_is_counted_as_it_is_made(coded):
+    plain = Source(coded.parent)
+    strong = loss.with_strong_means(plain.plain)
+    found = inventory.with_means(inventory.take(str(plain.folder)), strong)
+    made = inventory.as_quantized(found, rules.class_rule(rules.parse_bits(BITS)), "keep")
+    tables = {3: 32, 4: 64, 5: 128, 6: 256}
+    wanted = {
+        each.name: each.stored_bytes - tables[each.bits]
+        for each in inventory.take(str(coded)).entries
+        if each.bits is not None
+    }
+    counted = {each.name: each.stored_bytes for each in made.entries if each.bits is not None}
+    assert counted == wanted
+    units = {rules.unit_of(each.name, each.shape) for each in made.entries}
+    choices = choices_of(found, {unit: {} for unit in units})
+    assert choices[rules.Unit("mlp", 0)].sizes[4] == sum(
+        size for name, size in wanted.items() if ".layers.0.mlp." in name
+    )
 
 
 def test_a_share_of_means_is_that_of_their_blocks(coded):
