@@ -58,7 +58,10 @@ def test_the_wheel_is_complete(wheel):
     assert {f"hlwq_mlx/server/page/{path.name}" for path in page.iterdir()} <= names
     assert {"hlwq_mlx/py.typed", "hlwq_mlx/metal/qmv.metal"} <= names
     assert any(name.endswith("licenses/NOTICE") for name in names)
-    assert not any(name.startswith(("tests/", "scripts/")) for name in names)
+    assert {name.partition("/")[0].partition("-")[0] for name in names} == {"hlwq_mlx"}
+    metal = {f"hlwq_mlx/metal/{path.name}" for path in (ROOT / "metal").glob("*.metal")}
+    found = {name for name in names if name.startswith("hlwq_mlx/metal/")}
+    assert found == metal | {"hlwq_mlx/metal/README.md"}
 
 
 def test_a_wheel_brings_the_native_library_where_that_is_asked_for(wheel, tmp_path, monkeypatch):

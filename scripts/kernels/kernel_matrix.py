@@ -3,7 +3,7 @@
     python scripts/kernels/kernel_matrix.py             a sample of what test_kernels.py could be
     python scripts/kernels/kernel_matrix.py --full      every product of the factors there
     python scripts/kernels/kernel_matrix.py --shapes    E4B's layers, unwatched; --full: every width
-    python scripts/kernels/kernel_matrix.py --mutations damaged kernels; writes metal/MUTATIONS.md
+    python scripts/kernels/kernel_matrix.py --mutations damaged kernels; writes MUTATIONS.md
 
 Resumable: what a run has found is in build/, and is not run again while kernels, tests and host are
 the same; a mutant not while its text and its cases are. Exits with 1 if anything is wrong, or a
@@ -293,7 +293,7 @@ def judge_mutants(arguments: argparse.Namespace) -> bool:
         )
     judges.close()
     table, unexplained = kill_table(mutants, records)
-    (METAL / "MUTATIONS.md").write_text(table)
+    Path(__file__).with_name("MUTATIONS.md").write_text(table)
     for line in unexplained:
         print(f"survived, and nobody has said why: {line}")
     survived = sum(record["verdict"] == "survived" for record in records)

@@ -162,7 +162,7 @@ static void norms() {
 }
 
 static void rest() {
-  const int64_t M = 5, K = 77, width = 100, own_width = 33;
+  const int64_t M = 137, K = 77, width = 100, own_width = 33;  // more rows than a slice
   Matrix gate_up(5, 0, 2 * width, 128), down(6, 0, K, 128);
   Matrix gate(BFLOAT16, 0, own_width, K), projection(FLOAT32, 0, K, own_width);
   const std::vector<float> x = normal(M * K), attended = normal(M * K), own = normal(M * own_width),

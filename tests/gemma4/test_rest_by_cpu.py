@@ -62,7 +62,7 @@ def same(found, wanted):
 
 @pytest.mark.parametrize("has_own", [True, False])
 @pytest.mark.parametrize("has_following", [True, False])
-@pytest.mark.parametrize("rows", [1, 40])
+@pytest.mark.parametrize("rows", [1, 40, 70])  # of two sequences: 140 take two slices
 def test_one_call_has_the_bits_of_the_parts(has_own, has_following, rows, layer):
     x, attended, own = inputs(layer, rows)
     arguments = x, attended, own if has_own else None

@@ -1,8 +1,11 @@
 """The native library against float64 and stock MLX, by every kind of instructions that are here."""
 
+import ctypes
+import re
 import subprocess
 import sys
 from contextlib import contextmanager
+from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
@@ -18,7 +21,7 @@ from hlwq_mlx.quant.activation import Activation
 from hlwq_mlx.quant.backends import choose
 from hlwq_mlx.quant.backends.native import build
 from hlwq_mlx.quant.backends.native import library as native
-from hlwq_mlx.quant.backends.native.library import Norm, Weight, floats
+from hlwq_mlx.quant.backends.native.library import Norm, Rest, Weight, floats
 from hlwq_mlx.quant.backends.native.product import Native, NativeExperts, NativeGateUp, NativeRows
 from hlwq_mlx.quant.selftest import random_matrix
 
@@ -153,6 +156,29 @@ def test_what_is_no_number_stays_none_in_the_integer_mode(library, monkeypatch):
     x = mx.concatenate([x, mx.full((1, 512), 1e-38), mx.zeros((1, 512))])
     y = np.array(Native(random_matrix(5), library)(Activation(x)))
     assert np.isnan(y[:2]).all() and np.isfinite(y[2:]).all()
+
+
+def own_bytes():
+    """What this process has of its own in memory, without what was freed."""
+    ctypes.CDLL(None).malloc_trim(0)
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(re.search(r"RssAnon:\s+(\d+) kB", status)[1])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux what the process has in memory")
+@pytest.mark.parametrize("of_experts", [False, True])
+def test_little_is_kept_of_what_many_rows_needed(of_experts):
+    library, K, inner = native.require_library(), 512, 2048
+    x, chosen = np.ones((4096, K), np.float32), np.zeros((4096, 8), np.uint32)
+    norm = Norm(np.ones(K, np.float32), 1e-6)
+    gate_up, down = (Weight.plain(mx.zeros(shape)) for shape in ((2 * inner, K), (K, inner)))
+    rest = Rest([norm, norm], [gate_up, down])
+    before = own_bytes()
+    if of_experts:
+        library.multiply_experts(gate_up, x, chosen, 8)
+    else:
+        library.finish(rest, x, x, None)
+    assert own_bytes() - before < 16e6
 
 
 def test_x_of_another_width_is_refused(library):

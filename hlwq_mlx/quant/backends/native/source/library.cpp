@@ -70,19 +70,76 @@ int64_t grain(int64_t rows, int64_t M, int64_t columns) {
   return std::max<int64_t>(8, std::min<int64_t>(256, (1 << 18) / columns));
 }
 
+// So many rows of x, or pairs of a row and an expert, are multiplied together: whole passes of
+// products.cpp, so that it takes no longer than all at once, and what is kept stays small.
+constexpr int64_t SLICE = 132, PAIRS = 1024;
+
 // The rows of x as the weight takes them, and what becomes of them before y. They are kept: memory
 // that is new to a process costs as much as a tenth of a long product.
-thread_local Buffer arranged_rows, gathered_rows, products;
+thread_local Buffer arranged_rows, products;
 thread_local Buffer inputs, inners, updates;  // between the products of one call
 
-const float* arrange(const Weight& weight, const float* x, int64_t M, int64_t columns) {
+// Returns M rows as the weight takes them; `row_of` tells where each lies.
+template <class RowOf>
+const float* arrange(const Weight& weight, int64_t M, int64_t columns, RowOf row_of) {
   const int64_t K = arranged_columns(weight);
   float* const rows = arranged_rows.of(M * K);
   each(M, M * K < ALONE ? M : 1, [&](int64_t begin, int64_t end, int) {
     for (int64_t m = begin; m < end; m++)
-      kernels->arrange(weight, x + m * columns, columns, rows + m * K);
+      kernels->arrange(weight, row_of(m), columns, rows + m * K);
   });
   return rows;
+}
+
+// As hlwq_multiply.
+void multiply_slice(const Weight& weight, const float* x, int64_t M, int64_t columns, float* y,
+                    bool gated) {
+  const int64_t K = arranged_columns(weight), N = weight.rows;
+  const float* const rows =
+      arrange(weight, M, columns, [&](int64_t m) { return x + m * columns; });
+  float* const out = gated ? products.of(M * N) : y;
+  each(N, grain(N, M, K), [&](int64_t begin, int64_t end, int) {
+    kernels->multiply(weight, rows, M, out, N, begin, end);
+  });
+  if (!gated) return;
+  const int64_t half = N / 2;
+  each(M, M * half < ALONE / 8 ? M : 1, [&](int64_t begin, int64_t end, int) {
+    for (int64_t m = begin; m < end; m++)
+      kernels->gelu_mul(out + m * N, out + m * N + half, y + m * half, half);
+  });
+}
+
+// As hlwq_multiply_experts, for `count` pairs in an order in which an expert's follow each other.
+void multiply_pairs(const Weight& weight, const float* x, int64_t columns,
+                    const uint32_t* experts, int64_t each_row, const int64_t* order, int64_t count,
+                    int64_t height, float* y) {
+  const int64_t K = arranged_columns(weight);
+  const float* const rows = arrange(
+      weight, count, columns, [&](int64_t i) { return x + order[i] / each_row * columns; });
+  float* const found = products.of(count * height);
+  struct Group {
+    int64_t begin, count;
+    uint32_t expert;
+  };
+  std::vector<Group> groups;
+  for (int64_t i = 0; i < count; i++) {
+    const uint32_t expert = experts[order[i]];
+    if (groups.empty() || groups.back().expert != expert) groups.push_back({i, 0, expert});
+    groups.back().count++;
+  }
+  const int64_t slice = std::min<int64_t>(height, 32), slices = (height + slice - 1) / slice;
+  each((int64_t)groups.size() * slices, 1, [&](int64_t begin, int64_t end, int) {
+    for (int64_t turn = begin; turn < end; turn++) {
+      const Group& group = groups[turn / slices];
+      const int64_t base = group.expert * height, first = turn % slices * slice;
+      // Rows of the weight are counted from the stack's first, those of y from the expert's.
+      kernels->multiply(weight, rows + group.begin * K, group.count,
+                        found + group.begin * height - base, height, base + first,
+                        base + std::min(height, first + slice));
+    }
+  });
+  for (int64_t i = 0; i < count; i++)
+    memcpy(y + order[i] * height, found + i * height, height * sizeof(float));
 }
 
 }  // namespace
@@ -109,56 +166,23 @@ void hlwq_set_threads(int count) { set_threads(count); }
 // x has `columns` floats a row, which a coded weight's padding follows as zeros.
 void hlwq_multiply(const Weight* weight, const float* x, int64_t M, int64_t columns, float* y,
                    int gated) {
-  const int64_t K = arranged_columns(*weight), N = weight->rows;
-  const float* const rows = arrange(*weight, x, M, columns);
-  float* const out = gated ? products.of(M * N) : y;
-  each(N, grain(N, M, K), [&](int64_t begin, int64_t end, int) {
-    kernels->multiply(*weight, rows, M, out, N, begin, end);
-  });
-  if (!gated) return;
-  const int64_t half = N / 2;
-  each(M, M * half < ALONE / 8 ? M : 1, [&](int64_t begin, int64_t end, int) {
-    for (int64_t m = begin; m < end; m++)
-      kernels->gelu_mul(out + m * N, out + m * N + half, y + m * half, half);
-  });
+  const int64_t width = gated ? weight->rows / 2 : weight->rows;
+  for (int64_t m = 0; m < M; m += SLICE)
+    multiply_slice(*weight, x + m * columns, std::min(SLICE, M - m), columns, y + m * width, gated);
 }
 
 // y[p] = x[rows[p]] . weight[experts[p] * height + n] for n < height.
 void hlwq_multiply_experts(const Weight* weight, const float* x, int64_t M, int64_t columns,
                            const uint32_t* experts, int64_t each_row, int64_t height, float* y) {
-  const int64_t K = arranged_columns(*weight), pairs = M * each_row;
-  const float* const rows = arrange(*weight, x, M, columns);
+  const int64_t pairs = M * each_row;
   // The pairs of each expert side by side, so that its rows are decoded once.
   std::vector<int64_t> order(pairs);
   for (int64_t p = 0; p < pairs; p++) order[p] = p;
   std::stable_sort(order.begin(), order.end(),
                    [&](int64_t a, int64_t b) { return experts[a] < experts[b]; });
-  float *const gathered = gathered_rows.of(pairs * K), *const found = products.of(pairs * height);
-  for (int64_t i = 0; i < pairs; i++)
-    memcpy(&gathered[i * K], &rows[order[i] / each_row * K], K * sizeof(float));
-  struct Group {
-    int64_t begin, count;
-    uint32_t expert;
-  };
-  std::vector<Group> groups;
-  for (int64_t i = 0; i < pairs; i++) {
-    const uint32_t expert = experts[order[i]];
-    if (groups.empty() || groups.back().expert != expert) groups.push_back({i, 0, expert});
-    groups.back().count++;
-  }
-  const int64_t slice = std::min<int64_t>(height, 32), slices = (height + slice - 1) / slice;
-  each((int64_t)groups.size() * slices, 1, [&](int64_t begin, int64_t end, int) {
-    for (int64_t turn = begin; turn < end; turn++) {
-      const Group& group = groups[turn / slices];
-      const int64_t base = group.expert * height, first = turn % slices * slice;
-      // Rows of the weight are counted from the stack's first, those of y from the expert's.
-      kernels->multiply(*weight, &gathered[group.begin * K], group.count,
-                        &found[group.begin * height] - base, height, base + first,
-                        base + std::min(height, first + slice));
-    }
-  });
-  for (int64_t i = 0; i < pairs; i++)
-    memcpy(y + order[i] * height, &found[i * height], height * sizeof(float));
+  for (int64_t p = 0; p < pairs; p += PAIRS)
+    multiply_pairs(*weight, x, columns, experts, each_row, &order[p], std::min(PAIRS, pairs - p),
+                   height, y);
 }
 
 // y[i] = row ids[i] of a coded weight, rotated back: [count, columns].
@@ -201,17 +225,22 @@ void hlwq_rest(const Rest* of, const float* x, const float* attended, const floa
                float* normed, int64_t M) {
   const int64_t K = of->attended.columns, width = of->gate_up->rows / 2;
   const int64_t own_width = of->gate ? of->gate->rows : 0;
-  float *const input = inputs.of(M * K), *const update = updates.of(M * K);
-  float* const inner = inners.of(M * std::max(width, own_width));
-  hlwq_residual_norm(&of->attended, x, attended, h, input, M);
-  hlwq_multiply(of->gate_up, input, M, K, inner, 1);
-  hlwq_multiply(of->down, inner, M, width, update, 0);
-  hlwq_residual_norm(&of->fed, h, update, h, of->gate ? nullptr : normed, M);
-  if (!of->gate) return;
-  hlwq_multiply(of->gate, h, M, K, inner, 0);
-  hlwq_gelu_mul(inner, own, inner, M * own_width);
-  hlwq_multiply(of->projection, inner, M, own_width, update, 0);
-  hlwq_residual_norm(&of->added, h, update, h, normed, M);
+  const int64_t most = std::min(SLICE, M);
+  float *const input = inputs.of(most * K), *const update = updates.of(most * K);
+  float* const inner = inners.of(most * std::max(width, own_width));
+  for (int64_t first = 0; first < M; first += SLICE) {
+    const int64_t m = std::min(SLICE, M - first), at = first * K;
+    float *const out = h + at, *const last = normed ? normed + at : nullptr;
+    hlwq_residual_norm(&of->attended, x + at, attended + at, out, input, m);
+    hlwq_multiply(of->gate_up, input, m, K, inner, 1);
+    hlwq_multiply(of->down, inner, m, width, update, 0);
+    hlwq_residual_norm(&of->fed, out, update, out, of->gate ? nullptr : last, m);
+    if (!of->gate) continue;
+    hlwq_multiply(of->gate, out, m, K, inner, 0);
+    hlwq_gelu_mul(inner, own + first * own_width, inner, m * own_width);
+    hlwq_multiply(of->projection, inner, m, own_width, update, 0);
+    hlwq_residual_norm(&of->added, out, update, out, last, m);
+  }
 }
 
 // x [sequences, length, heads * columns], rows `x_stride` apart -> y [sequences, heads, length,
