@@ -362,6 +362,19 @@ def test_what_the_compiler_says_is_told_in_a_line_and_nothing_is_left(monkeypatc
     )
 
 
+def test_a_compiler_writes_where_it_is_removed_behind_it(monkeypatch, tmp_path):
+    """A home that cannot be written had zig run until its time was over."""
+    wrote = "import os; [open(os.environ[n] + '/left', 'w') for n in os.environ['NAMES'].split()]"
+    monkeypatch.setenv("NAMES", " ".join(build.SCRATCH_VARIABLES))
+    monkeypatch.setattr(build, "compiler", lambda: [sys.executable, "-c", f"{wrote}; exit('told')"])
+    for name in build.SCRATCH_VARIABLES:
+        monkeypatch.setenv(name, "/dev/null")
+    with fresh(monkeypatch, tmp_path) as path:
+        with pytest.raises(DeviceError, match="got told"):
+            build.build()
+        assert [each.suffix for each in path.parent.iterdir()] == [".lock"]
+
+
 def test_where_there_are_no_locks_the_library_is_built_without(monkeypatch, tmp_path):
     def flock(handle, how):
         raise OSError(errno.ENOLCK, "no locks")

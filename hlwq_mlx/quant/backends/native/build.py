@@ -19,7 +19,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from functools import cache
+from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TextIO
@@ -47,11 +47,13 @@ NAMES = {"amd64": "x86_64", "aarch64": "arm64"}
 FLAGS = ("-std=c++17", "-O3", "-fPIC", "-ffp-contract=off", "-fvisibility=hidden", "-w")
 PATIENCE_S = 600
 MOST_SAID = 300  # characters of what a compiler says
-ROOM_BYTES = 1 << 25  # for what is made on the way, too
+ROOM_BYTES = 1 << 27  # for what is made on the way, too: zig makes 93 MB
 # With -P, nothing is imported from the current folder, which may be a model's.
 PYTHON = (sys.executable, "-P", "-m")
 # Zig would compile for this very processor, and spells the names of others in its own way.
 ZIG = (*PYTHON, "ziglang", "c++", "-mcpu=baseline")
+# Where compilers write on the way. Without a home that can be written, zig would try for ever.
+SCRATCH_VARIABLES = ("TMPDIR", "ZIG_GLOBAL_CACHE_DIR", "ZIG_LOCAL_CACHE_DIR")
 ADVICE = "Install a C++ compiler (g++ or clang++), or: pip install ziglang."
 
 
@@ -165,10 +167,11 @@ def _compile(command: list[str], folder: Path) -> Path:
         [*command, *flags, "-c", str(source), "-o", str(made)]
         for (_, source, flags), made in zip(units, objects, strict=True)
     ]
+    run = partial(_run, folder)
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as threads:
-        list(threads.map(_run, commands))
+        list(threads.map(run, commands))
     made = folder / "library.so"
-    _run([*command, "-shared", *map(str, objects), "-o", str(made), "-lpthread"])
+    run([*command, "-shared", *map(str, objects), "-o", str(made), "-lpthread"])
     return made
 
 
@@ -177,8 +180,12 @@ def _spelt(flags: Sequence[str], command: Sequence[str]) -> list[str]:
     return [flag.replace("x86-64-", "x86_64_") if is_zig else flag for flag in flags]
 
 
-def _run(command: list[str]) -> None:
-    """Raises: DeviceError with what the compiler says, in one line."""
+def _run(folder: Path, command: list[str]) -> None:
+    """Run a compiler, which leaves nothing outside of a folder that will be removed.
+
+    Raises: DeviceError with what it says, in one line.
+    """
+    own = dict.fromkeys(SCRATCH_VARIABLES, str(folder))
     try:
         ran = subprocess.run(
             command,
@@ -187,6 +194,7 @@ def _run(command: list[str]) -> None:
             text=True,
             errors="replace",
             timeout=PATIENCE_S,
+            env=os.environ | own,
             check=False,
         )
     except OSError as exc:
