@@ -399,6 +399,10 @@ def occupied(monkeypatch, folder):
     (folder / "cache").write_text("a file")
 
 
+def long(monkeypatch, folder):
+    (folder / "cache").symlink_to(folder / ("x" * 300))
+
+
 def full(monkeypatch, folder):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1 << 20))
 
@@ -411,6 +415,7 @@ def misspelt(monkeypatch, folder):
     ("hinder", "said"),
     [
         (occupied, "got 'Not a directory'"),
+        (long, "got 'File name too long'"),
         (full, "got 1.05 MB free"),
         (misspelt, "No closing quotation"),
     ],

@@ -242,11 +242,11 @@ def require_buildable() -> None:
 
     Raises: DeviceError, also with what an earlier attempt came to.
     """
+    _require_compiler()
+    _lock(library_path()).close()
     failed, folder = failure_path(), library_path().parent
     if failed.is_file():
         raise DeviceError(f"{failed.read_text(errors='replace')} Delete {failed} to try again.")
-    _require_compiler()
-    _lock(library_path()).close()
     free = shutil.disk_usage(folder).free
     if free < ROOM_BYTES:
         raise DeviceError(
