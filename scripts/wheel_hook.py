@@ -27,7 +27,9 @@ class NativeLibrary(BuildHookInterface[Any]):
         sys.path.insert(0, self.root)
         from hlwq_mlx.quant.backends.native import build
 
-        inside = build.shipped_path().relative_to(self.root)
-        build_data["force_include"][str(build.build())] = str(inside)
+        library = build.build()
+        for path in (library, build.sum_path(library)):
+            inside = build.shipped_path().with_name(path.name).relative_to(self.root)
+            build_data["force_include"][str(path)] = str(inside)
         build_data["pure_python"] = False
         build_data["tag"] = f"py3-none-{next(platform_tags())}"

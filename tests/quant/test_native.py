@@ -1,11 +1,15 @@
 """The native library against float64 and stock MLX, by every kind of instructions that are here."""
 
 import ctypes
+import errno
+import fcntl
 import re
+import shutil
 import subprocess
 import sys
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import mlx.core as mx
 import numpy as np
@@ -28,6 +32,7 @@ from hlwq_mlx.quant.selftest import random_matrix
 WIDTHS = range(1, 9)
 INSTRUCTIONS = [*build.INSTRUCTIONS[build.machine()]]
 EXACT_BOUND, INTEGER_BOUND = 1e-6, 5e-4
+SLOWER = "products run by stock MLX, many times slower:"
 
 
 @pytest.fixture(params=INSTRUCTIONS)
@@ -303,7 +308,7 @@ def test_without_a_compiler_one_line_says_what_would_help(monkeypatch, tmp_path,
         with pytest.raises(DeviceError, match="pip install ziglang"):
             build.build()
     assert [record.message for record in caplog.records] == [
-        f"products run by stock MLX, many times slower. {build.ADVICE}"
+        f"{SLOWER} [native] needed a C++ compiler, got none. {build.ADVICE}"
     ]
 
 
@@ -315,30 +320,113 @@ def test_the_first_answer_does_not_wait_for_the_compiler(monkeypatch, tmp_path):
     assert begun == [1]
 
 
-def test_a_broken_library_is_removed_and_said(monkeypatch, tmp_path, caplog):
+def lay(path, content, of=None):
+    """Put a library there, as if it had been made with the bytes `of`."""
+    path.parent.mkdir()
+    path.write_bytes(content if of is None else of)
+    build.sum_path(path).write_text(build._sum(path))
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("kept", [0, 64, 4096, -1])
+def test_half_a_library_is_not_loaded_but_compiled_again(kept, monkeypatch, tmp_path, caplog):
+    """To load one ends the process: the system finds no page behind the end of the file."""
+    whole, begun = native.require_library() and build.library_path().read_bytes(), []
+    monkeypatch.setattr(build, "build_beside", lambda: begun.append(1))
     with fresh(monkeypatch, tmp_path) as path:
-        path.parent.mkdir()
-        path.write_bytes(b"\x7fELF")
+        lay(path, whole[:kept], of=whole)
+        assert native.library() is None and not build.is_there()
+    assert begun == [1] and not caplog.records
+
+
+def test_a_library_that_the_system_does_not_take_is_said_and_kept(monkeypatch, tmp_path, caplog):
+    with fresh(monkeypatch, tmp_path) as path:
+        lay(path, b"of another processor")
         assert native.library() is None
-        assert not path.exists()
-    assert "cannot be loaded" in caplog.text
+        assert path.exists()
+    [line] = [record.message for record in caplog.records]
+    assert line.startswith(f"{SLOWER} [native] needed a library that loads, got: {path}: ")
 
 
-def test_what_the_compiler_says_is_told_and_nothing_is_left(monkeypatch, tmp_path):
-    monkeypatch.setattr(build, "compiler", lambda: [sys.executable, "-c", "raise SystemExit('no')"])
+def test_what_the_compiler_says_is_told_in_a_line_and_nothing_is_left(monkeypatch, tmp_path):
+    said = "raise SystemExit('In file a.cpp:\\n  a.cpp:3: error: no such thing\\n  3 | here')"
+    monkeypatch.setattr(build, "compiler", lambda: [sys.executable, "-c", said])
     with fresh(monkeypatch, tmp_path) as path:
-        with pytest.raises(DeviceError, match="no"):
+        killed = path.with_name(f".{path.name}.partial-of-one-that-was-killed")
+        killed.mkdir(parents=True)
+        with pytest.raises(DeviceError) as raised:
             build.build()
         assert [each.suffix for each in path.parent.iterdir()] == [".lock"]
+    assert str(raised.value).startswith(
+        f"[native] needed a library from {sys.executable}, got a.cpp:3: error: no such thing. "
+    )
+
+
+def test_a_compiler_writes_where_it_is_removed_behind_it(monkeypatch, tmp_path):
+    """A home that cannot be written had zig run until its time was over."""
+    wrote = "import os; [open(os.environ[n] + '/left', 'w') for n in os.environ['NAMES'].split()]"
+    monkeypatch.setenv("NAMES", " ".join(build.SCRATCH_VARIABLES))
+    monkeypatch.setattr(build, "compiler", lambda: [sys.executable, "-c", f"{wrote}; exit('told')"])
+    for name in build.SCRATCH_VARIABLES:
+        monkeypatch.setenv(name, "/dev/null")
+    with fresh(monkeypatch, tmp_path) as path:
+        with pytest.raises(DeviceError, match="got told"):
+            build.build()
+        assert [each.suffix for each in path.parent.iterdir()] == [".lock"]
+
+
+def test_where_there_are_no_locks_the_library_is_built_without(monkeypatch, tmp_path):
+    def flock(handle, how):
+        raise OSError(errno.ENOLCK, "no locks")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    monkeypatch.setenv("CXX", "false")
+    with fresh(monkeypatch, tmp_path), pytest.raises(DeviceError, match="got exit status 1"):
+        build.build()
 
 
 def test_a_compiler_that_fails_is_told_at_the_next_start(monkeypatch, tmp_path, caplog):
     monkeypatch.setenv("CXX", "false")
     monkeypatch.setattr(build.os, "nice", lambda by: 0)
     with fresh(monkeypatch, tmp_path):
-        build.main()
+        with pytest.raises(SystemExit, match=r"^error: .* from false, got exit status 1"):
+            build.main()
         assert native.library() is None
     assert "false" in caplog.text and "Name another compiler by CXX" in caplog.text
+
+
+def occupied(monkeypatch, folder):
+    (folder / "cache").write_text("a file")
+
+
+def long(monkeypatch, folder):
+    (folder / "cache").symlink_to(folder / ("x" * 300))
+
+
+def full(monkeypatch, folder):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1 << 20))
+
+
+def misspelt(monkeypatch, folder):
+    monkeypatch.setenv("CXX", 'g++ "')
+
+
+@pytest.mark.parametrize(
+    ("hinder", "said"),
+    [
+        (occupied, "got 'Not a directory'"),
+        (long, "got 'File name too long'"),
+        (full, "got 1.05 MB free"),
+        (misspelt, "No closing quotation"),
+    ],
+)
+def test_what_keeps_it_from_being_compiled_is_one_line(hinder, said, monkeypatch, tmp_path, caplog):
+    monkeypatch.setattr(build, "build_beside", lambda: pytest.fail("it was begun"))
+    hinder(monkeypatch, tmp_path)
+    with fresh(monkeypatch, tmp_path / "cache"):
+        assert native.library() is None
+    [line] = [record.message for record in caplog.records]
+    assert line.startswith(SLOWER) and said in line and "\n" not in line
 
 
 def test_nothing_of_the_current_folder_is_run(monkeypatch, tmp_path):
@@ -351,12 +439,22 @@ def test_nothing_of_the_current_folder_is_run(monkeypatch, tmp_path):
         assert "Name another compiler" in build.failure_path().read_text()
 
 
-@pytest.mark.parametrize("name, value", [(native.SWITCH, "off"), (native.THREADS, "two")])
-def test_a_variable_that_says_nothing_known_is_refused(name, value, monkeypatch, tmp_path):
-    monkeypatch.setenv(name, value)
-    with fresh(monkeypatch, tmp_path), pytest.raises(DeviceError, match=value):
-        native.library()
-        native.thread_count()
+NONSENSE = [(native.SWITCH, "off"), (native.MODE, "fast"), (native.THREADS, "two")]
+
+
+@pytest.mark.parametrize("switch", ["0", "1"])
+@pytest.mark.parametrize(("name", "value"), [*NONSENSE, (native.THREADS, "1000")])
+def test_a_variable_that_says_nothing_known_is_refused(name, value, switch, monkeypatch, tmp_path):
+    """With a library, without one, or before it is built, all alike; an empty one is as none."""
+    monkeypatch.setenv(native.SWITCH, switch)
+    monkeypatch.setattr(build, "build_beside", lambda: None)
+    with fresh(monkeypatch, tmp_path):
+        monkeypatch.setenv(name, "")
+        assert native.library() is None
+        native.library.cache_clear()
+        monkeypatch.setenv(name, value)
+        with pytest.raises(DeviceError, match=f"got {value}"):
+            native.library()
 
 
 @pytest.mark.slow
@@ -365,7 +463,7 @@ def test_two_processes_build_once(monkeypatch, tmp_path):
         command = [sys.executable, "-m", build.__name__]
         both = [subprocess.Popen(command) for _ in range(2)]
         assert [process.wait(600) for process in both] == [0, 0]
-        assert sorted(each.suffix for each in path.parent.iterdir()) == [".lock", ".so"]
+        assert sorted(each.suffix for each in path.parent.iterdir()) == [".lock", ".sha256", ".so"]
         assert native.require_library().instructions in INSTRUCTIONS
 
 

@@ -18,6 +18,7 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
+from ....disk.cache import CACHE_VARIABLE
 from ....errors import DeviceError, ShapeError
 from ... import device
 from ...matrix import CodedMatrix
@@ -375,12 +376,16 @@ def _at(array: NDArray[Any] | None) -> ctypes.c_void_p:
     return ctypes.c_void_p(_pointer(array))
 
 
+def _given(variable: str, default: str) -> str:
+    return os.environ.get(variable) or default
+
+
 def is_integer() -> bool:
     """Return whether codes are multiplied in the integer mode.
 
     Raises: DeviceError for a mode that does not exist.
     """
-    mode = os.environ.get(MODE, EXACT)
+    mode = _given(MODE, EXACT)
     if mode not in (EXACT, INTEGER):
         raise DeviceError(
             f"[{MODE}] needed {EXACT} or {INTEGER}, got {mode}. Unset it for {EXACT}."
@@ -393,7 +398,7 @@ def thread_count() -> int:
 
     Raises: DeviceError for what is no number of threads.
     """
-    given = os.environ.get(THREADS, "")
+    given = _given(THREADS, "")
     if given:
         if not (given.isascii() and given.isdigit() and 0 < int(given) <= MOST_THREADS):
             raise DeviceError(
@@ -413,30 +418,25 @@ def library() -> Library | None:
     The first answer does not wait for a compiler: it runs beside, for the processes that follow.
     Raises: DeviceError for a variable that says nothing known.
     """
-    switch = os.environ.get(SWITCH, "1")
+    switch = _given(SWITCH, "1")
     if switch not in ("0", "1"):
         raise DeviceError(f"[{SWITCH}] needed 0 or 1, got {switch}. Unset it for 1.")
+    is_integer()  # they refuse what says nothing known, whether or not there is a library
+    thread_count()
     if switch == "0":
         return None
-    if found := _loaded(build.shipped_path()):
-        return found
-    path = build.library_path()
-    if path.is_file():
-        found = _loaded(path)
-        if found is None:
-            with suppress(OSError):
-                path.unlink()  # and the next process compiles it again
-            logger.warning("products run by stock MLX: %s cannot be loaded.", path)
-        return found
-    failed = build.failure_path()
-    if failed.is_file():
-        said = failed.read_text().strip()
-        logger.warning("products run by stock MLX: %s Delete %s to try again.", said, failed)
-    elif build.compiler() is None:
-        logger.warning("products run by stock MLX, many times slower. %s", build.ADVICE)
-    else:
-        logger.debug("compiling faster products for the next start, into %s", path.parent)
-        _beside.append(build.build_beside())
+    with suppress(DeviceError):  # it may be a wheel of another system
+        if build.is_whole(build.shipped_path()):
+            return _load(build.shipped_path())
+    try:
+        if build.is_whole(build.library_path()):
+            return _load(build.library_path())
+        build.require_buildable()
+    except DeviceError as problem:
+        logger.warning("products run by stock MLX, many times slower: %s", problem)
+        return None
+    logger.debug("compiling faster products for the next start: %s", build.library_path())
+    _beside.append(build.build_beside())
     return None
 
 
@@ -448,12 +448,14 @@ def native_library() -> Library | None:
     return library() if device.is_cpu() and not device.has_metal() else None
 
 
-def _loaded(path: Path) -> Library | None:
+def _load(path: Path) -> Library:
     try:
-        return Library(path) if path.is_file() else None
+        return Library(path)
     except OSError as exc:
-        logger.debug("%s cannot be loaded: %s", path, exc)
-        return None
+        raise DeviceError(
+            f"[native] needed a library that loads, got: {exc}. Delete it to compile it again, or "
+            f"name another folder by {CACHE_VARIABLE}."
+        ) from exc
 
 
 def require_library() -> Library:
