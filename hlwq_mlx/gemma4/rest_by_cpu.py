@@ -12,7 +12,7 @@ from mlx import nn
 
 from ..quant.activation import Activation
 from ..quant.backends.native import library as native
-from ..quant.backends.native.library import Norm, Weight, floats, native_library
+from ..quant.backends.native.library import Norm, floats, native_library
 from ..quant.plain import weight_of
 
 
@@ -49,41 +49,37 @@ class Rest:
     def _of(
         self, layer: nn.Module, has_own: bool, following: nn.RMSNorm | None
     ) -> native.Rest | None:
-        products = [layer.mlp.get("gate_up"), layer.mlp.down_proj]
+        gate_and_up = ["gate_up"] if "gate_up" in layer.mlp else ["gate_proj", "up_proj"]
+        products = [layer.mlp[name] for name in (*gate_and_up, "down_proj")]
         norms = [layer.post_attention_layernorm, layer.post_feedforward_layernorm]
         if has_own:
             products += [layer.per_layer_input_gate, layer.per_layer_projection]
             norms.append(layer.post_per_layer_input_norm)
-        weights = [each for each in map(weight_of, filter(None, products)) if each is not None]
+        weights = [each for each in map(weight_of, products) if each is not None]
         if len(weights) != len(products):
             return None
         between = layer.pre_feedforward_layernorm
         arrays = [norm["weight"] for norm in (*norms, between, *filter(None, [following]))]
         made_from = [*weights, *arrays, layer.layer_scalar]
         if self._kept is None or not _are_same(self._kept[0], made_from):
-            self._kept = made_from, _made(weights, norms, between, following, layer.layer_scalar)
+            in_mlp = len(gate_and_up) + 1
+            norm_weights = _norms(norms, between, following, layer.layer_scalar)
+            self._kept = made_from, native.Rest(norm_weights, weights[:in_mlp], weights[in_mlp:])
         return self._kept[1]
 
 
-def _made(
-    weights: list[Weight],
-    norms: list[nn.RMSNorm],
-    between: nn.RMSNorm,
-    following: nn.RMSNorm | None,
-    scalar: mx.array,
-) -> native.Rest:
+def _norms(
+    norms: list[nn.RMSNorm], between: nn.RMSNorm, following: nn.RMSNorm | None, scalar: mx.array
+) -> list[Norm]:
     first, *others = ((floats(norm["weight"])[0], norm.eps) for norm in norms)
     *middle, last = others
     scale = float(floats(scalar)[0, 0])
     behind = None if following is None else floats(following["weight"])[0]
-    return native.Rest(
-        [
-            Norm(*first, following=floats(between["weight"])[0]),
-            *(Norm(*each) for each in middle),
-            Norm(*last, scale, behind),
-        ],
-        weights,
-    )
+    return [
+        Norm(*first, following=floats(between["weight"])[0]),
+        *(Norm(*each) for each in middle),
+        Norm(*last, scale, behind),
+    ]
 
 
 def _are_same(kept: list[Any], found: list[Any]) -> bool:

@@ -164,13 +164,16 @@ static void norms() {
 static void rest() {
   const int64_t M = 137, K = 77, width = 100, own_width = 33;  // more rows than a slice
   Matrix gate_up(5, 0, 2 * width, 128), down(6, 0, K, 128);
+  Matrix alone(5, 0, width, 128), up(8, 0, width, 128);
   Matrix gate(BFLOAT16, 0, own_width, K), projection(FLOAT32, 0, K, own_width);
   const std::vector<float> x = normal(M * K), attended = normal(M * K), own = normal(M * own_width),
                            weight = normal(K);
   const Residual norm{K, 1e-6f, 0.7f, weight.data(), weight.data()};
   for (bool has_own : {false, true}) {
-    Rest of{norm, norm, norm, &gate_up.weight, &down.weight, nullptr, nullptr};
+    Rest of{norm, norm, norm, &gate_up.weight, nullptr, &down.weight, nullptr, nullptr};
     if (has_own) {
+      of.gate_up = &alone.weight;
+      of.up = &up.weight;
       of.fed.next = nullptr;
       of.gate = &gate.weight;
       of.projection = &projection.weight;

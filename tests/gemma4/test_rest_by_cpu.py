@@ -16,22 +16,22 @@ from hlwq_mlx.quant.layers import HLWQLinear
 from hlwq_mlx.quant.plain import keep_plain
 
 
-def coded(linear):
+def coded(linear, bits=5):
     rows, columns = linear.weight.shape
-    layer = HLWQLinear(columns, rows, 5)
+    layer = HLWQLinear(columns, rows, bits)
     layer.codes = mx.random.randint(0, 1 << 31, layer.codes.shape, mx.uint32, mx.random.key(rows))
     layer.norms = mx.random.uniform(0.01, 0.02, layer.norms.shape, mx.float16, mx.random.key(1))
-    layer.centroids = mx.linspace(-3, 3, 32)
+    layer.centroids = mx.linspace(-3, 3, 1 << bits)
     return layer
 
 
-@pytest.fixture
-def layer():
+@pytest.fixture(params=[5, 8], ids=["gate|up", "gate of another width"])
+def layer(request):
     """A layer of the tiny model, its MLP coded and the matrices of its own input plain."""
     native.require_library()
     found = DecoderLayer(Gemma4Config.from_dict(oracle.config()).text_config, 0)
-    for name in ("gate_proj", "up_proj", "down_proj"):
-        found.mlp[name] = coded(found.mlp[name])
+    for name, bits in {"gate_proj": request.param, "up_proj": 5, "down_proj": 5}.items():
+        found.mlp[name] = coded(found.mlp[name], bits)
     for index, module in enumerate(found.leaf_modules().values()):
         if isinstance(module, nn.RMSNorm):
             module.weight = mx.random.normal(module.weight.shape, key=mx.random.key(index))
@@ -39,6 +39,7 @@ def layer():
     keep_plain(found)
     for block in blocks(found):
         fuse(block)
+    assert ("gate_up" in found.mlp) == (request.param == 5)
     return found
 
 
@@ -93,7 +94,9 @@ def test_what_does_not_fit_is_refused():
     norm = Norm(np.ones(512, np.float32), 1e-6)
     weights = [Weight.plain(mx.zeros(shape)) for shape in ((64, 512), (512, 32))]
     with pytest.raises(ShapeError, match=r"needed a weight \[512, 32\], got \[64, 512\]"):
-        Rest([norm, norm], weights[:1] * 2)
-    rest, x = Rest([norm, norm], weights), np.ones((2, 512), np.float32)
+        Rest([norm, norm], weights[:1] * 2, [])
+    with pytest.raises(ShapeError, match=r"needed a weight \[48, 512\], got \[64, 512\]"):
+        Rest([norm, norm], [weights[0], Weight.plain(mx.zeros((32, 512))), weights[1]], [])
+    rest, x = Rest([norm, norm], weights, []), np.ones((2, 512), np.float32)
     with pytest.raises(ShapeError, match="needed x, attended"):
         library.finish(rest, x, x[:1], None)

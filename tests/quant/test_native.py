@@ -177,7 +177,7 @@ def test_little_is_kept_of_what_many_rows_needed(of_experts):
     x, chosen = np.ones((4096, K), np.float32), np.zeros((4096, 8), np.uint32)
     norm = Norm(np.ones(K, np.float32), 1e-6)
     gate_up, down = (Weight.plain(mx.zeros(shape)) for shape in ((2 * inner, K), (K, inner)))
-    rest = Rest([norm, norm], [gate_up, down])
+    rest = Rest([norm, norm], [gate_up, down], [])
     before = own_bytes()
     if of_experts:
         library.multiply_experts(gate_up, x, chosen, 8)

@@ -63,7 +63,7 @@ class _Residual(ctypes.Structure):
 class _Rest(ctypes.Structure):
     _fields_ = (
         *((name, _Residual) for name in ("attended", "fed", "added")),
-        *((name, ctypes.c_void_p) for name in ("gate_up", "down", "gate", "projection")),
+        *((name, ctypes.c_void_p) for name in ("gate_up", "up", "down", "gate", "projection")),
     )
 
 
@@ -158,18 +158,22 @@ class Weight:
 class Rest:
     """What a layer does behind its attention: norms, and weights gate|up, down, gate, projection.
 
-    The last two, and the third norm, are of the layer's own input; without it there are none.
+    The last two, and the third norm, are of the layer's own input; without it there are none. Gate
+    and up may be two weights.
     """
 
-    def __init__(self, norms: Sequence[Norm], weights: Sequence[Weight]) -> None:
-        """Take what fits together.
+    def __init__(self, norms: Sequence[Norm], mlp: Sequence[Weight], own: Sequence[Weight]) -> None:
+        """Take what fits together: gate|up, or gate and up, then down; gate and projection.
 
         Raises: ShapeError for what does not.
         """
-        gate_up, _, *own = weights
         self.width, self.own_width = norms[0].weight.size, own[0].rows if own else 0
-        K, inner, d = self.width, gate_up.rows // 2, self.own_width
-        wanted = [(2 * inner, K), (K, inner), (d, K), (K, d)]
+        *gate_and_up, down = mlp
+        inner = sum(weight.rows for weight in gate_and_up) // 2
+        K, d = self.width, self.own_width
+        heights = (inner, inner) if len(gate_and_up) > 1 else (2 * inner,)
+        wanted = [*((height, K) for height in heights), (K, inner), (d, K), (K, d)]
+        weights = [*mlp, *own]
         for weight, (rows, columns) in zip(weights, wanted, strict=False):
             if weight.rows != rows or not weight.fits(columns):
                 raise ShapeError(
@@ -178,8 +182,9 @@ class Rest:
                 )
         self._kept = norms, weights
         residuals = [norm.structure() for norm in norms] + [_Residual()] * (3 - len(norms))
-        pointers = [ctypes.addressof(weight.structure) for weight in weights]
-        self.structure = _Rest(*residuals, *pointers, *[None] * (4 - len(pointers)))
+        places = [gate_and_up[0], gate_and_up[1] if len(heights) > 1 else None, down, *own]
+        pointers = [each and ctypes.addressof(each.structure) for each in places]
+        self.structure = _Rest(*residuals, *pointers, *[None] * (5 - len(pointers)))
         self.has_following = norms[-1].following is not None
 
     def check(self, x: Floats, attended: Floats, own: Floats | None) -> None:

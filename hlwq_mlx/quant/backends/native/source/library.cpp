@@ -77,7 +77,7 @@ constexpr int64_t SLICE = 132, PAIRS = 1024;
 // The rows of x as the weight takes them, and what becomes of them before y. They are kept: memory
 // that is new to a process costs as much as a tenth of a long product.
 thread_local Buffer arranged_rows, products;
-thread_local Buffer inputs, inners, updates;  // between the products of one call
+thread_local Buffer inputs, inners, ups, updates;  // between the products of one call
 
 // Returns M rows as the weight takes them; `row_of` tells where each lies.
 template <class RowOf>
@@ -223,16 +223,21 @@ void hlwq_residual_norm(const Residual* of, const float* x, const float* update,
 // function above. Without a norm that follows there is no `normed`.
 void hlwq_rest(const Rest* of, const float* x, const float* attended, const float* own, float* h,
                float* normed, int64_t M) {
-  const int64_t K = of->attended.columns, width = of->gate_up->rows / 2;
+  const int64_t K = of->attended.columns, width = of->up ? of->up->rows : of->gate_up->rows / 2;
   const int64_t own_width = of->gate ? of->gate->rows : 0;
   const int64_t most = std::min(SLICE, M);
   float *const input = inputs.of(most * K), *const update = updates.of(most * K);
   float* const inner = inners.of(most * std::max(width, own_width));
+  float* const up = of->up ? ups.of(most * width) : nullptr;
   for (int64_t first = 0; first < M; first += SLICE) {
     const int64_t m = std::min(SLICE, M - first), at = first * K;
     float *const out = h + at, *const last = normed ? normed + at : nullptr;
     hlwq_residual_norm(&of->attended, x + at, attended + at, out, input, m);
-    hlwq_multiply(of->gate_up, input, m, K, inner, 1);
+    hlwq_multiply(of->gate_up, input, m, K, inner, !up);
+    if (up) {
+      hlwq_multiply(of->up, input, m, K, up, 0);
+      hlwq_gelu_mul(inner, up, inner, m * width);
+    }
     hlwq_multiply(of->down, inner, m, width, update, 0);
     hlwq_residual_norm(&of->fed, out, update, out, of->gate ? nullptr : last, m);
     if (!of->gate) continue;

@@ -47,7 +47,7 @@ struct Attention {
 // What a layer does behind its attention: the MLP, and what its own input of a token adds.
 struct Rest {
   Residual attended, fed, added;    // of attention, of the MLP, of the layer's own input
-  const Weight *gate_up, *down;
+  const Weight *gate_up, *up, *down;  // the gate above up, or alone with `up` beside it
   const Weight *gate, *projection;  // of the layer's own input, or none
 };
 
