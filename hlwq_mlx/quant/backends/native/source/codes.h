@@ -1,8 +1,9 @@
 // A block of 128 codes in the layout P32 (packing.py), as float32 lanes.
 //
-// Lane 4 * q + w of step 4 * h + c is column 16 * (2 * w + h) + 4 * q + c of the block: then the
-// codes of a lane lie side by side in the stream of a unit, eight of them in `Bits` whole bytes.
+// The stream of unit q is four words of eight codes, in `Bits` whole bytes each. Word 4 * q + w has
+// the eight steps of a lane, but where the table is too long for that (Planes).
 #pragma once
+#include <algorithm>
 #include <type_traits>
 
 #include "lanes.h"
@@ -11,9 +12,15 @@ namespace ISA {
 
 constexpr int BLOCK = 128, UNITS = 4, STEPS = 8;
 
-inline int column_of(int step, int lane) {
-  return 16 * (2 * (lane % 4) + step / 4) + 4 * (lane / 4) + step % 4;
+// The column of a block whose code is the j-th of a word.
+constexpr int column_of(int word, int j) {
+  return 16 * (2 * (word % 4) + j / 4) + 4 * (word / 4) + j % 4;
 }
+
+// Which column each lane of each step holds.
+struct Columns {
+  uint8_t at[BLOCK];
+};
 
 template <int Bytes>
 inline void prefetch(const uint8_t* from) {
@@ -42,7 +49,7 @@ struct Row {
   }
 };
 
-// Reads a block through its units' streams: eight codes, one by one, of each lane.
+// Reads a block through its units' streams: eight codes, one by one, of each word.
 template <int Bits, class Take>
 inline void each_code(const Row<Bits>& row, const Take& take) {
   constexpr int a = 4 * (Bits & 12), b = 4 * (Bits & 2), c = 4 * (Bits & 1);
@@ -96,12 +103,78 @@ inline constexpr Order ORDERS[2][2] = {{order_of<Bits>(0, 0), order_of<Bits>(0, 
 
 inline __m512i order_index(const Order& order) { return _mm512_load_si512(order.index); }
 
+// What the planes B and C have of a block, side by side.
+template <int Bits>
+inline __m512i tail(const Row<Bits>& row) {
+  __m512i found = _mm512_setzero_si512();
+  if constexpr ((Bits & 2) != 0)
+    found = _mm512_inserti64x4(found, _mm256_loadu_si256((const __m256i*)row.b), 0);
+  if constexpr ((Bits & 1) != 0)
+    found = _mm512_inserti32x4(found, _mm_loadu_si128((const __m128i*)row.c), Bits & 2 ? 2 : 0);
+  return found;
+}
+
+// As Order: which bytes of a block's planes the eight words of half `g` take, 64 bits each.
+template <int Bits>
+constexpr Order words_of(int g, int which) {
+  Order order{};
+  for (int word = 0; word < 8; word++)
+    for (int byte = 0; byte < Bits; byte++) {
+      const int lane = 8 * g + word, at = byte_of<Bits>(lane / 4, Bits * (lane % 4) + byte);
+      if (at / 64 != which) continue;
+      order.index[8 * word + byte] = at % 64;
+      order.mask |= 1ull << (8 * word + byte);
+    }
+  return order;
+}
+
+template <int Bits>
+inline constexpr Order WORDS[2][2] = {{words_of<Bits>(0, 0), words_of<Bits>(0, 1)},
+                                      {words_of<Bits>(1, 0), words_of<Bits>(1, 1)}};
+
+// The codes of a block, a byte each: `half[g]` has those of words 8 * g to 8 * g + 7. Above a code
+// are bits of the next.
+template <int Bits>
+struct Bytes {
+  __m512i half[2];
+  explicit Bytes(const Row<Bits>& row) {
+    if constexpr (Bits == 8) {
+      for (int g = 0; g < 2; g++) half[g] = _mm512_loadu_si512(row.a + 64 * g);
+    } else {
+      const __m512i rest = tail(row);
+      const __m512i front = Bits >= 4 ? _mm512_loadu_si512(row.a) : rest;
+      alignas(64) static constexpr auto shifts = [] {
+        struct Shifts {
+          uint8_t at[64];
+        } made{};
+        for (int i = 0; i < 64; i++) made.at[i] = (uint8_t)(i % 8 * Bits);
+        return made;
+      }();
+      for (int g = 0; g < 2; g++) {
+        __m512i words = _mm512_permutexvar_epi8(order_index(WORDS<Bits>[g][0]), front);
+        if constexpr (Bits > 4)
+          words = _mm512_mask_permutexvar_epi8(words, WORDS<Bits>[g][1].mask,
+                                               order_index(WORDS<Bits>[g][1]), rest);
+        half[g] = _mm512_multishift_epi64_epi8(_mm512_load_si512(shifts.at), words);
+      }
+    }
+  }
+};
+
+inline __m512i among_bytes(const __m512i* part, int count, __m512i code) {
+  if (count == 1) return _mm512_permutexvar_epi8(code, part[0]);
+  if (count == 2) return _mm512_permutex2var_epi8(part[0], code, part[1]);
+  const __m512i below = _mm512_permutex2var_epi8(part[0], code, part[1]);
+  const __m512i above = _mm512_permutex2var_epi8(part[2], code, part[3]);
+  return _mm512_mask_blend_epi8(_mm512_movepi8_mask(code), below, above);
+}
+
 // The codes of a block: for either half, a lane's four codes from bit `first(h)` of its word on.
 template <int Bits>
 struct Codes {
   __m512i half[2];
   static constexpr int first(int h) {
-    return Bits <= 4 ? 4 * Bits * h : Bits == 8 ? 0 : 4 * Bits * h % 8;
+    return Bits <= 4 ? 4 * Bits * h : 4 * Bits * h % 8;
   }
   explicit Codes(const Row<Bits>& row) {
     if constexpr (Bits == 1) {
@@ -112,12 +185,6 @@ struct Codes {
       half[0] = _mm512_permutexvar_epi8(order_index(ORDERS<3>[0][0]), tail(row));
     } else if constexpr (Bits == 4) {
       half[0] = _mm512_loadu_si512(row.a);
-    } else if constexpr (Bits == 8) {
-      const __m512i low = _mm512_loadu_si512(row.a), high = _mm512_loadu_si512(row.a + 64);
-      const __m512i even = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
-      const __m512i odd = _mm512_or_si512(even, _mm512_set1_epi32(1));
-      half[0] = _mm512_permutex2var_epi32(low, even, high);
-      half[1] = _mm512_permutex2var_epi32(low, odd, high);
     } else {
       const __m512i a = _mm512_loadu_si512(row.a), rest = tail(row);
       for (int h = 0; h < 2; h++) {
@@ -128,76 +195,107 @@ struct Codes {
     }
     if constexpr (Bits <= 4) half[1] = half[0];
   }
-  // What the planes B and C have of a block, side by side.
-  static __m512i tail(const Row<Bits>& row) {
-    __m512i found = _mm512_setzero_si512();
-    if constexpr ((Bits & 2) != 0)
-      found = _mm512_inserti64x4(found, _mm256_loadu_si256((const __m256i*)row.b), 0);
-    if constexpr (Bits == 5) found = _mm512_castsi128_si512(_mm_loadu_si128((const __m128i*)row.c));
-    if constexpr (Bits == 3 || Bits == 7)
-      found = _mm512_inserti32x4(found, _mm_loadu_si128((const __m128i*)row.c), 2);
-    return found;
-  }
 };
 
-// The centroids in registers. Shorter tables repeat, so that bits of the next code do no harm.
+// Up to 32 centroids, in one or two registers. Shorter tables repeat, so that bits of the next code
+// do no harm.
 template <int Bits>
-struct Table {
-  static constexpr int COUNT = Bits <= 4 ? 1 : 1 << (Bits - 4);
+struct Floats {
+  static constexpr int COUNT = Bits <= 4 ? 1 : 2;
   __m512 part[COUNT];
-  explicit Table(const float* centroids) {
+  explicit Floats(const float* centroids) {
     alignas(64) float all[LANES * COUNT];
     for (int i = 0; i < LANES * COUNT; i++) all[i] = centroids[i & ((1 << Bits) - 1)];
     for (int i = 0; i < COUNT; i++) part[i] = _mm512_load_ps(all + LANES * i);
   }
-  Table(const Table& table, __m512 scale) {
+  Floats(const Floats& table, __m512 scale) {
     for (int i = 0; i < COUNT; i++) part[i] = _mm512_mul_ps(table.part[i], scale);
   }
   // `word` has the codes in its lowest bits.
   __m512 operator()(__m512i word) const {
-    if constexpr (COUNT == 1) {
-      return _mm512_permutexvar_ps(word, part[0]);
-    } else {
-      return among<0, COUNT>(word);
-    }
+    if constexpr (COUNT == 1) return _mm512_permutexvar_ps(word, part[0]);
+    if constexpr (COUNT == 2) return _mm512_permutex2var_ps(part[0], word, part[1]);
   }
-  template <int First, int Count>
-  __m512 among(__m512i word) const {
-    if constexpr (Count == 2) {
-      return _mm512_permutex2var_ps(part[First], word, part[First + 1]);
+};
+
+// More centroids: each of a float's four bytes is looked up by itself, of 64 codes at once. Where
+// the upper half of a table mirrors the lower, the lower is enough.
+template <int Bits>
+struct Planes {
+  static constexpr int COUNT = 1 << (Bits - 6), HALF = COUNT / 2;
+  __m512i part[4][COUNT];
+  bool is_mirrored = HALF > 0;
+  explicit Planes(const float* centroids) {
+    constexpr int ALL = 1 << Bits;
+    alignas(64) uint8_t bytes[4][ALL];
+    uint32_t words[ALL];
+    memcpy(words, centroids, sizeof words);
+    for (int i = 0; i < ALL; i++) {
+      for (int byte = 0; byte < 4; byte++) bytes[byte][i] = (uint8_t)(words[i] >> 8 * byte);
+      is_mirrored = is_mirrored && (words[i] ^ words[ALL - 1 - i]) == 1u << 31;
+    }
+    for (int byte = 0; byte < 4; byte++)
+      for (int i = 0; i < COUNT; i++) part[byte][i] = _mm512_load_si512(bytes[byte] + 64 * i);
+  }
+  // The centroids of a half of Bytes, as four steps of Columns.
+  void look_up(__m512i codes, __m512 scale, Lanes* steps) const {
+    __m512i bytes[4];
+    if (HALF && is_mirrored) {
+      const __m512i most = _mm512_set1_epi8((char)((1 << Bits) - 1));
+      const __m512i places =
+          _mm512_min_epu8(_mm512_and_si512(codes, most), _mm512_andnot_si512(codes, most));
+      for (int byte = 0; byte < 4; byte++) bytes[byte] = among_bytes(part[byte], HALF, places);
+      const __m512i signs = Bits == 8 ? codes : _mm512_slli_epi16(codes, 8 - Bits);
+      // 0x78: the sign is turned where it is that of the upper half.
+      bytes[3] = _mm512_ternarylogic_epi32(bytes[3], signs, _mm512_set1_epi8(-128), 0x78);
     } else {
-      const __m512 low = among<First, Count / 2>(word);
-      const __m512 high = among<First + Count / 2, Count / 2>(word);
-      const __mmask16 upper = _mm512_test_epi32_mask(word, _mm512_set1_epi32(8 * Count));
-      return _mm512_mask_blend_ps(upper, low, high);
+      for (int byte = 0; byte < 4; byte++) bytes[byte] = among_bytes(part[byte], COUNT, codes);
+    }
+    const __m512i low[] = {_mm512_unpacklo_epi8(bytes[0], bytes[1]),
+                           _mm512_unpackhi_epi8(bytes[0], bytes[1])};
+    const __m512i high[] = {_mm512_unpacklo_epi8(bytes[2], bytes[3]),
+                            _mm512_unpackhi_epi8(bytes[2], bytes[3])};
+    for (int i = 0; i < 2; i++) {
+      const __m512 even = _mm512_castsi512_ps(_mm512_unpacklo_epi16(low[i], high[i]));
+      const __m512 odd = _mm512_castsi512_ps(_mm512_unpackhi_epi16(low[i], high[i]));
+      steps[2 * i] = {_mm512_mul_ps(even, scale)};
+      steps[2 * i + 1] = {_mm512_mul_ps(odd, scale)};
     }
   }
 };
 
-// A block of one row, times its norm, whose steps are decoded when they are asked for.
+constexpr bool is_long(int bits) { return bits > 5; }
+
 template <int Bits>
+using Table = std::conditional_t<is_long(Bits), Planes<Bits>, Floats<Bits>>;
+
+// A block of one row, times its norm. Of a short table that is what is scaled, and steps are decoded
+// when they are asked for.
+template <int Bits, bool IsLong = is_long(Bits)>
 struct Block {
-  static constexpr bool IS_SHORT = Table<Bits>::COUNT <= 2;  // then its table is what is scaled
   const Codes<Bits> codes;
-  const __m512 scale;
-  const std::conditional_t<IS_SHORT, Table<Bits>, const Table<Bits>&> table;
-  Block(const Row<Bits>& row, const Table<Bits>& of, float norm)
-      : codes(row), scale(_mm512_set1_ps(norm)), table(scaled(of, scale)) {}
+  const Floats<Bits> table;
+  Block(const Row<Bits>& row, const Floats<Bits>& of, float norm)
+      : codes(row), table(of, _mm512_set1_ps(norm)) {}
   Lanes step(int step) const {
     const int shift = Codes<Bits>::first(step / 4) + Bits * (step % 4);
-    const __m512 found = table(_mm512_srli_epi32(codes.half[step / 4], shift));
-    if constexpr (IS_SHORT) return {found};
-    return {_mm512_mul_ps(found, scale)};
+    return {table(_mm512_srli_epi32(codes.half[step / 4], shift))};
   }
+};
 
- private:
-  static decltype(auto) scaled(const Table<Bits>& of, __m512 scale) {
-    if constexpr (IS_SHORT) return Table<Bits>(of, scale);
-    else return of;
+template <int Bits>
+struct Block<Bits, true> {
+  Lanes steps[STEPS];
+  Block(const Row<Bits>& row, const Planes<Bits>& table, float norm) {
+    const Bytes<Bits> codes(row);
+    for (int g = 0; g < 2; g++) table.look_up(codes.half[g], _mm512_set1_ps(norm), steps + 4 * g);
   }
+  Lanes step(int step) const { return steps[step]; }
 };
 
 #else
+
+constexpr bool is_long(int) { return false; }
 
 template <int Bits>
 struct Table {
@@ -217,5 +315,21 @@ struct Block {
 };
 
 #endif
+
+constexpr Columns make_columns(bool of_planes) {
+  Columns made{};
+  for (int at = 0; at < BLOCK; at++) {
+    const int step = at / LANES, lane = at % LANES;
+    const int word = 8 * (step / 4) + 2 * (lane / 4) + step % 4 / 2;
+    made.at[at] = (uint8_t)(of_planes ? column_of(word, 4 * (step % 2) + lane % 4)
+                                      : column_of(lane, step));
+  }
+  return made;
+}
+
+inline const Columns& columns_of(int bits) {
+  static constexpr Columns of_lanes = make_columns(false), of_planes = make_columns(true);
+  return is_long(bits) ? of_planes : of_lanes;
+}
 
 }  // namespace ISA

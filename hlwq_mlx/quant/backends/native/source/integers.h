@@ -11,8 +11,7 @@ constexpr int LEVELS = 32767, MOST = 4095, STEPS16 = 4, WIDE = 32;
 
 // The column of a block that element `e` of step `s` holds.
 inline int column16(int s, int e) {
-  const int lane = 8 * (s / 2) + 2 * (e / 8) + s % 2, j = e % 8;
-  return 16 * (2 * (lane % 4) + j / 4) + 4 * (lane / 4) + j % 4;
+  return column_of(8 * (s / 2) + 2 * (e / 8) + s % 2, e % 8);
 }
 
 #if defined(__AVX512VBMI__)
@@ -127,61 +126,14 @@ struct Levels {
 
 #if defined(__AVX512VBMI__)
 
-// As Order: which bytes of a block's planes the eight words of 64 bits of half `g` take.
-template <int Bits>
-constexpr Order words_of(int g, int which) {
-  Order order{};
-  for (int word = 0; word < 8; word++)
-    for (int byte = 0; byte < Bits; byte++) {
-      const int lane = 8 * g + word, at = byte_of<Bits>(lane / 4, Bits * (lane % 4) + byte);
-      if (at / 64 != which) continue;
-      order.index[8 * word + byte] = at % 64;
-      order.mask |= 1ull << (8 * word + byte);
-    }
-  return order;
-}
-
-template <int Bits>
-inline constexpr Order WORDS[2][2] = {{words_of<Bits>(0, 0), words_of<Bits>(0, 1)},
-                                      {words_of<Bits>(1, 0), words_of<Bits>(1, 1)}};
-
-inline __m512i among_bytes(const __m512i* part, int count, __m512i code) {
-  if (count == 1) return _mm512_permutexvar_epi8(code, part[0]);
-  if (count == 2) return _mm512_permutex2var_epi8(part[0], code, part[1]);
-  const __m512i below = _mm512_permutex2var_epi8(part[0], code, part[1]);
-  const __m512i above = _mm512_permutex2var_epi8(part[2], code, part[3]);
-  return _mm512_mask_blend_epi8(_mm512_movepi8_mask(code), below, above);
-}
-
 // A block of one row as levels: step by step to `take(step, levels)`.
 template <int Bits, class Take>
 inline void decode16(const Row<Bits>& row, const Levels<Bits>& levels, const Take& take) {
-  __m512i front, rest = _mm512_setzero_si512();
-  if constexpr (Bits >= 4) front = _mm512_loadu_si512(row.a);
-  if constexpr (Bits == 8) rest = _mm512_loadu_si512(row.a + 64);
-  if constexpr (Bits > 4 && Bits < 8) rest = Codes<Bits>::tail(row);
-  if constexpr (Bits == 1) front = _mm512_castsi128_si512(_mm_loadu_si128((const __m128i*)row.c));
-  if constexpr (Bits == 2) front = _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i*)row.b));
-  if constexpr (Bits == 3) front = Codes<3>::tail(row);
-  alignas(64) static constexpr auto shifts = [] {
-    struct Shifts {
-      uint8_t at[64];
-    } made{};
-    for (int i = 0; i < 64; i++) made.at[i] = (uint8_t)(i % 8 * Bits);
-    return made;
-  }();
+  const Bytes<Bits> codes(row);
 #pragma GCC unroll 2
   for (int g = 0; g < 2; g++) {
-    __m512i code = _mm512_permutexvar_epi8(order_index(WORDS<Bits>[g][0]), front);
-    if constexpr (Bits > 4)
-      code = _mm512_mask_permutexvar_epi8(code, WORDS<Bits>[g][1].mask,
-                                          order_index(WORDS<Bits>[g][1]), rest);
-    if constexpr (Bits < 8) {
-      code = _mm512_multishift_epi64_epi8(_mm512_load_si512(shifts.at), code);
-      if constexpr (Bits < 6) code = _mm512_and_si512(code, _mm512_set1_epi8((1 << Bits) - 1));
-    }
-    const __m512i low = among_bytes(levels.low, Levels<Bits>::COUNT, code);
-    const __m512i high = among_bytes(levels.high, Levels<Bits>::COUNT, code);
+    const __m512i low = among_bytes(levels.low, Levels<Bits>::COUNT, codes.half[g]);
+    const __m512i high = among_bytes(levels.high, Levels<Bits>::COUNT, codes.half[g]);
     take(2 * g, Wide{_mm512_unpacklo_epi8(low, high)});
     take(2 * g + 1, Wide{_mm512_unpackhi_epi8(low, high)});
   }

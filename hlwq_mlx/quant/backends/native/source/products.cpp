@@ -394,19 +394,19 @@ void arrange(const Weight& weight, const float* x, int64_t count, float* arrange
     for (float& each : rotated) each *= ROOT;
     return arrange16(rotated.data(), columns, arranged);
   }
+  const Columns& order = columns_of(weight.format);
   for (int64_t start = 0; start < columns; start += BLOCK) {
     alignas(64) float block[BLOCK] = {};
     if (start < count) memcpy(block, x + start, std::min<int64_t>(BLOCK, count - start) * 4);
     transform(block);
-    for (int step = 0; step < STEPS; step++)
-      for (int lane = 0; lane < LANES; lane++)
-        arranged[start + step * LANES + lane] = block[column_of(step, lane)] * ROOT;
+    for (int i = 0; i < BLOCK; i++) arranged[start + i] = block[order.at[i]] * ROOT;
   }
 }
 
 template <int Bits>
 void look_up_coded(const Weight& of, int64_t row, float* y) {
   const Coded<Bits> weight(of);
+  const Columns& order = columns_of(Bits);
   auto reader = weight.reader(row, 0);
   for (int64_t i = 0; i < weight.blocks; i++) {
     float* block = y + i * BLOCK;
@@ -415,7 +415,7 @@ void look_up_coded(const Weight& of, int64_t row, float* y) {
     for (int step = 0; step < STEPS; step++) {
       alignas(64) float lanes[LANES];
       store(lanes, part.step(step));
-      for (int lane = 0; lane < LANES; lane++) block[column_of(step, lane)] = lanes[lane];
+      for (int lane = 0; lane < LANES; lane++) block[order.at[step * LANES + lane]] = lanes[lane];
     }
     transform(block);
     for (int i = 0; i < BLOCK; i++) block[i] *= ROOT;
