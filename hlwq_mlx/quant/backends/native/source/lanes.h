@@ -4,6 +4,7 @@
 // its bits do not depend on how many rows are multiplied at once. Where the compiler has no fused
 // multiply-add (ISA portable) a product is rounded before it is added.
 #pragma once
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -35,6 +36,12 @@ inline Lanes max(Lanes a, Lanes b) { return {_mm512_max_ps(a.v, b.v)}; }
 inline Lanes fma(Lanes a, Lanes b, Lanes c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
 inline Lanes load_f16(const uint16_t* p) {
   return {_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p))};
+}
+#define LOAD_SOME
+// The first `count` of them, up to all, and zeros.
+inline Lanes load_f16(const uint16_t* p, int64_t count) {
+  const __mmask16 those = count < LANES ? (1 << count) - 1 : 0xffff;
+  return {_mm512_cvtph_ps(_mm256_maskz_loadu_epi16(those, p))};
 }
 inline Lanes load_bf16(const uint16_t* p) {
   __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p));
@@ -208,6 +215,14 @@ inline float sum(Lanes a) {
   return x[0];
 }
 
+#endif
+
+#ifndef LOAD_SOME
+inline Lanes load_f16(const uint16_t* p, int64_t count) {
+  uint16_t those[LANES] = {};
+  memcpy(those, p, std::min<int64_t>(count, LANES) * sizeof *those);
+  return load_f16(those);
+}
 #endif
 
 #ifndef SUMS_OF_EACH

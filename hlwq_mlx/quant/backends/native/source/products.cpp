@@ -54,9 +54,7 @@ struct Coded {
     void prefetch(int64_t blocks) const { row.prefetch(blocks); }
     // Before blocks 0 to LANES - 1 from here: to widen norms one by one takes half as long as to decode.
     void read_norms(int64_t left) {
-      uint16_t some[LANES] = {};
-      memcpy(some, norms, std::min<int64_t>(left, LANES) * sizeof *some);
-      store(scales, load_f16(some));
+      store(scales, load_f16(norms, left));
       norms += LANES;
     }
     Block<Bits> next(int which) {
