@@ -11,6 +11,7 @@
 namespace ISA {
 
 constexpr int BLOCK = 128, UNITS = 4, STEPS = 8;
+constexpr float ROOT = 0.08838834764831845f;  // 1 / sqrt(128)
 
 // The column of a block whose code is the j-th of a word.
 constexpr int column_of(int word, int j) {

@@ -3,7 +3,11 @@
 // Within a block the sums are exact, and a row's blocks are summed in sixteen chains as in the exact
 // mode. The result is within 5e-4 of it, relative to its length; wide codes are read faster.
 #pragma once
+#include <utility>
+
 #include "codes.h"
+#include "products.h"
+#include "tile.h"
 
 namespace ISA {
 
@@ -15,19 +19,20 @@ inline int column16(int s, int e) {
 }
 
 #if defined(__AVX512VBMI__)
+// Of the instruction's own type: of another, the compiler keeps a copy of all sums in memory.
 struct Sums16 {
-  __m512i v;
+  __v16si v;
 };
 struct Wide {
   __m512i v;
 };
-inline Sums16 none16() { return {_mm512_setzero_si512()}; }
+inline Sums16 none16() { return {__v16si{}}; }
 inline Wide load16(const int16_t* p) { return {_mm512_loadu_si512(p)}; }
 inline void store16(int16_t* p, Wide a) { _mm512_storeu_si512(p, a.v); }
 inline Sums16 add_products(Sums16 sums, Wide a, Wide b) {
-  return {_mm512_dpwssd_epi32(sums.v, a.v, b.v)};
+  return {(__v16si)_mm512_dpwssd_epi32((__m512i)sums.v, a.v, b.v)};
 }
-inline Lanes as_floats(Sums16 sums) { return {_mm512_cvtepi32_ps(sums.v)}; }
+inline Lanes as_floats(Sums16 sums) { return {_mm512_cvtepi32_ps((__m512i)sums.v)}; }
 #elif defined(__AVX2__)
 struct Sums16 {
   __m256i v[2];
@@ -151,5 +156,100 @@ inline void decode16(const Row<Bits>& row, const Levels<Bits>& levels, const Tak
 }
 
 #endif
+
+// ---------------------------------------------------------------- products
+
+template <int Bits>
+struct Coarse {
+  const Weight& weight;
+  int64_t blocks;
+  Levels<Bits> levels;
+  explicit Coarse(const Weight& of)
+      : weight(of), blocks(of.columns / BLOCK), levels(of.centroids) {}
+
+  Row<Bits> row(int64_t row, int64_t block) const {
+    Row<Bits> found((const uint8_t*)weight.data, weight.rows, row, blocks);
+    found.skip(block);
+    return found;
+  }
+  // What the levels of a row's blocks are worth, from `block` on: up to LANES of them.
+  Lanes scales(int64_t row, int64_t block) const {
+    const uint16_t* const norms = weight.norms + row * blocks + block;
+    return mul(load_f16(norms, blocks - block), all(levels.worth * ROOT));
+  }
+};
+
+// One row of x by some rows of a weight at once.
+template <int Bits, size_t... Each>
+void dot16(const Coarse<Bits>& weight, const float* x, float* y, int64_t begin,
+           std::index_sequence<Each...>) {
+  const int16_t* numbers = (const int16_t*)x;
+  const float* x_scales = x + weight.blocks * BLOCK / 2;
+  Lanes sums[] = {((void)Each, zero())...};
+  Row<Bits> rows[] = {weight.row(begin + Each, 0)...};
+  alignas(64) float scales[sizeof...(Each)][LANES];
+  for (int64_t block = 0; block < weight.blocks; block++, numbers += BLOCK) {
+    const int which = block % LANES;
+    if (which == 0) (store(scales[Each], weight.scales(begin + Each, block)), ...);
+    const auto one = [&](int n) {
+      Sums16 exact = none16();
+      rows[n].prefetch(weight.blocks * sizeof...(Each));
+      decode16<Bits>(rows[n], weight.levels, [&](int step, Wide w) {
+        exact = add_products(exact, w, load16(numbers + WIDE * step));
+      });
+      rows[n].skip(1);
+      sums[n] = fma(as_floats(exact), all(scales[n][which] * x_scales[block]), sums[n]);
+    };
+    (one(Each), ...);
+  }
+  ((y[begin + Each] = sum(sums[Each])), ...);
+}
+
+template <int Bits>
+void multiply_one(const Coarse<Bits>& weight, const float* x, float* y, int64_t begin,
+                  int64_t end) {
+  for (; begin + 2 <= end; begin += 2) dot16(weight, x, y, begin, std::make_index_sequence<2>());
+  if (begin < end) dot16(weight, x, y, begin, std::make_index_sequence<1>());
+}
+
+constexpr int PASS_BLOCKS16 = 8;
+
+// N rows of levels by M rows of x: the sums of a block stay in registers, those of all in memory.
+template <int N, int M>
+void tile16(const int16_t* w, const float* w_scales, const float* x, int64_t columns,
+            int64_t block, int count, float* sums) {
+  alignas(64) float scales[N][M][PASS_BLOCKS16];
+  for (int n = 0; n < N; n++)
+    for (int m = 0; m < M; m++)
+      for (int b = 0; b < count; b++)
+        scales[n][m][b] = w_scales[n * LANES + b] * (x + m * columns + columns / 2)[block + b];
+  for (int b = 0; b < count; b++) {
+    Sums16 exact[N][M];
+    for (int n = 0; n < N; n++)
+      for (int m = 0; m < M; m++) exact[n][m] = none16();
+    for (int step = 0; step < STEPS16; step++) {
+      const int at = b * BLOCK + step * WIDE;
+      Wide rows[N];
+      for (int n = 0; n < N; n++) rows[n] = load16(w + n * PASS_BLOCKS16 * BLOCK + at);
+      for (int m = 0; m < M; m++) {
+        const Wide column = load16((const int16_t*)(x + m * columns) + block * BLOCK + at);
+        for (int n = 0; n < N; n++) exact[n][m] = add_products(exact[n][m], rows[n], column);
+      }
+    }
+    for (int n = 0; n < N; n++)
+      for (int m = 0; m < M; m++) {
+        float* const sum = sums + n * SUMS + m * LANES;
+        store(sum, fma(as_floats(exact[n][m]), all(scales[n][m][b]),
+                       block + b ? load(sum) : zero()));
+      }
+  }
+}
+
+template <int N, int M>
+void tile16_of(int rows, const int16_t* w, const float* w_scales, const float* x, int64_t columns,
+               int64_t block, int count, float* sums) {
+  if (rows == M) return tile16<N, M>(w, w_scales, x, columns, block, count, sums);
+  if constexpr (M > 1) tile16_of<N, M - 1>(rows, w, w_scales, x, columns, block, count, sums);
+}
 
 }  // namespace ISA

@@ -233,16 +233,4 @@ inline Lanes sums_of_each(const float* vectors, int64_t stride) {
 }
 #endif
 
-inline float half(const uint16_t* p) {
-#if defined(__F16C__)
-  return _cvtsh_ss(*p);
-#elif defined(__ARM_NEON) && defined(__aarch64__)
-  __fp16 x;
-  memcpy(&x, p, 2);
-  return x;
-#else
-  return float_of_half(*p);
-#endif
-}
-
 }  // namespace ISA

@@ -136,12 +136,12 @@ inline void score(const Attention& of, const float* keys, const float* x, int qu
   int64_t key = all.first;
   for (; key + TILE_N <= all.last; key += TILE_N) {
     tile_of<TILE_N, TILE_M>(queries, keys + key * of.columns, of.columns, x, of.columns, sums,
-                            TILE_M * LANES, steps, true);
+                            steps, true);
     keep(key, TILE_N);
   }
   for (; key < all.last; key++) {
     tile_of<1, TILE_M>(queries, keys + key * of.columns, of.columns, x, of.columns, sums,
-                       TILE_M * LANES, steps, true);
+                       steps, true);
     keep(key, 1);
   }
 }
