@@ -7,20 +7,20 @@
 #include <type_traits>
 
 #include "lanes.h"
+#include "rotation.h"
 
 namespace ISA {
 
-constexpr int BLOCK = 128, UNITS = 4, STEPS = 8;
-constexpr float ROOT = 0.08838834764831845f;  // 1 / sqrt(128)
+constexpr int UNITS = 4, STEPS = 8;
 
 // The column of a block whose code is the j-th of a word.
 constexpr int column_of(int word, int j) {
   return 16 * (2 * (word % 4) + j / 4) + 4 * (word / 4) + j % 4;
 }
 
-// Which column each lane of each step holds.
+// Which column each lane of each step holds, and where it is in a rotated block.
 struct Columns {
-  uint8_t at[BLOCK];
+  uint8_t at[BLOCK], rotated[BLOCK];
 };
 
 template <int Bytes>
@@ -324,6 +324,7 @@ constexpr Columns make_columns(bool of_planes) {
     const int word = 8 * (step / 4) + 2 * (lane / 4) + step % 4 / 2;
     made.at[at] = (uint8_t)(of_planes ? column_of(word, 4 * (step % 2) + lane % 4)
                                       : column_of(lane, step));
+    made.rotated[at] = (uint8_t)turned(made.at[at]);
   }
   return made;
 }

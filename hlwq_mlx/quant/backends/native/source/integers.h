@@ -14,7 +14,7 @@ namespace ISA {
 constexpr int LEVELS = 32767, MOST = 4095, STEPS16 = 4, WIDE = 32;
 
 // The column of a block that element `e` of step `s` holds.
-inline int column16(int s, int e) {
+constexpr int column16(int s, int e) {
   return column_of(8 * (s / 2) + 2 * (e / 8) + s % 2, e % 8);
 }
 
@@ -78,21 +78,25 @@ inline Lanes as_floats(Sums16 sums) {
 }
 #endif
 
-// A row of x: its numbers in the order of `column16`, then each block's scale.
-inline void arrange16(const float* rotated, int64_t columns, float* arranged) {
-  int16_t* numbers = (int16_t*)arranged;
-  float* scales = arranged + columns / 2;
-  for (int64_t block = 0; block < columns / BLOCK; block++, rotated += BLOCK) {
-    float most = 0;
-    // What is no number is in all of a rotated block, and stays in its scale.
-    for (int i = 0; i < BLOCK; i++) most = std::max(std::fabs(rotated[i]), most);
-    const float whole = MOST / most, factor = std::isfinite(whole) ? whole : 0;
-    scales[block] = most / MOST;
-    for (int s = 0; s < STEPS16; s++)
-      for (int e = 0; e < WIDE; e++)
-        numbers[block * BLOCK + s * WIDE + e] =
-            (int16_t)std::nearbyint(rotated[column16(s, e)] * factor);
+// A rotated block of x as numbers in the order of `column16`, and their scale.
+inline void arrange16(const float* rotated, int16_t* numbers, float* scale) {
+  static constexpr auto order = [] {
+    Columns made{};
+    for (int i = 0; i < BLOCK; i++) made.rotated[i] = (uint8_t)turned(column16(i / WIDE, i % WIDE));
+    return made;
+  }();
+  // What is no number is in all of a rotated block, and stays in its scale.
+  Lanes found = zero();
+  for (int i = 0; i < BLOCK; i += LANES) {
+    const Lanes x = load(rotated + i);
+    found = max(found, max(x, sub(zero(), x)));
   }
+  const float most = largest(found);
+  const float whole = MOST / most, factor = std::isfinite(whole) ? whole : 0;
+  *scale = most / MOST;
+  int16_t rounded[BLOCK];
+  for (int i = 0; i < BLOCK; i++) rounded[i] = (int16_t)std::nearbyint(rotated[i] * factor);
+  for (int i = 0; i < BLOCK; i++) numbers[i] = rounded[order.rotated[i]];
 }
 
 // The levels of a table, and what one of them is worth.

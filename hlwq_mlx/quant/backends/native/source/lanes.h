@@ -233,4 +233,12 @@ inline Lanes sums_of_each(const float* vectors, int64_t stride) {
 }
 #endif
 
+inline float largest(Lanes a) {
+  float x[LANES];
+  store(x, a);
+  for (int half = LANES / 2; half >= 1; half /= 2)
+    for (int i = 0; i < half; i++) x[i] = std::max(x[i], x[i + half]);
+  return x[0];
+}
+
 }  // namespace ISA

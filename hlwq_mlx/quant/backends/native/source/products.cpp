@@ -275,24 +275,6 @@ void multiply(const Weight& weight, const float* x, int64_t M, float* y, int64_t
 
 // ---------------------------------------------------------------- rotation
 
-// The Walsh-Hadamard transform of a block, which is its own inverse but for the factor.
-void transform(float* x) {
-  for (int half = BLOCK / 2; half >= LANES; half /= 2)
-    for (int start = 0; start < BLOCK; start += 2 * half)
-      for (int i = start; i < start + half; i += LANES) {
-        const Lanes a = load(x + i), b = load(x + i + half);
-        store(x + i, add(a, b));
-        store(x + i + half, sub(a, b));
-      }
-  for (int half = LANES / 2; half >= 1; half /= 2)
-    for (int start = 0; start < BLOCK; start += 2 * half)
-      for (int i = start; i < start + half; i++) {
-        const float a = x[i], b = x[i + half];
-        x[i] = a + b;
-        x[i + half] = a - b;
-      }
-}
-
 void arrange(const Weight& weight, const float* x, int64_t count, float* arranged) {
   const int64_t columns = arranged_columns(weight);
   if (weight.format > 8) {
@@ -300,19 +282,20 @@ void arrange(const Weight& weight, const float* x, int64_t count, float* arrange
     memset(arranged + count, 0, (columns - count) * sizeof(float));
     return;
   }
-  if (weight.is_integer) {
-    std::vector<float> rotated(columns, 0.0f);
-    memcpy(rotated.data(), x, count * sizeof(float));
-    for (int64_t start = 0; start < columns; start += BLOCK) transform(rotated.data() + start);
-    for (float& each : rotated) each *= ROOT;
-    return arrange16(rotated.data(), columns, arranged);
-  }
   const Columns& order = columns_of(weight.format);
   for (int64_t start = 0; start < columns; start += BLOCK) {
-    alignas(64) float block[BLOCK] = {};
-    if (start < count) memcpy(block, x + start, std::min<int64_t>(BLOCK, count - start) * 4);
-    transform(block);
-    for (int i = 0; i < BLOCK; i++) arranged[start + i] = block[order.at[i]] * ROOT;
+    alignas(64) float rotated[BLOCK];
+    if (start + BLOCK <= count) {
+      rotate(x + start, rotated);
+    } else {
+      float padded[BLOCK] = {};
+      if (start < count) memcpy(padded, x + start, (count - start) * sizeof *x);
+      rotate(padded, rotated);
+    }
+    if (weight.is_integer)
+      arrange16(rotated, (int16_t*)arranged + start, arranged + columns / 2 + start / BLOCK);
+    else
+      for (int i = 0; i < BLOCK; i++) arranged[start + i] = rotated[order.rotated[i]];
   }
 }
 
@@ -321,17 +304,14 @@ void look_up_coded(const Weight& of, int64_t row, float* y) {
   const Coded<Bits> weight(of);
   const Columns& order = columns_of(Bits);
   auto reader = weight.reader(row, 0);
-  for (int64_t i = 0; i < weight.blocks; i++) {
-    float* block = y + i * BLOCK;
+  for (int64_t i = 0; i < weight.blocks; i++, y += BLOCK) {
+    alignas(64) float lanes[BLOCK], block[BLOCK], rotated[BLOCK];
     if (i % LANES == 0) reader.read_norms(weight.blocks - i);
     const auto part = reader.next(i % LANES);
-    for (int step = 0; step < STEPS; step++) {
-      alignas(64) float lanes[LANES];
-      store(lanes, part.step(step));
-      for (int lane = 0; lane < LANES; lane++) block[order.at[step * LANES + lane]] = lanes[lane];
-    }
-    transform(block);
-    for (int i = 0; i < BLOCK; i++) block[i] *= ROOT;
+    for (int step = 0; step < STEPS; step++) store(lanes + LANES * step, part.step(step));
+    for (int at = 0; at < BLOCK; at++) block[order.at[at]] = lanes[at];
+    rotate(block, rotated);
+    for (int column = 0; column < BLOCK; column++) y[column] = rotated[turned(column)];
   }
 }
 
