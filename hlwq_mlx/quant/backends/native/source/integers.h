@@ -11,11 +11,12 @@
 
 namespace ISA {
 
-constexpr int LEVELS = 32767, MOST = 4095, STEPS16 = 4, WIDE = 32;
+constexpr int LEVELS = 32767, MOST = 4095;
+constexpr int WIDE = 2 * PART, STEPS16 = BLOCK / WIDE;  // the steps of the parts take turns
 
-// The column of a block that element `e` of step `s` holds.
-constexpr int column16(int s, int e) {
-  return column_of(8 * (s / 2) + 2 * (e / 8) + s % 2, e % 8);
+// Where the j-th code of a word is.
+constexpr int place16(int word, int j) {
+  return 32 * (2 * (word / 8) + word % 2) + 8 * (word % 8 / 2) + j;
 }
 
 #if defined(__AVX512VBMI__)
@@ -26,32 +27,25 @@ struct Sums16 {
 struct Wide {
   __m512i v;
 };
-inline Sums16 none16() { return {__v16si{}}; }
 inline Wide load16(const int16_t* p) { return {_mm512_loadu_si512(p)}; }
 inline void store16(int16_t* p, Wide a) { _mm512_storeu_si512(p, a.v); }
 inline Sums16 add_products(Sums16 sums, Wide a, Wide b) {
   return {(__v16si)_mm512_dpwssd_epi32((__m512i)sums.v, a.v, b.v)};
 }
-inline Lanes as_floats(Sums16 sums) { return {_mm512_cvtepi32_ps((__m512i)sums.v)}; }
+inline Part as_floats(Sums16 sums) { return {_mm512_cvtepi32_ps((__m512i)sums.v)}; }
 #elif defined(__AVX2__)
 struct Sums16 {
-  __m256i v[2];
+  __v8si v;
 };
-using Wide = Sums16;
-inline Sums16 none16() { return {{_mm256_setzero_si256(), _mm256_setzero_si256()}}; }
-inline Wide load16(const int16_t* p) {
-  const __m256i* q = (const __m256i*)p;
-  return {{_mm256_loadu_si256(q), _mm256_loadu_si256(q + 1)}};
-}
-inline void store16(int16_t* p, Wide a) { memcpy(p, a.v, sizeof a.v); }
+struct Wide {
+  __m256i v;
+};
+inline Wide load16(const int16_t* p) { return {_mm256_loadu_si256((const __m256i*)p)}; }
+inline void store16(int16_t* p, Wide a) { _mm256_storeu_si256((__m256i*)p, a.v); }
 inline Sums16 add_products(Sums16 sums, Wide a, Wide b) {
-  for (int i = 0; i < 2; i++)
-    sums.v[i] = _mm256_add_epi32(sums.v[i], _mm256_madd_epi16(a.v[i], b.v[i]));
-  return sums;
+  return {sums.v + (__v8si)_mm256_madd_epi16(a.v, b.v)};
 }
-inline Lanes as_floats(Sums16 sums) {
-  return {{_mm256_cvtepi32_ps(sums.v[0]), _mm256_cvtepi32_ps(sums.v[1])}};
-}
+inline Part as_floats(Sums16 sums) { return {_mm256_cvtepi32_ps((__m256i)sums.v)}; }
 #else
 struct Sums16 {
   int32_t v[LANES];
@@ -59,7 +53,6 @@ struct Sums16 {
 struct Wide {
   int16_t v[WIDE];
 };
-inline Sums16 none16() { return {}; }
 inline Wide load16(const int16_t* p) {
   Wide found;
   memcpy(found.v, p, sizeof found.v);
@@ -71,18 +64,19 @@ inline Sums16 add_products(Sums16 sums, Wide a, Wide b) {
     sums.v[i] += a.v[2 * i] * b.v[2 * i] + a.v[2 * i + 1] * b.v[2 * i + 1];
   return sums;
 }
-inline Lanes as_floats(Sums16 sums) {
+inline Part as_floats(Sums16 sums) {
   float x[LANES];
   for (int i = 0; i < LANES; i++) x[i] = (float)sums.v[i];
   return load(x);
 }
 #endif
 
-// A rotated block of x as numbers in the order of `column16`, and their scale.
+// A rotated block of x as numbers in the order of `place16`, and their scale.
 inline void arrange16(const float* rotated, int16_t* numbers, float* scale) {
   static constexpr auto order = [] {
     Columns made{};
-    for (int i = 0; i < BLOCK; i++) made.rotated[i] = (uint8_t)turned(column16(i / WIDE, i % WIDE));
+    for (int i = 0; i < BLOCK; i++)
+      made.rotated[place16(i / 8, i % 8)] = (uint8_t)turned(column_of(i / 8, i % 8));
     return made;
   }();
   // What is no number is in all of a rotated block, and stays in its scale.
@@ -152,11 +146,11 @@ inline void decode16(const Row<Bits>& row, const Levels<Bits>& levels, const Tak
 
 template <int Bits, class Take>
 inline void decode16(const Row<Bits>& row, const Levels<Bits>& levels, const Take& take) {
-  alignas(64) int16_t found[STEPS16][WIDE];
-  each_code<Bits>(row, [&](int lane, int j, int code) {
-    found[2 * (lane / 8) + lane % 2][8 * (lane % 8 / 2) + j] = levels.level[code];
+  alignas(64) int16_t found[BLOCK];
+  each_code<Bits>(row, [&](int word, int j, int code) {
+    found[place16(word, j)] = levels.level[code];
   });
-  for (int step = 0; step < STEPS16; step++) take(step, load16(found[step]));
+  for (int step = 0; step < STEPS16; step++) take(step, load16(found + WIDE * step));
 }
 
 #endif
@@ -183,30 +177,39 @@ struct Coarse {
   }
 };
 
+inline Lanes whole(const Part* parts) {
+  float lanes[LANES];
+  for (int i = 0; i < PARTS; i++) store(lanes + PART * i, parts[i]);
+  return load(lanes);
+}
+
 // One row of x by some rows of a weight at once.
 template <int Bits, size_t... Each>
 void dot16(const Coarse<Bits>& weight, const float* x, float* y, int64_t begin,
            std::index_sequence<Each...>) {
   const int16_t* numbers = (const int16_t*)x;
   const float* x_scales = x + weight.blocks * BLOCK / 2;
-  Lanes sums[] = {((void)Each, zero())...};
+  constexpr int ROWS = sizeof...(Each);
+  Part sums[ROWS][PARTS] = {};
   Row<Bits> rows[] = {weight.row(begin + Each, 0)...};
-  alignas(64) float scales[sizeof...(Each)][LANES];
+  alignas(64) float scales[ROWS][LANES];
   for (int64_t block = 0; block < weight.blocks; block++, numbers += BLOCK) {
     const int which = block % LANES;
     if (which == 0) (store(scales[Each], weight.scales(begin + Each, block)), ...);
     const auto one = [&](int n) {
-      Sums16 exact = none16();
-      rows[n].prefetch(weight.blocks * sizeof...(Each));
+      Sums16 exact[PARTS] = {};
+      rows[n].prefetch(weight.blocks * ROWS);
       decode16<Bits>(rows[n], weight.levels, [&](int step, Wide w) {
-        exact = add_products(exact, w, load16(numbers + WIDE * step));
+        Sums16& part = exact[step % PARTS];
+        part = add_products(part, w, load16(numbers + WIDE * step));
       });
       rows[n].skip(1);
-      sums[n] = fma(as_floats(exact), all(scales[n][which] * x_scales[block]), sums[n]);
+      const Part scale = all_part(scales[n][which] * x_scales[block]);
+      for (int i = 0; i < PARTS; i++) sums[n][i] = fma(as_floats(exact[i]), scale, sums[n][i]);
     };
     (one(Each), ...);
   }
-  ((y[begin + Each] = sum(sums[Each])), ...);
+  ((y[begin + Each] = sum(whole(sums[Each]))), ...);
 }
 
 template <int Bits>
@@ -222,31 +225,32 @@ constexpr int PASS_BLOCKS16 = 8;
 template <int N, int M>
 void tile16(const int16_t* w, const float* w_scales, const float* x, int64_t columns,
             int64_t block, int count, float* sums) {
+  const int16_t* numbers = (const int16_t*)x + block * BLOCK;
   alignas(64) float scales[N][M][PASS_BLOCKS16];
   for (int n = 0; n < N; n++)
     for (int m = 0; m < M; m++)
       for (int b = 0; b < count; b++)
         scales[n][m][b] = w_scales[n * LANES + b] * (x + m * columns + columns / 2)[block + b];
-  for (int b = 0; b < count; b++) {
-    Sums16 exact[N][M];
-    for (int n = 0; n < N; n++)
-      for (int m = 0; m < M; m++) exact[n][m] = none16();
-    for (int step = 0; step < STEPS16; step++) {
-      const int at = b * BLOCK + step * WIDE;
-      Wide rows[N];
-      for (int n = 0; n < N; n++) rows[n] = load16(w + n * PASS_BLOCKS16 * BLOCK + at);
-      for (int m = 0; m < M; m++) {
-        const Wide column = load16((const int16_t*)(x + m * columns) + block * BLOCK + at);
-        for (int n = 0; n < N; n++) exact[n][m] = add_products(exact[n][m], rows[n], column);
+  for (int part = 0; part < PARTS; part++, w += WIDE, numbers += WIDE, sums += PART)
+    for (int b = 0; b < count; b++) {
+      Sums16 exact[N][M];
+      for (int n = 0; n < N; n++)
+        for (int m = 0; m < M; m++) exact[n][m] = Sums16{};
+      for (int at = b * BLOCK; at < (b + 1) * BLOCK; at += PARTS * WIDE) {
+        Wide rows[N];
+        for (int n = 0; n < N; n++) rows[n] = load16(w + n * PASS_BLOCKS16 * BLOCK + at);
+        for (int m = 0; m < M; m++) {
+          const Wide column = load16(numbers + 2 * m * columns + at);
+          for (int n = 0; n < N; n++) exact[n][m] = add_products(exact[n][m], rows[n], column);
+        }
       }
+      for (int n = 0; n < N; n++)
+        for (int m = 0; m < M; m++) {
+          float* const sum = sums + n * SUMS + m * LANES;
+          store(sum, fma(as_floats(exact[n][m]), all_part(scales[n][m][b]),
+                         block + b ? load_part(sum) : Part{}));
+        }
     }
-    for (int n = 0; n < N; n++)
-      for (int m = 0; m < M; m++) {
-        float* const sum = sums + n * SUMS + m * LANES;
-        store(sum, fma(as_floats(exact[n][m]), all(scales[n][m][b]),
-                       block + b ? load(sum) : zero()));
-      }
-  }
 }
 
 template <int N, int M>

@@ -88,6 +88,19 @@ inline void store(float* p, Lanes a) {
   _mm256_storeu_ps(p + 8, a.v[1]);
 }
 inline Lanes all(float x) { return {{_mm256_set1_ps(x), _mm256_set1_ps(x)}}; }
+// Half of the lanes: with all of them a tile of sums would need too many registers.
+#define HAS_PARTS
+struct Part {
+  __m256 v;
+};
+inline Part load_part(const float* p) {
+  __m256 found = _mm256_loadu_ps(p);
+  asm("" : "+x"(found));  // or the compiler loads it for each of its uses
+  return {found};
+}
+inline void store(float* p, Part a) { _mm256_storeu_ps(p, a.v); }
+inline Part all_part(float x) { return {_mm256_set1_ps(x)}; }
+inline Part fma(Part a, Part b, Part c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
 #define EACH(name, of) \
   inline Lanes name(Lanes a, Lanes b) { return {{of(a.v[0], b.v[0]), of(a.v[1], b.v[1])}}; }
 EACH(add, _mm256_add_ps)
@@ -216,6 +229,13 @@ inline float sum(Lanes a) {
 }
 
 #endif
+
+#ifndef HAS_PARTS
+using Part = Lanes;
+inline Part load_part(const float* p) { return load(p); }
+inline Part all_part(float x) { return all(x); }
+#endif
+constexpr int PART = sizeof(Part) / sizeof(float), PARTS = LANES / PART;
 
 #ifndef LOAD_SOME
 inline Lanes load_f16(const uint16_t* p, int64_t count) {

@@ -18,7 +18,7 @@ namespace ISA {
 namespace {
 
 // What is decoded stays in the first cache, with the columns of x for one tile.
-constexpr int PASS_N = 2 * TILE_N;
+constexpr int PASS_N = 8;
 constexpr int MOST_M = 22 * TILE_M;
 
 // How many rows of x go through the weights together: they are decoded once for all of those, so
