@@ -97,9 +97,9 @@ inline void arrange16(const float* rotated, int16_t* numbers, float* scale) {
 template <int Bits>
 struct Levels {
   float worth;
-#if defined(__AVX512VBMI__)
-  static constexpr int COUNT = Bits <= 6 ? 1 : 1 << (Bits - 6);
-  __m512i low[COUNT], high[COUNT];
+#if defined(HAS_OCTETS)
+  static constexpr int ALL = std::max(BANK, 1 << Bits), COUNT = ALL / BANK;
+  Bank low[COUNT], high[COUNT];
 #else
   int16_t level[1 << Bits];
 #endif
@@ -109,17 +109,17 @@ struct Levels {
     for (int i = 0; i < 1 << Bits; i++) most = std::max(most, std::fabs(centroids[i]));
     worth = most / LEVELS;
     const auto level_of = [&](int i) {
-      return (int16_t)std::nearbyint(most > 0 ? centroids[i & ((1 << Bits) - 1)] / worth : 0);
+      return (int16_t)std::nearbyint(most > 0 ? centroids[i % (1 << Bits)] / worth : 0);
     };
-#if defined(__AVX512VBMI__)
-    alignas(64) uint8_t bytes[2][64 * COUNT];
-    for (int i = 0; i < 64 * COUNT; i++) {
+#if defined(HAS_OCTETS)
+    uint8_t bytes[2][ALL];
+    for (int i = 0; i < ALL; i++) {
       bytes[0][i] = (uint8_t)(level_of(i) & 255);
       bytes[1][i] = (uint8_t)(level_of(i) >> 8 & 255);
     }
     for (int i = 0; i < COUNT; i++) {
-      low[i] = _mm512_load_si512(bytes[0] + 64 * i);
-      high[i] = _mm512_load_si512(bytes[1] + 64 * i);
+      low[i] = bank_of(bytes[0] + BANK * i);
+      high[i] = bank_of(bytes[1] + BANK * i);
     }
 #else
     for (int i = 0; i < 1 << Bits; i++) level[i] = level_of(i);
@@ -127,33 +127,27 @@ struct Levels {
   }
 };
 
-#if defined(__AVX512VBMI__)
-
 // A block of one row as levels: step by step to `take(step, levels)`.
 template <int Bits, class Take>
 inline void decode16(const Row<Bits>& row, const Levels<Bits>& levels, const Take& take) {
-  const Bytes<Bits> codes(row);
-#pragma GCC unroll 2
-  for (int g = 0; g < 2; g++) {
-    const __m512i low = among_bytes(levels.low, Levels<Bits>::COUNT, codes.half[g]);
-    const __m512i high = among_bytes(levels.high, Levels<Bits>::COUNT, codes.half[g]);
-    take(2 * g, Wide{_mm512_unpacklo_epi8(low, high)});
-    take(2 * g + 1, Wide{_mm512_unpackhi_epi8(low, high)});
+#if defined(HAS_OCTETS)
+#pragma GCC unroll 4
+  for (int i = 0; i < BLOCK / (4 * PART); i++) {
+    const Octets codes = bytes_of(row, i);
+    const Octets low = among_bytes<Levels<Bits>::COUNT>(levels.low, codes);
+    const Octets high = among_bytes<Levels<Bits>::COUNT>(levels.high, codes);
+    const int first = i / PARTS * 2 * PARTS + i % PARTS;
+    take(first, Wide{low8(low, high)});
+    take(first + PARTS, Wide{high8(low, high)});
   }
-}
-
 #else
-
-template <int Bits, class Take>
-inline void decode16(const Row<Bits>& row, const Levels<Bits>& levels, const Take& take) {
   alignas(64) int16_t found[BLOCK];
   each_code<Bits>(row, [&](int word, int j, int code) {
     found[place16(word, j)] = levels.level[code];
   });
   for (int step = 0; step < STEPS16; step++) take(step, load16(found + WIDE * step));
-}
-
 #endif
+}
 
 // ---------------------------------------------------------------- products
 

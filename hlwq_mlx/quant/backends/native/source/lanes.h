@@ -100,6 +100,7 @@ inline Part load_part(const float* p) {
 }
 inline void store(float* p, Part a) { _mm256_storeu_ps(p, a.v); }
 inline Part all_part(float x) { return {_mm256_set1_ps(x)}; }
+inline Part mul(Part a, Part b) { return {_mm256_mul_ps(a.v, b.v)}; }
 inline Part fma(Part a, Part b, Part c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
 #define EACH(name, of) \
   inline Lanes name(Lanes a, Lanes b) { return {{of(a.v[0], b.v[0]), of(a.v[1], b.v[1])}}; }
