@@ -220,10 +220,11 @@ template <int N, int M>
 void tile16(const int16_t* w, const float* w_scales, const float* x, int64_t columns,
             int64_t block, int count, float* sums) {
   const int16_t* numbers = (const int16_t*)x + block * BLOCK;
+  // Of all blocks, as one register: a row of x has zeros beyond its last scale.
   alignas(64) float scales[N][M][PASS_BLOCKS16];
   for (int n = 0; n < N; n++)
     for (int m = 0; m < M; m++)
-      for (int b = 0; b < count; b++)
+      for (int b = 0; b < PASS_BLOCKS16; b++)
         scales[n][m][b] = w_scales[n * LANES + b] * (x + m * columns + columns / 2)[block + b];
   for (int part = 0; part < PARTS; part++, w += WIDE, numbers += WIDE, sums += PART)
     for (int b = 0; b < count; b++) {

@@ -297,6 +297,11 @@ void arrange(const Weight& weight, const float* x, int64_t count, float* arrange
     else
       for (int i = 0; i < BLOCK; i++) arranged[start + i] = rotated[order.rotated[i]];
   }
+  // What lies beyond the last scale is multiplied with it, which would be slow of denormal numbers.
+  if (weight.is_integer) {
+    float* const beyond = arranged + columns / 2 + columns / BLOCK;
+    std::fill(beyond, beyond + PASS_BLOCKS16 - 1, 0.0f);
+  }
 }
 
 template <int Bits>
