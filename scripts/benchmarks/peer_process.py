@@ -1,6 +1,6 @@
 """A contender of `peers.py` in a process of its own, which does as it is told line by line.
 
-    python scripts/benchmarks/peer_process.py RUNTIME FOLDER WORDS
+    python scripts/benchmarks/peer_process.py RUNTIME FOLDER WORDS [INSTRUCTIONS]
 
 Loads what the folder holds, a model with so many words, then reads requests from stdin and answers
 on stdout, a line of JSON each. A request is {"prompt": P}, P random tokens to be read into an empty
@@ -47,13 +47,15 @@ class Runtime(Protocol):
 
 
 class Ours:
-    """Our model, from a converted folder."""
+    """Our model, from a converted folder, multiplied by the instructions that are asked for."""
 
-    def __init__(self) -> None:
+    def __init__(self, instructions: str = "") -> None:
         from hlwq_mlx.folder import loading
-        from hlwq_mlx.quant.backends.native.library import library
+        from hlwq_mlx.quant.backends.native.library import library, require_library
 
         self._load, self._library = loading.load, library
+        if instructions and not require_library().use(instructions):
+            raise SystemExit(f"error: this processor has no {instructions}")
 
     def load(self, folder: Path) -> None:
         self._model = self._load(folder / "model")
@@ -213,15 +215,15 @@ def peak_bytes() -> int:
 
 def main() -> None:
     """Load, then answer until stdin ends."""
-    kind, folder, words = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+    kind, folder, words, *instructions = sys.argv[1:]
     mx.set_default_device(mx.cpu)
-    runtime = RUNTIMES[kind]()
+    runtime = RUNTIMES[kind](*instructions)
     begun = time.perf_counter()
-    runtime.load(folder)
+    runtime.load(Path(folder))
     loaded = {"load": time.perf_counter() - begun, "engine": runtime.engine}
     print(json.dumps(loaded), flush=True)
     for line in sys.stdin:
-        steps = list(answer(runtime, json.loads(line), words))
+        steps = list(answer(runtime, json.loads(line), int(words)))
         print(json.dumps({"steps": steps, "peak": peak_bytes()}), flush=True)
 
 

@@ -9,7 +9,8 @@ end. They take turns, a first one untimed: a prompt is read, then tokens are dec
 behind a context. Our codes run in the default, exact arithmetic, and in others that --modes names.
 What is printed: medians of all turns and the middle half of them, in tokens a second; loading,
 imports excluded, files cached; peak memory, mapped files included; whether the goals are met.
-llama.cpp needs `pip install -e '.[peers]'`; without it its lines are left out.
+llama.cpp needs `pip install -e '.[peers]'`; without it its lines are left out. For one
+that was built for another processor, --instructions limits ours.
 
 Weights are resident in every process at once: six layers need about 20 GB. Nothing else should run.
 """
@@ -93,8 +94,11 @@ def contenders(modes: Sequence[str]) -> list[Contender]:
 class Process:
     """A contender's process, idle until it is asked."""
 
-    def __init__(self, contender: Contender, folder: Path, words: int) -> None:
-        command = [sys.executable, str(PROCESS), contender.runtime, str(folder), str(words)]
+    def __init__(self, contender: Contender, folder: Path, arguments: argparse.Namespace) -> None:
+        words = str(arguments.vocabulary)
+        command = [sys.executable, str(PROCESS), contender.runtime, str(folder), words]
+        if contender.runtime == "ours" and arguments.instructions:
+            command.append(arguments.instructions)
         paths = [str(PROCESS.parents[2]), os.environ.get("PYTHONPATH", "")]
         variables = {"PYTHONPATH": os.pathsep.join(filter(None, paths)), **contender.variables}
         self._child = subprocess.Popen(
@@ -141,7 +145,7 @@ def run(chosen: Sequence[Contender], arguments: argparse.Namespace) -> list[Meas
     processes = []
     try:
         for contender, folder in zip(tqdm(chosen, desc="load"), folders, strict=True):
-            processes.append(Process(contender, folder, arguments.vocabulary))
+            processes.append(Process(contender, folder, arguments))
         for kind in tqdm(("prefill", "decode"), desc="warm"):
             take_turns(processes, kind, arguments)
         for process in processes:
@@ -313,6 +317,11 @@ def make_parser() -> argparse.ArgumentParser:
         choices=tuple(MODES),
         default=tuple(MODES),
         help="in which our codes are multiplied (default: all)",
+    )
+    parser.add_argument(
+        "--instructions",
+        choices=tuple(build.INSTRUCTIONS.get(build.machine(), ())),
+        help="by which ours multiply (default: the best that are here)",
     )
     parser.add_argument(
         "--rehearse", action="store_true", help="two layers, few words, small widths"

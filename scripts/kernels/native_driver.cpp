@@ -72,8 +72,8 @@ struct Matrix {
         data[i] = (uint8_t)(0x38 + (data[i] & 0x83));
     norms.resize(is_coded ? N * K / 128 : 0);
     for (uint16_t& norm : norms) norm = (uint16_t)(0x3800 + draw() % 0x400);  // 0.5 to 1
-    for (int i = 0; is_coded && i < 1 << format; i++)
-      centroids.push_back(-3 + 6 * (i + 0.5f) / (1 << format));
+    for (int i = 0; is_coded && i < 1 << format; i++)  // of odd N, not their own mirror image
+      centroids.push_back(-3 + 6 * (i + 0.5f) / (1 << format) + 0.01f * (N % 2));
     weight = {format, is_integer, N, K, data.data(), norms.data(), centroids.data()};
   }
 };

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -27,7 +28,9 @@ from hlwq_mlx.quant.backends.native import build
 from hlwq_mlx.quant.backends.native import library as native
 from hlwq_mlx.quant.backends.native.library import Norm, Rest, Weight, floats
 from hlwq_mlx.quant.backends.native.product import Native, NativeExperts, NativeGateUp, NativeRows
+from hlwq_mlx.quant.layers import pad_table
 from hlwq_mlx.quant.selftest import random_matrix
+from hlwq_mlx.quant.tables import centroids
 
 WIDTHS = range(1, 9)
 INSTRUCTIONS = [*build.INSTRUCTIONS[build.machine()]]
@@ -75,6 +78,17 @@ def test_a_product_is_that_of_float64_and_a_row_the_same_alone(bits, library):
         library.set_threads(threads)
         np.testing.assert_array_equal(np.array(product(Activation(x))), y)
     library.set_threads(native.thread_count())
+
+
+@pytest.mark.parametrize("shift", [0, 0.01])
+@pytest.mark.parametrize("bits", WIDTHS)
+def test_a_table_need_not_be_its_own_mirror_image(bits, shift, library):
+    table = mx.array(pad_table(centroids("clip4_100", bits))) + shift
+    matrix, x = replace(random_matrix(bits), centroids=table), rows(7)
+    product = Native(matrix, library)
+    y = np.array(product(Activation(x)))
+    assert distance(y, rotated(x) @ weight_of(matrix).T) < EXACT_BOUND
+    np.testing.assert_array_equal(np.array(product(Activation(x[:1]))), y[:1])
 
 
 @pytest.mark.parametrize("bits", WIDTHS)

@@ -36,6 +36,14 @@ def test_a_rehearsal_without_llama_cpp(monkeypatch, tmp_path, capsys):
     assert [path.name for path in (tmp_path / "work").iterdir()] == ["ours-4-2x512"]
 
 
+def test_our_instructions_are_those_asked_for(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(peers, "has_ggml", lambda: False)
+    arguments = ["--work", str(tmp_path), "--rehearse", "--only", "PQ4, exact"]
+    sizes = ["--rounds", "1", "--long-rounds", "0", "--tokens", "1", "--prompt", "4"]
+    peers.main([*arguments, *sizes, "--instructions", "portable"])
+    assert "ours: portable." in capsys.readouterr().out
+
+
 def test_goals_compare_medians_at_equal_bits():
     rows = [
         measured("hlwq_mlx PQ4, exact", [10, 12, 99], [80, 90, 100]),

@@ -1,19 +1,27 @@
 // A block of 128 codes in the layout P32 (packing.py), as float32 lanes.
 //
-// Lane 4 * q + w of step 4 * h + c is column 16 * (2 * w + h) + 4 * q + c of the block: then the
-// codes of a lane lie side by side in the stream of a unit, eight of them in `Bits` whole bytes.
+// The stream of unit q is four words of eight codes, in `Bits` whole bytes each. Word 4 * q + w has
+// the eight steps of a lane, but where the table is too long for that (Bytes).
 #pragma once
+#include <algorithm>
 #include <type_traits>
 
 #include "lanes.h"
+#include "rotation.h"
 
 namespace ISA {
 
-constexpr int BLOCK = 128, UNITS = 4, STEPS = 8;
+constexpr int UNITS = 4, STEPS = 8;
 
-inline int column_of(int step, int lane) {
-  return 16 * (2 * (lane % 4) + step / 4) + 4 * (lane / 4) + step % 4;
+// The column of a block whose code is the j-th of a word.
+constexpr int column_of(int word, int j) {
+  return 16 * (2 * (word % 4) + j / 4) + 4 * (word / 4) + j % 4;
 }
+
+// Which column each lane of each step holds, and where it is in a rotated block.
+struct Columns {
+  uint8_t at[BLOCK], rotated[BLOCK];
+};
 
 template <int Bytes>
 inline void prefetch(const uint8_t* from) {
@@ -42,7 +50,7 @@ struct Row {
   }
 };
 
-// Reads a block through its units' streams: eight codes, one by one, of each lane.
+// Reads a block through its units' streams: eight codes, one by one, of each word.
 template <int Bits, class Take>
 inline void each_code(const Row<Bits>& row, const Take& take) {
   constexpr int a = 4 * (Bits & 12), b = 4 * (Bits & 2), c = 4 * (Bits & 1);
@@ -59,163 +67,119 @@ inline void each_code(const Row<Bits>& row, const Take& take) {
   }
 }
 
+}  // namespace ISA
+
 #if defined(__AVX512VBMI__)
+#define HAS_OCTETS
+#include "codes512.h"
+#elif defined(__AVX2__)
+#define HAS_OCTETS
+#include "codes256.h"
+#endif
 
-// The byte of a block's planes, A before B before C, that is byte `at` of unit `q`'s stream.
-template <int Bits>
-constexpr int byte_of(int q, int at) {
-  constexpr int a = 4 * (Bits & 12), b = 4 * (Bits & 2), c = 4 * (Bits & 1);
-  if (at >= a + b + c) return -1;
-  if (at < a) return a * q + at;
-  if (at < a + b) return 4 * a + b * q + at - a;
-  return 4 * (a + b) + c * q + at - a - b;
-}
+namespace ISA {
 
-struct Order {
-  alignas(64) uint8_t index[64];
-  uint64_t mask;
-};
+#if !defined(HAS_OCTETS)
+constexpr bool by_bytes(int) { return false; }
+#endif
 
-// Which bytes of register `which` the lanes of half `h` take: a lane's four bytes from its first.
-template <int Bits>
-constexpr Order order_of(int h, int which) {
-  Order order{};
-  for (int lane = 0; lane < LANES; lane++)
-    for (int byte = 0; byte < 4; byte++) {
-      int at = byte_of<Bits>(lane / 4, Bits * (lane % 4) + Bits * h / 2 + byte);
-      if (at < 0 || at / 64 != which) continue;
-      order.index[4 * lane + byte] = at % 64;
-      order.mask |= 1ull << (4 * lane + byte);
-    }
-  return order;
-}
+#if !defined(__AVX512VBMI__)
 
 template <int Bits>
-inline constexpr Order ORDERS[2][2] = {{order_of<Bits>(0, 0), order_of<Bits>(0, 1)},
-                                       {order_of<Bits>(1, 0), order_of<Bits>(1, 1)}};
-
-inline __m512i order_index(const Order& order) { return _mm512_load_si512(order.index); }
-
-// The codes of a block: for either half, a lane's four codes from bit `first(h)` of its word on.
-template <int Bits>
-struct Codes {
-  __m512i half[2];
-  static constexpr int first(int h) {
-    return Bits <= 4 ? 4 * Bits * h : Bits == 8 ? 0 : 4 * Bits * h % 8;
-  }
-  explicit Codes(const Row<Bits>& row) {
-    if constexpr (Bits == 1) {
-      half[0] = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)row.c));
-    } else if constexpr (Bits == 2) {
-      half[0] = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)row.b));
-    } else if constexpr (Bits == 3) {
-      half[0] = _mm512_permutexvar_epi8(order_index(ORDERS<3>[0][0]), tail(row));
-    } else if constexpr (Bits == 4) {
-      half[0] = _mm512_loadu_si512(row.a);
-    } else if constexpr (Bits == 8) {
-      const __m512i low = _mm512_loadu_si512(row.a), high = _mm512_loadu_si512(row.a + 64);
-      const __m512i even = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
-      const __m512i odd = _mm512_or_si512(even, _mm512_set1_epi32(1));
-      half[0] = _mm512_permutex2var_epi32(low, even, high);
-      half[1] = _mm512_permutex2var_epi32(low, odd, high);
-    } else {
-      const __m512i a = _mm512_loadu_si512(row.a), rest = tail(row);
-      for (int h = 0; h < 2; h++) {
-        const Order &from_a = ORDERS<Bits>[h][0], &from_rest = ORDERS<Bits>[h][1];
-        const __m512i part = _mm512_permutexvar_epi8(order_index(from_a), a);
-        half[h] = _mm512_mask_permutexvar_epi8(part, from_rest.mask, order_index(from_rest), rest);
-      }
-    }
-    if constexpr (Bits <= 4) half[1] = half[0];
-  }
-  // What the planes B and C have of a block, side by side.
-  static __m512i tail(const Row<Bits>& row) {
-    __m512i found = _mm512_setzero_si512();
-    if constexpr ((Bits & 2) != 0)
-      found = _mm512_inserti64x4(found, _mm256_loadu_si256((const __m256i*)row.b), 0);
-    if constexpr (Bits == 5) found = _mm512_castsi128_si512(_mm_loadu_si128((const __m128i*)row.c));
-    if constexpr (Bits == 3 || Bits == 7)
-      found = _mm512_inserti32x4(found, _mm_loadu_si128((const __m128i*)row.c), 2);
-    return found;
-  }
-};
-
-// The centroids in registers. Shorter tables repeat, so that bits of the next code do no harm.
-template <int Bits>
-struct Table {
-  static constexpr int COUNT = Bits <= 4 ? 1 : 1 << (Bits - 4);
-  __m512 part[COUNT];
-  explicit Table(const float* centroids) {
-    alignas(64) float all[LANES * COUNT];
-    for (int i = 0; i < LANES * COUNT; i++) all[i] = centroids[i & ((1 << Bits) - 1)];
-    for (int i = 0; i < COUNT; i++) part[i] = _mm512_load_ps(all + LANES * i);
-  }
-  Table(const Table& table, __m512 scale) {
-    for (int i = 0; i < COUNT; i++) part[i] = _mm512_mul_ps(table.part[i], scale);
-  }
-  // `word` has the codes in its lowest bits.
-  __m512 operator()(__m512i word) const {
-    if constexpr (COUNT == 1) {
-      return _mm512_permutexvar_ps(word, part[0]);
-    } else {
-      return among<0, COUNT>(word);
-    }
-  }
-  template <int First, int Count>
-  __m512 among(__m512i word) const {
-    if constexpr (Count == 2) {
-      return _mm512_permutex2var_ps(part[First], word, part[First + 1]);
-    } else {
-      const __m512 low = among<First, Count / 2>(word);
-      const __m512 high = among<First + Count / 2, Count / 2>(word);
-      const __mmask16 upper = _mm512_test_epi32_mask(word, _mm512_set1_epi32(8 * Count));
-      return _mm512_mask_blend_ps(upper, low, high);
-    }
-  }
-};
-
-// A block of one row, times its norm, whose steps are decoded when they are asked for.
-template <int Bits>
-struct Block {
-  static constexpr bool IS_SHORT = Table<Bits>::COUNT <= 2;  // then its table is what is scaled
-  const Codes<Bits> codes;
-  const __m512 scale;
-  const std::conditional_t<IS_SHORT, Table<Bits>, const Table<Bits>&> table;
-  Block(const Row<Bits>& row, const Table<Bits>& of, float norm)
-      : codes(row), scale(_mm512_set1_ps(norm)), table(scaled(of, scale)) {}
-  Lanes step(int step) const {
-    const int shift = Codes<Bits>::first(step / 4) + Bits * (step % 4);
-    const __m512 found = table(_mm512_srli_epi32(codes.half[step / 4], shift));
-    if constexpr (IS_SHORT) return {found};
-    return {_mm512_mul_ps(found, scale)};
-  }
-
- private:
-  static decltype(auto) scaled(const Table<Bits>& of, __m512 scale) {
-    if constexpr (IS_SHORT) return Table<Bits>(of, scale);
-    else return of;
-  }
-};
-
-#else
-
-template <int Bits>
-struct Table {
+struct Floats {
   float centroids[1 << Bits];
-  explicit Table(const float* all) { memcpy(centroids, all, sizeof centroids); }
+  explicit Floats(const float* all) { memcpy(centroids, all, sizeof centroids); }
 };
 
-template <int Bits>
+// A block of one row, times its norm.
+template <int Bits, bool ByBytes = by_bytes(Bits)>
 struct Block {
   alignas(64) float values[STEPS][LANES];
-  Block(const Row<Bits>& row, const Table<Bits>& table, float norm) {
-    each_code<Bits>(row, [&](int lane, int step, int code) {
-      values[step][lane] = table.centroids[code] * norm;
+  Block(const Row<Bits>& row, const Floats<Bits>& table, float norm) {
+    each_code<Bits>(row, [&](int word, int step, int code) {
+      values[step][word] = table.centroids[code] * norm;
     });
   }
   Lanes step(int step) const { return load(values[step]); }
 };
 
 #endif
+
+#if defined(HAS_OCTETS)
+
+// Centroids byte by byte: each of a float's four is looked up by itself, of a register of codes at
+// once. Where the upper half of a table mirrors the lower, the lower is enough.
+template <int Bits>
+struct Bytes {
+  static constexpr int ALL = std::max(BANK, 1 << Bits), COUNT = ALL / BANK, HALF = COUNT / 2;
+  Bank part[4][COUNT];
+  bool is_mirrored = HALF > 0;
+  explicit Bytes(const float* centroids) {
+    uint8_t bytes[4][ALL];
+    uint32_t words[ALL];
+    for (int i = 0; i < ALL; i++) memcpy(words + i, centroids + i % (1 << Bits), sizeof *words);
+    for (int i = 0; i < ALL; i++) {
+      for (int byte = 0; byte < 4; byte++) bytes[byte][i] = (uint8_t)(words[i] >> 8 * byte);
+      is_mirrored = is_mirrored && (words[i] ^ words[ALL - 1 - i]) == 1u << 31;
+    }
+    for (int byte = 0; byte < 4; byte++)
+      for (int i = 0; i < COUNT; i++) part[byte][i] = bank_of(bytes[byte] + BANK * i);
+  }
+  // The centroids of codes, times a scale: four steps of Columns, or a part of those.
+  void look_up(Octets codes, Part scale, Part* steps) const {
+    Octets bytes[4];
+    if (HALF && is_mirrored) {
+      const Octets places = fold(codes, all_bytes((1 << Bits) - 1));
+      for (int byte = 0; byte < 4; byte++) bytes[byte] = among_bytes<HALF>(part[byte], places);
+      // The sign of the upper half.
+      bytes[3] = turn(bytes[3], shift<8 - Bits>(codes), all_bytes(128));
+    } else {
+      for (int byte = 0; byte < 4; byte++) bytes[byte] = among_bytes<COUNT>(part[byte], codes);
+    }
+    const Octets low[] = {low8(bytes[0], bytes[1]), high8(bytes[0], bytes[1])};
+    const Octets high[] = {low8(bytes[2], bytes[3]), high8(bytes[2], bytes[3])};
+    for (int i = 0; i < 2; i++) {
+      steps[2 * i] = mul(as_part(low16(low[i], high[i])), scale);
+      steps[2 * i + 1] = mul(as_part(high16(low[i], high[i])), scale);
+    }
+  }
+};
+
+template <int Bits>
+struct Block<Bits, true> {
+  static constexpr int COUNT = BLOCK / (4 * PART);
+  Part steps[COUNT][4];
+  Block(const Row<Bits>& row, const Bytes<Bits>& table, float norm) {
+    for (int i = 0; i < COUNT; i++) table.look_up(bytes_of(row, i), all_part(norm), steps[i]);
+  }
+  Lanes step(int step) const { return join(steps + step / 4 * PARTS, step % 4); }
+};
+
+template <int Bits>
+using Table = std::conditional_t<by_bytes(Bits), Bytes<Bits>, Floats<Bits>>;
+
+#else
+
+template <int Bits>
+using Table = Floats<Bits>;
+
+#endif
+
+constexpr Columns make_columns(bool of_bytes) {
+  Columns made{};
+  for (int at = 0; at < BLOCK; at++) {
+    const int step = at / LANES, lane = at % LANES;
+    const int word = 8 * (step / 4) + 2 * (lane / 4) + step % 4 / 2;
+    made.at[at] = (uint8_t)(of_bytes ? column_of(word, 4 * (step % 2) + lane % 4)
+                                      : column_of(lane, step));
+    made.rotated[at] = (uint8_t)turned(made.at[at]);
+  }
+  return made;
+}
+
+inline const Columns& columns_of(int bits) {
+  static constexpr Columns of_lanes = make_columns(false), of_bytes = make_columns(true);
+  return by_bytes(bits) ? of_bytes : of_lanes;
+}
 
 }  // namespace ISA

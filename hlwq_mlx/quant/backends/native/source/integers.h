@@ -3,51 +3,49 @@
 // Within a block the sums are exact, and a row's blocks are summed in sixteen chains as in the exact
 // mode. The result is within 5e-4 of it, relative to its length; wide codes are read faster.
 #pragma once
+#include <utility>
+
 #include "codes.h"
+#include "products.h"
+#include "tile.h"
 
 namespace ISA {
 
-constexpr int LEVELS = 32767, MOST = 4095, STEPS16 = 4, WIDE = 32;
+constexpr int LEVELS = 32767, MOST = 4095;
+constexpr int WIDE = 2 * PART, STEPS16 = BLOCK / WIDE;  // the steps of the parts take turns
 
-// The column of a block that element `e` of step `s` holds.
-inline int column16(int s, int e) {
-  const int lane = 8 * (s / 2) + 2 * (e / 8) + s % 2, j = e % 8;
-  return 16 * (2 * (lane % 4) + j / 4) + 4 * (lane / 4) + j % 4;
+// Where the j-th code of a word is.
+constexpr int place16(int word, int j) {
+  return 32 * (2 * (word / 8) + word % 2) + 8 * (word % 8 / 2) + j;
 }
 
 #if defined(__AVX512VBMI__)
+// Of the instruction's own type: of another, the compiler keeps a copy of all sums in memory.
 struct Sums16 {
-  __m512i v;
+  __v16si v;
 };
 struct Wide {
   __m512i v;
 };
-inline Sums16 none16() { return {_mm512_setzero_si512()}; }
 inline Wide load16(const int16_t* p) { return {_mm512_loadu_si512(p)}; }
 inline void store16(int16_t* p, Wide a) { _mm512_storeu_si512(p, a.v); }
 inline Sums16 add_products(Sums16 sums, Wide a, Wide b) {
-  return {_mm512_dpwssd_epi32(sums.v, a.v, b.v)};
+  return {(__v16si)_mm512_dpwssd_epi32((__m512i)sums.v, a.v, b.v)};
 }
-inline Lanes as_floats(Sums16 sums) { return {_mm512_cvtepi32_ps(sums.v)}; }
+inline Part as_floats(Sums16 sums) { return {_mm512_cvtepi32_ps((__m512i)sums.v)}; }
 #elif defined(__AVX2__)
 struct Sums16 {
-  __m256i v[2];
+  __v8si v;
 };
-using Wide = Sums16;
-inline Sums16 none16() { return {{_mm256_setzero_si256(), _mm256_setzero_si256()}}; }
-inline Wide load16(const int16_t* p) {
-  const __m256i* q = (const __m256i*)p;
-  return {{_mm256_loadu_si256(q), _mm256_loadu_si256(q + 1)}};
-}
-inline void store16(int16_t* p, Wide a) { memcpy(p, a.v, sizeof a.v); }
+struct Wide {
+  __m256i v;
+};
+inline Wide load16(const int16_t* p) { return {_mm256_loadu_si256((const __m256i*)p)}; }
+inline void store16(int16_t* p, Wide a) { _mm256_storeu_si256((__m256i*)p, a.v); }
 inline Sums16 add_products(Sums16 sums, Wide a, Wide b) {
-  for (int i = 0; i < 2; i++)
-    sums.v[i] = _mm256_add_epi32(sums.v[i], _mm256_madd_epi16(a.v[i], b.v[i]));
-  return sums;
+  return {sums.v + (__v8si)_mm256_madd_epi16(a.v, b.v)};
 }
-inline Lanes as_floats(Sums16 sums) {
-  return {{_mm256_cvtepi32_ps(sums.v[0]), _mm256_cvtepi32_ps(sums.v[1])}};
-}
+inline Part as_floats(Sums16 sums) { return {_mm256_cvtepi32_ps((__m256i)sums.v)}; }
 #else
 struct Sums16 {
   int32_t v[LANES];
@@ -55,7 +53,6 @@ struct Sums16 {
 struct Wide {
   int16_t v[WIDE];
 };
-inline Sums16 none16() { return {}; }
 inline Wide load16(const int16_t* p) {
   Wide found;
   memcpy(found.v, p, sizeof found.v);
@@ -67,37 +64,42 @@ inline Sums16 add_products(Sums16 sums, Wide a, Wide b) {
     sums.v[i] += a.v[2 * i] * b.v[2 * i] + a.v[2 * i + 1] * b.v[2 * i + 1];
   return sums;
 }
-inline Lanes as_floats(Sums16 sums) {
+inline Part as_floats(Sums16 sums) {
   float x[LANES];
   for (int i = 0; i < LANES; i++) x[i] = (float)sums.v[i];
   return load(x);
 }
 #endif
 
-// A row of x: its numbers in the order of `column16`, then each block's scale.
-inline void arrange16(const float* rotated, int64_t columns, float* arranged) {
-  int16_t* numbers = (int16_t*)arranged;
-  float* scales = arranged + columns / 2;
-  for (int64_t block = 0; block < columns / BLOCK; block++, rotated += BLOCK) {
-    float most = 0;
-    // What is no number is in all of a rotated block, and stays in its scale.
-    for (int i = 0; i < BLOCK; i++) most = std::max(std::fabs(rotated[i]), most);
-    const float whole = MOST / most, factor = std::isfinite(whole) ? whole : 0;
-    scales[block] = most / MOST;
-    for (int s = 0; s < STEPS16; s++)
-      for (int e = 0; e < WIDE; e++)
-        numbers[block * BLOCK + s * WIDE + e] =
-            (int16_t)std::nearbyint(rotated[column16(s, e)] * factor);
+// A rotated block of x as numbers in the order of `place16`, and their scale.
+inline void arrange16(const float* rotated, int16_t* numbers, float* scale) {
+  static constexpr auto order = [] {
+    Columns made{};
+    for (int i = 0; i < BLOCK; i++)
+      made.rotated[place16(i / 8, i % 8)] = (uint8_t)turned(column_of(i / 8, i % 8));
+    return made;
+  }();
+  // What is no number is in all of a rotated block, and stays in its scale.
+  Lanes found = zero();
+  for (int i = 0; i < BLOCK; i += LANES) {
+    const Lanes x = load(rotated + i);
+    found = max(found, max(x, sub(zero(), x)));
   }
+  const float most = largest(found);
+  const float whole = MOST / most, factor = std::isfinite(whole) ? whole : 0;
+  *scale = most / MOST;
+  int16_t rounded[BLOCK];
+  for (int i = 0; i < BLOCK; i++) rounded[i] = (int16_t)std::nearbyint(rotated[i] * factor);
+  for (int i = 0; i < BLOCK; i++) numbers[i] = rounded[order.rotated[i]];
 }
 
 // The levels of a table, and what one of them is worth.
 template <int Bits>
 struct Levels {
   float worth;
-#if defined(__AVX512VBMI__)
-  static constexpr int COUNT = Bits <= 6 ? 1 : 1 << (Bits - 6);
-  __m512i low[COUNT], high[COUNT];
+#if defined(HAS_OCTETS)
+  static constexpr int ALL = std::max(BANK, 1 << Bits), COUNT = ALL / BANK;
+  Bank low[COUNT], high[COUNT];
 #else
   int16_t level[1 << Bits];
 #endif
@@ -107,17 +109,17 @@ struct Levels {
     for (int i = 0; i < 1 << Bits; i++) most = std::max(most, std::fabs(centroids[i]));
     worth = most / LEVELS;
     const auto level_of = [&](int i) {
-      return (int16_t)std::nearbyint(most > 0 ? centroids[i & ((1 << Bits) - 1)] / worth : 0);
+      return (int16_t)std::nearbyint(most > 0 ? centroids[i % (1 << Bits)] / worth : 0);
     };
-#if defined(__AVX512VBMI__)
-    alignas(64) uint8_t bytes[2][64 * COUNT];
-    for (int i = 0; i < 64 * COUNT; i++) {
+#if defined(HAS_OCTETS)
+    uint8_t bytes[2][ALL];
+    for (int i = 0; i < ALL; i++) {
       bytes[0][i] = (uint8_t)(level_of(i) & 255);
       bytes[1][i] = (uint8_t)(level_of(i) >> 8 & 255);
     }
     for (int i = 0; i < COUNT; i++) {
-      low[i] = _mm512_load_si512(bytes[0] + 64 * i);
-      high[i] = _mm512_load_si512(bytes[1] + 64 * i);
+      low[i] = bank_of(bytes[0] + BANK * i);
+      high[i] = bank_of(bytes[1] + BANK * i);
     }
 #else
     for (int i = 0; i < 1 << Bits; i++) level[i] = level_of(i);
@@ -125,79 +127,132 @@ struct Levels {
   }
 };
 
-#if defined(__AVX512VBMI__)
-
-// As Order: which bytes of a block's planes the eight words of 64 bits of half `g` take.
-template <int Bits>
-constexpr Order words_of(int g, int which) {
-  Order order{};
-  for (int word = 0; word < 8; word++)
-    for (int byte = 0; byte < Bits; byte++) {
-      const int lane = 8 * g + word, at = byte_of<Bits>(lane / 4, Bits * (lane % 4) + byte);
-      if (at / 64 != which) continue;
-      order.index[8 * word + byte] = at % 64;
-      order.mask |= 1ull << (8 * word + byte);
-    }
-  return order;
-}
-
-template <int Bits>
-inline constexpr Order WORDS[2][2] = {{words_of<Bits>(0, 0), words_of<Bits>(0, 1)},
-                                      {words_of<Bits>(1, 0), words_of<Bits>(1, 1)}};
-
-inline __m512i among_bytes(const __m512i* part, int count, __m512i code) {
-  if (count == 1) return _mm512_permutexvar_epi8(code, part[0]);
-  if (count == 2) return _mm512_permutex2var_epi8(part[0], code, part[1]);
-  const __m512i below = _mm512_permutex2var_epi8(part[0], code, part[1]);
-  const __m512i above = _mm512_permutex2var_epi8(part[2], code, part[3]);
-  return _mm512_mask_blend_epi8(_mm512_movepi8_mask(code), below, above);
-}
-
 // A block of one row as levels: step by step to `take(step, levels)`.
 template <int Bits, class Take>
 inline void decode16(const Row<Bits>& row, const Levels<Bits>& levels, const Take& take) {
-  __m512i front, rest = _mm512_setzero_si512();
-  if constexpr (Bits >= 4) front = _mm512_loadu_si512(row.a);
-  if constexpr (Bits == 8) rest = _mm512_loadu_si512(row.a + 64);
-  if constexpr (Bits > 4 && Bits < 8) rest = Codes<Bits>::tail(row);
-  if constexpr (Bits == 1) front = _mm512_castsi128_si512(_mm_loadu_si128((const __m128i*)row.c));
-  if constexpr (Bits == 2) front = _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i*)row.b));
-  if constexpr (Bits == 3) front = Codes<3>::tail(row);
-  alignas(64) static constexpr auto shifts = [] {
-    struct Shifts {
-      uint8_t at[64];
-    } made{};
-    for (int i = 0; i < 64; i++) made.at[i] = (uint8_t)(i % 8 * Bits);
-    return made;
-  }();
-#pragma GCC unroll 2
-  for (int g = 0; g < 2; g++) {
-    __m512i code = _mm512_permutexvar_epi8(order_index(WORDS<Bits>[g][0]), front);
-    if constexpr (Bits > 4)
-      code = _mm512_mask_permutexvar_epi8(code, WORDS<Bits>[g][1].mask,
-                                          order_index(WORDS<Bits>[g][1]), rest);
-    if constexpr (Bits < 8) {
-      code = _mm512_multishift_epi64_epi8(_mm512_load_si512(shifts.at), code);
-      if constexpr (Bits < 6) code = _mm512_and_si512(code, _mm512_set1_epi8((1 << Bits) - 1));
-    }
-    const __m512i low = among_bytes(levels.low, Levels<Bits>::COUNT, code);
-    const __m512i high = among_bytes(levels.high, Levels<Bits>::COUNT, code);
-    take(2 * g, Wide{_mm512_unpacklo_epi8(low, high)});
-    take(2 * g + 1, Wide{_mm512_unpackhi_epi8(low, high)});
+#if defined(HAS_OCTETS)
+#pragma GCC unroll 4
+  for (int i = 0; i < BLOCK / (4 * PART); i++) {
+    const Octets codes = bytes_of(row, i);
+    const Octets low = among_bytes<Levels<Bits>::COUNT>(levels.low, codes);
+    const Octets high = among_bytes<Levels<Bits>::COUNT>(levels.high, codes);
+    const int first = i / PARTS * 2 * PARTS + i % PARTS;
+    take(first, Wide{low8(low, high)});
+    take(first + PARTS, Wide{high8(low, high)});
   }
-}
-
 #else
-
-template <int Bits, class Take>
-inline void decode16(const Row<Bits>& row, const Levels<Bits>& levels, const Take& take) {
-  alignas(64) int16_t found[STEPS16][WIDE];
-  each_code<Bits>(row, [&](int lane, int j, int code) {
-    found[2 * (lane / 8) + lane % 2][8 * (lane % 8 / 2) + j] = levels.level[code];
+  alignas(64) int16_t found[BLOCK];
+  each_code<Bits>(row, [&](int word, int j, int code) {
+    found[place16(word, j)] = levels.level[code];
   });
-  for (int step = 0; step < STEPS16; step++) take(step, load16(found[step]));
+  for (int step = 0; step < STEPS16; step++) take(step, load16(found + WIDE * step));
+#endif
 }
 
-#endif
+// ---------------------------------------------------------------- products
+
+template <int Bits>
+struct Coarse {
+  const Weight& weight;
+  int64_t blocks;
+  Levels<Bits> levels;
+  explicit Coarse(const Weight& of)
+      : weight(of), blocks(of.columns / BLOCK), levels(of.centroids) {}
+
+  Row<Bits> row(int64_t row, int64_t block) const {
+    Row<Bits> found((const uint8_t*)weight.data, weight.rows, row, blocks);
+    found.skip(block);
+    return found;
+  }
+  // What the levels of a row's blocks are worth, from `block` on: up to LANES of them.
+  Lanes scales(int64_t row, int64_t block) const {
+    const uint16_t* const norms = weight.norms + row * blocks + block;
+    return mul(load_f16(norms, blocks - block), all(levels.worth * ROOT));
+  }
+};
+
+inline Lanes whole(const Part* parts) {
+  float lanes[LANES];
+  for (int i = 0; i < PARTS; i++) store(lanes + PART * i, parts[i]);
+  return load(lanes);
+}
+
+// One row of x by some rows of a weight at once.
+template <int Bits, size_t... Each>
+void dot16(const Coarse<Bits>& weight, const float* x, float* y, int64_t begin,
+           std::index_sequence<Each...>) {
+  const int16_t* numbers = (const int16_t*)x;
+  const float* x_scales = x + weight.blocks * BLOCK / 2;
+  constexpr int ROWS = sizeof...(Each);
+  Part sums[ROWS][PARTS] = {};
+  Row<Bits> rows[] = {weight.row(begin + Each, 0)...};
+  alignas(64) float scales[ROWS][LANES];
+  for (int64_t block = 0; block < weight.blocks; block++, numbers += BLOCK) {
+    const int which = block % LANES;
+    if (which == 0) (store(scales[Each], weight.scales(begin + Each, block)), ...);
+    const auto one = [&](int n) {
+      Sums16 exact[PARTS] = {};
+      rows[n].prefetch(weight.blocks * ROWS);
+      decode16<Bits>(rows[n], weight.levels, [&](int step, Wide w) {
+        Sums16& part = exact[step % PARTS];
+        part = add_products(part, w, load16(numbers + WIDE * step));
+      });
+      rows[n].skip(1);
+      const Part scale = all_part(scales[n][which] * x_scales[block]);
+      for (int i = 0; i < PARTS; i++) sums[n][i] = fma(as_floats(exact[i]), scale, sums[n][i]);
+    };
+    (one(Each), ...);
+  }
+  ((y[begin + Each] = sum(whole(sums[Each]))), ...);
+}
+
+template <int Bits>
+void multiply_one(const Coarse<Bits>& weight, const float* x, float* y, int64_t begin,
+                  int64_t end) {
+  for (; begin + 2 <= end; begin += 2) dot16(weight, x, y, begin, std::make_index_sequence<2>());
+  if (begin < end) dot16(weight, x, y, begin, std::make_index_sequence<1>());
+}
+
+constexpr int PASS_BLOCKS16 = 8;
+
+// N rows of levels by M rows of x: the sums of a block stay in registers, those of all in memory.
+template <int N, int M>
+void tile16(const int16_t* w, const float* w_scales, const float* x, int64_t columns,
+            int64_t block, int count, float* sums) {
+  const int16_t* numbers = (const int16_t*)x + block * BLOCK;
+  // Of all blocks, as one register: a row of x has zeros beyond its last scale.
+  alignas(64) float scales[N][M][PASS_BLOCKS16];
+  for (int n = 0; n < N; n++)
+    for (int m = 0; m < M; m++)
+      for (int b = 0; b < PASS_BLOCKS16; b++)
+        scales[n][m][b] = w_scales[n * LANES + b] * (x + m * columns + columns / 2)[block + b];
+  for (int part = 0; part < PARTS; part++, w += WIDE, numbers += WIDE, sums += PART)
+    for (int b = 0; b < count; b++) {
+      Sums16 exact[N][M];
+      for (int n = 0; n < N; n++)
+        for (int m = 0; m < M; m++) exact[n][m] = Sums16{};
+      for (int at = b * BLOCK; at < (b + 1) * BLOCK; at += PARTS * WIDE) {
+        Wide rows[N];
+        for (int n = 0; n < N; n++) rows[n] = load16(w + n * PASS_BLOCKS16 * BLOCK + at);
+        for (int m = 0; m < M; m++) {
+          const Wide column = load16(numbers + 2 * m * columns + at);
+          for (int n = 0; n < N; n++) exact[n][m] = add_products(exact[n][m], rows[n], column);
+        }
+      }
+      for (int n = 0; n < N; n++)
+        for (int m = 0; m < M; m++) {
+          float* const sum = sums + n * SUMS + m * LANES;
+          store(sum, fma(as_floats(exact[n][m]), all_part(scales[n][m][b]),
+                         block + b ? load_part(sum) : Part{}));
+        }
+    }
+}
+
+template <int N, int M>
+void tile16_of(int rows, const int16_t* w, const float* w_scales, const float* x, int64_t columns,
+               int64_t block, int count, float* sums) {
+  if (rows == M) return tile16<N, M>(w, w_scales, x, columns, block, count, sums);
+  if constexpr (M > 1) tile16_of<N, M - 1>(rows, w, w_scales, x, columns, block, count, sums);
+}
 
 }  // namespace ISA

@@ -4,6 +4,7 @@
 // its bits do not depend on how many rows are multiplied at once. Where the compiler has no fused
 // multiply-add (ISA portable) a product is rounded before it is added.
 #pragma once
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -35,6 +36,12 @@ inline Lanes max(Lanes a, Lanes b) { return {_mm512_max_ps(a.v, b.v)}; }
 inline Lanes fma(Lanes a, Lanes b, Lanes c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
 inline Lanes load_f16(const uint16_t* p) {
   return {_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p))};
+}
+#define LOAD_SOME
+// The first `count` of them, up to all, and zeros.
+inline Lanes load_f16(const uint16_t* p, int64_t count) {
+  const __mmask16 those = count < LANES ? (1 << count) - 1 : 0xffff;
+  return {_mm512_cvtph_ps(_mm256_maskz_loadu_epi16(those, p))};
 }
 inline Lanes load_bf16(const uint16_t* p) {
   __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p));
@@ -81,6 +88,20 @@ inline void store(float* p, Lanes a) {
   _mm256_storeu_ps(p + 8, a.v[1]);
 }
 inline Lanes all(float x) { return {{_mm256_set1_ps(x), _mm256_set1_ps(x)}}; }
+// Half of the lanes: with all of them a tile of sums would need too many registers.
+#define HAS_PARTS
+struct Part {
+  __m256 v;
+};
+inline Part load_part(const float* p) {
+  __m256 found = _mm256_loadu_ps(p);
+  asm("" : "+x"(found));  // or the compiler loads it for each of its uses
+  return {found};
+}
+inline void store(float* p, Part a) { _mm256_storeu_ps(p, a.v); }
+inline Part all_part(float x) { return {_mm256_set1_ps(x)}; }
+inline Part mul(Part a, Part b) { return {_mm256_mul_ps(a.v, b.v)}; }
+inline Part fma(Part a, Part b, Part c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
 #define EACH(name, of) \
   inline Lanes name(Lanes a, Lanes b) { return {{of(a.v[0], b.v[0]), of(a.v[1], b.v[1])}}; }
 EACH(add, _mm256_add_ps)
@@ -210,6 +231,21 @@ inline float sum(Lanes a) {
 
 #endif
 
+#ifndef HAS_PARTS
+using Part = Lanes;
+inline Part load_part(const float* p) { return load(p); }
+inline Part all_part(float x) { return all(x); }
+#endif
+constexpr int PART = sizeof(Part) / sizeof(float), PARTS = LANES / PART;
+
+#ifndef LOAD_SOME
+inline Lanes load_f16(const uint16_t* p, int64_t count) {
+  uint16_t those[LANES] = {};
+  memcpy(those, p, std::min<int64_t>(count, LANES) * sizeof *those);
+  return load_f16(those);
+}
+#endif
+
 #ifndef SUMS_OF_EACH
 inline Lanes sums_of_each(const float* vectors, int64_t stride) {
   float y[LANES];
@@ -218,16 +254,12 @@ inline Lanes sums_of_each(const float* vectors, int64_t stride) {
 }
 #endif
 
-inline float half(const uint16_t* p) {
-#if defined(__F16C__)
-  return _cvtsh_ss(*p);
-#elif defined(__ARM_NEON) && defined(__aarch64__)
-  __fp16 x;
-  memcpy(&x, p, 2);
-  return x;
-#else
-  return float_of_half(*p);
-#endif
+inline float largest(Lanes a) {
+  float x[LANES];
+  store(x, a);
+  for (int half = LANES / 2; half >= 1; half /= 2)
+    for (int i = 0; i < half; i++) x[i] = std::max(x[i], x[i + half]);
+  return x[0];
 }
 
 }  // namespace ISA

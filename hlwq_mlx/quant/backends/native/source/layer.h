@@ -136,12 +136,12 @@ inline void score(const Attention& of, const float* keys, const float* x, int qu
   int64_t key = all.first;
   for (; key + TILE_N <= all.last; key += TILE_N) {
     tile_of<TILE_N, TILE_M>(queries, keys + key * of.columns, of.columns, x, of.columns, sums,
-                            TILE_M * LANES, steps, true);
+                            steps, true);
     keep(key, TILE_N);
   }
   for (; key < all.last; key++) {
     tile_of<1, TILE_M>(queries, keys + key * of.columns, of.columns, x, of.columns, sums,
-                       TILE_M * LANES, steps, true);
+                       steps, true);
     keep(key, 1);
   }
 }
@@ -173,6 +173,12 @@ inline void weigh(const Attention& of, const Seen& seen, int64_t query, Span all
   std::fill(scores, first, 0.0f);
   std::fill(first + count, scores + (all.last - all.first), 0.0f);
 }
+
+#if defined(__AVX2__) && !defined(__AVX512F__)
+constexpr int MIXED = 1;
+#else
+constexpr int MIXED = 4;
+#endif
 
 // Sums of values by weights, key after key; `Queries` rows and `Width` registers of columns at once.
 template <int Queries, int Width>
@@ -218,8 +224,8 @@ inline void attend(const Attention& of, int64_t sequence, int64_t head, int64_t 
     for (int q = 0; q < count; q++) weigh(of, seen, query + q, all, scores + q * stride);
     float* y = of.y + (at + query) * of.columns;
     int64_t column = 0;
-    for (; column + 4 * LANES <= of.columns; column += 4 * LANES)
-      mix_of<TILE_M, 4>(count, values + column, of.columns, scores, stride, all, y + column);
+    for (; column + MIXED * LANES <= of.columns; column += MIXED * LANES)
+      mix_of<TILE_M, MIXED>(count, values + column, of.columns, scores, stride, all, y + column);
     for (; column < of.columns; column += LANES)
       mix_of<TILE_M, 1>(count, values + column, of.columns, scores, stride, all, y + column);
   }

@@ -18,9 +18,8 @@ namespace ISA {
 namespace {
 
 // What is decoded stays in the first cache, with the columns of x for one tile.
-constexpr int PASS_BLOCKS = 4, PASS_N = 4 * TILE_N;
+constexpr int PASS_N = 8;
 constexpr int MOST_M = 22 * TILE_M;
-constexpr float ROOT = 0.08838834764831845f;  // 1 / sqrt(128)
 
 // How many rows of x go through the weights together: they are decoded once for all of those, so
 // that a last pass of a few rows would cost nearly as much as a whole one.
@@ -54,9 +53,7 @@ struct Coded {
     void prefetch(int64_t blocks) const { row.prefetch(blocks); }
     // Before blocks 0 to LANES - 1 from here: to widen norms one by one takes half as long as to decode.
     void read_norms(int64_t left) {
-      uint16_t some[LANES] = {};
-      memcpy(some, norms, std::min<int64_t>(left, LANES) * sizeof *some);
-      store(scales, load_f16(some));
+      store(scales, load_f16(norms, left));
       norms += LANES;
     }
     Block<Bits> next(int which) {
@@ -157,7 +154,8 @@ void fold(const float* vectors, int64_t stride, int64_t count, float* y) {
 // Some blocks of PASS_N rows of a weight, decoded. A call for each row would cost a tenth of prefill.
 template <class Of>
 struct Panel {
-  static constexpr int64_t W = PASS_BLOCKS * BLOCK;
+  static constexpr int BLOCKS = 4;
+  static constexpr int64_t W = BLOCKS * BLOCK;
   alignas(64) float values[PASS_N * W];
 
   [[gnu::always_inline]] void decode(const Of& weight, int i, int64_t row, int64_t block,
@@ -166,7 +164,7 @@ struct Panel {
     float* out = values + i * W;
     reader.read_norms(count);
     for (int b = 0; b < count; b++, out += BLOCK) {
-      reader.prefetch(PASS_BLOCKS);
+      reader.prefetch(BLOCKS);
       const auto part = reader.next(b);
 #pragma GCC unroll 8
       for (int step = 0; step < STEPS; step++) store(out + LANES * step, part.step(step));
@@ -174,9 +172,33 @@ struct Panel {
   }
   // Multiplies TILE_N rows from the i-th by M rows of x, up to TILE_M.
   [[gnu::always_inline]] void tile(int i, const float* x, int64_t x_stride, int M, int64_t block,
-                                   int count, float* sums, int64_t sums_stride) const {
-    tile_of<TILE_N, TILE_M>(M, values + i * W, W, x + block * BLOCK, x_stride, sums, sums_stride,
+                                   int count, float* sums) const {
+    tile_of<TILE_N, TILE_M>(M, values + i * W, W, x + block * BLOCK, x_stride, sums,
                             count * STEPS, block == 0);
+  }
+};
+
+template <int Bits>
+struct Panel<Coarse<Bits>> {
+  static constexpr int BLOCKS = PASS_BLOCKS16;
+  static constexpr int64_t W = BLOCKS * BLOCK;
+  alignas(64) int16_t levels[PASS_N * W];
+  alignas(64) float scales[PASS_N * LANES];
+
+  void decode(const Coarse<Bits>& weight, int i, int64_t row, int64_t block, int count) {
+    Row<Bits> codes = weight.row(row, block);
+    store(scales + i * LANES, weight.scales(row, block));
+    int16_t* out = levels + i * W;
+    for (int b = 0; b < count; b++, out += BLOCK, codes.skip(1)) {
+      codes.prefetch(BLOCKS);
+      decode16<Bits>(codes, weight.levels,
+                     [&](int step, Wide w) { store16(out + WIDE * step, w); });
+    }
+  }
+  void tile(int i, const float* x, int64_t x_stride, int M, int64_t block, int count,
+            float* sums) const {
+    tile16_of<TILE_N, TILE_M>(M, levels + i * W, scales + i * LANES, x, x_stride, block, count,
+                              sums);
   }
 };
 
@@ -184,15 +206,16 @@ template <class Of>
 void multiply_many(const Of& weight, const float* x, int64_t M, float* y, int64_t stride,
                    int64_t begin, int64_t end) {
   const int64_t x_stride = weight.blocks * BLOCK, N = end - begin;
-  const int64_t pass = pass_of(M), sums_stride = pass * LANES;
-  thread_local Buffer kept;
+  const int64_t pass = pass_of(M);
   const int64_t whole = (N + TILE_N - 1) / TILE_N * TILE_N;  // the last tile writes all its rows
-  float* const all_sums = kept.of(whole * sums_stride);
+  thread_local Buffer kept;
+  float* const all_sums = kept.of(whole * pass * LANES);
+  const auto sums_of = [&](int64_t m) { return all_sums + m / TILE_M * whole * SUMS; };
   static thread_local Panel<Of> panel;
   for (int64_t first = 0; first < M; first += pass) {
     const int64_t rows = std::min<int64_t>(pass, M - first);
-    for (int64_t block = 0; block < weight.blocks; block += PASS_BLOCKS) {
-      const int count = (int)std::min<int64_t>(PASS_BLOCKS, weight.blocks - block);
+    for (int64_t block = 0; block < weight.blocks; block += panel.BLOCKS) {
+      const int count = (int)std::min<int64_t>(panel.BLOCKS, weight.blocks - block);
       for (int64_t n = 0; n < N; n += PASS_N) {
         const int height = (int)std::min<int64_t>(PASS_N, N - n);
         for (int i = 0; i < height; i++) panel.decode(weight, i, begin + n + i, block, count);
@@ -200,124 +223,14 @@ void multiply_many(const Of& weight, const float* x, int64_t M, float* y, int64_
           for (int i = 0; i < height; i += TILE_N)
             panel.tile(i, x + (first + m) * x_stride, x_stride,
                        (int)std::min<int64_t>(TILE_M, rows - m), block, count,
-                       all_sums + (n + i) * sums_stride + m * LANES, sums_stride);
+                       sums_of(m) + (n + i) * SUMS);
       }
     }
     // A row of y at a time: its neighbours may lie a page apart or more.
     for (int64_t m = 0; m < rows; m++)
-      fold(all_sums + m * LANES, sums_stride, N, y + (first + m) * stride + begin);
+      fold(sums_of(m) + m % TILE_M * LANES, SUMS, N, y + (first + m) * stride + begin);
   }
 }
-
-// ---------------------------------------------------------------- the integer mode
-
-template <int Bits>
-struct Coarse {
-  const Weight& weight;
-  int64_t blocks;
-  Levels<Bits> levels;
-  explicit Coarse(const Weight& of)
-      : weight(of), blocks(of.columns / BLOCK), levels(of.centroids) {}
-
-  Row<Bits> row(int64_t row, int64_t block) const {
-    Row<Bits> found((const uint8_t*)weight.data, weight.rows, row, blocks);
-    found.skip(block);
-    return found;
-  }
-  float scale(int64_t row, int64_t block) const {
-    return half(weight.norms + row * blocks + block) * (levels.worth * ROOT);
-  }
-};
-
-template <int Bits, size_t... Each>
-void dot16(const Coarse<Bits>& weight, const float* x, float* y, int64_t begin,
-           std::index_sequence<Each...>) {
-  const int16_t* numbers = (const int16_t*)x;
-  const float* scales = x + weight.blocks * BLOCK / 2;
-  Lanes sums[] = {((void)Each, zero())...};
-  Row<Bits> rows[] = {weight.row(begin + Each, 0)...};
-  for (int64_t block = 0; block < weight.blocks; block++, numbers += BLOCK) {
-    const auto one = [&](int n) {
-      Sums16 exact = none16();
-      rows[n].prefetch(weight.blocks * sizeof...(Each));
-      decode16<Bits>(rows[n], weight.levels, [&](int step, Wide w) {
-        exact = add_products(exact, w, load16(numbers + WIDE * step));
-      });
-      rows[n].skip(1);
-      const Lanes scale = all(weight.scale(begin + n, block) * scales[block]);
-      sums[n] = fma(as_floats(exact), scale, sums[n]);
-    };
-    (one(Each), ...);
-  }
-  ((y[begin + Each] = sum(sums[Each])), ...);
-}
-
-template <int Bits>
-void multiply_one(const Coarse<Bits>& weight, const float* x, float* y, int64_t begin,
-                  int64_t end) {
-  for (; begin + 2 <= end; begin += 2) dot16(weight, x, y, begin, std::make_index_sequence<2>());
-  if (begin < end) dot16(weight, x, y, begin, std::make_index_sequence<1>());
-}
-
-// N rows of levels by M rows of x: the sums of a block stay in registers, those of all in memory.
-template <int N, int M>
-void tile16(const int16_t* w, const float* w_scales, const float* x, int64_t columns,
-            int64_t block, int count, float* sums, int64_t sums_stride) {
-  for (int b = 0; b < count; b++) {
-    Sums16 exact[N][M];
-    for (int n = 0; n < N; n++)
-      for (int m = 0; m < M; m++) exact[n][m] = none16();
-    for (int step = 0; step < STEPS16; step++) {
-      Wide rows[N];
-      for (int n = 0; n < N; n++)
-        rows[n] = load16(w + n * PASS_BLOCKS * BLOCK + b * BLOCK + step * WIDE);
-      for (int m = 0; m < M; m++) {
-        const int16_t* numbers = (const int16_t*)(x + m * columns) + (block + b) * BLOCK;
-        const Wide column = load16(numbers + step * WIDE);
-        for (int n = 0; n < N; n++) exact[n][m] = add_products(exact[n][m], rows[n], column);
-      }
-    }
-    for (int n = 0; n < N; n++) {
-      const Lanes w_scale = all(w_scales[n * PASS_BLOCKS + b]);
-      for (int m = 0; m < M; m++) {
-        const Lanes scale = mul(w_scale, all((x + m * columns + columns / 2)[block + b]));
-        float* const sum = sums + n * sums_stride + m * LANES;
-        store(sum, fma(as_floats(exact[n][m]), scale, block + b ? load(sum) : zero()));
-      }
-    }
-  }
-}
-
-template <int N, int M>
-void tile16_of(int count, const int16_t* w, const float* w_scales, const float* x,
-               int64_t columns, int64_t block, int blocks, float* sums, int64_t stride) {
-  if (count == M) return tile16<N, M>(w, w_scales, x, columns, block, blocks, sums, stride);
-  if constexpr (M > 1)
-    tile16_of<N, M - 1>(count, w, w_scales, x, columns, block, blocks, sums, stride);
-}
-
-template <int Bits>
-struct Panel<Coarse<Bits>> {
-  static constexpr int64_t W = PASS_BLOCKS * BLOCK;
-  alignas(64) int16_t levels[PASS_N * W];
-  float scales[PASS_N * PASS_BLOCKS];
-
-  void decode(const Coarse<Bits>& weight, int i, int64_t row, int64_t block, int count) {
-    Row<Bits> codes = weight.row(row, block);
-    int16_t* out = levels + i * W;
-    for (int b = 0; b < count; b++, out += BLOCK, codes.skip(1)) {
-      codes.prefetch(PASS_BLOCKS);
-      decode16<Bits>(codes, weight.levels,
-                     [&](int step, Wide w) { store16(out + WIDE * step, w); });
-      scales[i * PASS_BLOCKS + b] = weight.scale(row, block + b);
-    }
-  }
-  void tile(int i, const float* x, int64_t x_stride, int M, int64_t block, int count, float* sums,
-            int64_t sums_stride) const {
-    tile16_of<TILE_N, TILE_M>(M, levels + i * W, scales + i * PASS_BLOCKS, x, x_stride, block,
-                              count, sums, sums_stride);
-  }
-};
 
 template <class Of>
 void multiply_by(const Weight& of, const float* x, int64_t M, float* y, int64_t stride,
@@ -362,24 +275,6 @@ void multiply(const Weight& weight, const float* x, int64_t M, float* y, int64_t
 
 // ---------------------------------------------------------------- rotation
 
-// The Walsh-Hadamard transform of a block, which is its own inverse but for the factor.
-void transform(float* x) {
-  for (int half = BLOCK / 2; half >= LANES; half /= 2)
-    for (int start = 0; start < BLOCK; start += 2 * half)
-      for (int i = start; i < start + half; i += LANES) {
-        const Lanes a = load(x + i), b = load(x + i + half);
-        store(x + i, add(a, b));
-        store(x + i + half, sub(a, b));
-      }
-  for (int half = LANES / 2; half >= 1; half /= 2)
-    for (int start = 0; start < BLOCK; start += 2 * half)
-      for (int i = start; i < start + half; i++) {
-        const float a = x[i], b = x[i + half];
-        x[i] = a + b;
-        x[i + half] = a - b;
-      }
-}
-
 void arrange(const Weight& weight, const float* x, int64_t count, float* arranged) {
   const int64_t columns = arranged_columns(weight);
   if (weight.format > 8) {
@@ -387,38 +282,41 @@ void arrange(const Weight& weight, const float* x, int64_t count, float* arrange
     memset(arranged + count, 0, (columns - count) * sizeof(float));
     return;
   }
-  if (weight.is_integer) {
-    std::vector<float> rotated(columns, 0.0f);
-    memcpy(rotated.data(), x, count * sizeof(float));
-    for (int64_t start = 0; start < columns; start += BLOCK) transform(rotated.data() + start);
-    for (float& each : rotated) each *= ROOT;
-    return arrange16(rotated.data(), columns, arranged);
-  }
+  const Columns& order = columns_of(weight.format);
   for (int64_t start = 0; start < columns; start += BLOCK) {
-    alignas(64) float block[BLOCK] = {};
-    if (start < count) memcpy(block, x + start, std::min<int64_t>(BLOCK, count - start) * 4);
-    transform(block);
-    for (int step = 0; step < STEPS; step++)
-      for (int lane = 0; lane < LANES; lane++)
-        arranged[start + step * LANES + lane] = block[column_of(step, lane)] * ROOT;
+    alignas(64) float rotated[BLOCK];
+    if (start + BLOCK <= count) {
+      rotate(x + start, rotated);
+    } else {
+      float padded[BLOCK] = {};
+      if (start < count) memcpy(padded, x + start, (count - start) * sizeof *x);
+      rotate(padded, rotated);
+    }
+    if (weight.is_integer)
+      arrange16(rotated, (int16_t*)arranged + start, arranged + columns / 2 + start / BLOCK);
+    else
+      for (int i = 0; i < BLOCK; i++) arranged[start + i] = rotated[order.rotated[i]];
+  }
+  // What lies beyond the last scale is multiplied with it, which would be slow of denormal numbers.
+  if (weight.is_integer) {
+    float* const beyond = arranged + columns / 2 + columns / BLOCK;
+    std::fill(beyond, beyond + PASS_BLOCKS16 - 1, 0.0f);
   }
 }
 
 template <int Bits>
 void look_up_coded(const Weight& of, int64_t row, float* y) {
   const Coded<Bits> weight(of);
+  const Columns& order = columns_of(Bits);
   auto reader = weight.reader(row, 0);
-  for (int64_t i = 0; i < weight.blocks; i++) {
-    float* block = y + i * BLOCK;
+  for (int64_t i = 0; i < weight.blocks; i++, y += BLOCK) {
+    alignas(64) float lanes[BLOCK], block[BLOCK], rotated[BLOCK];
     if (i % LANES == 0) reader.read_norms(weight.blocks - i);
     const auto part = reader.next(i % LANES);
-    for (int step = 0; step < STEPS; step++) {
-      alignas(64) float lanes[LANES];
-      store(lanes, part.step(step));
-      for (int lane = 0; lane < LANES; lane++) block[column_of(step, lane)] = lanes[lane];
-    }
-    transform(block);
-    for (int i = 0; i < BLOCK; i++) block[i] *= ROOT;
+    for (int step = 0; step < STEPS; step++) store(lanes + LANES * step, part.step(step));
+    for (int at = 0; at < BLOCK; at++) block[order.at[at]] = lanes[at];
+    rotate(block, rotated);
+    for (int column = 0; column < BLOCK; column++) y[column] = rotated[turned(column)];
   }
 }
 
