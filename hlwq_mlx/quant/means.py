@@ -91,14 +91,28 @@ class ExpertsWithMeans(ExpertProduct):
     def __init__(self, product: ExpertProduct, means: mx.array, experts: int) -> None:
         self._product = product
         self._means = means.reshape(experts, -1, means.shape[-1])
+        self._library = native_library()
+        self._weight = Weight.plain(means) if self._library else None
         self.is_lazy = product.is_lazy
 
     def __call__(self, x: Activation, experts: mx.array) -> mx.array:
         y = self._product(x, experts)
-        first = _first_coordinates(x)[..., None, None, :]
-        means = self._means.astype(mx.float32).swapaxes(-1, -2)
-        added = mx.gather_mm(first, means, rhs_indices=experts)[..., 0, :]
-        return (y.astype(mx.float32) + added).astype(y.dtype)
+        return (y.astype(mx.float32) + self._multiply(x, experts)).astype(y.dtype)
+
+    def _multiply(self, x: Activation, experts: mx.array) -> mx.array:
+        first = _first_coordinates(x)
+        if self._library and self._weight:
+            chosen = np.asarray(experts.astype(mx.uint32)).reshape(-1, experts.shape[-1])
+            found = self._library.multiply_experts(
+                self._weight, floats(first), np.ascontiguousarray(chosen), len(self._means)
+            )
+            return mx.array(found.reshape(*experts.shape, -1))
+        means = self._means
+        if x.rows <= FEW_ROWS:  # they meet a small part of the stack
+            means = means[experts.reshape(-1)]
+            experts = mx.arange(experts.size, dtype=mx.uint32).reshape(experts.shape)
+        stack = means.astype(mx.float32).swapaxes(-1, -2)
+        return mx.gather_mm(first[..., None, None, :], stack, rhs_indices=experts)[..., 0, :]
 
 
 def _first_coordinates(x: Activation) -> mx.array:

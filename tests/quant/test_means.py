@@ -8,7 +8,8 @@ from test_rows_in_company import assert_rows_are_alone, on_metal_host
 
 from hlwq_mlx.errors import ShapeError
 from hlwq_mlx.quant import codec, fuse, means
-from hlwq_mlx.quant.backends import choose
+from hlwq_mlx.quant.activation import Activation
+from hlwq_mlx.quant.backends import base, choose
 from hlwq_mlx.quant.layers import HLWQEmbedding, HLWQExperts, HLWQLinear, pad_table
 from hlwq_mlx.quant.packing import pack_p32
 from hlwq_mlx.quant.tables import centroids
@@ -95,6 +96,33 @@ def check_experts(columns=384):
         assert mx.array_equal(alone[0], stack(x, chosen)[i])
 
 
+class Nothing(base.ExpertProduct):
+    """A product with codes that stand for zeros."""
+
+    def __call__(self, x, experts):
+        return mx.zeros((*experts.shape, 512))
+
+
+def check_memory():
+    """Multiply one row by means of which it meets a sixteenth: they alone become float32."""
+    stack = mx.zeros((64 * 512, 32), mx.float16)
+    product = means.ExpertsWithMeans(Nothing(), stack, 64)
+    x, chosen = Activation(random(1, 32 * 128)), mx.array([[0, 9, 63, 5]], mx.uint32)
+    mx.eval(x.rotated(base.rotate), product(x, chosen))
+    mx.reset_peak_memory()
+    before = mx.get_active_memory()
+    mx.eval(product(x, chosen))
+    assert mx.get_peak_memory() - before < stack.nbytes
+
+
+def check_expert_rows(count):
+    stack, _ = filled(HLWQExperts(5, 384, 12, 4), weight_of(60, 384))
+    x, chosen = random(count, 384), mx.random.randint(0, 5, (count, 2)).astype(mx.uint32)
+    together = stack(x, chosen)
+    for i in range(count):
+        assert mx.array_equal(stack(x[i : i + 1], chosen[i : i + 1])[0], together[i])
+
+
 def check_rows(counts):
     linear, _ = filled(HLWQLinear(384, 70, 5), weight_of(70, 384))
     assert_rows_are_alone(linear, random(max(counts), 384), counts=counts)
@@ -104,6 +132,8 @@ def test_by_the_library():
     check_products()
     check_products(200)
     check_experts()
+    check_expert_rows(30)
+    check_memory()
     check_rows((2, 3, 8, 20, 70))
 
 
@@ -112,6 +142,8 @@ def test_by_stock_mlx():
     check_products()
     check_products(200)
     check_experts()
+    check_expert_rows(30)
+    check_memory()
     check_rows((2, 3, 8, 20))
 
 
