@@ -40,7 +40,7 @@ class Check(NamedTuple):
 CHECKS = {
     "address": Check(
         ["g++"],
-        ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"),
+        ("-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize-recover=all"),
         build.machine(),
     ),
     "threads": Check(["g++"], ("-fsanitize=thread",), build.machine()),

@@ -134,6 +134,19 @@ static void weights(int format, int is_integer, int64_t N, int64_t K, int64_t M)
   }
 }
 
+// What is no number has no integer, and spoils its own row alone.
+static void no_numbers(int format) {
+  const int64_t M = 3, N = 9, K = 256;
+  const Matrix matrix(format, 1, N, K);
+  std::vector<float> x = normal(M * K), all(M * N), one(N);
+  x[3] = NAN, x[K + 3] = INFINITY;
+  hlwq_multiply(&matrix.weight, x.data(), M, K, all.data(), 0);
+  for (int64_t i = 0; i < 2 * N; i++)
+    expect(!std::isfinite(all[i]), "what is no number became one", format, M);
+  hlwq_multiply(&matrix.weight, &x[2 * K], 1, K, one.data(), 0);
+  expect(same(one.data(), &all[2 * N], N), "a row is spoilt by others", format, M);
+}
+
 static void elements() {
   const std::vector<float> gate = normal(5003), up = normal(5003);
   std::vector<float> y(gate.size());
@@ -243,6 +256,7 @@ int main() {
     for (int threads : THREADS) {
       hlwq_set_threads(threads);
       elements();
+      no_numbers(5);
       norms();
       attention();
       rest();

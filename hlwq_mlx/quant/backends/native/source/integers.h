@@ -1,7 +1,8 @@
 // The integer mode: codes as 16-bit levels, blocks of x as 13-bit numbers with a scale of their own.
 //
 // Within a block the sums are exact, and a row's blocks are summed in sixteen chains as in the exact
-// mode. The result is within 5e-4 of it, relative to its length; wide codes are read faster.
+// mode. The result is within 5e-4 of it, relative to its length. Codes are read faster, but for 8
+// bits by AVX2.
 #pragma once
 #include <utility>
 
@@ -88,6 +89,10 @@ inline void arrange16(const float* rotated, int16_t* numbers, float* scale) {
   const float most = largest(found);
   const float whole = MOST / most, factor = std::isfinite(whole) ? whole : 0;
   *scale = most / MOST;
+  if (factor == 0) {  // what is no number has no integer
+    memset(numbers, 0, BLOCK * sizeof *numbers);
+    return;
+  }
   int16_t rounded[BLOCK];
   for (int i = 0; i < BLOCK; i++) rounded[i] = (int16_t)std::nearbyint(rotated[i] * factor);
   for (int i = 0; i < BLOCK; i++) numbers[i] = rounded[order.rotated[i]];
