@@ -179,7 +179,7 @@ class Plan:
 def make_plan(
     choice: str, coded: Coded, plain: Mapping[str, PlainTensor], coding: Coding | None = None
 ) -> Plan:
-    """Choose what of the plain tensors to code, reading the leftovers in question once."""
+    """Choose what of the plain tensors to code, reading that once."""
     plan = Plan(choice, 0.0)
     if coding is not None:
         _ask(plan, plain, coding)
