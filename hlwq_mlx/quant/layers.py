@@ -1,11 +1,10 @@
 """Layers whose weight stays coded: what nn.Linear and nn.Embedding become in an HLWQ model.
 
 Their parameters are the arrays on disk (`codes`, `norms`, `centroids`, and `means` where a matrix
-has them) and load strictly. A
-backend's product is a plain object beside the parameters. It is made by `prepare()` or at the first
-call, and made again when other parameters are loaded. The codes stay, because `HLWQEmbedding` reads
-its rows from them and a model can be saved after it has run. The manifest, not this file, says
-which modules are coded.
+has them) and load strictly. A backend's product is a plain object beside the parameters. It is made
+by `prepare()` or at the first call, and made again when other parameters are loaded. The codes
+stay, because `HLWQEmbedding` reads its rows from them and a model can be saved after it has run.
+The manifest, not this file, says which modules are coded.
 """
 
 from collections import Counter

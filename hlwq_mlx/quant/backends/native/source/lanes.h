@@ -30,8 +30,6 @@ inline Lanes all(float x) { return {_mm512_set1_ps(x)}; }
 inline Lanes add(Lanes a, Lanes b) { return {_mm512_add_ps(a.v, b.v)}; }
 inline Lanes sub(Lanes a, Lanes b) { return {_mm512_sub_ps(a.v, b.v)}; }
 inline Lanes mul(Lanes a, Lanes b) { return {_mm512_mul_ps(a.v, b.v)}; }
-inline Lanes div(Lanes a, Lanes b) { return {_mm512_div_ps(a.v, b.v)}; }
-inline Lanes min(Lanes a, Lanes b) { return {_mm512_min_ps(a.v, b.v)}; }
 inline Lanes max(Lanes a, Lanes b) { return {_mm512_max_ps(a.v, b.v)}; }
 inline Lanes fma(Lanes a, Lanes b, Lanes c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
 inline Lanes load_f16(const uint16_t* p) {
@@ -107,8 +105,6 @@ inline Part fma(Part a, Part b, Part c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)
 EACH(add, _mm256_add_ps)
 EACH(sub, _mm256_sub_ps)
 EACH(mul, _mm256_mul_ps)
-EACH(div, _mm256_div_ps)
-EACH(min, _mm256_min_ps)
 EACH(max, _mm256_max_ps)
 #undef EACH
 inline Lanes fma(Lanes a, Lanes b, Lanes c) {
@@ -166,8 +162,6 @@ inline Four fma4(Four a, Four b, Four c) {
 FOUR(add, vaddq_f32, x + y)
 FOUR(sub, vsubq_f32, x - y)
 FOUR(mul, vmulq_f32, x * y)
-FOUR(div, vdivq_f32, x / y)
-FOUR(min, vminq_f32, x < y ? x : y)
 FOUR(max, vmaxq_f32, x > y ? x : y)
 #undef FOUR
 
@@ -188,8 +182,6 @@ inline Lanes zero() { return all(0); }
 EACH(add)
 EACH(sub)
 EACH(mul)
-EACH(div)
-EACH(min)
 EACH(max)
 #undef EACH
 inline Lanes fma(Lanes a, Lanes b, Lanes c) {
