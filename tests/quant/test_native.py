@@ -29,6 +29,8 @@ from hlwq_mlx.quant.backends.native import library as native
 from hlwq_mlx.quant.backends.native.library import Norm, Rest, Weight, floats
 from hlwq_mlx.quant.backends.native.product import Native, NativeExperts, NativeGateUp, NativeRows
 from hlwq_mlx.quant.layers import pad_table
+from hlwq_mlx.quant.matrix import CodedMatrix
+from hlwq_mlx.quant.packing import pack_p32
 from hlwq_mlx.quant.selftest import random_matrix
 from hlwq_mlx.quant.tables import centroids
 
@@ -100,6 +102,26 @@ def test_the_integer_mode_is_within_its_bound(bits, library, monkeypatch):
     assert 0 < distance(y, rotated(x) @ weight_of(matrix).T) < INTEGER_BOUND
     for count in (1, 3):
         np.testing.assert_array_equal(np.array(product(Activation(x[:count]))), y[:count])
+
+
+@pytest.mark.parametrize("bits", WIDTHS)
+def test_the_integer_mode_is_within_its_bound_where_x_has_a_mean(bits, library, monkeypatch):
+    monkeypatch.setenv(native.MODE, native.INTEGER)
+    matrix, x = random_matrix(bits), 1 + rows(64) / 10  # rotated, one number dwarfs the others
+    y = np.array(Native(matrix, library)(Activation(x)))
+    assert distance(y, rotated(x) @ weight_of(matrix).T) < INTEGER_BOUND
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_largest_sums_of_the_integer_mode_fit_32_bits(sign, library, monkeypatch):
+    monkeypatch.setenv(native.MODE, native.INTEGER)
+    x = sign * mx.array(np.eye(1, 512, 5), mx.float32)
+    signs = np.array(codec.hadamard(x))[:, :128]  # of one size: each is a largest number
+    codes = np.tile(signs > 0, (3, 4)).astype(np.uint8)
+    table = mx.array(pad_table(np.array([-1, 1], np.float32)))
+    matrix = CodedMatrix(mx.array(pack_p32(codes, 1)), mx.ones((3, 4), mx.float16), table, 1)
+    y = np.array(Native(matrix, library)(Activation(mx.concatenate([x, x]))))
+    assert distance(y, np.full((2, 3), 1.0)) < INTEGER_BOUND
 
 
 def test_the_default_mode_is_exact_and_another_is_refused(monkeypatch):

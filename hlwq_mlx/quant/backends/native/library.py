@@ -1,8 +1,9 @@
 """Call the compiled library: arrays are handed over as they lie in memory, results are new.
 
 HLWQ_NATIVE=0 does without it. HLWQ_NATIVE_MODE=integer multiplies codes as 16-bit integers, for all
-rows alike: results differ from the exact ones by 5e-4 of their length at most. HLWQ_THREADS says
-how many threads a product has, by default as many as this process may use.
+rows alike: results differ from the exact ones by 5e-4 of their length at most, but where sums of a
+row cancel. HLWQ_THREADS says how many threads a product has, by default as many as this process may
+use.
 """
 
 import ctypes

@@ -1,4 +1,4 @@
-// The integer mode: codes as 16-bit levels, blocks of x as 13-bit numbers with a scale of their own.
+// The integer mode: codes as 16-bit levels, blocks of x as 14-bit numbers with a scale of their own.
 //
 // Within a block the sums are exact, and a row's blocks are summed in sixteen chains as in the exact
 // mode. The result is within 5e-4 of it, relative to its length. Codes are read faster, but for 8
@@ -12,7 +12,9 @@
 
 namespace ISA {
 
-constexpr int LEVELS = 32767, MOST = 4095;
+// Eight products of a lane, each as large as can be, are the most that 32 bits hold.
+constexpr int LEVELS = 32767, MOST = 8191;
+static_assert(8ll * LEVELS * MOST <= INT32_MAX);
 constexpr int WIDE = 2 * PART, STEPS16 = BLOCK / WIDE;  // the steps of the parts take turns
 
 // Where the j-th code of a word is.
