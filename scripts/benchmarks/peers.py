@@ -6,7 +6,7 @@
 Decoders of E4B's shape with some of its 42 layers and its whole head, random weights, are written
 to --work in the files of every runtime and loaded, each by a process of its own that lives to the
 end. They take turns, a first one untimed: a prompt is read, then tokens are decoded one by one
-behind a context. Our codes run in the default, exact arithmetic, and in others that --modes names.
+behind a context. Our codes run in exact arithmetic and as integers, or as --modes says.
 What is printed: medians of all turns and the middle half of them, in tokens a second; loading,
 imports excluded, files cached; peak memory, mapped files included; whether the goals are met.
 llama.cpp needs `pip install -e '.[peers]'`; without it its lines are left out. For one
