@@ -45,23 +45,30 @@ struct Order {
   uint64_t mask;
 };
 
-// Which bytes of register `which` the lanes of half `h` take: a lane's four bytes from its first.
-template <int Bits>
-constexpr Order order_of(int h, int which) {
+// Which bytes of register `which` the words from `word` on take, each `Count` from its byte `first`
+// on; `Stride` bytes are for a word.
+template <int Bits, int Stride, int Count>
+constexpr Order order_of(int which, int word, int first) {
   Order order{};
-  for (int lane = 0; lane < LANES; lane++)
-    for (int byte = 0; byte < 4; byte++) {
-      int at = byte_of<Bits>(lane / 4, Bits * (lane % 4) + Bits * h / 2 + byte);
+  for (int i = 0; i < 64 / Stride; i++, word++)
+    for (int byte = 0; byte < Count; byte++) {
+      const int at = byte_of<Bits>(word / 4, Bits * (word % 4) + first + byte);
       if (at < 0 || at / 64 != which) continue;
-      order.index[4 * lane + byte] = at % 64;
-      order.mask |= 1ull << (4 * lane + byte);
+      order.index[Stride * i + byte] = at % 64;
+      order.mask |= 1ull << (Stride * i + byte);
     }
   return order;
 }
 
+// Of all words what has the four codes of a half, 32 bits each.
 template <int Bits>
-inline constexpr Order ORDERS[2][2] = {{order_of<Bits>(0, 0), order_of<Bits>(0, 1)},
-                                       {order_of<Bits>(1, 0), order_of<Bits>(1, 1)}};
+constexpr Order half_of(int h, int which) {
+  return order_of<Bits, 4, 4>(which, 0, Bits * h / 2);
+}
+
+template <int Bits>
+inline constexpr Order ORDERS[2][2] = {{half_of<Bits>(0, 0), half_of<Bits>(0, 1)},
+                                       {half_of<Bits>(1, 0), half_of<Bits>(1, 1)}};
 
 inline __m512i order_index(const Order& order) { return _mm512_load_si512(order.index); }
 
@@ -76,18 +83,10 @@ inline __m512i tail(const Row<Bits>& row) {
   return found;
 }
 
-// As Order: which bytes of a block's planes the eight words of half `g` take, 64 bits each.
+// The eight words of half `g` whole, 64 bits each.
 template <int Bits>
 constexpr Order words_of(int g, int which) {
-  Order order{};
-  for (int word = 0; word < 8; word++)
-    for (int byte = 0; byte < Bits; byte++) {
-      const int lane = 8 * g + word, at = byte_of<Bits>(lane / 4, Bits * (lane % 4) + byte);
-      if (at / 64 != which) continue;
-      order.index[8 * word + byte] = at % 64;
-      order.mask |= 1ull << (8 * word + byte);
-    }
-  return order;
+  return order_of<Bits, 8, Bits>(which, 8 * g, 0);
 }
 
 template <int Bits>
