@@ -190,7 +190,8 @@ def make_plan(
             if bits is not None:
                 fidelity = plan.report.of(name, bits)
                 plan.chosen[name] = Leftover(tensor, bits, fidelity)
-    for name, share in _strong_shares({name: plain[name] for name in plan.chosen}).items():
+    for name, blocks in _strong_means({name: plain[name] for name in plan.chosen}).items():
+        share = blocks / plan.chosen[name].all_blocks
         if share > MEAN_SHARE:
             plan.strong_means[name] = share
             plan.chosen[name].has_means = True
@@ -206,8 +207,8 @@ def _ask(plan: Plan, plain: Mapping[str, PlainTensor], coding: Coding) -> None:
             plan.chosen[name] = Leftover(tensor, bits, fidelity, coding.encoder, is_asked=True)
 
 
-def _strong_shares(tensors: Mapping[str, PlainTensor]) -> dict[str, float]:
-    """Return which share of each tensor's blocks has a strong mean, reading them once."""
+def _strong_means(tensors: Mapping[str, PlainTensor]) -> dict[str, int]:
+    """Count the blocks of each tensor that have a strong mean, reading it once."""
     strong = dict.fromkeys(tensors, 0)
     total = sum(tensor.spec.nbytes for tensor in tensors.values())
     with tqdm(
@@ -216,11 +217,7 @@ def _strong_shares(tensors: Mapping[str, PlainTensor]) -> dict[str, float]:
         for name, blocks, size in ahead(_inspections(tensors)):
             strong[name] += blocks
             progress.update(size)
-    shares = {}
-    for name, tensor in tensors.items():
-        rows, columns = tensor.matrix
-        shares[name] = strong[name] / (rows * -(-columns // BLOCK))
-    return shares
+    return strong
 
 
 def _inspections(
